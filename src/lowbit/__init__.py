@@ -1,0 +1,75 @@
+"""lowbit: run ternary (1.58-bit) language models on an ordinary CPU.
+
+Importing this package does no I/O and loads nothing heavy; names are resolved when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    ContextLengthError,
+    FormatError,
+    LowbitError,
+    MemoryBudgetError,
+    UnsupportedISAError,
+    UnsupportedModelError,
+)
+
+if TYPE_CHECKING:
+    from . import isa, kernels
+    from .config import ModelConfig
+    from .model import Generation, Model, Perplexity, Timings, load
+    from .sampling import SamplingParams
+    from .tokenizers import load_tokenizer
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "load": "model",
+    "Model": "model",
+    "Generation": "model",
+    "Perplexity": "model",
+    "Timings": "model",
+    "ModelConfig": "config",
+    "SamplingParams": "sampling",
+    "load_tokenizer": "tokenizers",
+    "isa": None,
+    "kernels": None,
+}
+
+__all__ = [
+    "ContextLengthError",
+    "FormatError",
+    "Generation",
+    "LowbitError",
+    "MemoryBudgetError",
+    "Model",
+    "ModelConfig",
+    "Perplexity",
+    "SamplingParams",
+    "Timings",
+    "UnsupportedISAError",
+    "UnsupportedModelError",
+    "__version__",
+    "isa",
+    "kernels",
+    "load",
+    "load_tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'lowbit' has no attribute {name!r}")
+    home = _LAZY[name]
+    if home is None:
+        return importlib.import_module(f".{name}", __name__)
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

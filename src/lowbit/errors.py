@@ -1,0 +1,34 @@
+"""Every exception that lowbit raises on purpose, under one base."""
+
+__all__ = [
+    "ContextLengthError",
+    "FormatError",
+    "LowbitError",
+    "MemoryBudgetError",
+    "UnsupportedISAError",
+    "UnsupportedModelError",
+]
+
+
+class LowbitError(Exception):
+    """Base of all errors that lowbit raises on purpose."""
+
+
+class FormatError(LowbitError, ValueError):
+    """A file, or an array handed to a kernel, is not what it must be."""
+
+
+class UnsupportedModelError(LowbitError):
+    """The file is sound, but holds an architecture, tensor type or tokenizer lowbit does not know."""
+
+
+class UnsupportedISAError(LowbitError):
+    """The instruction set asked for is unknown, not compiled in, or not in this CPU."""
+
+
+class MemoryBudgetError(LowbitError, MemoryError):
+    """The model cannot run within the memory it was given."""
+
+
+class ContextLengthError(LowbitError, ValueError):
+    """The prompt does not fit into the model's context."""
