@@ -1,0 +1,103 @@
+"""Which instruction set runs, and the pool of threads: the only module that links the micro-kernels.
+
+1. Every instruction set of this build fills a table of function pointers (`table.h`); one table is in use.
+2. The other modules cimport the pointer to it, so that they need no rebuild for a new instruction set and all see a
+   forced one.
+3. The pool belongs to the process, and is entered through `parallel`.
+"""
+from libc.stddef cimport size_t
+from libc.stdint cimport int32_t, int64_t
+
+import os
+import sys
+
+from lowbit.errors import UnsupportedISAError
+
+
+cdef extern from "table.h":
+    int lb_isa_count() noexcept
+    const char *lb_isa_name(int index) noexcept
+    bint lb_isa_supported(int index) noexcept
+    void lb_isa_use(int index) noexcept
+    void lb_set_portable_ternary(lb_matmul_fn *matmul) noexcept
+    const lb_kernels lb_table
+
+cdef extern from "pool.h":
+    int LB_MAX_THREADS
+    void lb_parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) noexcept nogil
+    void lb_pool_after_fork() noexcept nogil
+
+cdef extern from "os.h":
+    int32_t lb_cores() noexcept nogil
+    int64_t lb_nanoseconds() noexcept nogil
+    void *lb_alloc_aligned(size_t n_bytes) noexcept nogil
+    void lb_free_aligned(void *memory) noexcept nogil
+
+table = &lb_table
+MAX_THREADS = LB_MAX_THREADS
+_active = -1
+
+
+cdef void parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) noexcept nogil:
+    lb_parallel(work, context, n_units, chunk, n_threads)
+
+
+cdef void register_portable_ternary(lb_matmul_fn *matmul) noexcept:
+    lb_set_portable_ternary(matmul)
+
+
+cdef void *alloc_aligned(size_t n_bytes) noexcept nogil:
+    return lb_alloc_aligned(n_bytes)
+
+
+cdef void free_aligned(void *memory) noexcept nogil:
+    lb_free_aligned(memory)
+
+
+cdef int64_t nanoseconds() noexcept nogil:
+    return lb_nanoseconds()
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return lb_cores()
+
+
+def compiled() -> list:
+    """Return the names of the instruction sets in this build, the plainest first."""
+    return [lb_isa_name(i).decode() for i in range(lb_isa_count())]
+
+
+def available() -> list:
+    """Return the names of the instruction sets in this build that this CPU has, the plainest first."""
+    return [lb_isa_name(i).decode() for i in range(lb_isa_count()) if lb_isa_supported(i)]
+
+
+def active() -> str:
+    """Return the name of the instruction set in use."""
+    return lb_isa_name(_active).decode()
+
+
+def use(name=None) -> None:
+    """Use an instruction set from now on, in all of lowbit; None takes the best one."""
+    global _active
+    names = compiled()
+    if name is None:
+        name = available()[-1]
+    if name not in names:
+        raise UnsupportedISAError(f"unknown instruction set {name!r}; this build has {', '.join(names)}")
+    index = names.index(name)
+    if not lb_isa_supported(index):
+        raise UnsupportedISAError(f"this CPU has no {name}; it can run {', '.join(available())}")
+    lb_isa_use(index)
+    _active = index
+
+
+def _after_fork():
+    lb_pool_after_fork()
+
+
+if sys.byteorder != "little":
+    raise ImportError("lowbit runs on little-endian machines only")
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,2 @@
+#define LB_ISA avx2
+#include "../table.h"

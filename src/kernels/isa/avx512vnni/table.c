@@ -1,0 +1,2 @@
+#define LB_ISA avx512vnni
+#include "../table.h"

@@ -1,0 +1,65 @@
+/* CPUID and XGETBV bits: Intel SDM volume 2A, CPUID, and volume 1, chapter 13. Arm: AT_HWCAP, Linux elf_hwcaps. */
+#include "cpu.h"
+
+#if defined(__i386__) || defined(__x86_64__) || defined(_M_IX86) || defined(_M_X64)
+
+#if defined(_MSC_VER)
+#include <intrin.h>
+static void cpuid(uint32_t leaf, uint32_t sub, uint32_t r[4]) { __cpuidex((int *)r, (int)leaf, (int)sub); }
+static uint32_t saved_registers(void) { return (uint32_t)_xgetbv(0); }
+#else
+#include <cpuid.h>
+static void cpuid(uint32_t leaf, uint32_t sub, uint32_t r[4]) {
+    if (!__get_cpuid_count(leaf, sub, &r[0], &r[1], &r[2], &r[3])) r[0] = r[1] = r[2] = r[3] = 0;
+}
+static uint32_t saved_registers(void) {
+    uint32_t low, high;
+    __asm__ volatile(".byte 0x0f, 0x01, 0xd0" : "=a"(low), "=d"(high) : "c"(0)); /* xgetbv */
+    return low;
+}
+#endif
+
+static int has(uint32_t word, int bit) { return word >> bit & 1; }
+
+uint32_t lb_cpu_features(void) {
+    enum { A, B, C, D };
+    uint32_t one[4], seven[4], seven1[4], found = 0;
+    cpuid(1, 0, one);
+    cpuid(7, 0, seven);
+    cpuid(7, 1, seven1);
+    if (has(one[D], 23)) found |= LB_CPU_MMX;
+    if (has(one[D], 26)) found |= LB_CPU_SSE2;
+    if (has(one[C], 9)) found |= LB_CPU_SSSE3;
+    const uint32_t saved = has(one[C], 27) ? saved_registers() : 0;
+    const int ymm = (saved & 0x06) == 0x06, zmm = (saved & 0xe6) == 0xe6;
+    if (ymm && has(seven[B], 5) && has(one[C], 29)) found |= LB_CPU_AVX2;
+    if ((found & LB_CPU_AVX2) && has(seven1[A], 4)) found |= LB_CPU_AVXVNNI;
+    if (zmm && has(seven[B], 16) && has(seven[B], 17) && has(seven[B], 30) && has(seven[B], 31) && has(seven[C], 11)) {
+        found |= LB_CPU_AVX512VNNI;
+    }
+    return found;
+}
+
+#elif defined(__aarch64__) || defined(_M_ARM64)
+
+#if defined(__linux__)
+#include <sys/auxv.h>
+uint32_t lb_cpu_features(void) {
+    const unsigned long asimddp = 1ul << 20; /* HWCAP_ASIMDDP */
+    return LB_CPU_NEON | (getauxval(AT_HWCAP) & asimddp ? LB_CPU_NEONDOT : 0);
+}
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+uint32_t lb_cpu_features(void) {
+    int dot = 0;
+    size_t size = sizeof dot;
+    if (sysctlbyname("hw.optional.arm.FEAT_DotProd", &dot, &size, NULL, 0) != 0) dot = 0;
+    return LB_CPU_NEON | (dot ? LB_CPU_NEONDOT : 0);
+}
+#else
+uint32_t lb_cpu_features(void) { return LB_CPU_NEON; }
+#endif
+
+#else
+uint32_t lb_cpu_features(void) { return 0; }
+#endif

@@ -1,0 +1,21 @@
+/* What the CPU, and the operating system that saves its registers, can do. */
+#ifndef LB_CPU_H
+#define LB_CPU_H
+
+#include <stdint.h>
+
+enum {
+    LB_CPU_MMX = 1 << 0,
+    LB_CPU_SSE2 = 1 << 1,
+    LB_CPU_SSSE3 = 1 << 2,
+    LB_CPU_AVX2 = 1 << 3, /* with F16C */
+    LB_CPU_AVXVNNI = 1 << 4,
+    LB_CPU_AVX512VNNI = 1 << 5, /* with F, BW, DQ, VL */
+    LB_CPU_NEON = 1 << 6,
+    LB_CPU_NEONDOT = 1 << 7
+};
+
+/* A set of the flags above. */
+uint32_t lb_cpu_features(void);
+
+#endif

@@ -1,0 +1,249 @@
+/*
+ * The float operations, written once over sixteen lanes (simd.h) and compiled for every instruction set.
+ *
+ * The order of the additions is part of the definition, and products are never fused with sums (the build turns
+ * contraction off), so every instruction set gives the same bits. LB_NAME(f) gives the exported name.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "../kernels.h"
+
+/* Loads n < 16 floats and fills the rest with zeros. */
+static inline f32x16 load_part(const float *x, int32_t n) {
+    float all[16] = {0};
+    memcpy(all, x, (size_t)n * sizeof *x);
+    return v_load(all);
+}
+
+static inline void store_part(float *x, f32x16 value, int32_t n) {
+    float all[16];
+    v_store(all, value);
+    memcpy(x, all, (size_t)n * sizeof *x);
+}
+
+static inline f32x16 load_upto16(const float *x, int32_t n) { return n >= 16 ? v_load(x) : load_part(x, n); }
+
+static inline void store_upto16(float *x, f32x16 value, int32_t n) {
+    if (n >= 16) {
+        v_store(x, value);
+    } else {
+        store_part(x, value, n);
+    }
+}
+
+/* Adds the lanes as a binary tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1. */
+static inline float sum_lanes(f32x16 x) {
+    float v[16];
+    v_store(v, x);
+    for (int half = 8; half; half /= 2) {
+        for (int i = 0; i < half; i++) v[i] = v[i] + v[i + half];
+    }
+    return v[0];
+}
+
+static inline float max_lanes(f32x16 x) {
+    float v[16];
+    v_store(v, x);
+    for (int half = 8; half; half /= 2) {
+        for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
+    }
+    return v[0];
+}
+
+/*
+ * exp(x), within 1 unit in the last place of float for -87.3 <= x <= 88, 0 below.
+ * x = n ln 2 + r with |r| <= ln 2 / 2 (ln 2 in two parts, as in Cody and Waite); the polynomial is the Taylor series
+ * of exp to the 7th power of r, whose first missing term, r**8 / 8!, is below 6e-9 of the value.
+ */
+static inline f32x16 v_exp(f32x16 x) {
+    const f32x16 lowest = v_set1(-87.3f);
+    const f32x16 t = v_max(v_min(x, v_set1(88.0f)), lowest);
+    const i32x16 n = vi_round(v_mul(t, v_set1(1.44269504f)));
+    const f32x16 nf = v_from_i32(n);
+    const f32x16 r = v_sub(v_sub(t, v_mul(nf, v_set1(0.693359375f))), v_mul(nf, v_set1(-2.12194440e-4f)));
+    f32x16 p = v_set1(1.0f / 5040);
+    p = v_add(v_mul(p, r), v_set1(1.0f / 720));
+    p = v_add(v_mul(p, r), v_set1(1.0f / 120));
+    p = v_add(v_mul(p, r), v_set1(1.0f / 24));
+    p = v_add(v_mul(p, r), v_set1(1.0f / 6));
+    p = v_add(v_mul(p, r), v_set1(0.5f));
+    p = v_add(v_mul(p, r), v_set1(1.0f));
+    p = v_add(v_mul(p, r), v_set1(1.0f));
+    return v_keep_from(v_mul(p, v_pow2(n)), x, lowest);
+}
+
+void LB_NAME(lb_exp)(const float *x, float shift, float factor, int32_t n, float *out) {
+    for (int32_t i = 0; i < n; i += 16) {
+        const f32x16 d = v_mul(v_sub(load_upto16(x + i, n - i), v_set1(shift)), v_set1(factor));
+        store_upto16(out + i, v_exp(d), n - i);
+    }
+}
+
+void LB_NAME(lb_add)(float *x, const float *y, int32_t n) {
+    for (int32_t i = 0; i < n; i += 16) {
+        store_upto16(x + i, v_add(load_upto16(x + i, n - i), load_upto16(y + i, n - i)), n - i);
+    }
+}
+
+void LB_NAME(lb_rms_norm)(const float *x, const float *weight, int32_t n, float eps, float *out) {
+    f32x16 squares = v_set1(0.0f);
+    for (int32_t i = 0; i < n; i += 16) {
+        const f32x16 v = load_upto16(x + i, n - i);
+        squares = v_add(squares, v_mul(v, v));
+    }
+    const f32x16 factor = v_set1(1.0f / sqrtf(sum_lanes(squares) / (float)n + eps));
+    for (int32_t i = 0; i < n; i += 16) {
+        const f32x16 v = v_mul(v_mul(load_upto16(x + i, n - i), factor), load_upto16(weight + i, n - i));
+        store_upto16(out + i, v, n - i);
+    }
+}
+
+static inline float largest_magnitude(const float *x, int32_t n) {
+    f32x16 largest = v_set1(0.0f);
+    for (int32_t i = 0; i < n; i += 16) largest = v_max(largest, v_abs(load_upto16(x + i, n - i)));
+    return max_lanes(largest);
+}
+
+void LB_NAME(lb_quantize)(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded, int8_t *q,
+                          float *scale, int32_t *sum) {
+    float largest = per_token ? largest_magnitude(x, n) : 0.0f;
+    for (int32_t start = 0; start < n; start += group_cols) {
+        const int32_t end = n - start < group_cols ? n : start + group_cols;
+        if (!per_token) largest = largest_magnitude(x + start, end - start);
+        const float s = 127.0f / (largest > 1e-5f ? largest : 1e-5f);
+        i32x16 total = vi_set1(0);
+        for (int32_t i = start; i < end; i += 16) {
+            const i32x16 v = vi_round(v_mul(load_upto16(x + i, end - i), v_set1(s)));
+            total = vi_add(total, v);
+            if (end - i >= 16) {
+                vi_store_i8(q + i, v);
+            } else {
+                int8_t part[16];
+                vi_store_i8(part, v);
+                memcpy(q + i, part, (size_t)(end - i));
+            }
+        }
+        int32_t lanes[16], all = 0;
+        vi_store(lanes, total);
+        for (int i = 0; i < 16; i++) all += lanes[i];
+        *scale++ = 1.0f / s;
+        *sum++ = all;
+    }
+    memset(q + n, 0, (size_t)(padded - n));
+}
+
+void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t relu2) {
+    const f32x16 zero = v_set1(0.0f), one = v_set1(1.0f);
+    for (int32_t i = 0; i < n; i += 16) {
+        const f32x16 g = load_upto16(gate + i, n - i), u = load_upto16(up + i, n - i);
+        f32x16 a;
+        if (relu2) {
+            a = v_max(g, zero);
+            a = v_mul(a, a);
+        } else {
+            a = v_div(g, v_add(one, v_exp(v_sub(zero, g))));
+        }
+        store_upto16(gate + i, v_mul(a, u), n - i);
+    }
+}
+
+static inline f32x16 load_kv(const void *base, ptrdiff_t at, int32_t kv_type) {
+    return kv_type == LB_KV_F16 ? v_load_f16((const uint16_t *)base + at) : v_load((const float *)base + at);
+}
+
+void LB_NAME(lb_kv_store)(const float *k, const float *v, const lb_kv *kv, const lb_attention_args *shape,
+                          int32_t position) {
+    const int32_t dim = shape->head_dim, padded = (dim + 15) / 16 * 16, f16 = shape->kv_type == LB_KV_F16;
+    for (int32_t head = 0; head < shape->n_kv_heads; head++, k += dim, v += dim) {
+        const ptrdiff_t key = head * kv->key_stride + (ptrdiff_t)(position / 16) * dim * 16 + position % 16;
+        const ptrdiff_t value = head * kv->value_stride + (ptrdiff_t)position * padded;
+        for (int32_t i = 0; i < dim; i += 16) {
+            const int32_t n = dim - i < 16 ? dim - i : 16;
+            const f32x16 kx = load_upto16(k + i, n), vx = load_upto16(v + i, n);
+            if (f16) {
+                uint16_t half[16];
+                v_store_f16(half, kx);
+                for (int32_t j = 0; j < n; j++) ((uint16_t *)kv->keys)[key + (ptrdiff_t)(i + j) * 16] = half[j];
+                v_store_f16((uint16_t *)kv->values + value + i, vx);
+            } else {
+                for (int32_t j = 0; j < n; j++) ((float *)kv->keys)[key + (ptrdiff_t)(i + j) * 16] = k[i + j];
+                v_store((float *)kv->values + value + i, vx);
+            }
+        }
+    }
+}
+
+/*
+ * Softmax attention of one query row over the positions 0..p of its sequence, online: 64 positions at a time, with the
+ * running maximum, the sum of the weights and the weighted sum of the values rescaled when the maximum grows. Keys lie
+ * with sixteen positions side by side, so the scores need no horizontal sum; channels are added in two chains.
+ */
+enum { SPAN = 64 };
+
+static inline void attend_head(const lb_attention_args *a, const lb_kv *kv, const float *q, float *out,
+                               int32_t kv_head, int32_t count) {
+    const int32_t dim = a->head_dim, chunks = (dim + 15) / 16;
+    const ptrdiff_t key_base = kv_head * kv->key_stride, value_base = kv_head * kv->value_stride;
+    f32x16 total[LB_MAX_HEAD_DIM / 16];
+    float weights[SPAN], highest = -INFINITY, weight_sum = 0.0f;
+    for (int32_t c = 0; c < chunks; c++) total[c] = v_set1(0.0f);
+
+    for (int32_t start = 0; start < count; start += SPAN) {
+        const int32_t n = count - start < SPAN ? count - start : SPAN, quads = (n + 15) / 16;
+        for (int32_t b = 0; b < quads; b++) {
+            const ptrdiff_t at = key_base + (ptrdiff_t)(start / 16 + b) * dim * 16;
+            f32x16 even = v_set1(0.0f), odd = even;
+            for (int32_t d = 0; d + 1 < dim; d += 2) {
+                even = v_add(even, v_mul(load_kv(kv->keys, at + d * 16, a->kv_type), v_set1(q[d])));
+                odd = v_add(odd, v_mul(load_kv(kv->keys, at + d * 16 + 16, a->kv_type), v_set1(q[d + 1])));
+            }
+            if (dim & 1) {
+                even = v_add(even, v_mul(load_kv(kv->keys, at + (dim - 1) * 16, a->kv_type), v_set1(q[dim - 1])));
+            }
+            v_store(weights + 16 * b, v_add(even, odd));
+        }
+        for (int32_t i = n; i < 16 * quads; i++) weights[i] = -INFINITY; /* lanes past the last position */
+
+        f32x16 most = v_load(weights);
+        for (int32_t b = 1; b < quads; b++) most = v_max(most, v_load(weights + 16 * b));
+        const float top = max_lanes(most);
+        if (top > highest) {
+            const f32x16 shrink = v_exp(v_set1(highest - top)); /* exp(-inf) is 0: nothing was added yet */
+            float factor[16];
+            v_store(factor, shrink);
+            weight_sum *= factor[0];
+            for (int32_t c = 0; c < chunks; c++) total[c] = v_mul(total[c], shrink);
+            highest = top;
+        }
+        f32x16 sum = v_set1(0.0f);
+        for (int32_t b = 0; b < quads; b++) {
+            const f32x16 w = v_exp(v_sub(v_load(weights + 16 * b), v_set1(highest)));
+            v_store(weights + 16 * b, w);
+            sum = v_add(sum, w);
+        }
+        weight_sum += sum_lanes(sum);
+
+        const ptrdiff_t at = value_base + (ptrdiff_t)start * chunks * 16;
+        for (int32_t c = 0; c < chunks; c++) {
+            f32x16 t = total[c];
+            for (int32_t i = 0; i < n; i++) {
+                t = v_add(t, v_mul(load_kv(kv->values, at + ((ptrdiff_t)i * chunks + c) * 16, a->kv_type),
+                                   v_set1(weights[i])));
+            }
+            total[c] = t;
+        }
+    }
+    for (int32_t c = 0; c < chunks; c++) {
+        store_upto16(out + 16 * c, v_div(total[c], v_set1(weight_sum)), dim - 16 * c);
+    }
+}
+
+void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t kv_head) {
+    const int32_t shared = a->n_heads / a->n_kv_heads;
+    for (int32_t i = 0; i < shared; i++) {
+        const ptrdiff_t head = (ptrdiff_t)(kv_head * shared + i) * a->head_dim;
+        attend_head(a, a->kv + row, a->q + row * a->q_stride + head,
+                    a->out + (ptrdiff_t)row * a->n_heads * a->head_dim + head, kv_head, a->positions[row] + 1);
+    }
+}

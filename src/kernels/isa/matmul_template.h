@@ -1,0 +1,161 @@
+/*
+ * Matrix products over packed weights: the loops that all instruction sets share.
+ *
+ * The including file provides, for its registers:
+ *     LB_NAME(f)            the exported name of f, such as f__avx2
+ *     simd.h                sixteen lanes of float and of int32
+ *     LB_TILE               most tokens that one pass over the weights of a row group serves (a power of two)
+ *     LB_FLOAT_TILE         the same for float weights
+ *     LB_U8_OFFSET          128 if u8_tile reads unsigned codes, 0 if it subtracts the offset itself
+ *     u2_tile, u4_tile, u8_tile
+ *                           add the products of one scale group, for sixteen rows and `tokens` tokens, to acc:
+ *                               (const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, int tokens,
+ *                                i32x16 *acc)
+ *                           `tokens` is a constant after inlining, so that acc can live in registers.
+ *
+ * A token's result does not depend on which tile it was in: integer sums are exact, and the float scaling of
+ * the groups is done in the order of the groups, a multiplication and an addition each, never fused.
+ */
+#ifndef LB_MATMUL_TEMPLATE_H
+#define LB_MATMUL_TEMPLATE_H
+
+#include <string.h>
+
+#include "../kernels.h"
+
+#if defined(_MSC_VER)
+#define LB_INLINE static __forceinline
+#else
+#define LB_INLINE static inline __attribute__((always_inline))
+#endif
+
+/* A run of blocks: `full` blocks of `words` words, then one of `tail` words if that is not 0. */
+typedef struct {
+    int32_t full, words, tail;
+} lb_run;
+
+typedef void lb_tile_fn(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, int tokens, i32x16 *acc);
+
+static const int32_t lb_bits[3] = {2, 4, 8};
+
+LB_INLINE void lb_store_rows(float *y, f32x16 value, int32_t rows) {
+    if (rows >= LB_ROWS) {
+        v_store(y, value);
+    } else {
+        float all[LB_ROWS];
+        v_store(all, value);
+        memcpy(y, all, (size_t)rows * sizeof *y);
+    }
+}
+
+LB_INLINE void lb_store_sums(int32_t *y, i32x16 value, int32_t rows) {
+    int32_t all[LB_ROWS];
+    vi_store(all, value);
+    memcpy(y, all, (size_t)(rows < LB_ROWS ? rows : LB_ROWS) * sizeof *y);
+}
+
+LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_t token, const int tokens,
+                           const int32_t format, const int32_t offset, lb_tile_fn *tile) {
+    const lb_matrix *m = args->w;
+    const lb_activations *a = args->x;
+    const int32_t fields = 8 / lb_bits[format], block_words = m->block_cols / (4 * fields);
+    const int32_t group_blocks = m->n_groups == 1 ? m->n_cols / m->block_cols : m->group_cols / m->block_cols;
+    const int32_t rows = m->n_rows - row_group * LB_ROWS;
+    const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
+    const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
+    int32_t words_left = m->words;
+    f32x16 y[LB_TILE];
+    for (int j = 0; j < tokens; j++) y[j] = v_set1(0.0f);
+
+    for (int32_t g = 0; g < m->n_groups; g++) {
+        lb_run run = {group_blocks, block_words, 0};
+        if (g == m->n_groups - 1) { /* the last group takes what is left, with a shorter block at the end */
+            run.full = words_left / block_words;
+            run.tail = words_left % block_words;
+        }
+        const int32_t words = run.full * block_words + run.tail;
+        i32x16 acc[LB_TILE];
+        for (int j = 0; j < tokens; j++) {
+            acc[j] = vi_set1(-offset * a->sum[(ptrdiff_t)(token + j) * a->n_groups + g]);
+        }
+        tile(w, run, x, a->stride, tokens, acc);
+        w += (size_t)words * 64;
+        x += (size_t)words * 4 * fields;
+        words_left -= words;
+
+        if (args->sums) {
+            for (int j = 0; j < tokens; j++) {
+                lb_store_sums(args->sums + (token + j) * args->y_stride + row_group * LB_ROWS, acc[j], rows);
+            }
+            return;
+        }
+        const size_t at = ((size_t)row_group * m->n_groups + g) * LB_ROWS;
+        const f32x16 w_scale = m->scales_f16 ? v_load_f16((const uint16_t *)m->scales + at)
+                                             : v_load((const float *)m->scales + at);
+        for (int j = 0; j < tokens; j++) {
+            const float x_scale = a->scale[(ptrdiff_t)(token + j) * a->n_groups + g];
+            y[j] = v_add(y[j], v_mul(v_from_i32(acc[j]), v_mul(w_scale, v_set1(x_scale))));
+        }
+    }
+    for (int j = 0; j < tokens; j++) {
+        lb_store_rows(args->y + (token + j) * args->y_stride + row_group * LB_ROWS, y[j], rows);
+    }
+}
+
+/* Column sums go to the lanes in two chains, of the even and of the odd columns, which are added at the end. */
+LB_INLINE void lb_float_tile(const lb_matmul_args *args, int32_t row_group, int32_t token, const int tokens,
+                             const int32_t format) {
+    const lb_matrix *m = args->w;
+    const float *x = args->x->x + (ptrdiff_t)token * args->x->stride;
+    const ptrdiff_t stride = args->x->stride;
+    const size_t base = (size_t)row_group * m->n_cols * LB_ROWS;
+    f32x16 even[LB_FLOAT_TILE], odd[LB_FLOAT_TILE];
+    for (int j = 0; j < tokens; j++) even[j] = odd[j] = v_set1(0.0f);
+    for (int32_t c = 0; c < m->n_cols; c++) {
+        const size_t at = base + (size_t)c * LB_ROWS;
+        f32x16 w;
+        if (format == LB_F32) {
+            w = v_load((const float *)(const void *)m->codes + at);
+        } else if (format == LB_F16) {
+            w = v_load_f16((const uint16_t *)(const void *)m->codes + at);
+        } else {
+            w = v_load_bf16((const uint16_t *)(const void *)m->codes + at);
+        }
+        f32x16 *sum = c & 1 ? odd : even;
+        for (int j = 0; j < tokens; j++) sum[j] = v_add(sum[j], v_mul(w, v_set1(x[j * stride + c])));
+    }
+    for (int j = 0; j < tokens; j++) {
+        lb_store_rows(args->y + (token + j) * args->y_stride + row_group * LB_ROWS, v_add(even[j], odd[j]),
+                      m->n_rows - row_group * LB_ROWS);
+    }
+}
+
+/* Runs `call` for all row groups and tokens, in tiles of most, most/2, ... 1 tokens; `n` is the tile's constant. */
+#define LB_STEP(most, size, call)                          \
+    if ((size) <= (most)) {                                \
+        for (; tokens - token >= (size); token += (size)) { \
+            enum { n = (size) };                           \
+            call;                                          \
+        }                                                  \
+    }
+#define LB_FOR_TILES(most, call)                                           \
+    for (int32_t row_group = begin; row_group < end; row_group++) {        \
+        int32_t token = 0;                                                 \
+        const int32_t tokens = args->x->n_tokens;                          \
+        LB_STEP(most, 16, call)                                            \
+        LB_STEP(most, 8, call)                                             \
+        LB_STEP(most, 4, call)                                             \
+        LB_STEP(most, 2, call)                                             \
+        LB_STEP(most, 1, call)                                             \
+    }
+
+#define LB_INT_MATMUL(name, format, offset, tile)                                     \
+    void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) {      \
+        LB_FOR_TILES(LB_TILE, lb_int_tile(args, row_group, token, n, format, offset, tile)) \
+    }
+#define LB_FLOAT_MATMUL(name, format)                                                 \
+    void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) {      \
+        LB_FOR_TILES(LB_FLOAT_TILE, lb_float_tile(args, row_group, token, n, format)) \
+    }
+
+#endif

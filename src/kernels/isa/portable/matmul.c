@@ -1,0 +1,42 @@
+/*
+ * Plain C for the 4-bit, 8-bit and float formats. The ternary kernel of this instruction set is the one in
+ * ternary.pyx, which only adds, subtracts and looks up.
+ */
+#include "simd.h"
+
+#define LB_NAME(f) f##__portable
+#define LB_TILE 1
+#define LB_FLOAT_TILE 1
+#include "../matmul_template.h"
+
+LB_INLINE void u4_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
+    (void)stride, (void)tokens;
+    for (int32_t b = 0; b < run.full + (run.tail != 0); b++) {
+        const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
+        for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
+            for (int row = 0; row < LB_ROWS; row++) {
+                for (int i = 0; i < 4; i++) {
+                    const int32_t code = w[4 * row + i];
+                    acc->v[row] += (code & 15) * x[i] + (code >> 4) * x[field + i];
+                }
+            }
+        }
+        x += field;
+    }
+}
+
+LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
+    (void)stride, (void)tokens;
+    const int32_t words = run.full * run.words + run.tail;
+    for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
+        for (int row = 0; row < LB_ROWS; row++) {
+            for (int i = 0; i < 4; i++) acc->v[row] += (int32_t)w[4 * row + i] * x[i];
+        }
+    }
+}
+
+LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
+LB_INT_MATMUL(lb_matmul_u8, LB_U8, 128, u8_tile)
+LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
+LB_FLOAT_MATMUL(lb_matmul_f16, LB_F16)
+LB_FLOAT_MATMUL(lb_matmul_bf16, LB_BF16)

@@ -1,0 +1,598 @@
+"""Packed matrices: weights in the order in which the kernels read them (`kernels.h` draws it).
+
+1. `PackedMatrix` owns the memory. It is made empty, and filled by rows: several tensors of a file can become one
+   matrix (query, key and value; gate and up), so that one pass over the activations serves them all.
+2. The formats of files whose bytes already hold the right columns together (TQ2_0, I2_S, Q4_0, Q8_0) are packed by
+   transposing 32-bit words; anything else comes as codes, one byte each.
+3. Filling checks what the kernels rely on: codes in range, finite scales.
+4. A product is split over the row groups; `matmul` and `matmul_sums` are the products for Python callers.
+"""
+from libc.math cimport isfinite
+from libc.stddef cimport size_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy, memset
+
+from lowbit._kernels.dispatch cimport (
+    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_aligned, free_aligned, lb_activations, lb_matmul_args,
+    lb_matrix, lb_row_groups, parallel, table,
+)
+
+import numpy as np
+
+from lowbit.errors import FormatError
+
+
+cdef extern from "half.h":
+    float lb_half_to_float(uint16_t h) noexcept nogil
+    float lb_bits_to_float(uint32_t bits) noexcept nogil
+
+FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "f32": LB_F32, "f16": LB_F16, "bf16": LB_BF16}
+BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32}
+MAX_COLS = 1 << 18  # int32 sums: see the bounds in isa/*/matmul.c
+MAX_GROUP_COLS = {"u2": 1 << 18, "u4": 1 << 18, "u8": 1 << 16}
+OFFSETS = {"u2": 1, "u4": 8, "u8": 128}
+
+
+cdef inline int32_t fields_of(int32_t format) noexcept nogil:
+    return 4 if format == LB_U2 else 2 if format == LB_U4 else 1
+
+
+cdef inline int32_t offset_of(int32_t format) noexcept nogil:
+    return 1 if format == LB_U2 else 8 if format == LB_U4 else 128
+
+
+cdef inline size_t value_size(int32_t format) noexcept nogil:
+    return 4 if format == LB_F32 else 2
+
+
+cdef bint is_float(int32_t format) noexcept nogil:
+    return format >= LB_F32
+
+
+cdef int32_t padded_cols(const lb_matrix *m) noexcept nogil:
+    """Columns that the activations need: a multiple of the last block's words."""
+    return m.n_cols if is_float(m.format) else m.words * 4 * fields_of(m.format)
+
+
+cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil:
+    """Dequantise one row."""
+    cdef int32_t lane = row % LB_ROWS, group = row // LB_ROWS, fields, bits, block_words, words_left, words
+    cdef int32_t t, b, f, column, start = 0, g
+    cdef const uint8_t *w
+    cdef size_t at
+    cdef float scale
+    if is_float(m.format):
+        at = <size_t>group * m.n_cols * LB_ROWS + lane
+        for column in range(m.n_cols):
+            if m.format == LB_F32:
+                out[column] = (<const float *>m.codes)[at]
+            elif m.format == LB_F16:
+                out[column] = lb_half_to_float((<const uint16_t *>m.codes)[at])
+            else:
+                out[column] = lb_bits_to_float(<uint32_t>(<const uint16_t *>m.codes)[at] << 16)
+            at += LB_ROWS
+        return
+    fields = fields_of(m.format)
+    bits = 8 // fields
+    block_words = m.block_cols // (4 * fields)
+    words_left = m.words
+    w = m.codes + <size_t>group * m.words * 64 + lane * 4
+    while words_left > 0:
+        words = min(words_left, block_words)
+        g = start // m.group_cols if m.n_groups > 1 else 0
+        at = (<size_t>group * m.n_groups + g) * LB_ROWS + lane
+        if m.scales_f16:
+            scale = lb_half_to_float((<const uint16_t *>m.scales)[at])
+        else:
+            scale = (<const float *>m.scales)[at]
+        for f in range(fields):
+            for t in range(words):
+                for b in range(4):
+                    column = start + 4 * words * f + 4 * t + b
+                    if column < m.n_cols:
+                        out[column] = (((w[t * 64 + b] >> (bits * f)) & ((1 << bits) - 1))
+                                       - offset_of(m.format)) * scale
+        w += words * 64
+        words_left -= words
+        start += words * 4 * fields
+
+
+# --- products ----------------------------------------------------------------------------------------------------
+
+cdef void multiply_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef const lb_matmul_args *args = <const lb_matmul_args *>context
+    table.matmul[args.w.format](args, begin, end)
+
+
+cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_t *sums, ptrdiff_t y_stride,
+                   int32_t threads) noexcept nogil:
+    """y = x W^T, on several threads where that pays: a job costs about a microsecond to hand out."""
+    cdef lb_matmul_args args
+    cdef int32_t groups = lb_row_groups(w.n_rows), chunk
+    cdef int64_t work = <int64_t>w.n_rows * w.n_cols * x.n_tokens
+    args.w, args.x, args.y, args.sums, args.y_stride = w, x, y, sums, y_stride
+    if threads <= 1 or work < (1 << 17 if is_float(w.format) else 1 << 19):
+        table.matmul[w.format](&args, 0, groups)
+        return
+    chunk = groups // (threads * 8)
+    parallel(multiply_work, &args, groups, chunk if chunk > 1 else 1, threads)
+
+
+def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads=1):
+    """Multiply packed integer weights by int8 activations.
+
+    Parameters
+    ----------
+    w : PackedMatrix, n rows of k integer weights with one scale per row
+    x : ndarray of int8, shape (m, k), C-contiguous, may be read-only
+        For ``u8`` weights at least -127.
+    threads : int
+
+    Returns
+    -------
+    ndarray of int32, shape (m, n)
+        Exact sums of (code - offset) * x, unscaled.
+
+    Raises
+    ------
+    FormatError
+        If k differs, or the weights have several scales per row or are floats.
+    """
+    cdef lb_activations a
+    cdef int32_t[:, ::1] out, sums
+    cdef int8_t[:, ::1] padded
+    cdef int64_t m = x.shape[0]
+    if is_float(w.m.format) or w.m.n_groups != 1:
+        raise FormatError("integer sums need integer weights with one scale per row")
+    if x.shape[1] != w.m.n_cols:
+        raise FormatError(f"activations of {x.shape[1]} columns do not fit weights of {w.m.n_cols}")
+    result = np.empty((m, w.m.n_rows), np.int32)
+    if m == 0:
+        return result
+    source = np.asarray(x)
+    whole = np.zeros((m, padded_cols(&w.m)), np.int8)
+    whole[:, :w.m.n_cols] = source
+    total = source.sum(1, dtype=np.int32, keepdims=True)
+    padded, sums, out = whole, total, result
+    a.q, a.sum, a.scale, a.x = &padded[0, 0], &sums[0, 0], NULL, NULL
+    a.stride, a.n_groups, a.n_tokens = padded.shape[1], 1, m
+    with nogil:
+        multiply(&w.m, &a, NULL, &out[0, 0], w.m.n_rows, threads)
+    return result
+
+
+def quantize_activations(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False):
+    """Quantise activations to int8, as the product with `w` does.
+
+    Parameters
+    ----------
+    w : PackedMatrix of integer weights, (n, k)
+    x : ndarray of float32, shape (m, k)
+    per_token : bool
+        One scale per token (BitNet) rather than one per scale group of `w`.
+
+    Returns
+    -------
+    q : ndarray of int8, shape (m, padded k)
+        round(x * s), half to even, with s = 127 / max(max|x|, 1e-5).
+    scale : ndarray of float32, shape (m, n_groups)
+        1 / s
+    sums : ndarray of int32, shape (m, n_groups)
+        Sums of q over the groups.
+    """
+    cdef int8_t[:, ::1] q
+    cdef float[:, ::1] scale
+    cdef int32_t[:, ::1] sums
+    cdef int64_t i
+    if is_float(w.m.format) or x.shape[1] != w.m.n_cols:
+        raise FormatError(f"activations of {x.shape[1]} columns do not fit {w!r}")
+    q_out = np.empty((x.shape[0], padded_cols(&w.m)), np.int8)
+    scale_out = np.empty((x.shape[0], w.m.n_groups), np.float32)
+    sums_out = np.empty((x.shape[0], w.m.n_groups), np.int32)
+    q, scale, sums = q_out, scale_out, sums_out
+    for i in range(x.shape[0]):
+        table.quantize(&x[i, 0], w.m.n_cols, w.m.group_cols, per_token, q.shape[1], &q[i, 0], &scale[i, 0], &sums[i, 0])
+    return q_out, scale_out, sums_out
+
+
+def matmul(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False, int32_t threads=1):
+    """Multiply packed weights of any format by float activations: x W^T.
+
+    Integer weights quantise the activations to int8 first (`quantize_activations`); float weights do not.
+
+    Parameters
+    ----------
+    w : PackedMatrix, (n, k)
+    x : ndarray of float32, shape (m, k), C-contiguous, may be read-only
+    per_token : bool
+        One int8 scale per token rather than one per scale group.
+    threads : int
+
+    Returns
+    -------
+    ndarray of float32, shape (m, n)
+        The same bits on every instruction set and for any number of threads.
+
+    Raises
+    ------
+    FormatError
+        If k differs.
+    """
+    cdef lb_activations a
+    cdef int8_t[:, ::1] q
+    cdef float[:, ::1] scale, out
+    cdef int32_t[:, ::1] sums
+    if x.shape[1] != w.m.n_cols:
+        raise FormatError(f"activations of {x.shape[1]} columns do not fit weights of {w.m.n_cols}")
+    result = np.empty((x.shape[0], w.m.n_rows), np.float32)
+    if x.shape[0] == 0:
+        return result
+    out = result
+    if is_float(w.m.format):
+        a.x, a.stride = &x[0, 0], x.shape[1]
+    else:
+        q, scale, sums = quantize_activations(w, x, per_token)
+        a.q, a.scale, a.sum, a.stride = &q[0, 0], &scale[0, 0], &sums[0, 0], q.shape[1]
+    a.n_groups, a.n_tokens = w.m.n_groups, x.shape[0]
+    with nogil:
+        multiply(&w.m, &a, &out[0, 0], NULL, w.m.n_rows, threads)
+    return result
+
+
+# --- filling -----------------------------------------------------------------------------------------------------
+
+cdef struct BlockLayout:
+    # How a stored block (of a TQ2_0, I2_S, Q4_0 or Q8_0 tensor) becomes words.
+    int32_t block_bytes
+    int32_t codes_at    # offset of the codes in the stored block
+    int32_t scale_at    # offset of the float16 scale, -1 if there is none
+    int32_t words       # 32-bit words of codes in the stored block
+    bint reverse        # the first of four 2-bit fields is the highest
+    uint32_t flip       # turns signed codes into unsigned ones
+
+cdef struct FillBlocks:
+    const lb_matrix *m
+    const uint8_t *source
+    BlockLayout layout
+    int32_t first_group     # where the rows go
+    int32_t rows
+    int32_t blocks_per_row
+    bint one_scale          # the matrix has one scale per row; blocks of scale 0 become zeros
+    int32_t bad             # a code that does not exist, or a scale that is not finite
+
+
+cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef FillBlocks *c = <FillBlocks *>context
+    cdef const lb_matrix *m = c.m
+    cdef BlockLayout layout = c.layout
+    cdef size_t row_bytes = <size_t>c.blocks_per_row * layout.block_bytes
+    cdef uint32_t empty = 0x55555555u if m.format == LB_U2 else 0x88888888u if m.format == LB_U4 else 0x80808080u
+    cdef uint32_t w, invalid = 0
+    cdef uint16_t scale
+    cdef int32_t group, lane, block, t
+    cdef const uint8_t *source
+    cdef uint8_t *target
+    cdef uint16_t *scales
+    cdef bint zero
+    for group in range(begin, end):
+        target = <uint8_t *>m.codes + <size_t>(c.first_group + group) * m.words * 64
+        scales = NULL
+        if m.scales_f16:
+            scales = <uint16_t *>m.scales + <size_t>(c.first_group + group) * m.n_groups * LB_ROWS
+        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
+            source = c.source + (<size_t>group * LB_ROWS + lane) * row_bytes
+            for block in range(c.blocks_per_row):
+                zero = False
+                if layout.scale_at >= 0:
+                    memcpy(&scale, source + layout.scale_at, 2)
+                    if scale & 0x7c00u == 0x7c00u:
+                        c.bad = 2
+                    if c.one_scale:
+                        zero = scale & 0x7fffu == 0
+                    else:
+                        scales[block * LB_ROWS + lane] = scale
+                for t in range(layout.words):
+                    memcpy(&w, source + layout.codes_at + 4 * t, 4)
+                    w ^= layout.flip
+                    if layout.reverse:
+                        w = ((w & 0x03030303u) << 6 | (w & 0x0c0c0c0cu) << 2 | (w >> 2 & 0x0c0c0c0cu)
+                             | (w >> 6 & 0x03030303u))
+                    if m.format == LB_U2:
+                        invalid |= w & (w >> 1) & 0x55555555u
+                    if zero:
+                        w = empty
+                    memcpy(target + (<size_t>block * layout.words + t) * 64 + lane * 4, &w, 4)
+                source += layout.block_bytes
+    if invalid:
+        c.bad = 1
+
+
+cdef struct FillCodes:
+    const lb_matrix *m
+    const uint8_t *codes    # (rows, n_cols)
+    int32_t first_group
+    int32_t rows
+    int32_t bad
+
+
+cdef void fill_codes(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef FillCodes *c = <FillCodes *>context
+    cdef const lb_matrix *m = c.m
+    cdef int32_t fields = fields_of(m.format), bits = 8 // fields, block_words = m.block_cols // (4 * fields)
+    cdef int32_t top = 2 if m.format == LB_U2 else (1 << bits) - 1
+    cdef int32_t group, lane, words_left, words, start, column, f, t, b, byte, code
+    cdef const uint8_t *source
+    cdef uint8_t *target
+    for group in range(begin, end):
+        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
+            source = c.codes + (<size_t>group * LB_ROWS + lane) * m.n_cols
+            target = <uint8_t *>m.codes + <size_t>(c.first_group + group) * m.words * 64 + lane * 4
+            words_left = m.words
+            start = 0
+            while words_left > 0:
+                words = min(words_left, block_words)
+                for t in range(words):
+                    for b in range(4):
+                        byte = 0
+                        for f in range(fields):
+                            column = start + 4 * words * f + 4 * t + b
+                            code = source[column] if column < m.n_cols else offset_of(m.format)
+                            if code > top:
+                                c.bad = 1
+                            byte |= (code & ((1 << bits) - 1)) << (bits * f)
+                        target[t * 64 + b] = <uint8_t>byte
+                target += words * 64
+                words_left -= words
+                start += words * 4 * fields
+
+
+cdef struct FillFloats:
+    const lb_matrix *m
+    const uint8_t *source
+    int32_t first_group
+    int32_t rows
+
+
+cdef void fill_floats(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef FillFloats *c = <FillFloats *>context
+    cdef const lb_matrix *m = c.m
+    cdef size_t size = value_size(m.format)
+    cdef int32_t group, lane, column
+    cdef const uint8_t *source
+    cdef uint8_t *target
+    for group in range(begin, end):
+        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
+            source = c.source + (<size_t>group * LB_ROWS + lane) * m.n_cols * size
+            target = <uint8_t *>m.codes + (<size_t>(c.first_group + group) * m.n_cols * LB_ROWS + lane) * size
+            if size == 4:
+                for column in range(m.n_cols):
+                    memcpy(target + <size_t>column * 64, source + <size_t>column * 4, 4)
+            else:
+                for column in range(m.n_cols):
+                    memcpy(target + <size_t>column * 32, source + <size_t>column * 2, 2)
+
+
+cdef dict LAYOUTS = {
+    # type: (format, columns per stored block, bytes, codes at, scale at, words, reverse, flip)
+    "TQ2_0": ("u2", 256, 66, 0, 64, 16, False, 0),
+    "I2_S": ("u2", 128, 32, 0, -1, 8, True, 0),
+    "Q4_0": ("u4", 32, 18, 2, 0, 4, False, 0),
+    "Q8_0": ("u8", 32, 34, 2, 0, 8, False, 0x80808080),
+}
+FLOAT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+BLOCK_TYPES = {name: layout[:2] for name, layout in LAYOUTS.items()}
+
+
+cdef class PackedMatrix:
+    """A matrix of weights in the kernels' order.
+
+    Parameters
+    ----------
+    format : str
+        ``u2`` (ternary), ``u4``, ``u8``, ``f32``, ``f16`` or ``bf16``.
+    n_rows, n_cols : int
+        Outputs and inputs.
+    group_cols : int, optional
+        Columns per scale; None is one scale per row. A multiple of the block: 128 (or 64) for ``u2``, 32 otherwise.
+    scales_f16 : bool
+        Keep the scales as float16 rather than float32.
+    block_cols : int, optional
+        Columns of a block, for ``u2`` with groups of 64.
+
+    Raises
+    ------
+    FormatError
+        If a size is out of range.
+    MemoryError
+        If the memory cannot be had.
+    """
+
+    def __cinit__(self, str format, int64_t n_rows, int64_t n_cols, group_cols=None, bint scales_f16=False,
+                  block_cols=None):
+        cdef size_t code_bytes, scale_bytes = 0
+        if format not in FORMATS:
+            raise FormatError(f"unknown matrix format {format!r}")
+        if not (1 <= n_rows < 1 << 30 and 1 <= n_cols <= MAX_COLS):
+            raise FormatError(f"a matrix of {n_rows} x {n_cols} is out of range")
+        self.m.format = FORMATS[format]
+        self.m.n_rows, self.m.n_cols = n_rows, n_cols
+        if is_float(self.m.format):
+            self.m.block_cols = self.m.group_cols = n_cols
+            self.m.n_groups = 1
+            code_bytes = <size_t>lb_row_groups(n_rows) * LB_ROWS * n_cols * value_size(self.m.format)
+        else:
+            block = block_cols or BLOCK_COLS[format]
+            group = group_cols or n_cols
+            if block % (16 if format == "u2" else 8 if format == "u4" else 4) or block > BLOCK_COLS[format]:
+                raise FormatError(f"blocks of {block} columns do not fit format {format}")
+            if group_cols is not None and group_cols < n_cols and group_cols % block:
+                raise FormatError(f"scale groups of {group_cols} columns are no multiple of {block}")
+            if group > MAX_GROUP_COLS[format]:
+                raise FormatError(f"scale groups of {group} columns are too long for format {format}")
+            fields = fields_of(self.m.format)
+            self.m.block_cols = block
+            self.m.group_cols = min(group, n_cols)
+            self.m.n_groups = (n_cols + group - 1) // group
+            self.m.words = n_cols // block * (block // (4 * fields)) + -(-(n_cols % block) // (4 * fields))
+            self.m.scales_f16 = scales_f16
+            code_bytes = <size_t>lb_row_groups(n_rows) * self.m.words * 64
+            scale_bytes = <size_t>lb_row_groups(n_rows) * self.m.n_groups * LB_ROWS * (2 if scales_f16 else 4)
+        self.m.codes = <const uint8_t *>alloc_aligned(code_bytes)
+        self.m.scales = alloc_aligned(scale_bytes)
+        if self.m.codes == NULL or self.m.scales == NULL:
+            raise MemoryError(f"no memory for a matrix of {n_rows} x {n_cols}")
+        self.nbytes = code_bytes + scale_bytes
+        self.source_type = format
+        self._clear_padding()
+
+    def __dealloc__(self):
+        free_aligned(<void *>self.m.codes)
+        free_aligned(<void *>self.m.scales)
+
+    def _clear_padding(self):
+        """Rows and columns beyond the matrix have weight 0 and scale 0; rows in it are all written by fill."""
+        cdef lb_matrix *m = &self.m
+        cdef int32_t last = lb_row_groups(m.n_rows) - 1
+        cdef size_t group_bytes, scale_bytes
+        cdef int fill = 0
+        if is_float(m.format):
+            group_bytes = <size_t>m.n_cols * LB_ROWS * value_size(m.format)
+        else:
+            group_bytes = <size_t>m.words * 64
+            fill = 0x55 if m.format == LB_U2 else 0x88 if m.format == LB_U4 else 0x80
+            scale_bytes = <size_t>m.n_groups * LB_ROWS * (2 if m.scales_f16 else 4)
+            memset(<uint8_t *>m.scales + last * scale_bytes, 0, scale_bytes)
+        memset(<uint8_t *>m.codes + last * group_bytes, fill, group_bytes)
+
+    @property
+    def shape(self):
+        """(n_rows, n_cols)"""
+        return self.m.n_rows, self.m.n_cols
+
+    @property
+    def format(self):
+        """Name of the number format."""
+        return {v: k for k, v in FORMATS.items()}[self.m.format]
+
+    @property
+    def group_cols(self):
+        """Columns that share a scale."""
+        return self.m.group_cols
+
+    def _check_rows(self, int64_t first_row, int64_t rows):
+        if first_row % LB_ROWS or first_row < 0 or rows < 1 or first_row + rows > self.m.n_rows:
+            raise FormatError(f"rows {first_row} to {first_row + rows} do not fit a matrix of {self.m.n_rows} rows")
+        if rows % LB_ROWS and first_row + rows != self.m.n_rows:
+            raise FormatError(f"{rows} rows do not end at a row group")
+
+    def fill_blocks(self, str type, const uint8_t[::1] raw, int64_t rows, scale=None, int64_t first_row=0,
+                    int32_t threads=1):
+        """Fill rows from the stored bytes of a TQ2_0, I2_S, Q4_0 or Q8_0 tensor.
+
+        Parameters
+        ----------
+        type : str
+        raw : uint8, at least the tensor's bytes
+        rows : int
+        scale : float, optional
+            One scale for all rows, if the matrix has one scale per row: that of I2_S, or the common one of all blocks.
+        first_row : int
+            A multiple of 16.
+        """
+        cdef FillBlocks c
+        cdef int32_t i
+        self._check_rows(first_row, rows)
+        format, cols, block_bytes, codes_at, scale_at, words, reverse, flip = LAYOUTS[type]
+        if FORMATS[format] != self.m.format or self.m.n_cols % cols:
+            raise FormatError(f"{type} needs rows of a multiple of {cols} weights, not {self.m.n_cols}")
+        c.one_scale = scale is not None
+        if c.one_scale != (self.m.n_groups == 1 and not self.m.scales_f16):
+            raise FormatError("one scale per row, or one per stored block, but not both")
+        if not c.one_scale and (self.m.group_cols != cols or not self.m.scales_f16):
+            raise FormatError(f"{type} has a float16 scale for each {cols} weights")
+        c.layout = BlockLayout(block_bytes, codes_at, scale_at, words, reverse, flip)
+        c.m = &self.m
+        c.source = &raw[0]
+        c.first_group = first_row // LB_ROWS
+        c.rows = rows
+        c.blocks_per_row = self.m.n_cols // cols
+        c.bad = 0
+        if <size_t>raw.shape[0] < <size_t>rows * c.blocks_per_row * block_bytes:
+            raise FormatError(f"{raw.shape[0]} bytes are too few for {rows} rows of {type}")
+        with nogil:
+            parallel(fill_blocks, &c, lb_row_groups(c.rows), 4, threads)
+        if c.bad == 1:
+            raise FormatError("a ternary weight has the code 3, which does not exist")
+        if c.bad:
+            raise FormatError("a scale is not finite")
+        if c.one_scale:
+            self.fill_scales(np.full((rows, 1), scale, np.float32), first_row)
+        self.source_type = type
+
+    def fill_codes(self, const uint8_t[:, ::1] codes, int64_t first_row=0, int32_t threads=1):
+        """Fill rows from codes of shape (rows, n_cols): 0..2 for ``u2``, 0..15 for ``u4``, 0..255 for ``u8``."""
+        cdef FillCodes c
+        self._check_rows(first_row, codes.shape[0])
+        if is_float(self.m.format) or codes.shape[1] != self.m.n_cols:
+            raise FormatError(f"codes of {codes.shape[1]} columns do not fit a matrix of {self.m.n_cols}")
+        c.m = &self.m
+        c.codes = &codes[0, 0]
+        c.first_group = first_row // LB_ROWS
+        c.rows = codes.shape[0]
+        c.bad = 0
+        with nogil:
+            parallel(fill_codes, &c, lb_row_groups(c.rows), 4, threads)
+        if c.bad:
+            raise FormatError("a weight has a code that does not exist")
+
+    def fill_scales(self, const float[:, ::1] scales, int64_t first_row=0):
+        """Set the scales of rows, shape (rows, n_groups). Raises FormatError if one is not finite."""
+        cdef int64_t row, g, at
+        self._check_rows(first_row, scales.shape[0])
+        if is_float(self.m.format) or scales.shape[1] != self.m.n_groups or self.m.scales_f16:
+            raise FormatError("the scales do not fit the matrix")
+        for row in range(scales.shape[0]):
+            for g in range(scales.shape[1]):
+                if not isfinite(scales[row, g]):
+                    raise FormatError("a scale is not finite")
+                at = ((first_row + row) // LB_ROWS * self.m.n_groups + g) * LB_ROWS + (first_row + row) % LB_ROWS
+                (<float *>self.m.scales)[at] = scales[row, g]
+
+    def fill_floats(self, const uint8_t[::1] raw, int64_t rows, int64_t first_row=0, int32_t threads=1):
+        """Fill rows of a float matrix from their stored bytes, in the matrix's own format."""
+        cdef FillFloats c
+        self._check_rows(first_row, rows)
+        if not is_float(self.m.format):
+            raise FormatError("float bytes do not fit a matrix of codes")
+        if <size_t>raw.shape[0] < <size_t>rows * self.m.n_cols * value_size(self.m.format):
+            raise FormatError(f"{raw.shape[0]} bytes are too few for {rows} rows of floats")
+        c.m = &self.m
+        c.source = &raw[0]
+        c.first_group = first_row // LB_ROWS
+        c.rows = rows
+        with nogil:
+            parallel(fill_floats, &c, lb_row_groups(c.rows), 4, threads)
+
+    def rows(self, indices):
+        """Dequantise rows.
+
+        Parameters
+        ----------
+        indices : sequence of int
+
+        Returns
+        -------
+        ndarray of float32, shape (len(indices), n_cols)
+        """
+        cdef float[:, ::1] out
+        cdef int64_t i, row
+        result = np.empty((len(indices), self.m.n_cols), np.float32)
+        out = result
+        for i, row in enumerate(indices):
+            if not 0 <= row < self.m.n_rows:
+                raise IndexError(f"row {row} is not in a matrix of {self.m.n_rows} rows")
+            matrix_row(&self.m, row, &out[i, 0])
+        return result
+
+    def __repr__(self):
+        return f"PackedMatrix({self.format}, {self.m.n_rows} x {self.m.n_cols}, {self.nbytes} bytes)"

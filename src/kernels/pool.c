@@ -1,0 +1,161 @@
+/*
+ * A job is open or closed, and counts the workers that are inside: both live in one atomic word,
+ *
+ *     bits 31..16 number of the job | bit 15 open | bits 14..0 workers inside
+ *
+ * A worker may enter only while the job is open. The caller works too; when no unit is left it closes the job and
+ * waits only for the workers that are inside. A worker that the system has not scheduled in time is never waited for.
+ *
+ * When such a wait is long, the other cores are evidently taken by other programs, and a worker that was put to sleep
+ * in the middle of a unit costs more than it brings: then the next jobs run on the calling thread alone, for a time
+ * that grows while the trouble lasts.
+ */
+#include "pool.h"
+
+#include "os.h"
+
+enum { OPEN = 1 << 15, INSIDE = OPEN - 1, NEXT_JOB = 1 << 16 };
+
+enum {
+    SPIN_NS = 50 * 1000,           /* waiting threads spin this long before they sleep */
+    LONG_WAIT_NS = 300 * 1000,     /* a unit takes some microseconds: this is a worker that lost its core */
+    FIRST_SOLO_NS = 4 * 1000000,   /* about one time slice of the usual schedulers */
+    LONGEST_SOLO_NS = 64 * 1000000
+};
+
+static struct {
+    lb_mutex job_lock; /* held by the caller whose job this is */
+    lb_mutex sleep_lock;
+    lb_cond wake;
+    lb_atomic state;
+    lb_atomic next_unit;
+    lb_atomic sleepers;
+    lb_atomic limit; /* workers with a lower number may take part */
+    lb_work_fn *work;
+    void *context;
+    int32_t n_units, chunk;
+    int32_t n_workers;
+    int64_t solo_until, solo_ns;
+} pool;
+
+static lb_atomic pool_ready;
+
+static void take_units(void) {
+    for (;;) {
+        const int32_t begin = lb_atomic_add(&pool.next_unit, pool.chunk);
+        if (begin >= pool.n_units) return;
+        const int32_t end = pool.n_units - begin < pool.chunk ? pool.n_units : begin + pool.chunk;
+        pool.work(pool.context, begin, end);
+    }
+}
+
+static LB_THREAD_RESULT worker_main(void *argument) {
+    const int32_t index = (int32_t)(intptr_t)argument;
+    int32_t seen = 0;
+    for (;;) {
+        int32_t state = lb_atomic_load(&pool.state);
+        if (state >> 16 == seen >> 16) {
+            const int64_t start = lb_nanoseconds();
+            int32_t rounds = 0;
+            while ((state = lb_atomic_load(&pool.state)) >> 16 == seen >> 16) {
+                lb_cpu_relax();
+                if (++rounds % 64 == 0 && lb_nanoseconds() - start > SPIN_NS) {
+                    lb_mutex_lock(&pool.sleep_lock);
+                    lb_atomic_add(&pool.sleepers, 1);
+                    while (lb_atomic_load(&pool.state) >> 16 == seen >> 16) lb_cond_wait(&pool.wake, &pool.sleep_lock);
+                    lb_atomic_add(&pool.sleepers, -1);
+                    lb_mutex_unlock(&pool.sleep_lock);
+                }
+            }
+        }
+        seen = state;
+        while ((state & OPEN) && state >> 16 == seen >> 16 && index < lb_atomic_load(&pool.limit)) {
+            if (lb_atomic_swap_if(&pool.state, state, state + 1)) {
+                take_units();
+                lb_atomic_add(&pool.state, -1);
+                break;
+            }
+            state = lb_atomic_load(&pool.state);
+        }
+    }
+    return 0;
+}
+
+static void start_pool(void) {
+    lb_mutex_init(&pool.job_lock);
+    lb_mutex_init(&pool.sleep_lock);
+    lb_cond_init(&pool.wake);
+    lb_atomic_store(&pool.state, 0);
+    lb_atomic_store(&pool.sleepers, 0);
+    pool.n_workers = 0;
+    pool.solo_until = 0;
+    pool.solo_ns = FIRST_SOLO_NS;
+}
+
+void lb_pool_after_fork(void) { lb_atomic_store(&pool_ready, 0); }
+
+void lb_parallel(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) {
+    if (n_threads > LB_MAX_THREADS) n_threads = LB_MAX_THREADS;
+    if (n_threads <= 1 || n_units <= chunk) {
+        if (n_units > 0) work(context, 0, n_units);
+        return;
+    }
+    while (lb_atomic_load(&pool_ready) != 2) {
+        if (lb_atomic_swap_if(&pool_ready, 0, 1)) {
+            start_pool();
+            lb_atomic_store(&pool_ready, 2);
+        } else {
+            lb_yield();
+        }
+    }
+    if (!lb_mutex_try_lock(&pool.job_lock)) {
+        work(context, 0, n_units);
+        return;
+    }
+    if (pool.solo_until && lb_nanoseconds() < pool.solo_until) {
+        lb_mutex_unlock(&pool.job_lock);
+        work(context, 0, n_units);
+        return;
+    }
+    while (pool.n_workers < n_threads - 1) {
+        if (!lb_thread_start(worker_main, (void *)(intptr_t)pool.n_workers)) break;
+        pool.n_workers++;
+    }
+
+    pool.work = work;
+    pool.context = context;
+    pool.n_units = n_units;
+    pool.chunk = chunk;
+    lb_atomic_store(&pool.next_unit, 0);
+    lb_atomic_store(&pool.limit, n_threads - 1);
+    const int32_t job = (int32_t)(((uint32_t)lb_atomic_load(&pool.state) & ~(uint32_t)INSIDE & ~(uint32_t)OPEN) + NEXT_JOB);
+    lb_atomic_store(&pool.state, job | OPEN);
+    if (lb_atomic_add(&pool.sleepers, 0) > 0) {
+        lb_mutex_lock(&pool.sleep_lock);
+        lb_cond_wake_all(&pool.wake);
+        lb_mutex_unlock(&pool.sleep_lock);
+    }
+    take_units();
+
+    lb_atomic_and(&pool.state, ~OPEN);
+    if (lb_atomic_load(&pool.state) & INSIDE) {
+        const int64_t start = lb_nanoseconds();
+        int32_t rounds = 0;
+        int64_t waited = 0;
+        while (lb_atomic_load(&pool.state) & INSIDE) {
+            lb_cpu_relax();
+            if (++rounds % 64 == 0) {
+                waited = lb_nanoseconds() - start;
+                if (waited > SPIN_NS) lb_yield();
+            }
+        }
+        if (waited > LONG_WAIT_NS) {
+            pool.solo_until = start + waited + pool.solo_ns;
+            if (pool.solo_ns < LONGEST_SOLO_NS) pool.solo_ns *= 2;
+        } else if (pool.solo_until && start > pool.solo_until + pool.solo_ns) {
+            pool.solo_until = 0; /* undisturbed for as long as it was set aside */
+            pool.solo_ns = FIRST_SOLO_NS;
+        }
+    }
+    lb_mutex_unlock(&pool.job_lock);
+}

@@ -1,0 +1,22 @@
+/* One pool of threads for the whole process. */
+#ifndef LB_POOL_H
+#define LB_POOL_H
+
+#include <stdint.h>
+
+#define LB_MAX_THREADS 256
+
+/* Does the work units [begin, end). */
+typedef void lb_work_fn(void *context, int32_t begin, int32_t end);
+
+/*
+ * Runs all units on up to n_threads threads, the calling one among them, and returns when they are done. Threads take
+ * `chunk` units at a time, so a thread that is held up by other programs leaves the rest to the others. If the pool is
+ * busy with the work of another caller, this one does all of its own work.
+ */
+void lb_parallel(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads);
+
+/* Forgets the threads, which a child process does not inherit. */
+void lb_pool_after_fork(void);
+
+#endif

@@ -1,0 +1,171 @@
+"""Choosing the next token from the logits, without Python and the same on every machine.
+
+Order of the steps: repeat penalty, temperature, top-k, top-p, min-p, then one random number. Candidates are sorted by
+logit, the largest first and equals by token, so every cut is a prefix. Random numbers are xoshiro256** seeded by
+splitmix64 (Blackman and Vigna), 53 bits of each.
+"""
+from libc.stddef cimport size_t
+from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdlib cimport free, malloc, qsort
+from libc.string cimport memcpy
+
+from lowbit._kernels.dispatch cimport table
+
+
+cdef inline uint64_t rotate(uint64_t x, int k) noexcept nogil:
+    return (x << k) | (x >> (64 - k))
+
+
+cdef bint before(const Candidate *a, const Candidate *b) noexcept nogil:
+    return a.logit > b.logit or (a.logit == b.logit and a.token < b.token)
+
+
+cdef int compare(const void *a, const void *b) noexcept nogil:
+    return -1 if before(<const Candidate *>a, <const Candidate *>b) else 1
+
+
+cdef void sift_down(Candidate *heap, int32_t n, int32_t i) noexcept nogil:
+    """Restore a heap whose root is the candidate that comes last."""
+    cdef int32_t child
+    cdef Candidate moved = heap[i]
+    while True:
+        child = 2 * i + 1
+        if child >= n:
+            break
+        if child + 1 < n and before(&heap[child], &heap[child + 1]):
+            child += 1
+        if not before(&moved, &heap[child]):
+            break
+        heap[i] = heap[child]
+        i = child
+    heap[i] = moved
+
+
+cdef class Sampler:
+    """State of one sequence's sampling: settings, random numbers, and the recent tokens."""
+
+    def __cinit__(self, int32_t vocab_size, double temperature, int32_t top_k, double top_p, double min_p,
+                  double repeat_penalty, uint64_t seed):
+        cdef uint64_t z
+        cdef int i
+        self.vocab_size = vocab_size
+        self.temperature, self.top_p, self.min_p, self.repeat_penalty = temperature, top_p, min_p, repeat_penalty
+        self.top_k = top_k if 0 < top_k < vocab_size else vocab_size
+        self.candidates = <Candidate *>malloc(sizeof(Candidate) * <size_t>vocab_size)
+        self.probabilities = <float *>malloc(sizeof(float) * <size_t>vocab_size)
+        self.penalised = <float *>malloc(sizeof(float) * <size_t>vocab_size)
+        if self.candidates == NULL or self.probabilities == NULL or self.penalised == NULL:
+            raise MemoryError("no memory for the sampler")
+        for i in range(4):
+            seed += 0x9e3779b97f4a7c15u
+            z = seed
+            z = (z ^ (z >> 30)) * <uint64_t>0xbf58476d1ce4e5b9u
+            z = (z ^ (z >> 27)) * <uint64_t>0x94d049bb133111ebu
+            self.state[i] = z ^ (z >> 31)
+
+    def __dealloc__(self):
+        free(self.candidates)
+        free(self.probabilities)
+        free(self.penalised)
+
+    cdef double uniform(self) noexcept nogil:
+        """A number in [0, 1) of 53 random bits."""
+        cdef uint64_t *s = self.state
+        cdef uint64_t result = rotate(s[1] * 5, 7) * 9, t = s[1] << 17
+        s[2] ^= s[0]
+        s[3] ^= s[1]
+        s[1] ^= s[2]
+        s[0] ^= s[3]
+        s[2] ^= t
+        s[3] = rotate(s[3], 45)
+        return <double>(result >> 11) * (1.0 / 9007199254740992.0)
+
+    cdef void remember(self, int32_t token) noexcept nogil:
+        """Note a token of the text, for the repeat penalty."""
+        self.recent[self.n_recent % RECENT] = token
+        self.n_recent += 1
+
+    cdef int32_t sample(self, const float *logits) noexcept nogil:
+        """Return the next token."""
+        cdef int32_t i, n, best, kept, token
+        cdef double total, limit, running
+        if self.repeat_penalty != 1.0:
+            memcpy(self.penalised, logits, sizeof(float) * <size_t>self.vocab_size)
+            for i in range(<int32_t>min(self.n_recent, <int64_t>RECENT)):
+                token = self.recent[i]
+                # each recent token is penalised once, from its original logit
+                if logits[token] > 0:
+                    self.penalised[token] = <float>(logits[token] / self.repeat_penalty)
+                else:
+                    self.penalised[token] = <float>(logits[token] * self.repeat_penalty)
+            logits = self.penalised
+        if self.temperature == 0 or self.top_k == 1:
+            best = 0
+            for i in range(1, self.vocab_size):
+                if logits[i] > logits[best]:
+                    best = i
+            return best
+
+        n = self.select(logits)
+        for i in range(n):
+            self.penalised[i] = self.candidates[i].logit
+        table.exp(self.penalised, self.candidates[0].logit, <float>(1.0 / self.temperature), n, self.probabilities)
+        kept = n
+        if self.top_p < 1.0:
+            total = 0
+            for i in range(n):
+                total += self.probabilities[i]
+            limit = self.top_p * total
+            running = 0
+            for i in range(n):
+                running += self.probabilities[i]
+                if running >= limit:
+                    kept = i + 1
+                    break
+        if self.min_p > 0.0:
+            while kept > 1 and self.probabilities[kept - 1] < self.min_p * self.probabilities[0]:
+                kept -= 1
+        total = 0
+        for i in range(kept):
+            total += self.probabilities[i]
+        limit = self.uniform() * total
+        running = 0
+        for i in range(kept - 1):
+            running += self.probabilities[i]
+            if running > limit:
+                return self.candidates[i].token
+        return self.candidates[kept - 1].token
+
+    cdef int32_t select(self, const float *logits) noexcept nogil:
+        """Put the top_k candidates in order, and return how many there are."""
+        cdef int32_t i, n = self.top_k
+        cdef Candidate next
+        for i in range(n):
+            self.candidates[i].logit = logits[i]
+            self.candidates[i].token = i
+        if n < self.vocab_size:
+            for i in range(n // 2 - 1, -1, -1):
+                sift_down(self.candidates, n, i)
+            for i in range(n, self.vocab_size):
+                next.logit = logits[i]
+                next.token = i
+                if before(&next, &self.candidates[0]):
+                    self.candidates[0] = next
+                    sift_down(self.candidates, n, 0)
+        qsort(self.candidates, n, sizeof(Candidate), compare)
+        return n
+
+    def note(self, tokens) -> None:
+        """Note the tokens of a prompt."""
+        for token in tokens:
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"token {token} is not in a vocabulary of {self.vocab_size}")
+            self.remember(token)
+
+    def choose(self, const float[::1] logits) -> int:
+        """Choose a token from logits, shape (vocab_size,), and note it."""
+        if logits.shape[0] != self.vocab_size:
+            raise ValueError(f"{logits.shape[0]} logits do not fit a vocabulary of {self.vocab_size}")
+        token = self.sample(&logits[0])
+        self.remember(token)
+        return token

@@ -1,0 +1,538 @@
+"""The one forward pass, for a batch of rows: a row is one token at one position of one sequence.
+
+1. Prefill is many rows of one sequence, decode is one row, batched decode is one row of each sequence: the same code.
+   A row's result does not depend on the other rows, so all of these give the same bits.
+2. A family is data: norms that are there or not, the pairing of RoPE, the activation, and how activations become int8.
+3. All memory is taken before the first token: scratch for a batch of rows, and a cache per sequence that is only
+   committed as it fills. Between tokens there is no allocation and no Python.
+4. Work is handed to the pool in row groups (products), rows (norms) and (row, head) pairs (attention). Small work
+   stays on the calling thread, where it is done sooner than a thread wakes up.
+"""
+from libc.math cimport sqrt
+from libc.stddef cimport size_t
+from libc.stdint cimport int8_t, int32_t, int64_t
+from libc.string cimport memcpy
+
+from lowbit._kernels.dispatch cimport (
+    LB_KV_F16, LB_KV_F32, LB_MAX_HEAD_DIM, alloc_aligned, free_aligned, lb_activations, lb_attention_args, lb_kv,
+    lb_matrix, parallel, table,
+)
+from lowbit._kernels.matrix cimport PackedMatrix, is_float, matrix_row, multiply, padded_cols
+from lowbit._kernels.sampler cimport Sampler
+
+import numpy as np
+
+from lowbit.errors import ContextLengthError, FormatError
+
+KV_TYPES = {"f32": LB_KV_F32, "f16": LB_KV_F16}
+
+cdef enum:
+    ATTENTION_GRAIN = 1 << 15       # products of scores and values below which attention stays on one thread
+
+
+cdef class KVCache:
+    """Keys and values of one sequence, for up to `capacity` positions."""
+
+    def __cinit__(self, Transformer model not None, int32_t capacity):
+        cdef size_t positions = (capacity + 15) // 16 * 16, element = 2 if model.kv_type == LB_KV_F16 else 4
+        if not 1 <= capacity <= model.context:
+            raise ContextLengthError(f"a cache of {capacity} positions does not fit a context of {model.context}")
+        self.capacity = capacity
+        self.key_stride = positions * model.head_dim
+        self.value_stride = positions * ((model.head_dim + 15) // 16 * 16)
+        self.layer_keys = (element * model.n_kv_heads * self.key_stride + 63) // 64 * 64
+        self.layer_values = (element * model.n_kv_heads * self.value_stride + 63) // 64 * 64
+        self.nbytes = (self.layer_keys + self.layer_values) * model.n_layers
+        self.memory = <char *>alloc_aligned(self.nbytes)
+        if self.memory == NULL:
+            raise MemoryError(f"no memory for a context of {capacity} tokens ({self.nbytes} bytes)")
+
+    def __dealloc__(self):
+        free_aligned(self.memory)
+
+    cdef lb_kv layer(self, int32_t index) noexcept nogil:
+        cdef lb_kv kv
+        kv.keys = self.memory + (self.layer_keys + self.layer_values) * index
+        kv.values = <char *>kv.keys + self.layer_keys
+        kv.key_stride, kv.value_stride = self.key_stride, self.value_stride
+        return kv
+
+    def truncate(self, int32_t length) -> None:
+        """Forget the positions from `length` on."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot keep {length} of {self.length} positions")
+        self.length = length
+
+
+# --- work units of the pool --------------------------------------------------------------------------------------
+
+cdef struct NormWork:
+    # Normalise rows, and quantise them for the matrix that reads them.
+    const float *x
+    const float *weight             # NULL: no norm
+    float *out
+    int8_t *q
+    float *scale
+    int32_t *sum
+    const lb_matrix *reader         # NULL or a float matrix: no quantisation
+    int64_t x_stride, q_stride
+    int32_t n
+    int32_t n_groups
+    float eps
+    bint per_token
+
+
+cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef NormWork *c = <NormWork *>context
+    cdef int64_t i
+    cdef const float *x
+    for i in range(begin, end):
+        x = c.x + i * c.x_stride
+        if c.weight != NULL:
+            table.rms_norm(x, c.weight, c.n, c.eps, c.out + i * c.n)
+            x = c.out + i * c.n
+        if c.reader != NULL:
+            table.quantize(x, c.n, c.reader.group_cols, c.per_token, <int32_t>c.q_stride, c.q + i * c.q_stride,
+                           c.scale + i * c.n_groups, c.sum + i * c.n_groups)
+
+
+cdef struct AttentionWork:
+    lb_attention_args args
+    int32_t n_rows
+
+
+cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef AttentionWork *c = <AttentionWork *>context
+    cdef int32_t unit
+    for unit in range(begin, end):
+        # the last rows of a prompt have the most positions, so they come first
+        table.attention(&c.args, c.n_rows - 1 - unit // c.args.n_kv_heads, unit % c.args.n_kv_heads)
+
+
+cdef struct GluWork:
+    float *gate_up                  # (n_rows, 2 n)
+    int32_t n
+    bint relu2
+
+
+cdef void glu_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef GluWork *c = <GluWork *>context
+    cdef int64_t i
+    for i in range(begin, end):
+        table.glu(c.gate_up + 2 * i * c.n, c.gate_up + (2 * i + 1) * c.n, c.n, c.relu2)
+
+
+cdef struct RopeWork:
+    # Per row: biases, norms of the heads, rotation, and the cache.
+    float *qkv
+    const int32_t *positions
+    const lb_kv *kv
+    const Layer *layer
+    const float *cos
+    const float *sin
+    lb_attention_args shape
+    int32_t n_out
+    int32_t rope_dim
+    bint halves
+    float eps
+    float q_scale
+
+
+cdef void rotate_head(const RopeWork *c, float *head, const float *cos, const float *sin) noexcept nogil:
+    cdef int32_t half = c.rope_dim // 2, j
+    cdef float a, b
+    if c.halves:
+        for j in range(half):
+            a = head[j]
+            b = head[j + half]
+            head[j] = a * cos[j] - b * sin[j]
+            head[j + half] = a * sin[j] + b * cos[j]
+    else:
+        for j in range(half):
+            a = head[2 * j]
+            b = head[2 * j + 1]
+            head[2 * j] = a * cos[j] - b * sin[j]
+            head[2 * j + 1] = a * sin[j] + b * cos[j]
+
+
+cdef void rope_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef RopeWork *c = <RopeWork *>context
+    cdef int32_t dim = c.shape.head_dim, n_heads = c.shape.n_heads, n_kv = c.shape.n_kv_heads, h, j
+    cdef int64_t i, at
+    cdef float *q
+    cdef float *k
+    for i in range(begin, end):
+        q = c.qkv + i * c.n_out
+        k = q + n_heads * dim
+        at = <int64_t>c.positions[i] * (c.rope_dim // 2)
+        if c.layer.qkv.bias != NULL:
+            table.add(q, c.layer.qkv.bias, c.n_out)
+        for h in range(n_heads + n_kv):
+            if h < n_heads and c.layer.q_norm != NULL:
+                table.rms_norm(q + h * dim, c.layer.q_norm, dim, c.eps, q + h * dim)
+            elif h >= n_heads and c.layer.k_norm != NULL:
+                table.rms_norm(q + h * dim, c.layer.k_norm, dim, c.eps, q + h * dim)
+            rotate_head(c, q + h * dim, c.cos + at, c.sin + at)
+        for j in range(n_heads * dim):
+            q[j] = q[j] * c.q_scale
+        table.kv_store(k, k + n_kv * dim, c.kv + i, &c.shape, c.positions[i])
+
+
+# --- the model ---------------------------------------------------------------------------------------------------
+
+cdef class Transformer:
+    """Weights and scratch memory of one model.
+
+    Parameters
+    ----------
+    config : lowbit.ModelConfig
+    layers : list of dict
+        Per layer: ``attn_norm``, ``ffn_norm`` and, where the family has them, ``attn_sub_norm``, ``ffn_sub_norm``,
+        ``attn_q_norm``, ``attn_k_norm``, ``qkv_bias`` (float32 arrays); ``qkv``, ``attn_output``, ``gate_up``,
+        ``ffn_down`` (lists of PackedMatrix whose outputs lie side by side).
+    token_embd, output : PackedMatrix
+        (vocab_size, hidden_size); the same object if tied.
+    output_norm : ndarray of float32, shape (hidden_size,)
+    context : int
+        Longest sequence, in tokens.
+    threads : int
+    batch : int
+        Most rows that one pass takes.
+    kv_type : str
+        ``f32`` or ``f16``.
+    """
+    cdef readonly int32_t n_layers, n_heads, n_kv_heads, head_dim, hidden, intermediate, vocab, context, batch
+    cdef public int32_t threads
+    cdef int32_t kv_type, rope_dim, q_stride, n_groups
+    cdef bint halves, relu2, per_token
+    cdef float eps
+    cdef Layer *layers
+    cdef const lb_matrix *token_embd
+    cdef Linear output
+    cdef const float *output_norm
+    cdef const float *cos
+    cdef const float *sin
+    cdef list keep              # owners of all that is pointed to
+    cdef readonly size_t scratch_bytes, weight_bytes
+    cdef float *x
+    cdef float *h
+    cdef float *wide            # q, k and v; or gate and up
+    cdef float *attended
+    cdef float *logits
+    cdef int8_t *q8
+    cdef float *scales
+    cdef int32_t *sums
+    cdef lb_kv *kv
+    cdef int32_t *positions
+    cdef int32_t *tokens
+
+    def __cinit__(self, config, list layers, PackedMatrix token_embd, PackedMatrix output, output_norm,
+                  int32_t context, int32_t threads, int32_t batch=256, str kv_type="f16"):
+        cdef int32_t i, wide
+        cdef size_t rows = batch
+        self.keep = []
+        if len(layers) != config.n_layers or config.n_layers < 1:
+            raise FormatError(f"{len(layers)} layers given for a model of {config.n_layers}")
+        if kv_type not in KV_TYPES:
+            raise ValueError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
+        if not 1 <= config.head_dim <= LB_MAX_HEAD_DIM:
+            raise FormatError(f"heads of {config.head_dim} channels are not supported")
+        self.kv_type = KV_TYPES[kv_type]
+        self.n_layers, self.n_heads, self.n_kv_heads = config.n_layers, config.n_heads, config.n_kv_heads
+        self.head_dim, self.hidden, self.intermediate = config.head_dim, config.hidden_size, config.intermediate_size
+        self.vocab, self.context, self.batch, self.threads = config.vocab_size, context, batch, threads
+        self.rope_dim = config.rope_dim or config.head_dim
+        if self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads or self.rope_dim % 2 or self.rope_dim > self.head_dim:
+            raise FormatError("the numbers of heads and rotated channels do not fit together")
+        self.halves = config.rope_pairing == "halves"
+        self.relu2 = config.activation == "relu2"
+        self.per_token = config.activation_quant == "token"
+        self.eps = config.norm_eps
+        self._make_rope(config)
+
+        self.q_stride = self.n_groups = 1
+        self.layers = <Layer *>alloc_aligned(sizeof(Layer) * <size_t>self.n_layers)
+        if self.layers == NULL:
+            raise MemoryError("no memory for the layers")
+        q_size, kv_size = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        for i, layer in enumerate(layers):
+            one = &self.layers[i]
+            one.attn_norm = self._vector(layer["attn_norm"], self.hidden)
+            one.ffn_norm = self._vector(layer["ffn_norm"], self.hidden)
+            one.attn_sub_norm = self._vector(layer.get("attn_sub_norm"), q_size)
+            one.ffn_sub_norm = self._vector(layer.get("ffn_sub_norm"), self.intermediate)
+            one.q_norm = self._vector(layer.get("attn_q_norm"), self.head_dim)
+            one.k_norm = self._vector(layer.get("attn_k_norm"), self.head_dim)
+            one.qkv = self._linear(layer["qkv"], self.hidden, q_size + 2 * kv_size)
+            one.qkv.bias = self._vector(layer.get("qkv_bias"), q_size + 2 * kv_size)
+            one.attn_output = self._linear(layer["attn_output"], q_size, self.hidden)
+            one.gate_up = self._linear(layer["gate_up"], self.hidden, 2 * self.intermediate)
+            one.ffn_down = self._linear(layer["ffn_down"], self.intermediate, self.hidden)
+        self.output = self._linear([output], self.hidden, self.vocab)
+        if token_embd is not output:
+            self._linear([token_embd], self.hidden, self.vocab)
+        self.token_embd = &token_embd.m
+        self.output_norm = self._vector(output_norm, self.hidden)
+
+        wide = max(q_size + 2 * kv_size, 2 * self.intermediate)
+        self.x = <float *>self._scratch(rows * self.hidden * 4)
+        self.h = <float *>self._scratch(rows * max(self.hidden, q_size, self.intermediate) * 4)
+        self.wide = <float *>self._scratch(rows * wide * 4)
+        self.attended = <float *>self._scratch(rows * max(q_size, self.hidden) * 4)
+        self.logits = <float *>self._scratch(<size_t>self.vocab * 4)
+        self.q8 = <int8_t *>self._scratch(rows * self.q_stride)
+        self.scales = <float *>self._scratch(rows * self.n_groups * 4)
+        self.sums = <int32_t *>self._scratch(rows * self.n_groups * 4)
+        self.kv = <lb_kv *>self._scratch(rows * self.n_layers * sizeof(lb_kv))
+        self.positions = <int32_t *>self._scratch(rows * 4)
+        self.tokens = <int32_t *>self._scratch(rows * 4)
+
+    def __dealloc__(self):
+        free_aligned(self.layers)
+
+    def _make_rope(self, config):
+        """cos and sin of position * theta**(-2j/d) / factor, made in double."""
+        cdef const float[:, ::1] view
+        inverse = config.rope_theta ** (-np.arange(0, self.rope_dim, 2, dtype=np.float64) / self.rope_dim)
+        if config.rope_factors:
+            if len(config.rope_factors) != len(inverse):
+                raise FormatError(f"{len(config.rope_factors)} RoPE factors for {len(inverse)} pairs of channels")
+            inverse = inverse / np.asarray(config.rope_factors, np.float64)
+        angles = np.arange(self.context, dtype=np.float64)[:, None] * inverse
+        for name, values in (("cos", np.cos(angles)), ("sin", np.sin(angles))):
+            values = np.ascontiguousarray(values, np.float32)
+            self.keep.append(values)
+            view = values
+            if name == "cos":
+                self.cos = &view[0, 0]
+            else:
+                self.sin = &view[0, 0]
+
+    cdef const float *_vector(self, values, int32_t size) except? NULL:
+        cdef const float[::1] view
+        if values is None:
+            return NULL
+        values = np.ascontiguousarray(values, np.float32)
+        if values.shape != (size,):
+            raise FormatError(f"a vector of shape {values.shape} stands where {size} values belong")
+        self.keep.append(values)
+        self.weight_bytes += values.nbytes
+        view = values
+        return &view[0]
+
+    cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out) except *:
+        cdef Linear linear
+        cdef PackedMatrix matrix
+        linear.n_parts, linear.n_out, linear.bias = len(parts), n_out, NULL
+        if not 1 <= len(parts) <= MAX_PARTS or sum(part.shape[0] for part in parts) != n_out:
+            raise FormatError(f"matrices {parts} do not have {n_out} rows together")
+        for i, matrix in enumerate(parts):
+            if matrix.m.n_cols != n_in:
+                raise FormatError(f"{matrix!r} stands where {n_in} inputs belong")
+            self.keep.append(matrix)
+            self.weight_bytes += matrix.nbytes
+            linear.parts[i] = &matrix.m
+            if not is_float(matrix.m.format):
+                self.q_stride = max(self.q_stride, (padded_cols(&matrix.m) + 63) // 64 * 64)
+                self.n_groups = max(self.n_groups, matrix.m.n_groups)
+        return linear
+
+    cdef void *_scratch(self, size_t n_bytes) except NULL:
+        cdef char[::1] view
+        owner = np.empty(n_bytes + 64, np.int8)
+        self.keep.append(owner)
+        self.scratch_bytes += n_bytes
+        view = owner
+        return <void *>((<size_t>&view[0] + 63) // 64 * 64)
+
+    # --- the pass ---
+
+    cdef void _apply(self, Linear *linear, const float *x, int64_t x_stride, int32_t n_in, const float *norm,
+                     int32_t n_rows, float *y) noexcept nogil:
+        """y = linear(norm(x)); the input is quantised once for all parts that read it alike."""
+        cdef NormWork work
+        cdef lb_activations a
+        cdef const lb_matrix *m
+        cdef const lb_matrix *before = NULL
+        cdef int32_t part, chunk = 1 if n_rows < 4 * self.threads else 4
+        cdef float *out = y
+        work.x, work.x_stride, work.n, work.weight, work.out, work.eps = x, x_stride, n_in, norm, self.h, self.eps
+        work.q, work.scale, work.sum, work.per_token = self.q8, self.scales, self.sums, self.per_token
+        for part in range(linear.n_parts):
+            m = linear.parts[part]
+            work.reader = NULL if is_float(m.format) else m
+            work.q_stride = 0 if is_float(m.format) else padded_cols(m)
+            work.n_groups = m.n_groups
+            if before == NULL or (work.reader != NULL and not same_input(before, m)):
+                parallel(norm_work, &work, n_rows, chunk, self.threads)
+            if norm != NULL:
+                work.x, work.x_stride, work.weight = self.h, n_in, NULL
+            a.q, a.scale, a.sum, a.n_groups, a.n_tokens = self.q8, self.scales, self.sums, m.n_groups, n_rows
+            a.x = work.x
+            a.stride = <int32_t>(work.x_stride if is_float(m.format) else work.q_stride)
+            multiply(m, &a, out, NULL, linear.n_out, self.threads)
+            out += m.n_rows
+            before = m
+
+    cdef void _layer(self, int32_t index, int32_t n_rows) noexcept nogil:
+        cdef Layer *layer = &self.layers[index]
+        cdef RopeWork rope
+        cdef AttentionWork attention
+        cdef GluWork glu
+        cdef int32_t q_size = self.n_heads * self.head_dim, chunk = 1 if n_rows < 4 * self.threads else 4, i
+        cdef int64_t work = 0
+        cdef const lb_kv *kv = self.kv + <size_t>index * self.batch
+
+        self._apply(&layer.qkv, self.x, self.hidden, self.hidden, layer.attn_norm, n_rows, self.wide)
+
+        attention.args.q_stride = layer.qkv.n_out
+        attention.args.q, attention.args.out = self.wide, self.attended
+        attention.args.kv, attention.args.positions = kv, self.positions
+        attention.args.n_heads, attention.args.n_kv_heads = self.n_heads, self.n_kv_heads
+        attention.args.head_dim, attention.args.kv_type = self.head_dim, self.kv_type
+        attention.n_rows = n_rows
+        rope.qkv, rope.positions, rope.kv, rope.layer = self.wide, self.positions, kv, layer
+        rope.cos, rope.sin, rope.shape, rope.n_out = self.cos, self.sin, attention.args, layer.qkv.n_out
+        rope.rope_dim, rope.halves, rope.eps = self.rope_dim, self.halves, self.eps
+        rope.q_scale = <float>(1.0 / sqrt(<double>self.head_dim))
+        parallel(rope_work, &rope, n_rows, chunk, self.threads)
+        for i in range(n_rows):
+            work += <int64_t>(self.positions[i] + 1) * q_size
+        parallel(attention_work, &attention, n_rows * self.n_kv_heads, 1,
+                 self.threads if work > ATTENTION_GRAIN else 1)
+
+        self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)
+        table.add(self.x, self.wide, n_rows * self.hidden)
+
+        self._apply(&layer.gate_up, self.x, self.hidden, self.hidden, layer.ffn_norm, n_rows, self.wide)
+        glu.gate_up, glu.n, glu.relu2 = self.wide, self.intermediate, self.relu2
+        parallel(glu_work, &glu, n_rows, chunk, self.threads)
+        self._apply(&layer.ffn_down, self.wide, 2 * self.intermediate, self.intermediate, layer.ffn_sub_norm, n_rows,
+                    self.attended)
+        table.add(self.x, self.attended, n_rows * self.hidden)
+
+    cdef void _row(self, int32_t row, int32_t token, KVCache cache, int32_t position) noexcept nogil:
+        """Set one row of the batch."""
+        cdef int32_t layer
+        self.tokens[row], self.positions[row] = token, position
+        for layer in range(self.n_layers):
+            self.kv[<size_t>layer * self.batch + row] = cache.layer(layer)
+
+    cdef void _forward(self, int32_t n_rows) noexcept nogil:
+        """Take the rows that were set through all layers; the result is in x."""
+        cdef int32_t i
+        for i in range(n_rows):
+            matrix_row(self.token_embd, self.tokens[i], self.x + <size_t>i * self.hidden)
+        for i in range(self.n_layers):
+            self._layer(i, n_rows)
+
+    cdef void _head(self, int32_t row, int32_t n_rows, float *logits) noexcept nogil:
+        self._apply(&self.output, self.x + <size_t>row * self.hidden, self.hidden, self.hidden, self.output_norm,
+                    n_rows, logits)
+
+    def _check(self, KVCache cache not None, const int32_t[::1] tokens):
+        cdef int64_t i
+        if cache.length + tokens.shape[0] > cache.capacity:
+            raise ContextLengthError(
+                f"{cache.length + tokens.shape[0]} tokens do not fit into a context of {cache.capacity}")
+        for i in range(tokens.shape[0]):
+            if not 0 <= tokens[i] < self.vocab:
+                raise ValueError(f"token {tokens[i]} is not in a vocabulary of {self.vocab}")
+
+    def prefill(self, KVCache cache not None, const int32_t[::1] tokens not None, bint every=False):
+        """Append tokens to a sequence.
+
+        Parameters
+        ----------
+        cache : KVCache
+        tokens : ndarray of int32, shape (n,)
+        every : bool
+            Return the logits after each token; otherwise only the last ones are computed, and kept for `decode`.
+
+        Returns
+        -------
+        ndarray of float32, shape (n, vocab_size), or None
+
+        Raises
+        ------
+        ContextLengthError
+            If the sequence becomes longer than the cache.
+        ValueError
+            If a token is not in the vocabulary.
+        """
+        cdef int64_t start, n = tokens.shape[0]
+        cdef int32_t rows, i
+        cdef float[:, ::1] out
+        self._check(cache, tokens)
+        result = np.empty((n, self.vocab), np.float32) if every else None
+        if every and n:
+            out = result
+        start = 0
+        while start < n:
+            rows = <int32_t>min(n - start, <int64_t>self.batch)
+            with nogil:
+                for i in range(rows):
+                    self._row(i, tokens[start + i], cache, cache.length + i)
+                self._forward(rows)
+                if every:
+                    self._head(0, rows, &out[start, 0])
+                elif start + rows == n:
+                    self._head(rows - 1, 1, self.logits)
+            cache.length += rows
+            start += rows
+        return result
+
+    def decode(self, KVCache cache not None, Sampler sampler not None, int32_t pending, int32_t n,
+               const int32_t[::1] stop not None):
+        """Generate up to n tokens of one sequence, without Python between them.
+
+        Parameters
+        ----------
+        cache : KVCache
+        sampler : Sampler
+        pending : int
+            The last token, if it is not in the cache yet; -1 right after `prefill`.
+        n : int
+        stop : ndarray of int32
+            Tokens that end the text; the one that was found is returned as the last.
+
+        Returns
+        -------
+        list of int
+        """
+        cdef int32_t made = 0, i
+        cdef bint stopped = False
+        cdef int32_t[::1] out
+        room = cache.capacity - cache.length + (1 if pending < 0 else 0)
+        n = min(n, room)
+        if pending >= self.vocab or sampler.vocab_size != self.vocab:
+            raise ValueError("the token or the sampler does not fit the vocabulary")
+        if n <= 0:
+            return []
+        result = np.empty(n, np.int32)
+        out = result
+        with nogil:
+            while made < n and not stopped:
+                if pending >= 0:
+                    self._row(0, pending, cache, cache.length)
+                    self._forward(1)
+                    self._head(0, 1, self.logits)
+                    cache.length += 1
+                pending = sampler.sample(self.logits)
+                sampler.remember(pending)
+                out[made] = pending
+                made += 1
+                for i in range(stop.shape[0]):
+                    if stop[i] == pending:
+                        stopped = True
+        return result[:made].tolist()
+
+    def last_logits(self):
+        """Return a copy of the logits that the next token is chosen from, float32, shape (vocab_size,)."""
+        cdef const float[::1] view = <float[:self.vocab]>self.logits
+        return np.array(view)
+
+
+cdef bint same_input(const lb_matrix *a, const lb_matrix *b) noexcept nogil:
+    """Whether the int8 activations made for one matrix serve the other."""
+    return (not is_float(a.format) and a.group_cols == b.group_cols and padded_cols(a) == padded_cols(b))

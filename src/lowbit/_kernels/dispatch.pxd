@@ -1,0 +1,94 @@
+# The table of kernels in use, and the pool. Other modules cimport these, so a forced instruction set holds everywhere.
+from libc.stddef cimport size_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
+
+
+cdef extern from "kernels.h":
+    enum:
+        LB_ROWS
+        LB_U2
+        LB_U4
+        LB_U8
+        LB_F32
+        LB_F16
+        LB_BF16
+        LB_KV_F32
+        LB_KV_F16
+        LB_MAX_HEAD_DIM
+
+    ctypedef struct lb_matrix:
+        const uint8_t *codes
+        const void *scales
+        int32_t format
+        int32_t n_rows
+        int32_t n_cols
+        int32_t block_cols
+        int32_t group_cols
+        int32_t n_groups
+        int32_t words
+        int32_t scales_f16
+
+    ctypedef struct lb_activations:
+        const int8_t *q
+        const float *scale
+        const int32_t *sum
+        const float *x
+        int32_t stride
+        int32_t n_groups
+        int32_t n_tokens
+
+    ctypedef struct lb_matmul_args:
+        const lb_matrix *w
+        const lb_activations *x
+        float *y
+        int32_t *sums
+        ptrdiff_t y_stride
+
+    ctypedef struct lb_kv:
+        void *keys
+        void *values
+        ptrdiff_t key_stride
+        ptrdiff_t value_stride
+
+    ctypedef struct lb_attention_args:
+        const float *q
+        float *out
+        const lb_kv *kv
+        const int32_t *positions
+        ptrdiff_t q_stride
+        int32_t n_heads
+        int32_t n_kv_heads
+        int32_t head_dim
+        int32_t kv_type
+
+    ctypedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end) noexcept nogil
+    ctypedef void lb_quantize_fn(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded,
+                                 int8_t *q, float *scale, int32_t *sum) noexcept nogil
+    ctypedef void lb_rms_norm_fn(const float *x, const float *weight, int32_t n, float eps, float *out) noexcept nogil
+    ctypedef void lb_attention_fn(const lb_attention_args *args, int32_t row, int32_t kv_head) noexcept nogil
+    ctypedef void lb_kv_store_fn(const float *k, const float *v, const lb_kv *kv, const lb_attention_args *shape,
+                                 int32_t position) noexcept nogil
+    ctypedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t relu2) noexcept nogil
+    ctypedef void lb_add_fn(float *x, const float *y, int32_t n) noexcept nogil
+    ctypedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n, float *out) noexcept nogil
+
+    ctypedef struct lb_kernels:
+        lb_matmul_fn **matmul
+        lb_quantize_fn *quantize
+        lb_rms_norm_fn *rms_norm
+        lb_attention_fn *attention
+        lb_kv_store_fn *kv_store
+        lb_glu_fn *glu
+        lb_add_fn *add
+        lb_exp_fn *exp
+
+    int32_t lb_row_groups(int32_t rows) noexcept nogil
+
+ctypedef void work_fn(void *context, int32_t begin, int32_t end) noexcept nogil
+
+cdef const lb_kernels *table
+cdef void parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) noexcept nogil
+cdef void register_portable_ternary(lb_matmul_fn *matmul) noexcept
+cdef void *alloc_aligned(size_t n_bytes) noexcept nogil
+cdef void free_aligned(void *memory) noexcept nogil
+cdef int64_t nanoseconds() noexcept nogil
