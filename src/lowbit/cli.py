@@ -1,0 +1,120 @@
+"""The command line: a table of subcommands, and the manners that all of them share.
+
+What a command was asked for goes to standard output, everything else to standard error. The exit status is 0,
+2 after one line that says what is wrong with the input, 130 after Ctrl-C, or 141 when nobody reads the output.
+Nothing heavy is imported here: a subcommand imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from . import __version__
+from .commands.common import InputError, printable
+from .errors import LowbitError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = ("generate", "info", "tokenize", "perplexity", "bench")
+"""Modules of `lowbit.commands`, in the order in which the help lists them.
+
+Each has a docstring (its help), ``add_arguments(parser)`` and ``run(args) -> exit status``.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that reports a mistake in one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"lowbit: error: {printable(message)} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; those of the process if not given.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    _prepare_streams()
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # the terminal has echoed ^C in the middle of a line
+        return 130
+    except BrokenPipeError:
+        _discard_stdout()
+        return 141
+    except OSError as error:
+        if error.filename is None:
+            _discard_stdout()  # a full disk, say: what is still buffered cannot be written either
+            return _fail(error.strerror or str(error))
+        return _fail(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    except (InputError, LowbitError) as error:
+        return _fail(str(error))
+    except MemoryError:
+        return _fail("not enough memory")
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has shown help, the version, or what is wrong
+        return int(stop.code or 0)
+    status: int = args.run(args)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="lowbit", description="Run ternary (1.58-bit) language models on an ordinary CPU.")
+    parser.add_argument("--version", action="version", version=f"lowbit {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = importlib.import_module(f".commands.{name}", __package__)
+        description = module.__doc__ or ""
+        command = subparsers.add_parser(
+            name,
+            help=description.partition("\n")[0],
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def _prepare_streams() -> None:
+    """Make both output streams able to take any text, wherever they lead."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            # A terminal that cannot show a character shows a question mark; a file or pipe is always UTF-8.
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="replace")
+
+
+def _discard_stdout() -> None:
+    """Send what is still buffered nowhere, so that the interpreter does not complain when it ends."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
+
+
+def _fail(message: str) -> int:
+    print(f"lowbit: error: {printable(message)}", file=sys.stderr)
+    return 2

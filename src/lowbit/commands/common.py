@@ -1,0 +1,149 @@
+"""Options and small helpers that several subcommands share."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+__all__ = [
+    "InputError",
+    "add_model_arguments",
+    "add_sampling_arguments",
+    "load_model",
+    "print_json",
+    "print_table",
+    "printable",
+    "read_file",
+    "read_text",
+    "sampling_values",
+    "whole",
+]
+
+
+class InputError(Exception):
+    """What the user gave cannot be used; the message is one line that says why."""
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `load_model` reads."""
+    add = parser.add_argument_group("model").add_argument
+    add("-m", "--model", metavar="FILE", help="model file (default: the embedded model)")
+    add("-t", "--threads", type=whole(1), metavar="N", help="threads (default: one per core)")
+    add("--max-ram", metavar="SIZE", help="most memory to use, such as 64MB (not supported yet)")
+    add("--sparsity", type=float, metavar="F", help="share of activations to skip (not supported yet)")
+    add("--context", type=whole(1), metavar="N", help="tokens to make room for (default: as the model says)")
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """Load the model that the options of `add_model_arguments` name."""
+    import lowbit
+
+    names = ("threads", "max_ram", "sparsity", "context")
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    try:
+        return lowbit.load(args.model, **given) if args.model is not None else lowbit.load(**given)
+    except lowbit.LowbitError:
+        raise
+    except ValueError as error:  # an option out of range
+        raise InputError(str(error)) from None
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `sampling_values` reads, with the defaults of `SamplingParams`."""
+    from ..sampling import SamplingParams
+
+    default = SamplingParams()
+    add = parser.add_argument_group("sampling").add_argument
+    add("-n", "--max-tokens", type=int, metavar="N", help=f"most tokens to generate (default: {default.max_tokens})")
+    add("--temperature", type=float, metavar="T", help=f"0 is greedy (default: {default.temperature})")
+    add("--top-k", type=int, metavar="K", help=f"keep the K likeliest tokens, 0 is off (default: {default.top_k})")
+    add("--top-p", type=float, metavar="P", help=f"keep the likeliest tokens up to this sum (default: {default.top_p})")
+    add("--min-p", type=float, metavar="P", help=f"drop tokens below this share of the best (default: {default.min_p})")
+    add(
+        "--repeat-penalty",
+        type=float,
+        metavar="F",
+        help=f"make recent tokens less likely, 1 is off (default: {default.repeat_penalty})",
+    )
+    add("--seed", type=int, metavar="N", help="same seed, same text (default: a new one, reported at the end)")
+    add("--stop", action="append", metavar="S", help="end before this text; may be given several times")
+
+
+def sampling_values(args: argparse.Namespace) -> dict[str, Any]:
+    """Return checked keyword arguments for `Model.generate`, with a seed that can be reported."""
+    from ..sampling import SamplingParams
+
+    names = [field.name for field in dataclasses.fields(SamplingParams)]
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    given.setdefault("seed", int.from_bytes(os.urandom(4), "little"))
+    try:
+        return dataclasses.asdict(SamplingParams(**given))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Return a converter of arguments to whole numbers of at least `least`."""
+
+    def convert(text: str) -> int:
+        value = int(text) if text.strip().isdecimal() else least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text!r}")
+        return value
+
+    return convert
+
+
+def read_text(argument: str | None, what: str) -> str:
+    """Return the argument itself, or all of standard input if it is ``-`` or was left out."""
+    if argument is not None and argument != "-":
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(f"the {what} is not UTF-8 text") from None
+        return argument
+    if argument is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise InputError(f"no {what}: give it as an argument, or pipe it in")
+    text = read_file("-")
+    return text[:-1] if text.endswith("\n") else text  # echo and editors end the last line
+
+
+def read_file(path: str) -> str:
+    """Return the text of a file, or of standard input if `path` is ``-``."""
+    if path == "-":
+        data, name = (b"" if sys.stdin is None else sys.stdin.buffer.read()), "standard input"
+    else:
+        with open(path, "rb") as file:
+            data, name = file.read(), path
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: not UTF-8 text (byte {error.start})") from None
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value on one line."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def print_table(rows: Iterable[Iterable[str]], numeric: bool = False) -> None:
+    """Print rows of text in columns: aligned to the left, or to the right for numbers."""
+    table = [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = [cell.rjust(w) if numeric else cell.ljust(w) for cell, w in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def printable(text: str) -> str:
+    """Return one line without control characters, for text that may come from a hostile file."""
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)

@@ -1,0 +1,94 @@
+"""Continue a text.
+
+The text appears on standard output as it is made; timings follow on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .common import (
+    add_model_arguments,
+    add_sampling_arguments,
+    load_model,
+    print_json,
+    printable,
+    read_text,
+    sampling_values,
+)
+
+if TYPE_CHECKING:
+    from ..model import Generation, Model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="text to continue; - or none reads a pipe")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of a stream")
+    parser.add_argument("-q", "--quiet", action="store_true", help="do not report timings")
+    add_sampling_arguments(parser)
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    sampling = sampling_values(args)
+    prompt = read_text(args.prompt, "prompt")
+    model = load_model(args)
+    if args.json:
+        out = model.generate(prompt, **sampling)
+        print_json(_as_json(out, sampling["seed"]))
+        return 0
+    out = _stream(model, prompt, sampling)
+    if not args.quiet:
+        print(_summary(model, out, sampling), file=sys.stderr)
+    return 0
+
+
+def _stream(model: Model, prompt: str, sampling: dict[str, Any]) -> Generation:
+    """Write the pieces as they come, and return what the stream returns when it ends."""
+    pieces = model.stream(prompt, **sampling)
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+            out: Generation = end.value
+            return out
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+
+def _summary(model: Model, out: Generation, sampling: dict[str, Any]) -> str:
+    timings, info = out.timings, model.info()
+    parts = [
+        printable(info["name"] or os.path.basename(info["path"])),
+        f"load {timings.load_seconds:.2f} s",
+        f"prompt {timings.prompt_tokens} tokens, {timings.prefill_tps:.1f} tok/s",
+        f"decode {timings.decode_tokens} tokens, {timings.decode_tps:.1f} tok/s",
+    ]
+    if sampling["temperature"] > 0:
+        parts.append(f"seed {sampling['seed']}")
+    return "[" + " | ".join(parts) + "]"
+
+
+def _as_json(out: Generation, seed: int) -> dict[str, Any]:
+    timings = out.timings
+    return {
+        "text": out.text,
+        "tokens": [int(token) for token in out.tokens],
+        "prompt_tokens": out.prompt_tokens,
+        "finish_reason": out.finish_reason,
+        "seed": seed,
+        "timings": {
+            "load_seconds": timings.load_seconds,
+            "prompt_seconds": timings.prompt_seconds,
+            "first_token_seconds": timings.first_token_seconds,
+            "decode_tokens": timings.decode_tokens,
+            "decode_seconds": timings.decode_seconds,
+            "prefill_tps": timings.prefill_tps,
+            "decode_tps": timings.decode_tps,
+        },
+    }

@@ -1,0 +1,20 @@
+"""Model families: one file each, and one row here."""
+
+from __future__ import annotations
+
+from ..errors import UnsupportedModelError
+from . import bitnet, bitnet_b158, llama
+from .base import Family
+
+__all__ = ["FAMILIES", "Family", "find_family"]
+
+FAMILIES = (llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY)
+
+
+def find_family(architecture: str) -> Family:
+    """Return the family of an architecture; UnsupportedModelError if there is none."""
+    for family in FAMILIES:
+        if architecture in family.architectures:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.architectures)
+    raise UnsupportedModelError(f"architecture {architecture!r} is not known; lowbit runs {known}")

@@ -1,0 +1,128 @@
+"""What a family file says, and how metadata becomes a ModelConfig. No family has code of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ..config import ModelConfig
+from ..errors import FormatError
+
+__all__ = ["Family"]
+
+MAX_LAYERS = 1024
+MAX_VOCAB = 1 << 20
+MAX_CONTEXT = 1 << 24
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family: what its files do not say."""
+
+    name: str
+    architectures: tuple[str, ...]
+    """Values of ``general.architecture``."""
+    rope_pairing: Literal["adjacent", "halves"]
+    activation: Literal["silu", "relu2"] = "silu"
+    sub_norms: bool = False
+    qk_norm: bool = False
+    attn_bias: bool = False
+    activation_quant: Literal["token", "group"] = "group"
+    bit_linear: bool = False
+    """Float weights of the linear layers are masters of ternary ones: quantised at load, never used as they are."""
+
+    def config(self, metadata: Mapping[str, Any], architecture: str, tied: bool) -> ModelConfig:
+        """Translate a file's metadata.
+
+        Parameters
+        ----------
+        metadata : mapping
+            With GGUF's key names.
+        architecture : str
+            The prefix of the keys.
+        tied : bool
+            The file has no output head of its own.
+
+        Raises
+        ------
+        FormatError
+            If a key is missing, of the wrong type, or out of range.
+        """
+        keys = _Keys(metadata, architecture)
+        hidden = keys.whole("embedding_length", 1, 1 << 18)
+        heads = keys.whole("attention.head_count", 1, 1 << 14)
+        kv_heads = keys.whole("attention.head_count_kv", 1, heads, default=heads)
+        head_dim = keys.whole("attention.key_length", 2, 1 << 14, default=hidden // heads)
+        if keys.whole("attention.value_length", 1, 1 << 14, default=head_dim) != head_dim:
+            raise FormatError("keys and values have different lengths")
+        if heads % kv_heads:
+            raise FormatError(f"{heads} query heads cannot share {kv_heads} key heads")
+        return ModelConfig(
+            family=self.name,
+            vocab_size=keys.vocabulary(),
+            hidden_size=hidden,
+            intermediate_size=keys.whole("feed_forward_length", 1, 1 << 18),
+            n_layers=keys.whole("block_count", 1, MAX_LAYERS),
+            n_heads=heads,
+            n_kv_heads=kv_heads,
+            head_dim=head_dim,
+            context_length=keys.whole("context_length", 1, MAX_CONTEXT),
+            norm_eps=keys.real("attention.layer_norm_rms_epsilon", 0.0, 1.0),
+            rope_theta=keys.real("rope.freq_base", 1.0, 1e12, default=10000.0),
+            rope_dim=keys.whole("rope.dimension_count", 2, head_dim, default=head_dim),
+            rope_pairing=self.rope_pairing,
+            rope_factors=keys.linear_scaling(head_dim),
+            activation=self.activation,
+            attn_sub_norm=self.sub_norms,
+            ffn_sub_norm=self.sub_norms,
+            qk_norm=self.qk_norm,
+            attn_bias=self.attn_bias,
+            tied_embeddings=tied,
+            activation_quant=self.activation_quant,
+        )
+
+
+class _Keys:
+    """Typed access to the keys of one architecture, with the range of every number."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
+        self.metadata = metadata
+        self.prefix = architecture + "."
+
+    def whole(self, key: str, low: int, high: int, default: int | None = None) -> int:
+        value = self.metadata.get(self.prefix + key, default)
+        if isinstance(value, np.ndarray) and value.ndim == 1 and len(value) and (value == value[0]).all():
+            value = value[0]  # per layer, and all alike
+        if value is None:
+            raise FormatError(f"the key {self.prefix + key} is missing")
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
+            raise FormatError(f"{self.prefix + key} is {value!r}, not a whole number from {low} to {high}")
+        return int(value)
+
+    def real(self, key: str, low: float, high: float, default: float | None = None) -> float:
+        value = self.metadata.get(self.prefix + key, default)
+        if value is None:
+            raise FormatError(f"the key {self.prefix + key} is missing")
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
+            raise FormatError(f"{self.prefix + key} is {value!r}, not a number from {low:g} to {high:g}")
+        return float(value)
+
+    def vocabulary(self) -> int:
+        key = "tokenizer.ggml.tokens"
+        if self.prefix + "vocab_size" not in self.metadata and key in self.metadata:
+            return len(self.metadata[key])
+        return self.whole("vocab_size", 1, MAX_VOCAB)
+
+    def linear_scaling(self, head_dim: int) -> tuple[float, ...]:
+        """RoPE factors of linear scaling; any other scaling is refused, since ignoring it would ruin the text."""
+        kind = self.metadata.get(self.prefix + "rope.scaling.type", "none")
+        factor = self.real("rope.scaling.factor", 1e-6, 1e6, default=1.0)
+        if kind == "linear" and not math.isclose(factor, 1.0):
+            return (factor,) * (self.whole("rope.dimension_count", 2, head_dim, default=head_dim) // 2)
+        if kind not in ("none", "linear"):
+            raise FormatError(f"RoPE scaling of type {kind!r} is not supported")
+        return ()

@@ -1,0 +1,207 @@
+"""Decoding stored tensor blocks to values, and ternary ones to codes and scales, with NumPy.
+
+A code is a weight plus one: 0, 1, 2 mean -1, 0, +1. Scales are checked here, once, so that nothing behind this file
+meets an infinity or a NaN that a file smuggled in. Layout facts: llama.cpp `ggml/src/ggml-common.h`,
+`ggml/src/ggml-quants.c`; for I2_S microsoft/BitNet `src/ggml-bitnet-mad.cpp`; for Q8_L2C karpathy/llama2.c `export.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lowbit.errors import FormatError, UnsupportedModelError
+from lowbit.formats.ggml_types import tensor_nbytes, type_of
+
+__all__ = ["TERNARY", "dequantize", "ternary_codes"]
+
+# 3**n mod 256 lifts the n-th base-3 digit of a TQ1_0 byte to the top.
+_POWERS_OF_3 = np.array([1, 3, 9, 27, 81], np.uint8)[:, None]
+
+
+def dequantize(type_name: str, raw: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Decode a tensor to its values.
+
+    Parameters
+    ----------
+    type_name : str
+        Name of a ggml type, one of `lowbit.formats.ggml_types.DECODABLE`.
+    raw : ndarray of uint8, shape (n_bytes,)
+        Stored bytes; may be read-only and unaligned.
+    shape : sequence of int
+        Row-major.
+
+    Returns
+    -------
+    ndarray of float32, shape `shape`
+        For F32, a view of `raw` where its alignment allows.
+
+    Raises
+    ------
+    FormatError
+        If the size does not fit the shape, a scale is not finite, or a ternary code is 3.
+    UnsupportedModelError
+        If the type cannot be decoded.
+    """
+    if type_name in TERNARY:
+        codes, scales = ternary_codes(type_name, raw, shape)
+        rows, n_blocks = scales.shape
+        values = codes.astype(np.float32)
+        values -= 1
+        values.reshape(rows, n_blocks, -1)[:] *= scales[:, :, None]
+        return values.reshape(tuple(shape))
+    if type_name not in _DECODERS:
+        type_of(type_name)
+        raise UnsupportedModelError(f"values of type {type_name} cannot be decoded")
+    if type_name == "Q8_L2C":
+        return _q8_l2c(raw, math.prod(shape)).reshape(tuple(shape))
+    return _DECODERS[type_name](_blocks(type_name, raw, shape)).reshape(tuple(shape))
+
+
+def ternary_codes(type_name: str, raw: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a ternary tensor to codes and scales; the weights are (codes - 1) * scale.
+
+    Parameters
+    ----------
+    type_name : str
+        ``TQ1_0``, ``TQ2_0`` or ``I2_S``.
+    raw : ndarray of uint8, shape (n_bytes,)
+    shape : sequence of int
+        Row-major; all dimensions but the last count as rows.
+
+    Returns
+    -------
+    codes : ndarray of uint8, shape (rows, cols)
+        0, 1 or 2.
+    scales : ndarray of float32, shape (rows, n_blocks)
+        Scale of each run of cols / n_blocks codes; `n_blocks` is 1 for I2_S, cols / 256 else.
+
+    Raises
+    ------
+    FormatError
+        If the size does not fit the shape, a scale is not finite, or a code is 3.
+    UnsupportedModelError
+        If the type is not ternary.
+    """
+    if type_name not in TERNARY:
+        type_of(type_name)
+        raise UnsupportedModelError(f"type {type_name} is not ternary")
+    rows, cols = math.prod(shape[:-1]), shape[-1]
+    codes, scales = TERNARY[type_name](_blocks(type_name, raw, shape))
+    codes = codes.reshape(rows, cols)
+    if scales.size == 1:
+        return codes, np.full((rows, 1), scales.item(), np.float32)
+    return codes, scales.reshape(rows, -1)
+
+
+def _blocks(type_name: str, raw: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Check the size and cut the bytes into (n_blocks, block_bytes); a tail comes along as (1, n_bytes)."""
+    expected = tensor_nbytes(type_name, shape)
+    raw = np.asarray(raw).reshape(-1).view(np.uint8)
+    if raw.nbytes != expected:
+        raise FormatError(f"{type_name} tensor of shape {tuple(shape)} has {raw.nbytes} bytes, expected {expected}")
+    kind = type_of(type_name)
+    return raw.reshape(1, -1) if kind.tail_bytes else raw.reshape(-1, kind.block_bytes)
+
+
+def _finite(scales: np.ndarray) -> np.ndarray:
+    if not np.isfinite(scales).all():
+        raise FormatError("a scale is infinite or not a number")
+    return scales
+
+
+def _f16(columns: np.ndarray) -> np.ndarray:
+    """Read two byte columns as one finite float16 per block: (n_blocks, 2) -> (n_blocks, 1) float32."""
+    return _finite(np.ascontiguousarray(columns).view("<f2").astype(np.float32))
+
+
+def _crumbs(packed: np.ndarray, shifts: tuple[int, ...]) -> np.ndarray:
+    """Spread each run of 32 bytes to 4 runs of 32 two-bit codes, one run per shift: (n, 32) -> (n, 4, 32)."""
+    # A code is 3 where a bit and its upper neighbour are both set.
+    if (packed & (packed >> 1) & 0x55).any():
+        raise FormatError("a ternary code is 3")
+    codes: np.ndarray = packed[:, None, :] >> np.array(shifts, np.uint8)[:, None]
+    codes &= 3
+    return codes
+
+
+def _tq1_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # 48 + 4 bytes of base-3 digits, most significant first, stored as ceil(q * 256 / 243), then the float16 scale.
+    # In each part, digit n of byte m is element m + n * (bytes of the part).
+    digits = [
+        (part[:, None, :] * _POWERS_OF_3[:n_digits]).reshape(len(blocks), -1)
+        for part, n_digits in ((blocks[:, :32], 5), (blocks[:, 32:48], 5), (blocks[:, 48:52], 4))
+    ]
+    codes = ((np.concatenate(digits, axis=1).astype(np.uint16) * 3) >> 8).astype(np.uint8)
+    return codes, _f16(blocks[:, 52:])
+
+
+def _tq2_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Two runs of 32 bytes; a byte's lowest two bits belong to the first of its run's four sub-runs of 32 elements.
+    return _crumbs(blocks[:, :64].reshape(-1, 32), (0, 2, 4, 6)), _f16(blocks[:, 64:])
+
+
+def _i2_s(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # Like TQ2_0 with the highest bits first, over the flat tensor; one float32 scale behind the codes, then 28 bytes
+    # whose content nobody defines.
+    packed, tail = tensor[0, :-32], tensor[0, -32:]
+    scale = _finite(tail[:4].copy().view("<f4"))
+    return _crumbs(packed.reshape(-1, 32), (6, 4, 2, 0)), scale
+
+
+TERNARY: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
+    "TQ1_0": _tq1_0,
+    "TQ2_0": _tq2_0,
+    "I2_S": _i2_s,
+}
+"""Decoders of the ternary types, by type name."""
+
+
+def _f32(blocks: np.ndarray) -> np.ndarray:
+    return blocks.view("<f4").astype(np.float32, copy=False)
+
+
+def _half(blocks: np.ndarray) -> np.ndarray:
+    return blocks.view("<f2").astype(np.float32)
+
+
+def _bf16(blocks: np.ndarray) -> np.ndarray:
+    return (blocks.view("<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def _q8_0(blocks: np.ndarray) -> np.ndarray:
+    values = blocks[:, 2:].view(np.int8).astype(np.float32)
+    values *= _f16(blocks[:, :2])
+    return values
+
+
+def _q4_0(blocks: np.ndarray) -> np.ndarray:
+    # The low nibbles are elements 0..15, the high ones 16..31.
+    nibbles = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1)
+    values = nibbles.astype(np.float32)
+    values -= 8
+    values *= _f16(blocks[:, :2])
+    return values
+
+
+def _q8_l2c(raw: np.ndarray, n_elements: int) -> np.ndarray:
+    raw = np.asarray(raw).reshape(-1).view(np.uint8)
+    n_groups, odd = divmod(raw.nbytes - n_elements, 4)
+    if odd or n_groups < 1 or n_elements % n_groups:
+        raise FormatError(f"Q8_L2C tensor of {n_elements} values cannot have {raw.nbytes} bytes")
+    scales = _finite(raw[n_elements:].copy().view("<f4"))
+    values = raw[:n_elements].view(np.int8).astype(np.float32).reshape(n_groups, -1)
+    values *= scales[:, None]
+    return values
+
+
+_DECODERS: dict[str, Callable[..., np.ndarray]] = {
+    "F32": _f32,
+    "F16": _half,
+    "BF16": _bf16,
+    "Q8_0": _q8_0,
+    "Q4_0": _q4_0,
+    "Q8_L2C": _q8_l2c,
+}

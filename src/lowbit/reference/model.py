@@ -1,0 +1,139 @@
+"""The forward pass of every family that lowbit runs, without a cache: all tokens at once, from position 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..config import ModelConfig
+from .layers import attention, gated_feed_forward, rms_norm, rope, softmax
+from .quantization import FloatLinear, Linear
+
+__all__ = ["Weights", "forward", "greedy", "nats_per_token"]
+
+Weights = Mapping[str, "np.ndarray | Linear"]
+"""Weights by role: the GGUF tensor name without ``.weight``, and with ``_bias`` for ``.bias``."""
+
+
+def forward(config: ModelConfig, weights: Weights, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Compute the logits after each token.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    weights : mapping of str to ndarray or Linear
+        ``token_embd`` (vocab, hidden), ``output_norm`` (hidden,), ``output`` (vocab, hidden) unless tied, and for
+        each layer ``blk.N.`` followed by
+
+        ========================  ===================================  =====================
+        role                      shape                                present if
+        ========================  ===================================  =====================
+        attn_norm                 (hidden,)
+        attn_q                    (n_heads * head_dim, hidden)
+        attn_k, attn_v            (n_kv_heads * head_dim, hidden)
+        attn_{q,k,v}_bias         (rows of the projection,)            attn_bias
+        attn_q_norm, attn_k_norm  (head_dim,)                          qk_norm
+        attn_sub_norm             (n_heads * head_dim,)                attn_sub_norm
+        attn_output               (hidden, n_heads * head_dim)
+        ffn_norm                  (hidden,)
+        ffn_gate, ffn_up          (intermediate, hidden)
+        ffn_sub_norm              (intermediate,)                      ffn_sub_norm
+        ffn_down                  (hidden, intermediate)
+        ========================  ===================================  =====================
+
+        A matrix given as an ndarray is a `FloatLinear`.
+    token_ids : sequence of int, shape (n,), n >= 1
+
+    Returns
+    -------
+    ndarray of float64, shape (n, vocab)
+    """
+
+    def vector(role: str) -> np.ndarray:
+        return np.asarray(weights[role], dtype=np.float64)
+
+    def norm(role: str, x: np.ndarray) -> np.ndarray:
+        return rms_norm(x, vector(role), config.norm_eps)
+
+    def linear(role: str, x: np.ndarray) -> np.ndarray:
+        layer = _as_linear(weights[role])
+        return layer(x, config.activation_quant)
+
+    def heads(block: str, name: str, x: np.ndarray) -> np.ndarray:
+        y = linear(f"{block}.attn_{name}", x)
+        if config.attn_bias:
+            y = y + vector(f"{block}.attn_{name}_bias")
+        y = y.reshape(n, -1, config.head_dim)  # (n, heads, head_dim)
+        if name == "v":
+            return y
+        if config.qk_norm:
+            y = norm(f"{block}.attn_{name}_norm", y)
+        return rope(y, positions, config.rope_theta, config.rope_dim, config.rope_pairing, config.rope_factors)
+
+    ids = np.asarray(token_ids, dtype=np.int64)
+    n = len(ids)
+    positions = np.arange(n)
+    x = _as_linear(weights["token_embd"]).weight[ids].astype(np.float64)  # (n, hidden)
+
+    for layer in range(config.n_layers):
+        block = f"blk.{layer}"
+
+        normed = norm(f"{block}.attn_norm", x)
+        mixed = attention(*(heads(block, name, normed) for name in "qkv"))  # (n, n_heads * head_dim)
+        if config.attn_sub_norm:
+            mixed = norm(f"{block}.attn_sub_norm", mixed)
+        x = x + linear(f"{block}.attn_output", mixed)
+
+        normed = norm(f"{block}.ffn_norm", x)
+        gate, up = linear(f"{block}.ffn_gate", normed), linear(f"{block}.ffn_up", normed)  # (n, intermediate)
+        gated = gated_feed_forward(gate, up, config.activation)
+        if config.ffn_sub_norm:
+            gated = norm(f"{block}.ffn_sub_norm", gated)
+        x = x + linear(f"{block}.ffn_down", gated)
+
+    return linear("token_embd" if config.tied_embeddings else "output", norm("output_norm", x))
+
+
+def _as_linear(layer: np.ndarray | Linear) -> Linear:
+    return FloatLinear(layer) if isinstance(layer, np.ndarray) else layer
+
+
+def greedy(config: ModelConfig, weights: Weights, prompt_ids: Sequence[int], n: int) -> list[int]:
+    """Continue a prompt with the most likely token, n times; of equal logits the lowest id wins.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    weights : mapping, as for `forward`
+    prompt_ids : sequence of int, at least one
+    n : int
+
+    Returns
+    -------
+    list of int, length n
+        The new ids, without the prompt.
+    """
+    ids = list(prompt_ids)
+    for _ in range(n):
+        ids.append(int(np.argmax(forward(config, weights, ids)[-1])))
+    return ids[len(prompt_ids) :]
+
+
+def nats_per_token(config: ModelConfig, weights: Weights, ids: Sequence[int] | np.ndarray) -> float:
+    """Average ``-ln p`` of each token after the first, given those before it.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    weights : mapping, as for `forward`
+    ids : sequence of int, at least two
+
+    Returns
+    -------
+    float
+        Cross entropy in nats per predicted token; its exponential is the perplexity.
+    """
+    ids = np.asarray(ids, dtype=np.int64)
+    probabilities = softmax(forward(config, weights, ids[:-1]))  # (n - 1, vocab)
+    return float(-np.log(probabilities[np.arange(len(ids) - 1), ids[1:]]).mean())

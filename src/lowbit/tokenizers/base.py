@@ -1,0 +1,183 @@
+"""What every tokenizer does the same way: special tokens, BOS, decoding. A kind adds its own splitting of text."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+
+from .stream import EACH_BYTE, StreamDecoder
+
+__all__ = ["END_MARKERS", "MAX_TOKEN_BYTES", "MAX_VOCAB_SIZE", "Tokenizer"]
+
+MAX_VOCAB_SIZE = 2**20
+MAX_TOKEN_BYTES = 4096
+
+# Texts that end a turn or a document in published models. A file often names only one of the several it uses as
+# its eos token; without the others the model would talk on past its own end.
+END_MARKERS = frozenset(
+    text.encode()
+    for text in (
+        "</s>",
+        "<eos>",
+        "[EOS]",
+        "[EOT]",
+        "<EOT>",
+        "_<EOT>",
+        "<turn|>",
+        "<|end|>",
+        "<|call|>",
+        "<|calls|>",
+        "<|flush|>",
+        "<|return|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<end_of_turn>",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "<｜end▁of▁sentence｜>",
+    )
+)
+
+
+class Tokenizer(ABC):
+    """Turns text into token ids and back.
+
+    Attributes
+    ----------
+    vocab_size : int
+        Number of tokens; ids run from 0 to vocab_size - 1.
+    bos_id, eos_id, unk_id : int or None
+        Beginning of sequence, end of sequence, and the token of text that the vocabulary cannot write.
+    add_bos : bool
+        Whether `encode` puts BOS first unless told otherwise.
+    eos_ids : frozenset of int
+        All tokens that end a generation, `eos_id` among them.
+    control_ids : frozenset of int
+        Tokens that have no text and are never made from text.
+    """
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    unk_id: int | None
+    add_bos: bool
+    eos_ids: frozenset[int]
+    control_ids: frozenset[int]
+
+    def encode(self, text: str, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
+        """Turn text into token ids.
+
+        Parameters
+        ----------
+        text : str
+            Unpaired surrogates count as U+FFFD.
+        add_bos : bool, optional
+            Begin with BOS, unless the ids begin with it already; None does what the model was trained with.
+        parse_special : bool
+            Read the names of control tokens, such as ``</s>``, as those tokens. For text made by a chat template;
+            in text from a user the names stay ordinary characters.
+
+        Returns
+        -------
+        list of int
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text must be str, not {type(text).__name__}")
+        text = _without_surrogates(text)
+        ids: list[int] = []
+        for part in self._split_special(text) if parse_special else (text,):
+            if isinstance(part, int):
+                ids.append(part)
+            elif part:
+                ids += self._encode_text(part)
+        if add_bos is None:
+            add_bos = self.add_bos
+        if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn token ids into text; control tokens have none, each invalid UTF-8 byte becomes one U+FFFD."""
+        data = bytearray()
+        first = True
+        for token in ids:
+            data += self.token_bytes(token, first)
+            first = first and token in self.control_ids
+        return data.decode("utf-8", EACH_BYTE)
+
+    def stream_decoder(self) -> StreamDecoder:
+        """Return a decoder that takes one token at a time."""
+        return StreamDecoder(self)
+
+    @abstractmethod
+    def token_bytes(self, token: int, first: bool = False) -> bytes:
+        """Return the bytes a token stands for, which may be part of a character.
+
+        Parameters
+        ----------
+        token : int
+        first : bool
+            It is the first token of the text that is not a control token: SentencePiece drops its leading space.
+
+        Raises
+        ------
+        ValueError
+            If `token` is outside the vocabulary.
+        """
+
+    @abstractmethod
+    def piece(self, token: int) -> str:
+        """Return the token as the vocabulary writes it, for display, such as ``▁the``, ``<0x0A>`` or ``</s>``."""
+
+    @abstractmethod
+    def _encode_text(self, text: str) -> list[int]:
+        """Encode non-empty text that stands at the start of the input or after a control token."""
+
+    @abstractmethod
+    def _special_texts(self) -> Mapping[str, int | None]:
+        """Return the names of control tokens with their ids, and texts that hide such names (with None)."""
+
+    def _split_special(self, text: str) -> Iterator[str | int]:
+        """Yield text and control tokens in turn; where several names fit, the longest is taken."""
+        if not hasattr(self, "_special"):
+            self._special = self._special_texts()
+            lengths: dict[str, set[int]] = {}
+            for name in self._special:
+                lengths.setdefault(name[0], set()).add(len(name))
+            self._special_lengths = {letter: sorted(found, reverse=True) for letter, found in lengths.items()}
+            self._special_start = re.compile("[" + "".join(map(re.escape, lengths)) + "]") if lengths else None
+        if self._special_start is None:
+            yield text
+            return
+        done = at = 0
+        while candidate := self._special_start.search(text, at):
+            at = candidate.start()
+            for length in self._special_lengths[text[at]]:
+                name = text[at : at + length]
+                if name in self._special:
+                    token = self._special[name]
+                    if token is not None:
+                        yield text[done:at]
+                        yield token
+                        done = at + length
+                    at += length
+                    break
+            else:
+                at += 1
+        yield text[done:]
+
+    def _check_id(self, token: int) -> None:
+        # A negative id would silently count from the end of a list.
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size} tokens")
+
+
+def _without_surrogates(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

@@ -1,0 +1,203 @@
+"""SentencePiece: Llama 1 and 2, 1bitLLM's BitNet, TinyStories. GGUF calls this kind ``llama``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, UnsupportedModelError
+from .base import END_MARKERS, Tokenizer
+from .modelproto import read_model_proto, write_bpe_model, write_model_proto
+from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Specs, Vocabulary, looks_like_byte
+
+__all__ = ["SentencePieceTokenizer", "from_gguf", "from_model_file"]
+
+_UNK_SURFACE = " \N{DOUBLE QUESTION MARK} ".encode()
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece vocabulary, encoded by the sentencepiece library and decoded here.
+
+    Parameters
+    ----------
+    vocabulary : Vocabulary
+    specs : Specs
+    path : str
+        File the vocabulary came from, for messages.
+    bos_id, eos_id, unk_id : int or None
+    add_bos : bool
+    eos_ids : set of int
+        Further tokens that end a generation; `eos_id` and tokens with a known end marker as text are added.
+    rest : bytes, optional
+        SentencePiece's own settings, if the file has them; otherwise they are made from `specs`.
+    unk_surface : bytes
+        What an unknown token decodes to.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        specs: Specs,
+        path: str,
+        *,
+        bos_id: int | None,
+        eos_id: int | None,
+        unk_id: int | None,
+        add_bos: bool = True,
+        eos_ids: set[int] | None = None,
+        rest: bytes | None = None,
+        unk_surface: bytes = _UNK_SURFACE,
+    ) -> None:
+        import sentencepiece
+
+        ends = {eos_id, *(eos_ids or ())} | {i for i, t in enumerate(vocabulary.tokens) if t in END_MARKERS}
+        self.eos_ids = frozenset(i for i in ends if i is not None)
+        # Some converters forget to mark these; text from a user must not be able to begin or end a turn.
+        vocabulary = vocabulary.with_types(sorted(self.eos_ids.union(() if bos_id is None else (bos_id,))), CONTROL)
+        self.vocab_size = len(vocabulary.tokens)
+        self.control_ids = frozenset(vocabulary.ids_of(CONTROL))
+        self.bos_id, self.eos_id, self.add_bos = bos_id, eos_id, add_bos
+        self.unk_id = None if unk_id in self.control_ids else unk_id
+        self._vocabulary = vocabulary
+        self._bytes = vocabulary.token_bytes(unk_surface, specs.escape_whitespaces)
+        self._prefix = b"" if not specs.add_dummy_prefix else SPACE if specs.escape_whitespaces else b" "
+        proto, self._proto_unk = (
+            write_bpe_model(vocabulary, specs) if rest is None else write_model_proto(vocabulary, rest)
+        )
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(proto)
+        except RuntimeError as error:
+            raise FormatError(f"{path}: sentencepiece refuses this vocabulary: {_one_line(error)}") from error
+
+    def token_bytes(self, token: int, first: bool = False) -> bytes:
+        self._check_id(token)
+        data = self._bytes[token]
+        if first and self._prefix and data[:1] == b" " and self._vocabulary.tokens[token].startswith(self._prefix):
+            return data[1:]
+        return data
+
+    def piece(self, token: int) -> str:
+        self._check_id(token)
+        return self._vocabulary.tokens[token].decode("utf-8", "replace")
+
+    def _encode_text(self, text: str) -> list[int]:
+        ids: list[int] = self._processor.EncodeAsIds(text)
+        if self._proto_unk != self.unk_id and self._proto_unk in ids:
+            instead = [] if self.unk_id is None else [self.unk_id]
+            ids = [j for i in ids for j in (instead if i == self._proto_unk else [i])]
+        return ids
+
+    def _special_texts(self) -> dict[str, int | None]:
+        # User-defined tokens are sentencepiece's business, but a control token's name inside of one is not a name.
+        tokens = self._vocabulary.tokens
+        found: dict[str, int | None] = {}
+        names = sorted(self.control_ids.union(self._vocabulary.ids_of(UNKNOWN)))
+        for ids, special in ((self._vocabulary.ids_of(USER_DEFINED), False), (names, True)):
+            for i in ids:
+                try:
+                    found[tokens[i].decode()] = i if special else None
+                except UnicodeDecodeError:
+                    continue  # no text can hold it
+        found.pop("", None)
+        return found
+
+
+def from_gguf(metadata: Mapping[str, Any], path: str) -> SentencePieceTokenizer:
+    """Make a tokenizer from the ``tokenizer.ggml.*`` keys of a GGUF file.
+
+    Parameters
+    ----------
+    metadata : mapping
+        Values by full key: scalars plain, arrays of numbers as ndarrays, arrays of strings as lists of bytes.
+    path : str
+        Name of the file, for messages.
+
+    Raises
+    ------
+    FormatError
+        If a key is missing, has another type than GGUF gives it, or contradicts another.
+    """
+    tokens = _get(metadata, "tokens", list, path)
+    scores = _get(metadata, "scores", np.ndarray, path)
+    types = _get(metadata, "token_type", np.ndarray, path, default=None)
+    if tokens is None or scores is None:
+        raise FormatError(f"{path}: the vocabulary has no {'tokens' if tokens is None else 'scores'}")
+    if not all(isinstance(token, bytes) for token in tokens):
+        raise FormatError(f"{path}: tokenizer.ggml.tokens must be an array of strings")
+    if scores.dtype not in (np.float32, np.int32):
+        raise FormatError(f"{path}: tokenizer.ggml.scores must be float32 or int32, not {scores.dtype}")
+    if types is not None and types.dtype not in (np.int32, np.uint32):
+        raise FormatError(f"{path}: tokenizer.ggml.token_type must be int32 or uint32, not {types.dtype}")
+
+    def special(name: str, default: int | None) -> int | None:
+        # llama.cpp, too, falls back to the default where an id is out of range.
+        for token in (_get(metadata, f"{name}_token_id", int, path), default):
+            if token is not None and 0 <= token < len(tokens):
+                return token
+        return None
+
+    bos, eos, unk = special("bos", 1), special("eos", 2), special("unknown", 0)
+    if types is None:
+        types = np.array([BYTE if looks_like_byte(token) else NORMAL for token in tokens], dtype=np.int32)
+        for token, token_type in ((unk, UNKNOWN), (bos, CONTROL), (eos, CONTROL)):
+            if token is not None:
+                types[token] = token_type
+    vocabulary = Vocabulary.checked(tokens, scores, types, path)
+    return SentencePieceTokenizer(
+        vocabulary,
+        Specs(
+            _get(metadata, "add_space_prefix", bool, path, default=True),
+            _get(metadata, "remove_extra_whitespaces", bool, path, default=False),
+        ),
+        path,
+        bos_id=bos,
+        eos_id=eos,
+        unk_id=unk,
+        add_bos=_get(metadata, "add_bos_token", bool, path, default=True),
+        eos_ids={i for i in (special("eot", None), special("eom", None)) if i is not None},
+    )
+
+
+def from_model_file(data: bytes, path: str) -> SentencePieceTokenizer:
+    """Make a tokenizer from the bytes of a SentencePiece ``tokenizer.model``."""
+    import sentencepiece
+
+    model = read_model_proto(data, path)
+    control = {model.vocabulary.tokens[i]: i for i in model.vocabulary.ids_of(CONTROL)}
+    unknown = model.vocabulary.ids_of(UNKNOWN)
+    if len(unknown) != 1:
+        raise FormatError(f"{path}: the vocabulary has {len(unknown)} unknown tokens instead of one")
+    if not model.plain and _version(sentencepiece.__version__) < (0, 2, 1):
+        # Older ones follow the offsets in a normalisation table without looking.
+        raise UnsupportedModelError(f"{path}: is not a plain BPE model, which takes sentencepiece 0.2.1 or later")
+    return SentencePieceTokenizer(
+        model.vocabulary,
+        model.specs,
+        path,
+        bos_id=control.get(model.bos_piece),
+        eos_id=control.get(model.eos_piece),
+        unk_id=unknown[0],
+        rest=model.rest,
+        unk_surface=model.unk_surface,
+    )
+
+
+def _get(metadata: Mapping[str, Any], name: str, kind: type, path: str, default: Any = None) -> Any:
+    value = metadata.get(f"tokenizer.ggml.{name}", default)
+    if value is default:
+        return default
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise FormatError(f"{path}: tokenizer.ggml.{name} has the wrong type, {type(value).__name__}")
+    return value
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,222 @@
+"""From the tensors of a file to packed matrices: which tensor plays which role, and how each type is packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, MAX_COLS, PackedMatrix
+from .config import ModelConfig
+from .errors import FormatError, UnsupportedModelError
+from .families import Family
+from .formats.base import ModelFile, TensorInfo
+from .formats.blocks import TERNARY, dequantize, ternary_codes
+from .quantize.ternary import absmean
+
+__all__ = ["Weights", "read_weights"]
+
+GROUP = 256
+"""Channels that share one int8 scale where the model does not say how activations are quantised."""
+
+
+@dataclass
+class Weights:
+    """All weights of a model, packed.
+
+    Attributes
+    ----------
+    layers : list of dict
+        As `lowbit._kernels.transformer.Transformer` takes them.
+    token_embd, output : PackedMatrix
+        The same object if the embeddings are tied.
+    output_norm : ndarray of float32, shape (hidden_size,)
+    rope_factors : tuple of float
+        From the file's ``rope_freqs`` tensor; empty if it has none.
+    """
+
+    layers: list[dict[str, Any]]
+    token_embd: PackedMatrix
+    output: PackedMatrix
+    output_norm: np.ndarray
+    rope_factors: tuple[float, ...]
+
+
+def read_weights(file: ModelFile, config: ModelConfig, family: Family, threads: int) -> Weights:
+    """Read and pack every weight of a model.
+
+    Raises
+    ------
+    FormatError
+        If a tensor is missing, has the wrong shape, or holds values that cannot be.
+    UnsupportedModelError
+        If the file has a tensor that the family does not know: leaving it out would change the text.
+    """
+    read = _Reader(file, config, family, threads)
+    q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    hidden, wide = config.hidden_size, config.intermediate_size
+    layers = []
+    for i in range(config.n_layers):
+        b = f"blk.{i}."
+        layer: dict[str, Any] = {
+            "attn_norm": read.vector(b + "attn_norm", hidden),
+            "ffn_norm": read.vector(b + "ffn_norm", hidden),
+            "qkv": read.linear([(b + "attn_q", q_size), (b + "attn_k", kv_size), (b + "attn_v", kv_size)], hidden),
+            "attn_output": read.linear([(b + "attn_output", hidden)], q_size),
+            "gate_up": read.linear([(b + "ffn_gate", wide), (b + "ffn_up", wide)], hidden),
+            "ffn_down": read.linear([(b + "ffn_down", hidden)], wide),
+        }
+        if config.attn_sub_norm:
+            layer["attn_sub_norm"] = read.vector(b + "attn_sub_norm", q_size)
+        if config.ffn_sub_norm:
+            layer["ffn_sub_norm"] = read.vector(b + "ffn_sub_norm", wide)
+        if config.qk_norm:
+            layer["attn_q_norm"] = read.vector(b + "attn_q_norm", config.head_dim)
+            layer["attn_k_norm"] = read.vector(b + "attn_k_norm", config.head_dim)
+        if config.attn_bias:
+            sizes = {"attn_q": q_size, "attn_k": kv_size, "attn_v": kv_size}
+            layer["qkv_bias"] = np.concatenate([read.vector(b + n, size, ".bias") for n, size in sizes.items()])
+        layers.append(layer)
+    output_norm = read.vector("output_norm", hidden)
+    token_embd = read.table("token_embd", config.vocab_size, hidden)
+    output = token_embd if config.tied_embeddings else read.table("output", config.vocab_size, hidden)
+    rope_factors: tuple[float, ...] = ()
+    if "rope_freqs.weight" in file.tensors:
+        factors = read.vector("rope_freqs", (config.rope_dim or config.head_dim) // 2)
+        if not (factors > 0).all():
+            raise FormatError("a RoPE factor is not positive")
+        rope_factors = tuple(float(f) for f in factors)
+    read.refuse_unread()
+    return Weights(layers, token_embd, output, output_norm, rope_factors)
+
+
+def ternary_of(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Codes and scale of a BitNet linear's float weights.
+
+    Weights that are ternary already (one magnitude besides 0) keep that magnitude; masters are quantised by absmean,
+    which would get the scale of weights that are ternary already wrong.
+
+    Parameters
+    ----------
+    values : ndarray of float32, shape (rows, cols)
+
+    Returns
+    -------
+    codes : ndarray of uint8, shape (rows, cols)
+    scale : float
+    """
+    largest = np.abs(values).max()
+    if np.isfinite(largest) and ((values == largest) | (values == -largest) | (values == 0)).all():
+        return (np.sign(values) + 1).astype(np.uint8), float(largest)
+    return absmean(values)
+
+
+class _Reader:
+    """Reads tensors by role, checks their shapes, and remembers which were read."""
+
+    def __init__(self, file: ModelFile, config: ModelConfig, family: Family, threads: int) -> None:
+        self.file, self.config, self.family, self.threads = file, config, family, threads
+        self.seen: set[str] = set()
+        self.codes: dict[str, np.ndarray] = {}  # of float masters, from looking for their scale until they are packed
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        info = self.file.tensors.get(name)
+        if info is None:
+            raise FormatError(f"the tensor {name} is missing")
+        if info.shape != shape:
+            raise FormatError(f"the tensor {name} has shape {info.shape}, not {shape}")
+        self.seen.add(name)
+        return info
+
+    def refuse_unread(self) -> None:
+        for name in self.file.tensors:
+            if name not in self.seen:
+                raise UnsupportedModelError(f"the tensor {name} is not known in the family {self.family.name}")
+
+    def vector(self, role: str, size: int, suffix: str = ".weight") -> np.ndarray:
+        info = self._find(role + suffix, (size,))
+        values = dequantize(info.type, self.file.read(info.name), info.shape)
+        if not np.isfinite(values).all():
+            raise FormatError(f"the tensor {info.name} has values that are not finite")
+        return values
+
+    def table(self, role: str, rows: int, cols: int) -> PackedMatrix:
+        """The embedding or the head: kept in the type of the file."""
+        info = self._find(role + ".weight", (rows, cols))
+        packed = self._new(info.type, rows, cols, None)
+        self._fill(packed, info, None, 0)
+        return packed
+
+    def linear(self, parts: Sequence[tuple[str, int]], cols: int) -> list[PackedMatrix]:
+        """Tensors that read the same input, as one matrix where their types and row counts allow it."""
+        infos = [self._find(role + ".weight", (rows, cols)) for role, rows in parts]
+        scales = [self._one_scale(info) for info in infos]
+        alike = len({(info.type, scale is None) for info, scale in zip(infos, scales)}) == 1
+        if not alike or any(info.shape[0] % 16 for info in infos[:-1]):
+            packed = [self._new(info.type, info.shape[0], cols, scale) for info, scale in zip(infos, scales)]
+            for matrix, info, scale in zip(packed, infos, scales):
+                self._fill(matrix, info, scale, 0)
+            return packed
+        matrix = self._new(infos[0].type, sum(info.shape[0] for info in infos), cols, scales[0])
+        row = 0
+        for info, scale in zip(infos, scales):
+            self._fill(matrix, info, scale, row)
+            row += info.shape[0]
+        return [matrix]
+
+    def _one_scale(self, info: TensorInfo) -> float | None:
+        """The scale that all weights of a ternary tensor share, or None."""
+        raw = self.file.read(info.name)
+        if info.type == "I2_S":
+            return float(raw[-32:-28].view("<f4")[0])
+        if info.type == "TQ2_0" and self.config.activation_quant == "token":
+            scales = raw.reshape(-1, 66)[:, 64:].copy().view("<f2")
+            largest = scales.max()
+            if ((scales == largest) | (scales == 0)).all():
+                return float(largest)
+        if self.family.bit_linear and info.type in FLOAT_TYPES:
+            self.codes[info.name], scale = ternary_of(dequantize(info.type, raw, info.shape))
+            return scale
+        return None
+
+    def _new(self, kind: str, rows: int, cols: int, one_scale: float | None) -> PackedMatrix:
+        """An empty matrix for tensors of this type."""
+        if cols > MAX_COLS:
+            raise UnsupportedModelError(f"rows of {cols} weights are longer than the {MAX_COLS} that lowbit supports")
+        group = None if self.config.activation_quant == "token" else GROUP
+        if one_scale is not None:
+            return PackedMatrix("u2", rows, cols, group_cols=group)
+        if kind in FLOAT_TYPES:
+            return PackedMatrix(FLOAT_TYPES[kind], rows, cols)
+        if kind in BLOCK_TYPES:
+            form, block = BLOCK_TYPES[kind]
+            return PackedMatrix(form, rows, cols, group_cols=block, scales_f16=True)
+        if kind in TERNARY:
+            return PackedMatrix("u2", rows, cols, group_cols=GROUP)
+        if kind == "Q8_L2C":
+            size = int(self.file.metadata["llama2c.group_size"])
+            return PackedMatrix("u8", rows, cols, group_cols=size, block_cols=min(size, 32))
+        raise UnsupportedModelError(f"weights of type {kind} are not supported yet")
+
+    def _fill(self, matrix: PackedMatrix, info: TensorInfo, one_scale: float | None, row: int) -> None:
+        raw, (rows, cols) = self.file.read(info.name), info.shape
+        try:
+            if info.name in self.codes:
+                matrix.fill_codes(self.codes.pop(info.name), row, self.threads)
+                matrix.fill_scales(np.full((rows, 1), one_scale, np.float32), row)
+            elif matrix.format in FLOAT_TYPES.values():
+                matrix.fill_floats(raw, rows, row, self.threads)
+            elif info.type in BLOCK_TYPES:
+                matrix.fill_blocks(info.type, raw, rows, one_scale, row, self.threads)
+            elif info.type in TERNARY:
+                codes, scales = ternary_codes(info.type, raw, info.shape)
+                matrix.fill_codes(codes, row, self.threads)
+                matrix.fill_scales(scales, row)
+            elif info.type == "Q8_L2C":
+                n = rows * cols
+                matrix.fill_codes(raw[:n].reshape(rows, cols) ^ np.uint8(128), row, self.threads)
+                matrix.fill_scales(raw[n:].view("<f4").reshape(rows, -1).astype(np.float32), row)
+        except FormatError as error:
+            raise FormatError(f"the tensor {info.name}: {error}") from None
