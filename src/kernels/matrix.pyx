@@ -257,7 +257,7 @@ cdef struct FillBlocks:
     int32_t first_group     # where the rows go
     int32_t rows
     int32_t blocks_per_row
-    bint one_scale          # the matrix has one scale per row; blocks of scale 0 become zeros
+    bint one_scale          # the scale is set apart; blocks whose stored scale is 0 become zeros
     int32_t bad             # a code that does not exist, or a scale that is not finite
 
 
@@ -495,7 +495,7 @@ cdef class PackedMatrix:
         raw : uint8, at least the tensor's bytes
         rows : int
         scale : float, optional
-            One scale for all rows, if the matrix has one scale per row: that of I2_S, or the common one of all blocks.
+            One scale for all of it, if the matrix has float32 scales: that of I2_S, or the common one of all blocks.
         first_row : int
             A multiple of 16.
         """
@@ -506,10 +506,10 @@ cdef class PackedMatrix:
         if FORMATS[format] != self.m.format or self.m.n_cols % cols:
             raise FormatError(f"{type} needs rows of a multiple of {cols} weights, not {self.m.n_cols}")
         c.one_scale = scale is not None
-        if c.one_scale != (self.m.n_groups == 1 and not self.m.scales_f16):
-            raise FormatError("one scale per row, or one per stored block, but not both")
-        if not c.one_scale and (self.m.group_cols != cols or not self.m.scales_f16):
-            raise FormatError(f"{type} has a float16 scale for each {cols} weights")
+        if c.one_scale == bool(self.m.scales_f16):
+            raise FormatError("a matrix of float32 scales needs the scale, one of float16 scales takes the stored ones")
+        if not c.one_scale and (self.m.group_cols != min(cols, self.m.n_cols) or scale_at < 0):
+            raise FormatError(f"{type} does not store a scale for each {self.m.group_cols} weights")
         c.layout = BlockLayout(block_bytes, codes_at, scale_at, words, reverse, flip)
         c.m = &self.m
         c.source = &raw[0]
@@ -526,7 +526,7 @@ cdef class PackedMatrix:
         if c.bad:
             raise FormatError("a scale is not finite")
         if c.one_scale:
-            self.fill_scales(np.full((rows, 1), scale, np.float32), first_row)
+            self.fill_scales(np.full((rows, self.m.n_groups), scale, np.float32), first_row)
         self.source_type = type
 
     def fill_codes(self, const uint8_t[:, ::1] codes, int64_t first_row=0, int32_t threads=1):

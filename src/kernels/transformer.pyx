@@ -227,7 +227,7 @@ cdef class Transformer:
     cdef int32_t *tokens
 
     def __cinit__(self, config, list layers, PackedMatrix token_embd, PackedMatrix output, output_norm,
-                  int32_t context, int32_t threads, int32_t batch=256, str kv_type="f16"):
+                  int32_t context, int32_t threads, int32_t batch=256, str kv_type="f32"):
         cdef int32_t i, wide
         cdef size_t rows = batch
         self.keep = []
