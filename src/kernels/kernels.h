@@ -116,6 +116,11 @@ typedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t relu2);
 typedef void lb_add_fn(float *x, const float *y, int32_t n);
 typedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n, float *out); /* exp((x - shift) * factor) */
 
+/* Reads n words as fast as the core can; returns something that depends on all of them. */
+typedef uint64_t lb_read_fn(const uint64_t *memory, size_t n);
+/* Runs the int8 dot product of the instruction set `rounds` times in registers; returns the multiply-adds done. */
+typedef int64_t lb_dot_peak_fn(int32_t rounds);
+
 typedef struct {
     lb_matmul_fn *matmul[LB_N_FORMATS];
     lb_quantize_fn *quantize;
@@ -125,6 +130,8 @@ typedef struct {
     lb_glu_fn *glu;
     lb_add_fn *add;
     lb_exp_fn *exp;
+    lb_read_fn *read;
+    lb_dot_peak_fn *dot_peak;
 } lb_kernels;
 
 /* Declares the function that puts the kernels of one instruction set into a table. */

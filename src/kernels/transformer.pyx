@@ -214,6 +214,7 @@ cdef class Transformer:
     cdef const float *sin
     cdef list keep              # owners of all that is pointed to
     cdef readonly size_t scratch_bytes, weight_bytes
+    cdef size_t embedding_bytes
     cdef float *x
     cdef float *h
     cdef float *wide            # q, k and v; or gate and up
@@ -271,6 +272,7 @@ cdef class Transformer:
         self.output = self._linear([output], self.hidden, self.vocab)
         if token_embd is not output:
             self._linear([token_embd], self.hidden, self.vocab)
+            self.embedding_bytes = token_embd.nbytes
         self.token_embd = &token_embd.m
         self.output_norm = self._vector(output_norm, self.hidden)
 
@@ -526,6 +528,12 @@ cdef class Transformer:
                     if stop[i] == pending:
                         stopped = True
         return result[:made].tolist()
+
+    @property
+    def bytes_per_token(self):
+        """Bytes of weights that decoding one token reads: all but the rows of the embedding that are not looked up."""
+        unread = 0 if self.token_embd == self.output.parts[0] else self.embedding_bytes
+        return self.weight_bytes - unread
 
     def last_logits(self):
         """Return a copy of the logits that the next token is chosen from, float32, shape (vocab_size,)."""

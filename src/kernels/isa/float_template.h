@@ -247,3 +247,18 @@ void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t kv_h
                     a->out + (ptrdiff_t)row * a->n_heads * a->head_dim + head, kv_head, a->positions[row] + 1);
     }
 }
+
+uint64_t LB_NAME(lb_read)(const uint64_t *memory, size_t n) {
+    i32x16 sum = vi_set1(0), other = sum;
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        sum = vi_add(sum, vi_load((const int32_t *)(const void *)(memory + i)));
+        other = vi_add(other, vi_load((const int32_t *)(const void *)(memory + i + 8)));
+    }
+    int32_t lanes[16];
+    uint64_t total = 0;
+    vi_store(lanes, vi_add(sum, other));
+    for (int j = 0; j < 16; j++) total += (uint32_t)lanes[j];
+    for (; i < n; i++) total += memory[i];
+    return total;
+}

@@ -149,6 +149,26 @@ LB_INLINE void lb_float_tile(const lb_matmul_args *args, int32_t row_group, int3
         LB_STEP(most, 1, call)                                             \
     }
 
+/* The peak is that of a U8 tile whose weights and activations stay in the first cache: 64 weights, one token tile. */
+#define LB_DOT_PEAK(tile)                                                                       \
+    int64_t LB_NAME(lb_dot_peak)(int32_t rounds) {                                              \
+        uint8_t w[64 * 8];                                                                      \
+        int8_t x[LB_TILE * 64];                                                                 \
+        i32x16 acc[LB_TILE];                                                                    \
+        const lb_run run = {1, 8, 0};                                                           \
+        memset(w, 129, sizeof w);                                                               \
+        memset(x, 1, sizeof x);                                                                 \
+        for (int j = 0; j < LB_TILE; j++) acc[j] = vi_set1(0);                                  \
+        for (int32_t i = 0; i < rounds; i++) tile(w, run, x, 64, LB_TILE, acc);                 \
+        int32_t lanes[16];                                                                      \
+        int64_t done = 0;                                                                       \
+        for (int j = 0; j < LB_TILE; j++) {                                                     \
+            vi_store(lanes, acc[j]);                                                            \
+            done += lanes[0] ? (int64_t)rounds * 8 * 64 : 0;                                    \
+        }                                                                                       \
+        return done;                                                                            \
+    }
+
 #define LB_INT_MATMUL(name, format, offset, tile)                                     \
     void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) {      \
         LB_FOR_TILES(LB_TILE, lb_int_tile(args, row_group, token, n, format, offset, tile)) \

@@ -17,6 +17,8 @@ lb_kv_store_fn LB_OWN(lb_kv_store);
 lb_glu_fn LB_OWN(lb_glu);
 lb_add_fn LB_OWN(lb_add);
 lb_exp_fn LB_OWN(lb_exp);
+lb_read_fn LB_OWN(lb_read);
+lb_dot_peak_fn LB_OWN(lb_dot_peak);
 
 void LB_OWN(lb_init)(lb_kernels *table);
 void LB_OWN(lb_init)(lb_kernels *table) {
@@ -35,4 +37,6 @@ void LB_OWN(lb_init)(lb_kernels *table) {
     table->glu = LB_OWN(lb_glu);
     table->add = LB_OWN(lb_add);
     table->exp = LB_OWN(lb_exp);
+    table->read = LB_OWN(lb_read);
+    table->dot_peak = LB_OWN(lb_dot_peak);
 }

@@ -1,6 +1,6 @@
 # The table of kernels in use, and the pool. Other modules cimport these, so a forced instruction set holds everywhere.
 from libc.stddef cimport size_t
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 
 cdef extern from "kernels.h":
@@ -72,6 +72,9 @@ cdef extern from "kernels.h":
     ctypedef void lb_add_fn(float *x, const float *y, int32_t n) noexcept nogil
     ctypedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n, float *out) noexcept nogil
 
+    ctypedef uint64_t lb_read_fn(const uint64_t *memory, size_t n) noexcept nogil
+    ctypedef int64_t lb_dot_peak_fn(int32_t rounds) noexcept nogil
+
     ctypedef struct lb_kernels:
         lb_matmul_fn **matmul
         lb_quantize_fn *quantize
@@ -81,6 +84,8 @@ cdef extern from "kernels.h":
         lb_glu_fn *glu
         lb_add_fn *add
         lb_exp_fn *exp
+        lb_read_fn *read
+        lb_dot_peak_fn *dot_peak
 
     int32_t lb_row_groups(int32_t rows) noexcept nogil
 

@@ -1,0 +1,230 @@
+"""Measuring speed: prefill and decode of a model, beside what the machine itself can do in the same run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from . import assets
+from ._kernels import dispatch
+from ._kernels.probe import read_bandwidth
+from ._kernels.sampler import Sampler
+from ._kernels.transformer import KVCache
+from .errors import ContextLengthError
+from .formats import open_model
+from .formats.base import ModelFile, TensorInfo
+from .formats.ggml_types import tensor_nbytes
+from .model import build, check_threads
+
+__all__ = ["SHAPES", "RandomModel", "resident_bytes", "run"]
+
+SHAPES: dict[str, dict[str, int]] = {
+    "13M": {"hidden": 256, "layers": 6, "wide": 768, "heads": 4, "kv_heads": 4, "vocab": 32000},
+    "110M": {"hidden": 768, "layers": 12, "wide": 2048, "heads": 12, "kv_heads": 12, "vocab": 32000},
+    "0.7B": {"hidden": 1536, "layers": 24, "wide": 4096, "heads": 16, "kv_heads": 16, "vocab": 32000},
+    "2.4B": {"hidden": 2560, "layers": 30, "wide": 6912, "heads": 20, "kv_heads": 5, "vocab": 128256},
+}
+"""Llama shapes with random ternary weights and an 8-bit head, named by their parameters."""
+
+
+class RandomModel:
+    """A Llama of one of the `SHAPES` that exists nowhere: its tensors are made when they are read.
+
+    Weights are random ternary TQ2_0, embeddings and head random Q8_0; the same bytes every time. The scales keep the
+    activations of a normal size, so that nothing overflows and no value is special.
+    """
+
+    format = "random"
+    architecture = "llama"
+
+    def __init__(self, shape: str, context: int = 4096) -> None:
+        if shape not in SHAPES:
+            raise ValueError(f"unknown shape {shape!r}; there are {', '.join(SHAPES)}")
+        s = SHAPES[shape]
+        self.path = f"random {shape}"
+        self.metadata: Mapping[str, Any] = {
+            "general.architecture": "llama",
+            "general.name": self.path,
+            "llama.context_length": context,
+            "llama.embedding_length": s["hidden"],
+            "llama.block_count": s["layers"],
+            "llama.feed_forward_length": s["wide"],
+            "llama.attention.head_count": s["heads"],
+            "llama.attention.head_count_kv": s["kv_heads"],
+            "llama.attention.layer_norm_rms_epsilon": 1e-5,
+            "llama.rope.freq_base": 10000.0,
+            "llama.rope.dimension_count": s["hidden"] // s["heads"],
+            "llama.vocab_size": s["vocab"],
+        }
+        self.tensors: Mapping[str, TensorInfo] = {info.name: info for info in self._layout(s)}
+        # all bytes of four valid ternary codes, repeated past a power of two so that the reuse has no short period
+        rng = np.random.default_rng(2)
+        digits = rng.integers(0, 3, (1_000_003, 4), np.uint8)
+        self._ternary = digits[:, 0] | digits[:, 1] << 2 | digits[:, 2] << 4 | digits[:, 3] << 6
+        self._bytes = rng.integers(1, 256, 1_000_003, np.uint8)
+
+    @staticmethod
+    def _layout(s: dict[str, int]) -> list[TensorInfo]:
+        hidden, wide, kv = s["hidden"], s["wide"], s["hidden"] // s["heads"] * s["kv_heads"]
+        rows: list[tuple[str, str, tuple[int, ...]]] = [("token_embd", "Q8_0", (s["vocab"], hidden))]
+        for i in range(s["layers"]):
+            rows += [(f"blk.{i}.{name}", "F32", (hidden,)) for name in ("attn_norm", "ffn_norm")]
+            rows += [
+                (f"blk.{i}.{name}", "TQ2_0", shape)
+                for name, shape in {
+                    "attn_q": (hidden, hidden),
+                    "attn_k": (kv, hidden),
+                    "attn_v": (kv, hidden),
+                    "attn_output": (hidden, hidden),
+                    "ffn_gate": (wide, hidden),
+                    "ffn_up": (wide, hidden),
+                    "ffn_down": (hidden, wide),
+                }.items()
+            ]
+        rows += [("output_norm", "F32", (hidden,)), ("output", "Q8_0", (s["vocab"], hidden))]
+        return [TensorInfo(name + ".weight", kind, shape, 0, tensor_nbytes(kind, shape)) for name, kind, shape in rows]
+
+    def read(self, name: str) -> np.ndarray:
+        """Make the bytes of a tensor."""
+        info = self.tensors[name]
+        if info.type == "F32":
+            return np.ones(info.shape, np.float32).view(np.uint8)
+        source, block, codes_at = (self._ternary, 66, 0) if info.type == "TQ2_0" else (self._bytes, 34, 2)
+        raw = np.resize(np.roll(source, zlib.crc32(name.encode()) % len(source)), info.nbytes)
+        scale = np.float16(1.2 / np.sqrt(info.shape[1])) if info.type == "TQ2_0" else np.float16(1 / 127)
+        at = block - 2 if codes_at == 0 else 0
+        raw.reshape(-1, block)[:, at : at + 2] = np.frombuffer(scale.tobytes(), np.uint8)
+        return raw
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process that is really in use, in bytes."""
+    if sys.platform.startswith("linux"):
+        with open("/proc/self/statm") as f:
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        import resource
+    except ImportError:  # Windows
+        import ctypes
+        from ctypes import wintypes
+
+        class Counters(ctypes.Structure):
+            _fields_ = [("cb", wintypes.DWORD), ("faults", wintypes.DWORD)] + [
+                (f"size{i}", ctypes.c_size_t) for i in range(8)
+            ]
+
+        counters = Counters()
+        windll: Any = getattr(ctypes, "windll")  # noqa: B009 - exists on Windows only
+        windll.psapi.GetProcessMemoryInfo(
+            windll.kernel32.GetCurrentProcess(), ctypes.byref(counters), ctypes.sizeof(counters)
+        )
+        return int(counters.size1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def run(
+    path: str | os.PathLike[str] | None = None,
+    random: str | None = None,
+    prompt_tokens: int = 128,
+    decode_tokens: int = 32,
+    threads: Sequence[int] = (1, 2),
+    context: int | None = None,
+    repeat: int = 3,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Measure a model.
+
+    Parameters
+    ----------
+    path : path, optional
+        A model file; None is the embedded model, unless `random` is given.
+    random : str, optional
+        One of `SHAPES`.
+    prompt_tokens, decode_tokens : int
+        Tokens of the prompt, and tokens decoded after it.
+    threads : sequence of int
+        Thread counts to measure.
+    context : int, optional
+        Room in tokens; None takes what the run needs.
+    repeat : int
+        Runs, of which the best counts.
+    progress : callable, optional
+        Called with the number of steps done, and of all steps.
+
+    Returns
+    -------
+    list of dict
+        One per thread count: threads, isa, prefill_tps, decode_tps (tokens per second), weight_bytes_per_token,
+        decode_gbps and memory_read_gbps (10**9 bytes per second), load_seconds, rss_mb (2**20 bytes).
+
+    Raises
+    ------
+    ValueError
+        If the shape or a number is out of range.
+    ContextLengthError
+        If the run does not fit into the model's context.
+    """
+    counts = [check_threads(n) for n in threads]
+    say = progress or (lambda done, total: None)
+    need = prompt_tokens + decode_tokens
+    steps, done = 1 + len(counts) * (repeat + 1), 0
+    with ExitStack() as stack:
+        say(0, steps)
+        start = time.perf_counter()
+        file: ModelFile
+        if random is not None:
+            file = RandomModel(random, max(4096, need))
+        elif path is None:
+            file = stack.enter_context(open_model(stack.enter_context(assets.embedded_model())))
+        else:
+            file = stack.enter_context(open_model(path))
+        transformer, config = build(file, max(counts), context)
+        load_seconds = time.perf_counter() - start
+    if need > transformer.context:
+        raise ContextLengthError(f"{need} tokens do not fit into a context of {transformer.context}")
+    ids = np.random.default_rng(1).integers(0, config.vocab_size, prompt_tokens).astype(np.int32)
+    never = np.empty(0, np.int32)
+    per_token = transformer.bytes_per_token
+    results = []
+    for n in counts:
+        transformer.threads = n
+        prefill = decode = float("inf")
+        say(done := done + 1, steps)
+        memory = read_bandwidth(n)
+        for _ in range(repeat):
+            say(done := done + 1, steps)
+            cache = KVCache(transformer, need)
+            sampler = Sampler(config.vocab_size, 0.0, 0, 1.0, 0.0, 1.0, 0)
+            start = time.perf_counter()
+            transformer.prefill(cache, ids)
+            between = time.perf_counter()
+            transformer.decode(cache, sampler, int(ids[-1]), decode_tokens, never)
+            end = time.perf_counter()
+            prefill, decode = min(prefill, between - start), min(decode, end - between)
+        memory = max(memory, read_bandwidth(n))
+        results.append(
+            {
+                "threads": n,
+                "isa": dispatch.active(),
+                "prefill_tps": prompt_tokens / prefill,
+                "decode_tps": decode_tokens / decode,
+                "weight_bytes_per_token": per_token,
+                "decode_gbps": per_token * decode_tokens / decode / 1e9,
+                "memory_read_gbps": memory / 1e9,
+                "load_seconds": load_seconds,
+                "rss_mb": resident_bytes() / 2**20,
+            }
+        )
+    say(steps, steps)
+    return results
