@@ -14,6 +14,7 @@ cdef extern from "kernels.h":
         LB_BF16
         LB_KV_F32
         LB_KV_F16
+        LB_KV_I8
         LB_MAX_HEAD_DIM
 
     ctypedef struct lb_matrix:
@@ -47,8 +48,11 @@ cdef extern from "kernels.h":
     ctypedef struct lb_kv:
         void *keys
         void *values
+        float *key_scales
+        float *value_scales
         ptrdiff_t key_stride
         ptrdiff_t value_stride
+        ptrdiff_t scale_stride
 
     ctypedef struct lb_attention_args:
         const float *q

@@ -119,16 +119,16 @@ LB_INLINE void u8_half(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
 }
 
 /* Both halves of a row group, one after the other: eight rows, eight tokens and four fields fit the 16 registers. */
-#define LB_HALVES(name, half_fn)                                                                               \
-    LB_INLINE void name(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens,     \
-                        i32x16 *acc) {                                                                         \
-        __m256i part[LB_TILE];                                                                                 \
-        for (int j = 0; j < tokens; j++) part[j] = acc[j].a;                                                   \
-        half_fn(w, run, x, stride, tokens, 0, part);                                                           \
-        for (int j = 0; j < tokens; j++) acc[j].a = part[j];                                                   \
-        for (int j = 0; j < tokens; j++) part[j] = acc[j].b;                                                   \
-        half_fn(w, run, x, stride, tokens, 1, part);                                                           \
-        for (int j = 0; j < tokens; j++) acc[j].b = part[j];                                                   \
+#define LB_HALVES(name, half_fn)                                                                           \
+    LB_INLINE void name(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, \
+                        i32x16 *acc) {                                                                     \
+        __m256i part[LB_TILE];                                                                             \
+        for (int j = 0; j < tokens; j++) part[j] = acc[j].a;                                               \
+        half_fn(w, run, x, stride, tokens, 0, part);                                                       \
+        for (int j = 0; j < tokens; j++) acc[j].a = part[j];                                               \
+        for (int j = 0; j < tokens; j++) part[j] = acc[j].b;                                               \
+        half_fn(w, run, x, stride, tokens, 1, part);                                                       \
+        for (int j = 0; j < tokens; j++) acc[j].b = part[j];                                               \
     }
 
 LB_HALVES(u2_tile_many, u2_half)
