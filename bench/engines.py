@@ -1,6 +1,6 @@
 """lowbit beside its peers and the machine's limits, on the same files, in turn.
 
-    python bench/engines.py --peer-python PATH [--only decode,prefill,context,busy,load,story] [--sizes 13M,...]
+    python bench/engines.py --peer-python PATH [--only decode,prefill,context,batch,busy,load,story] [--sizes 13M,...]
 
 Every engine runs in a process of its own and stays loaded. A round gives each of them one turn after the other; of all
 turns the best counts. The machine's read bandwidth and dot-product peak are measured before and after each turn of
@@ -30,7 +30,7 @@ from lowbit import isa
 from lowbit.benchmark import SHAPES
 from lowbit.formats import open_model
 
-PARTS = ("decode", "prefill", "context", "busy", "load", "story")
+PARTS = ("decode", "prefill", "context", "batch", "busy", "load", "story")
 PEER = "llama.cpp"
 
 
@@ -50,7 +50,9 @@ class Run:
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(runs, indent=1) + "\n")
         temporary.replace(self.path)
-        where = " ".join(f"{key} {figure[key]}" for key in ("size", "context", "threads") if key in figure)
+        where = " ".join(
+            f"{key} {figure[key]}" for key in ("size", "context", "batch", "spinners", "threads") if key in figure
+        )
         what = [f"{name} {_short(engine)}" for name, engine in figure["engines"].items()]
         print(f"{figure['part']}: {where}: " + "; ".join(what), file=sys.stderr, flush=True)
 
@@ -226,6 +228,30 @@ def context(args: argparse.Namespace, run: Run) -> None:
                     })  # fmt: skip
 
 
+def batch(args: argparse.Namespace, run: Run) -> None:
+    """Tokens of all sequences together, when several are decoded at once; each must say what it says alone."""
+    size, tokens = args.batch_size, min(args.tokens, 16)
+    path = write_random_gguf(size, args.cache)
+    prompts = [prompt_of(size, 32 + i)[i:] for i in range(max(args.batches))]
+    alone: dict[int, list[int]] = {}
+    with Worker(sys.executable, "lowbit_worker.py") as worker:
+        room = {"context": 32 + tokens, "threads": max(args.threads), "sequences": len(prompts)}
+        worker.ask("load", path=str(path), **room)
+        for threads in args.threads:
+            settings = {"n": tokens, "threads": threads, "least_seconds": args.seconds}
+            found: dict[int, list[float]] = {n: [] for n in args.batches}
+            for _ in range(args.rounds):
+                for n in args.batches:
+                    answer = worker.ask("batch", prompts=prompts[:n], **settings)
+                    found[n].append(n * tokens / answer["seconds"])
+                    for i, ids in enumerate(answer["ids"]):
+                        if alone.setdefault(i, ids) != ids:
+                            raise SystemExit(f"sequence {i} of {size} says something else in a batch of {n}")
+            for n, each in found.items():
+                engines = {"lowbit": {"tps": max(each), "turns": each}}
+                run.add({"part": "batch", "size": size, "batch": n, "threads": threads, "engines": engines})
+
+
 @contextlib.contextmanager
 def spinning(n: int) -> Iterator[None]:
     """Keep n other processes busy."""
@@ -353,7 +379,9 @@ def parse_arguments() -> argparse.Namespace:
     p.add_argument("--prompt", type=int, default=128)
     p.add_argument("--tokens", type=int, default=32)
     p.add_argument("--contexts", type=_numbers, default=[128, 256, 512, 1024, 2048, 4096, 8192])
-    p.add_argument("--context-size", choices=list(SHAPES), default="110M")
+    p.add_argument("--context-size", choices=list(SHAPES), default="110M", help="model of the part `context`")
+    p.add_argument("--batches", type=_numbers, default=[1, 2, 4, 8, 16])
+    p.add_argument("--batch-size", choices=list(SHAPES), default="0.7B", help="model of the part `batch`")
     p.add_argument("--isa", type=_names(tuple(sets)), default=[s for s in sets[:-1] if s == "avx2"],
                    help="plainer instruction sets of lowbit that take part")  # fmt: skip
     p.add_argument("--peer-python", default=os.environ.get("LOWBIT_PEER_PYTHON"),
@@ -375,7 +403,7 @@ def main() -> None:
             run.about["peer"] = peer.ask("version")
     else:
         print("llama.cpp: left out: name its Python with --peer-python or LOWBIT_PEER_PYTHON", file=sys.stderr)
-    parts = {"context": context, "busy": busy, "load": load, "story": story}
+    parts = {"context": context, "batch": batch, "busy": busy, "load": load, "story": story}
     if {"prefill", "decode"} & set(args.only):
         speed(args, run)
     for name in args.only:

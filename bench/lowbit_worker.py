@@ -21,11 +21,11 @@ def version() -> dict[str, Any]:
     return {"version": lowbit.__version__, "isa": isa.active()}
 
 
-def load(path: str, context: int, threads: int) -> dict[str, Any]:
+def load(path: str, context: int, threads: int, sequences: int = 1) -> dict[str, Any]:
     """Load a model for `prefill` and `decode`."""
     global subject
     with open_model(path) as file:
-        subject = Subject(file, context, threads)
+        subject = Subject(file, context, threads, sequences)
     return {
         "bytes_per_token": subject.transformer.bytes_per_token,
         "macs_per_token": subject.macs_per_token,
@@ -41,9 +41,16 @@ def prefill(prompt: list[int], threads: int, least_seconds: float) -> dict[str, 
 
 def decode(prompt: list[int], n: int, threads: int, least_seconds: float) -> dict[str, Any]:
     """Time n tokens after a prompt, which is taken in first unless it is there already."""
-    if subject.prompt != prompt:
-        subject.prefill(prompt, threads)
-    seconds, ids = repeat(lambda: subject.decode(n, threads), least_seconds)
+    seconds, [ids] = batch([prompt], n, threads, least_seconds).values()
+    return {"seconds": seconds, "ids": ids}
+
+
+def batch(prompts: list[list[int]], n: int, threads: int, least_seconds: float) -> dict[str, Any]:
+    """Time n tokens after each of several prompts, decoded together; `ids` is a list per prompt."""
+    for i, prompt in enumerate(prompts):
+        if subject.prompts[i] != prompt:
+            subject.prefill(prompt, threads, i)
+    seconds, ids = repeat(lambda: subject.decode(n, threads, len(prompts)), least_seconds)
     return {"seconds": seconds, "ids": ids}
 
 
@@ -77,13 +84,13 @@ def story(path: str, threads: int, n: int, least_seconds: float) -> dict[str, An
     model = lowbit.load(path, threads=threads)
     with open_model(path) as file:
         one = Subject(file, n, threads)
-    one.prompt = [1]
-    seconds, ids = repeat(lambda: one.decode(n - 1, threads), least_seconds)
+    one.prompts = [[1]]  # nothing is in the cache yet
+    seconds, [ids] = repeat(lambda: one.decode(n - 1, threads), least_seconds)
     return {"seconds": seconds, "ids": ids, "text": model.tokenizer.decode(ids)}
 
 
 if __name__ == "__main__":
     serve({
-        "version": version, "load": load, "prefill": prefill, "decode": decode, "read_bandwidth": read_bandwidth,
+        "version": version, "load": load, "prefill": prefill, "decode": decode, "batch": batch, "read_bandwidth": read_bandwidth,
         "dot_peak": dot_peak, "load_as_users_do": load_as_users_do, "story": story,
     })  # fmt: skip

@@ -1,4 +1,4 @@
-"""lowbit as the benchmarks drive it: prefill and decode of one sequence, timed apart."""
+"""lowbit as the benchmarks drive it: prefill and decode of one or more sequences, timed apart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Subject"]
 
 
 class Subject:
-    """A model with one sequence.
+    """A model with its sequences.
 
     Parameters
     ----------
@@ -25,12 +25,14 @@ class Subject:
         Room, in tokens.
     threads : int
         Most threads that will be asked for.
+    sequences : int
+        Most sequences that will be decoded together.
     """
 
-    def __init__(self, file: ModelFile, context: int, threads: int) -> None:
+    def __init__(self, file: ModelFile, context: int, threads: int, sequences: int = 1) -> None:
         self.transformer, self.config = build(file, threads, context)
-        self.cache = KVCache(self.transformer, context)
-        self.prompt: list[int] = []
+        self.caches = [KVCache(self.transformer, context) for _ in range(sequences)]
+        self.prompts: list[list[int]] = [[] for _ in range(sequences)]
 
     @property
     def macs_per_token(self) -> int:
@@ -48,27 +50,30 @@ class Subject:
         """Multiply-adds of the output head, for one token."""
         return self.config.hidden_size * self.config.vocab_size
 
-    def prefill(self, prompt: Sequence[int], threads: int = 1) -> tuple[float, int]:
+    def prefill(self, prompt: Sequence[int], threads: int = 1, sequence: int = 0) -> tuple[float, int]:
         """Take a prompt in; return the seconds, and the likeliest next token."""
         self.transformer.threads = threads
-        self.prompt = list(prompt)
+        self.prompts[sequence] = list(prompt)
         ids = np.array(prompt, np.int32)
-        self.cache.truncate(0)
+        self.caches[sequence].truncate(0)
         start = time.perf_counter()
-        self.transformer.prefill(self.cache, ids)
+        self.transformer.prefill(self.caches[sequence], ids)
         seconds = time.perf_counter() - start
         return seconds, int(self.transformer.last_logits().argmax())
 
-    def decode(self, n: int, threads: int = 1) -> tuple[float, list[int]]:
-        """Feed the prompt's last token once more and continue greedily; return the seconds, and the n tokens.
+    def decode(self, n: int, threads: int = 1, sequences: int = 1) -> tuple[float, list[list[int]]]:
+        """Feed the last token of each prompt once more and continue greedily; return the seconds, and n tokens of each.
 
-        The cache goes back to the end of the prompt, so that the next call does the same again.
+        The caches go back to the ends of the prompts, so that the next call does the same again.
         """
         self.transformer.threads = threads
-        sampler = Sampler(self.config.vocab_size, 0.0, 0, 1.0, 0.0, 1.0, 0)
+        samplers = [Sampler(self.config.vocab_size, 0.0, 0, 1.0, 0.0, 1.0, 0) for _ in range(sequences)]
+        pending = np.array([prompt[-1] for prompt in self.prompts[:sequences]], np.int32)
+        lengths = [cache.length for cache in self.caches[:sequences]]
         never = np.empty(0, np.int32)
         start = time.perf_counter()
-        ids = self.transformer.decode(self.cache, sampler, self.prompt[-1], n, never)
+        ids = self.transformer.decode(self.caches[:sequences], samplers, pending, n, never)
         seconds = time.perf_counter() - start
-        self.cache.truncate(len(self.prompt))
+        for cache, length in zip(self.caches, lengths):
+            cache.truncate(length)
         return seconds, ids

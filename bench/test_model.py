@@ -46,7 +46,7 @@ def expected(name: str, under_test: str) -> tuple[int, list[int]]:
     """What another instruction set gives for the prompt: the next token, and the decoded ones."""
     isa.use(next((other for other in reversed(isa.available()) if other != under_test), under_test))
     model = subject(name)
-    return model.prefill(prompt(model))[1], model.decode(TOKENS)[1]
+    return model.prefill(prompt(model))[1], model.decode(TOKENS)[1][0]
 
 
 @pytest.mark.benchmark(min_rounds=3, max_time=0.5)
@@ -65,7 +65,7 @@ def test_model(benchmark: Any, name: str, what: str, kind: str) -> None:
         assert benchmark(lambda: model.prefill(prompt(model))[1]) == next_token
     else:
         count = TOKENS
-        assert benchmark(lambda: model.decode(TOKENS)[1]) == tokens
+        assert benchmark(lambda: model.decode(TOKENS)[1][0]) == tokens
     benchmark.extra_info.update(
         engine=f"lowbit {kind}", model=name, what=what, correct=True, ids=tokens if what == "decode" else [next_token],
         tokens_per_second=count / benchmark.stats.stats.min,
@@ -80,5 +80,5 @@ def test_real_models_decode_the_golden_ids(name: str, kind: str) -> None:
     isa.use(kind)
     n = len(golden) // 2
     model.prefill(golden[: n - 1])
-    model.prompt.append(golden[n - 1])
-    assert model.decode(len(golden) - n)[1] == golden[n:]
+    model.prompts[0].append(golden[n - 1])
+    assert model.decode(len(golden) - n)[1][0] == golden[n:]

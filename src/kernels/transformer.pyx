@@ -14,8 +14,8 @@ from libc.stdint cimport int8_t, int32_t, int64_t
 from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport (
-    LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_MAX_HEAD_DIM, alloc_aligned, free_aligned, lb_activations, lb_attention_args, lb_kv,
-    lb_matrix, parallel, table,
+    LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_MAX_HEAD_DIM, alloc_aligned, free_aligned, lb_activations, lb_attention_args,
+    lb_kv, lb_matrix, parallel, table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, matrix_row, multiply, padded_cols
 from lowbit._kernels.sampler cimport Sampler
@@ -552,7 +552,8 @@ cdef class Transformer:
             cache, sampler = caches[i], samplers[i]
             if pending[i] >= self.vocab or sampler.vocab_size != self.vocab or (pending[i] < 0 and count > 1):
                 raise ValueError("the token or the sampler does not fit the sequence")
-            all[i].cache, all[i].sampler, all[i].pending, all[i].out = <void *>cache, <void *>sampler, pending[i], &out[i, 0]
+            all[i].cache, all[i].sampler = <void *>cache, <void *>sampler
+            all[i].pending, all[i].out = pending[i], &out[i, 0]
             all[i].n = min(n, cache.capacity - cache.length + (1 if pending[i] < 0 else 0))
             all[i].done = all[i].n <= 0
         if history is not None and count == 1:
@@ -562,7 +563,8 @@ cdef class Transformer:
                 pass
         return [result[i, :all[i].made].tolist() for i in range(count)]
 
-    cdef bint _step(self, Sequence *all, int32_t count, const int32_t *stop, int64_t n_stop, int32_t draft) noexcept nogil:
+    cdef bint _step(self, Sequence *all, int32_t count, const int32_t *stop, int64_t n_stop,
+                    int32_t draft) noexcept nogil:
         """One pass for all sequences that are not done; False if there is none."""
         cdef int32_t i, j, rows = 0, token, first, proposed = 0
         cdef int32_t proposal[MAX_DRAFT]

@@ -25,7 +25,7 @@ from .formats.base import ModelFile
 from .generation import Clock, GeneratedText, Generation, Timings
 from .sampling import SamplingParams
 from .tokenizers import Tokenizer, from_gguf_metadata, load_tokenizer
-from .weights import read_weights
+from .weights import HEADS, read_weights
 
 __all__ = ["Generation", "Model", "Perplexity", "Timings", "load"]
 
@@ -57,6 +57,7 @@ def load(
     sparsity: float = 0.0,
     context: int | None = None,
     kv_type: str = "f32",
+    head: str = "auto",
 ) -> Model:
     """Load a model.
 
@@ -76,6 +77,10 @@ def load(
         How keys and values of past tokens are kept: ``f32`` as they are, ``f16`` in half and ``int8`` in a quarter of
         the memory, with small differences (docs/performance.md).
 
+    head : str
+        Float embeddings and output heads: ``auto`` keeps large ones in 8 bits (Q8_0), ``file`` as they are in the
+        file, ``q8_0`` all of them in 8 bits.
+
     Returns
     -------
     Model
@@ -93,13 +98,15 @@ def load(
         raise LowbitError("max_ram and sparsity are not supported by this version")
     if kv_type not in KV_TYPES:
         raise ValueError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
     threads = check_threads(threads)
     start = time.perf_counter()
     if path is None:
         with assets.embedded_model() as embedded, open_model(embedded) as file:
-            return _from_file(file, threads, context, kv_type, start)
+            return _from_file(file, threads, context, kv_type, head, start)
     with open_model(path) as file:
-        return _from_file(file, threads, context, kv_type, start)
+        return _from_file(file, threads, context, kv_type, head, start)
 
 
 def check_threads(threads: int | None) -> int:
@@ -111,10 +118,10 @@ def check_threads(threads: int | None) -> int:
     return threads
 
 
-def _from_file(file: ModelFile, threads: int, context: int | None, kv_type: str, start: float) -> Model:
+def _from_file(file: ModelFile, threads: int, context: int | None, kv_type: str, head: str, start: float) -> Model:
     """Read a model, and name the file in every complaint."""
     try:
-        transformer, config = build(file, threads, context, kv_type)
+        transformer, config = build(file, threads, context, kv_type, head)
         tokenizer = _tokenizer_of(file)
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise FormatError(f"{tokenizer.vocab_size} token texts for a vocabulary of {config.vocab_size}")
@@ -126,7 +133,7 @@ def _from_file(file: ModelFile, threads: int, context: int | None, kv_type: str,
 
 
 def build(
-    file: ModelFile, threads: int, context: int | None, kv_type: str = "f32", batch: int = 256
+    file: ModelFile, threads: int, context: int | None, kv_type: str = "f32", head: str = "auto", batch: int = 256
 ) -> tuple[Transformer, ModelConfig]:
     """Pack a file's weights into a transformer."""
     family = find_family(file.architecture)
@@ -135,7 +142,7 @@ def build(
         context = min(config.context_length, DEFAULT_CONTEXT)
     elif isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= config.context_length:
         raise ValueError(f"context must be a whole number from 1 to {config.context_length}, not {context!r}")
-    weights = read_weights(file, config, family, threads)
+    weights = read_weights(file, config, family, threads, head)
     if weights.rope_factors:
         config = replace(config, rope_factors=weights.rope_factors)
     transformer = Transformer(
