@@ -32,13 +32,16 @@ from lowbit.formats import open_model
 
 PARTS = ("decode", "prefill", "context", "batch", "busy", "load", "story")
 PEER = "llama.cpp"
+REAL = {"3M": "tinystories-3m.TQ2_0.gguf"}
+"""A trained model of the test data, beside the random ones; its words begin where theirs do."""
 
 
 class Run:
     """The figures of this run, and the file that they go to."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.figures = path, []  # type: ignore[var-annotated]
+        self.path = path
+        self.figures: list[dict[str, Any]] = []
         self.before = json.loads(path.read_text()) if path.exists() else []
         self.about = {"environment": environment(), "settings": settings}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,23 +82,35 @@ def start_engines(args: argparse.Namespace, stack: contextlib.ExitStack) -> dict
 @contextlib.contextmanager
 def loaded(args: argparse.Namespace, size: str, context: int) -> Iterator[dict[str, Worker]]:
     """The engines, each with the same file loaded."""
-    path = write_random_gguf(size, args.cache)
+    path = file_of(args, size)
     with contextlib.ExitStack() as stack:
         workers = start_engines(args, stack)
         for worker in workers.values():
-            worker.facts = worker.ask("load", path=str(path), context=context, threads=max(args.threads))  # type: ignore[attr-defined]
+            worker.facts = worker.ask("load", path=str(path), context=context, threads=max(args.threads))
         yield workers
+
+
+def file_of(args: argparse.Namespace, size: str) -> Path:
+    """The model file of a size, written now if it is a random one that is not there yet."""
+    if size in REAL:
+        return Path(os.environ["LOWBIT_TEST_DATA"]) / "models" / REAL[size]
+    return write_random_gguf(size, args.cache)
+
+
+def vocab_of(size: str) -> int:
+    """Number of tokens."""
+    return 512 if size in REAL else SHAPES[size]["vocab"]
 
 
 def prompt_of(size: str, n: int) -> list[int]:
     """The same random words for every engine."""
-    return np.random.default_rng(1).integers(FIRST_WORD, SHAPES[size]["vocab"], n).tolist()
+    return np.random.default_rng(1).integers(FIRST_WORD, vocab_of(size), n).tolist()
 
 
 def check_ids(answers: dict[str, list[int]], size: str, n: int) -> None:
     """Refuse figures of an engine that did not compute: all lowbit's tokens are equal, all are n words."""
     for name, ids in answers.items():
-        if len(ids) != n or not all(0 <= i < SHAPES[size]["vocab"] for i in ids):
+        if len(ids) != n or not all(0 <= i < vocab_of(size) for i in ids):
             raise SystemExit(f"{name} gave {ids} where {n} tokens of {size} belong")
     ours = {name: ids for name, ids in answers.items() if name != PEER}
     if len({tuple(ids) for ids in ours.values()}) > 1:
@@ -167,7 +182,7 @@ def speed(args: argparse.Namespace, run: Run) -> None:
     for size in args.sizes:
         prompt, expected = prompt_of(size, args.prompt), Expected()
         with loaded(args, size, args.prompt + args.tokens) as workers:
-            facts = workers["lowbit"].facts  # type: ignore[attr-defined]
+            facts = workers["lowbit"].facts
             for part in (p for p in ("prefill", "decode") if p in args.only):
                 for threads in args.threads:
                     run.add(_speed(args, part, size, prompt, threads, workers, facts, expected))
@@ -231,7 +246,7 @@ def context(args: argparse.Namespace, run: Run) -> None:
 def batch(args: argparse.Namespace, run: Run) -> None:
     """Tokens of all sequences together, when several are decoded at once; each must say what it says alone."""
     size, tokens = args.batch_size, min(args.tokens, 16)
-    path = write_random_gguf(size, args.cache)
+    path = file_of(args, size)
     prompts = [prompt_of(size, 32 + i)[i:] for i in range(max(args.batches))]
     alone: dict[int, list[int]] = {}
     with Worker(sys.executable, "lowbit_worker.py") as worker:
@@ -292,7 +307,7 @@ def busy(args: argparse.Namespace, run: Run) -> None:
 def load(args: argparse.Namespace, run: Run) -> None:
     """Seconds to load from the page cache and to the first token, and memory over the bytes of the tensors."""
     for size in args.sizes:
-        path, prompt = write_random_gguf(size, args.cache), prompt_of(size, 8)
+        path, prompt = file_of(args, size), prompt_of(size, 8)
         with open_model(path) as file:
             tensors = sum(info.nbytes for info in file.tensors.values())
         with open(path, "rb") as raw:  # into the page cache
@@ -370,9 +385,10 @@ def _numbers(text: str) -> list[int]:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     sets = isa.available()
+    sizes = [*(REAL if "LOWBIT_TEST_DATA" in os.environ else ()), *SHAPES]
     p = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     p.add_argument("--only", type=_names(PARTS), default=list(PARTS), help=f"parts: {','.join(PARTS)}")
-    p.add_argument("--sizes", type=_names(tuple(SHAPES)), default=list(SHAPES), help=f"models: {','.join(SHAPES)}")
+    p.add_argument("--sizes", type=_names(tuple(sizes)), default=sizes, help=f"models: {','.join(sizes)}")
     p.add_argument("--threads", type=_numbers, default=[1, 2])
     p.add_argument("--rounds", type=int, default=5, help="turns of each engine")
     p.add_argument("--seconds", type=float, default=0.3, help="least length of a turn; short runs are repeated in it")

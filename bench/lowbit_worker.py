@@ -85,12 +85,12 @@ def story(path: str, threads: int, n: int, least_seconds: float) -> dict[str, An
     with open_model(path) as file:
         one = Subject(file, n, threads)
     one.prompts = [[1]]  # nothing is in the cache yet
-    seconds, [ids] = repeat(lambda: one.decode(n - 1, threads), least_seconds)
+    seconds, [ids] = repeat(lambda: one.decode(n, threads), least_seconds)
     return {"seconds": seconds, "ids": ids, "text": model.tokenizer.decode(ids)}
 
 
 if __name__ == "__main__":
     serve({
-        "version": version, "load": load, "prefill": prefill, "decode": decode, "batch": batch, "read_bandwidth": read_bandwidth,
-        "dot_peak": dot_peak, "load_as_users_do": load_as_users_do, "story": story,
+        "version": version, "load": load, "prefill": prefill, "decode": decode, "batch": batch,
+        "read_bandwidth": read_bandwidth, "dot_peak": dot_peak, "load_as_users_do": load_as_users_do, "story": story,
     })  # fmt: skip

@@ -61,9 +61,15 @@ class Worker:
         Beside this file.
     **environment
         Variables to set in addition.
+
+    Attributes
+    ----------
+    facts : dict
+        Room for what the worker said about the model that it loaded.
     """
 
     def __init__(self, python: str, script: str, **environment: str) -> None:
+        self.facts: dict[str, Any] = {}
         self._process = subprocess.Popen(
             [python, str(Path(__file__).with_name(script))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment},

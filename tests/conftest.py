@@ -1,4 +1,4 @@
-"""What all tests share: one BLAS thread, the folder of test data, and every instruction set in turn."""
+"""What all tests share: one BLAS thread, the test data, every instruction set in turn, and guard bytes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read once, when numpy is f
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lowbit import isa as instruction_sets
+from lowbit._kernels import matrix, transformer
 
 REQUIRED = [name.strip() for name in os.environ.get("LOWBIT_REQUIRE_ISA", "").split(",") if name.strip()]
 """Instruction sets whose absence is a failure rather than a skip."""
@@ -38,3 +40,36 @@ def isa(request):
     instruction_sets.use(name)
     yield name
     instruction_sets.use(before)
+
+
+GUARD = 1 << 16
+"""Guard bytes on either side; more than what lies beside an array would be hit by a kernel that miscounts its rows."""
+
+
+class GuardedNumPy:
+    """NumPy, but what `empty` returns lies between guard bytes."""
+
+    def __init__(self):
+        self.blocks = []
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def empty(self, shape, dtype):
+        dtype = np.dtype(dtype)
+        size = int(np.prod(shape)) * dtype.itemsize
+        block = np.full(size + 2 * GUARD, 0xA5, np.uint8)
+        self.blocks.append((block, size))
+        return block[GUARD : GUARD + size].view(dtype).reshape(shape)
+
+    def intact(self):
+        return all((b[:GUARD] == 0xA5).all() and (b[GUARD + size :] == 0xA5).all() for b, size in self.blocks)
+
+
+@pytest.fixture
+def guards(monkeypatch):
+    """Guard bytes around results and scratch memory; `guards.intact()` tells whether they still stand."""
+    guarded = GuardedNumPy()
+    for module in (matrix, transformer):
+        monkeypatch.setattr(module, "np", guarded)
+    return guarded

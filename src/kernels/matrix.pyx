@@ -13,7 +13,7 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_aligned, free_aligned, lb_activations, lb_matmul_args,
+    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_weights, free_aligned, lb_activations, lb_matmul_args,
     lb_matrix, lb_row_groups, parallel, table,
 )
 
@@ -26,6 +26,9 @@ cdef extern from "half.h":
     float lb_half_to_float(uint16_t h) noexcept nogil
     float lb_bits_to_float(uint32_t bits) noexcept nogil
     uint16_t lb_float_to_half(float f) noexcept nogil
+
+cdef enum:
+    CHUNK_BYTES = 192 << 10     # weights that a thread takes at a time: long enough to stream, short enough to share out
 
 FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "f32": LB_F32, "f16": LB_F16, "bf16": LB_BF16}
 BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32}
@@ -110,12 +113,13 @@ cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_
     """y = x W^T, on several threads where that pays: a job costs about a microsecond to hand out."""
     cdef lb_matmul_args args
     cdef int32_t groups = lb_row_groups(w.n_rows), chunk
-    cdef int64_t work = <int64_t>w.n_rows * w.n_cols * x.n_tokens
+    cdef int64_t work = <int64_t>w.n_rows * w.n_cols * x.n_tokens, group_bytes
     args.w, args.x, args.y, args.sums, args.y_stride = w, x, y, sums, y_stride
-    if threads <= 1 or work < (1 << 17 if is_float(w.format) else 1 << 19):
+    if threads <= 1 or work < (1 << 18 if is_float(w.format) else 1 << 20):
         table.matmul[w.format](&args, 0, groups)
         return
-    chunk = groups // (threads * 8)
+    group_bytes = LB_ROWS * (w.n_cols * <int64_t>value_size(w.format) if is_float(w.format) else w.words * 4)
+    chunk = <int32_t>min(<int64_t>groups // (threads * 4), CHUNK_BYTES // group_bytes)
     parallel(multiply_work, &args, groups, chunk if chunk > 1 else 1, threads)
 
 
@@ -488,8 +492,8 @@ cdef class PackedMatrix:
             self.m.scales_f16 = scales_f16
             code_bytes = <size_t>lb_row_groups(n_rows) * self.m.words * 64
             scale_bytes = <size_t>lb_row_groups(n_rows) * self.m.n_groups * LB_ROWS * (2 if scales_f16 else 4)
-        self.m.codes = <const uint8_t *>alloc_aligned(code_bytes)
-        self.m.scales = alloc_aligned(scale_bytes)
+        self.m.codes = <const uint8_t *>alloc_weights(code_bytes)
+        self.m.scales = alloc_weights(scale_bytes)
         if self.m.codes == NULL or self.m.scales == NULL:
             raise MemoryError(f"no memory for a matrix of {n_rows} x {n_cols}")
         self.nbytes = code_bytes + scale_bytes

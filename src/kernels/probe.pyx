@@ -2,7 +2,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from lowbit._kernels.dispatch cimport alloc_aligned, free_aligned, nanoseconds, parallel, table
+from lowbit._kernels.dispatch cimport alloc_weights, free_aligned, nanoseconds, parallel, table
 from libc.string cimport memset
 
 cdef enum:
@@ -27,7 +27,7 @@ def read_bandwidth(int32_t threads=1, size_t n_bytes=512 << 20, int32_t repeat=3
     cdef int64_t start, best = 0, taken
     cdef int32_t _, pieces = <int32_t>(n_bytes // PIECE)
     work.sink = 0
-    work.memory = <const uint64_t *>alloc_aligned(<size_t>pieces * PIECE)
+    work.memory = <const uint64_t *>alloc_weights(<size_t>pieces * PIECE)
     if work.memory == NULL:
         raise MemoryError("no memory to measure reading")
     try:

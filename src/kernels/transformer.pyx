@@ -27,7 +27,7 @@ from lowbit.errors import ContextLengthError, FormatError
 KV_TYPES = {"f32": LB_KV_F32, "f16": LB_KV_F16, "int8": LB_KV_I8}
 
 cdef enum:
-    ATTENTION_GRAIN = 1 << 15       # products of scores and values below which attention stays on one thread
+    ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
     MAX_DRAFT = 8                   # tokens proposed at a time by prompt look-up
 
 

@@ -33,6 +33,8 @@ DEFAULT_CONTEXT = 8192
 """Most tokens that a model gets room for unless the caller asks for more."""
 DECODE_BURST = 32
 """Tokens made between two looks at the stop strings, when nobody is waiting for each of them."""
+SPECULATION_BURST = 9
+"""The same for a stream that speculates: as many tokens as one pass can bring."""
 SCORE_ROWS = 64
 """Positions whose logits are held at a time while scoring."""
 
@@ -181,6 +183,20 @@ def describe(file: ModelFile) -> dict[str, Any]:
     }
 
 
+@dataclass
+class _Sequence:
+    """A KV cache and the tokens it was filled with; the cache may lack the last of them."""
+
+    cache: KVCache
+    tokens: np.ndarray
+
+    def shared_prefix(self, ids: np.ndarray) -> int:
+        """How many of the tokens `ids` need not be computed again; the last one does, for its logits."""
+        known = self.tokens[: min(len(ids) - 1, self.cache.length)]
+        different = np.flatnonzero(known != ids[: len(known)])
+        return int(different[0]) if len(different) else len(known)
+
+
 class Model:
     """A loaded model. Calls from several threads are served one after the other.
 
@@ -205,8 +221,7 @@ class Model:
         self._description = description
         self._load_seconds = load_seconds
         self._lock = threading.Lock()
-        self._cache = KVCache(transformer, transformer.context)  # of the last sequence; committed as it fills
-        self._known = np.empty(0, np.int32)  # tokens of the kept sequence; the cache may lack the last ones
+        self._kept: _Sequence | None = None  # of the last call, for a next one that begins alike
         # Story models begin the next text with BOS, so that ends a text too.
         self._ends: frozenset[int] = frozenset()
         if tokenizer is not None:
@@ -275,7 +290,8 @@ class Model:
         Takes what `generate` takes for one text, and gives the same text. Pieces are valid UTF-8; the generator's
         return value is the `Generation`. Settings are checked here, before the first piece is asked for.
         """
-        return self._generate(self._prompt_ids(prompt), SamplingParams(**sampling), 1, speculate)
+        burst = SPECULATION_BURST if speculate else 1
+        return self._generate(self._prompt_ids(prompt), SamplingParams(**sampling), burst, speculate)
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Return the logits after each token of a sequence.
@@ -382,11 +398,12 @@ class Model:
     ) -> Generator[str, None, Generation]:
         text = GeneratedText(self._tokenizer, params.stop, self._ends)
         clock = Clock()
-        with self._lock:
-            sampler = self._sampler(params, ids)
-            reused = self._prefill(ids)
-            clock.prompt_done()
-            for token in self._tokens(ids, sampler, params.max_tokens, burst, speculate, clock):
+        sampler = self._sampler(params, ids)
+        with self._lock:  # held only while computing: a stream may wait for its reader for long
+            sequence, self._kept = self._kept or _Sequence(KVCache(self._transformer, self.context), ids[:0]), None
+        reused = sequence.shared_prefix(ids)
+        try:
+            for token in self._tokens(sequence, ids, reused, sampler, params.max_tokens, burst, speculate, clock):
                 piece = text.push(token)
                 if piece:
                     yield piece
@@ -395,35 +412,34 @@ class Model:
             piece = text.finish()
             if piece:
                 yield piece
+        finally:
+            self._kept = sequence
         return text.result(len(ids), clock.timings(self._load_seconds, len(ids), reused, len(text.tokens)))
 
-    def _prefill(self, ids: np.ndarray) -> int:
-        """Bring the kept sequence to `ids`; return how many of its tokens need not be computed again."""
-        known = self._known[: len(ids) - 1]  # the last one is computed again, for its logits
-        different = np.flatnonzero(known != ids[: len(known)])
-        reused = int(different[0]) if len(different) else len(known)
-        self._known = ids[:0]  # until the pass is through
-        self._cache.truncate(reused)
-        self._transformer.prefill(self._cache, ids[reused:])
-        self._known = ids
-        return reused
-
     def _tokens(
-        self, ids: np.ndarray, sampler: Sampler, n: int, burst: int, speculate: bool, clock: Clock
-    ) -> Iterator[int]:
+        self, sequence: _Sequence, ids: np.ndarray, reused: int, sampler: Sampler, n: int, burst: int,
+        speculate: bool, clock: Clock,
+    ) -> Iterator[int]:  # fmt: skip
         """Make up to n tokens after `ids`, in bursts of which the first has one token, so that it comes at once."""
         stop = np.array(sorted(self._ends), np.int32)
-        pending, size = np.array([-1], np.int32), 1
-        while n > 0:
-            history = self._known if speculate and pending[0] >= 0 else None
-            with clock.decoding():
-                [made] = self._transformer.decode([self._cache], [sampler], pending, min(n, size), stop, history)
-            self._known = np.concatenate([self._known, np.array(made, np.int32)])
+        size, pending, made = 1, np.array([-1], np.int32), [-1]
+        while made:
+            with self._lock:
+                if pending[0] < 0:
+                    sequence.tokens = ids[:0]  # nothing is known until the pass is through
+                    sequence.cache.truncate(reused)
+                    self._transformer.prefill(sequence.cache, ids[reused:])
+                    sequence.tokens = ids
+                    clock.prompt_done()
+                history = sequence.tokens if speculate else None
+                with clock.decoding():
+                    [made] = self._transformer.decode([sequence.cache], [sampler], pending, min(n, size), stop, history)
+                sequence.tokens = np.concatenate([sequence.tokens, np.array(made, np.int32)])
             yield from made
-            if len(made) < min(n, size) or made[-1] in self._ends:
-                return
             n -= len(made)
-            pending, size = self._known[-1:], burst
+            if n <= 0 or len(made) < size or made[-1] in self._ends:
+                return
+            pending, size = sequence.tokens[-1:], burst
 
     def _generate_batch(self, prompts: Sequence[Any], params: SamplingParams) -> list[Generation]:
         if not all(len(prompt) for prompt in prompts):

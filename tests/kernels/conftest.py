@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lowbit._kernels import matrix
 from lowbit.kernels import PackedMatrix
 
 TOP_CODES = {"u2": 2, "u4": 15, "u8": 255}
@@ -32,34 +31,6 @@ def packed():
         return SimpleNamespace(matrix=w, codes=codes, weights=codes.astype(np.int32) - OFFSETS[form])
 
     return make
-
-
-class GuardedNumPy:
-    """NumPy, but what `empty` returns lies between guard bytes."""
-
-    def __init__(self):
-        self.blocks = []
-
-    def __getattr__(self, name):
-        return getattr(np, name)
-
-    def empty(self, shape, dtype):
-        dtype = np.dtype(dtype)
-        size = int(np.prod(shape)) * dtype.itemsize
-        block = np.full(size + 512, 0xA5, np.uint8)
-        self.blocks.append((block, size))
-        return block[256 : 256 + size].view(dtype).reshape(shape)
-
-    def intact(self):
-        return all((b[:256] == 0xA5).all() and (b[256 + size :] == 0xA5).all() for b, size in self.blocks)
-
-
-@pytest.fixture
-def guards(monkeypatch):
-    """Guard bytes around everything that the products return; `guards.intact()` tells whether they still stand."""
-    guarded = GuardedNumPy()
-    monkeypatch.setattr(matrix, "np", guarded)
-    return guarded
 
 
 @pytest.fixture

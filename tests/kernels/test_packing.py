@@ -133,6 +133,41 @@ def test_blocks_of_scale_zero_are_zeros_under_a_common_scale():
     assert not w.rows([1])[0, 256:].any()
 
 
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 32), (17, 256), (70, 96)])
+def test_floats_are_rounded_as_q8_0_rounds_them(kind, rows, cols):
+    values = np.random.default_rng(rows).standard_normal((rows, cols)).astype(np.float32)
+    values[0] = 0
+    raw = np.asarray(quantize(kind, values)).reshape(-1).view(np.uint8)
+    want = dequantize("Q8_0", quantize("Q8_0", dequantize(kind, raw, values.shape)), values.shape)
+    for threads in (1, 2):
+        w = PackedMatrix("u8", rows, cols, group_cols=32, scales_f16=True)
+        w.fill_rounded(kind, raw, rows, 0, threads)
+        assert np.array_equal(w.rows(range(rows)), want)
+
+
+@pytest.mark.parametrize("cols", [1, 3, 31, 33, 65])
+def test_rows_that_end_within_a_block_are_rounded_to_half_a_step(cols):
+    values = np.random.default_rng(cols).standard_normal((19, cols)).astype(np.float32)
+    w = PackedMatrix("u8", 19, cols, group_cols=32, scales_f16=True)
+    w.fill_rounded("F32", values.reshape(-1).view(np.uint8), 19)
+    for start in range(0, cols, 32):
+        block = values[:, start : start + 32]
+        step = np.abs(block).max(1, keepdims=True) / 127
+        assert (
+            np.abs(w.rows(range(19))[:, start : start + 32] - block) <= 0.57 * step
+        ).all()  # 0.07 for float16 scales
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 1e7])
+def test_floats_that_8_bits_cannot_hold_are_refused(bad):
+    values = np.ones((17, 64), np.float32)
+    values[16, 63] = bad
+    w = PackedMatrix("u8", 17, 64, group_cols=32, scales_f16=True)
+    with pytest.raises(FormatError, match="finite"):
+        w.fill_rounded("F32", values.reshape(-1).view(np.uint8), 17)
+
+
 @pytest.mark.parametrize("kind", ["TQ2_0", "I2_S"])
 @pytest.mark.parametrize("shift", [0, 2, 4, 6])
 def test_code_3_is_refused(kind, shift):

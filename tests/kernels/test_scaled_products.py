@@ -1,4 +1,4 @@
-"""Products with float results: equal, bit for bit, to the same float32 operations in NumPy, on every instruction set."""
+"""Products with float results equal the same float32 operations in NumPy bit for bit, on every instruction set."""
 
 from __future__ import annotations
 

@@ -109,14 +109,14 @@ def scripted(tmp_path_factory):
         output = np.zeros((n, n), np.float32)
         output[ids[1:], ids[:-1]] = 10
         path = folder / f"{len(list(folder.iterdir()))}.gguf"
-        zeros = {name: np.zeros(shape, np.float32) for name, shape in llama_tensors(n, n, 16, 1, 1).items()}
+        zeros = {name: np.zeros(shape, np.float32) for name, shape in llama_tensors(n, n, 160, 1, 1).items()}
         for name in ("attn_q", "attn_k", "attn_v"):
             zeros[f"blk.0.{name}.weight"] = np.zeros((2, n), np.float32)
         zeros["blk.0.attn_output.weight"] = np.zeros((n, 2), np.float32)
         zeros |= {"token_embd.weight": np.eye(n, dtype=np.float32), "output.weight": output}
         zeros["output_norm.weight"] = np.ones(n, np.float32)
         with GGUFWriter(path, "llama") as out:
-            for key, value in {"context_length": context, "embedding_length": n, "feed_forward_length": 16,
+            for key, value in {"context_length": context, "embedding_length": n, "feed_forward_length": 160,
                                "block_count": 1, "attention.head_count": 1, "attention.key_length": 2,
                                "attention.value_length": 2}.items():  # fmt: skip
                 out.add_metadata(f"llama.{key}", value, "u32")

@@ -130,8 +130,14 @@ def test_threads_must_be_a_whole_number(threads):
 
 @pytest.mark.parametrize("context", [0, -1, 1.5, True, 65])
 def test_context_must_fit_the_model(write_llama, context):
-    with pytest.raises(ValueError, match="context.*64"):
+    with pytest.raises(ValueError, match=r"context.*64"):
         lowbit.load(write_llama(), context=context)
+
+
+@pytest.mark.parametrize("setting", ["kv_type", "head"])
+def test_choices_must_be_known(setting):
+    with pytest.raises(ValueError, match=f"{setting}.*nonsense"):
+        lowbit.load(**{setting: "nonsense"})
 
 
 def test_settings_of_later_versions_are_refused():

@@ -7,10 +7,9 @@ import pytest
 
 import lowbit
 from lowbit import isa as instruction_sets
-from lowbit._kernels.transformer import KVCache, Transformer
+from lowbit._kernels.transformer import KVCache
 from lowbit.formats import open_model
 from lowbit.model import build
-from lowbit.weights import read_weights
 
 FILES = ("stories260K.bin", "tinystories-3m.F32.gguf", "tinystories-3m.TQ2_0.gguf", "tinystories-3m.I2_S.gguf")
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "TQ1_0", "TQ2_0")
@@ -18,6 +17,11 @@ KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "TQ1_0", "TQ2_0")
 
 def bits(array):
     return array.view(np.uint32)
+
+
+def log_softmax(logits):
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
 def everywhere(model, ids):
@@ -57,7 +61,7 @@ def test_prompts_give_the_same_bits_in_any_batch(isa, golden, real_model, test_d
     ids = np.array(golden["prompt_ids"], np.int32)
     want = real_model(file).logits(ids)
     with open_model(test_data / "models" / file) as opened:
-        transformer, _ = build(opened, 2, None, batch)
+        transformer, _ = build(opened, 2, None, batch=batch)
     got = transformer.prefill(KVCache(transformer, len(ids)), ids, True)
     assert np.array_equal(bits(got), bits(want))
 
@@ -96,22 +100,25 @@ def test_last_logits_are_those_of_the_last_token(golden, real_model):
     assert np.array_equal(bits(model._transformer.last_logits()), bits(want[-1]))
 
 
-def test_float16_cache_has_the_same_bits_everywhere_and_stays_near(golden, real_model, test_data):
-    ids = np.array(golden["prompt_ids"], np.int32)
-    exact = real_model("stories260K.bin").logits(ids)
-    with open_model(test_data / "models/stories260K.bin") as opened:
-        from lowbit.families import llama
+@pytest.mark.parametrize("more", [(), (9,), (9, 8, 7)], ids=str)
+@pytest.mark.parametrize("made", [0, 1, 2, 33, 40])
+def test_a_known_beginning_leaves_the_same_logits(write_llama, made, more):
+    model = lowbit.load(write_llama(hidden=64, vocab=300))
+    start = [5, 6, 7]
+    tokens = model.generate(start, max_tokens=made, temperature=5.0, seed=1).tokens
+    for known in (len(tokens), len(tokens) // 2, 0):
+        prompt = [*start, *tokens[:known], *more]
+        model.generate(prompt, max_tokens=0)
+        assert np.array_equal(bits(model._transformer.last_logits()), bits(model.logits(prompt)[-1])), known
 
-        config = llama.FAMILY.config(opened.metadata, "llama", True)
-        w = read_weights(opened, config, llama.FAMILY, 1)
-    half = Transformer(config, w.layers, w.token_embd, w.output, w.output_norm, 64, 2, 8, "f16")
-    before = instruction_sets.active()
-    results = []
-    try:
-        for name in instruction_sets.available():
-            instruction_sets.use(name)
-            results.append(half.prefill(KVCache(half, len(ids)), ids, True))
-    finally:
-        instruction_sets.use(before)
+
+@pytest.mark.parametrize(("kv_type", "bound"), [("f16", 2e-5), ("int8", 0.02)])
+def test_smaller_caches_have_the_same_bits_everywhere_and_stay_near(golden, real_model, test_data, kv_type, bound):
+    ids = golden["prompt_ids"]
+    exact = real_model("stories260K.bin").logits(ids)
+    small = lowbit.load(test_data / "models/stories260K.bin", threads=2, kv_type=kv_type)
+    results = [got for _, got in everywhere(small, ids)]
     assert all(np.array_equal(bits(got), bits(results[0])) for got in results)
-    assert 0 < np.abs(results[0] - exact).max() < 0.02
+    p, q = (log_softmax(logits) for logits in (exact, results[0]))
+    assert 0 < (np.exp(p) * (p - q)).sum(1).max() < bound  # nats; measured: 2.4e-6 (f16), 6.0e-3 (int8)
+    assert small.info()["kv_bytes_per_token"] < real_model("stories260K.bin").info()["kv_bytes_per_token"]

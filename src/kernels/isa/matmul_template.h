@@ -34,6 +34,9 @@ typedef struct {
     int32_t full, words, tail;
 } lb_run;
 
+/* Bytes that a tile of one token prefetches ahead of its stream: less than this hinders the CPU's own prefetcher. */
+#define LB_AHEAD 8192
+
 typedef void lb_tile_fn(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, int tokens, i32x16 *acc);
 
 static const int32_t lb_bits[3] = {2, 4, 8};

@@ -99,5 +99,6 @@ cdef const lb_kernels *table
 cdef void parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) noexcept nogil
 cdef void register_portable_ternary(lb_matmul_fn *matmul) noexcept
 cdef void *alloc_aligned(size_t n_bytes) noexcept nogil
+cdef void *alloc_weights(size_t n_bytes) noexcept nogil
 cdef void free_aligned(void *memory) noexcept nogil
 cdef int64_t nanoseconds() noexcept nogil
