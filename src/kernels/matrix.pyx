@@ -28,7 +28,7 @@ cdef extern from "half.h":
     uint16_t lb_float_to_half(float f) noexcept nogil
 
 cdef enum:
-    CHUNK_BYTES = 192 << 10     # weights that a thread takes at a time: long enough to stream, short enough to share out
+    CHUNK_BYTES = 192 << 10     # weights a thread takes at a time: long enough to stream, short enough to share out
 
 FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "f32": LB_F32, "f16": LB_F16, "bf16": LB_BF16}
 BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32}
@@ -399,7 +399,7 @@ cdef void fill_rounded(void *context, int32_t begin, int32_t end) noexcept nogil
     cdef FillRounded *c = <FillRounded *>context
     cdef const lb_matrix *m = c.m
     cdef int32_t group, lane, g, i, n
-    cdef float largest, inverse, v, w[32]
+    cdef float largest, scale, inverse, v, w[32]
     cdef size_t at
     cdef uint8_t *target
     for group in range(begin, end):
@@ -414,11 +414,12 @@ cdef void fill_rounded(void *context, int32_t begin, int32_t end) noexcept nogil
                     if not isfinite(w[i]):
                         c.bad = 1
                 at += n
-                (<uint16_t *>m.scales)[(<size_t>(c.first_group + group) * m.n_groups + g) * LB_ROWS + lane] = (
-                    lb_float_to_half(largest / 127))
-                if largest / 127 > 65504:
+                scale = largest / 127
+                if scale > 65504:
                     c.bad = 1
-                inverse = 127 / largest if largest > 0 else 0
+                (<uint16_t *>m.scales)[(<size_t>(c.first_group + group) * m.n_groups + g) * LB_ROWS + lane] = (
+                    lb_float_to_half(scale))
+                inverse = 1 / scale if scale > 1e-37 else 0   # smaller ones are 0 in float16 by far
                 target = <uint8_t *>m.codes + (<size_t>(c.first_group + group) * m.words + 8 * g) * 64 + lane * 4
                 for i in range(n):
                     v = w[i] * inverse
@@ -478,9 +479,9 @@ cdef class PackedMatrix:
         else:
             block = block_cols or BLOCK_COLS[format]
             group = group_cols or n_cols
-            if block % (16 if format == "u2" else 8 if format == "u4" else 4) or block > BLOCK_COLS[format]:
+            if block % (16 if format == "u2" else 8 if format == "u4" else 4) or not 0 < block <= BLOCK_COLS[format]:
                 raise FormatError(f"blocks of {block} columns do not fit format {format}")
-            if group_cols is not None and group_cols < n_cols and group_cols % block:
+            if group < 1 or (group < n_cols and group % block):
                 raise FormatError(f"scale groups of {group_cols} columns are no multiple of {block}")
             if group > MAX_GROUP_COLS[format]:
                 raise FormatError(f"scale groups of {group} columns are too long for format {format}")
@@ -555,8 +556,9 @@ cdef class PackedMatrix:
             A multiple of 16.
         """
         cdef FillBlocks c
-        cdef int32_t i
         self._check_rows(first_row, rows)
+        if type not in LAYOUTS:
+            raise FormatError(f"{type} is not packed by blocks")
         format, cols, block_bytes, codes_at, scale_at, words, reverse, flip = LAYOUTS[type]
         if FORMATS[format] != self.m.format or self.m.n_cols % cols:
             raise FormatError(f"{type} needs rows of a multiple of {cols} weights, not {self.m.n_cols}")
@@ -566,14 +568,14 @@ cdef class PackedMatrix:
         if not c.one_scale and (self.m.group_cols != min(cols, self.m.n_cols) or scale_at < 0):
             raise FormatError(f"{type} does not store a scale for each {self.m.group_cols} weights")
         c.layout = BlockLayout(block_bytes, codes_at, scale_at, words, reverse, flip)
+        c.blocks_per_row = self.m.n_cols // cols
+        if <size_t>raw.shape[0] < <size_t>rows * c.blocks_per_row * block_bytes:
+            raise FormatError(f"{raw.shape[0]} bytes are too few for {rows} rows of {type}")
         c.m = &self.m
         c.source = &raw[0]
         c.first_group = first_row // LB_ROWS
         c.rows = rows
-        c.blocks_per_row = self.m.n_cols // cols
         c.bad = 0
-        if <size_t>raw.shape[0] < <size_t>rows * c.blocks_per_row * block_bytes:
-            raise FormatError(f"{raw.shape[0]} bytes are too few for {rows} rows of {type}")
         with nogil:
             parallel(fill_blocks, &c, lb_row_groups(c.rows), 4, threads)
         if c.bad == 1:
@@ -635,6 +637,8 @@ cdef class PackedMatrix:
         """
         cdef FillRounded c
         self._check_rows(first_row, rows)
+        if type not in FLOAT_TYPES:
+            raise FormatError(f"{type} is not a float type")
         c.source_format = FORMATS[FLOAT_TYPES[type]]
         if self.m.format != LB_U8 or not self.m.scales_f16 or self.m.group_cols != min(32, self.m.n_cols):
             raise FormatError("rounding to 8 bits needs a u8 matrix with a float16 scale for each 32 weights")

@@ -298,7 +298,7 @@ cdef class Transformer:
         self.token_embd = &token_embd.m
         self.output_norm = self._vector(output_norm, self.hidden)
 
-        wide = max(q_size + 2 * kv_size, 2 * self.intermediate)
+        wide = max(q_size + 2 * kv_size, 2 * self.intermediate, self.hidden)
         self.x = <float *>self._scratch(rows * self.hidden * 4)
         self.h = <float *>self._scratch(rows * max(self.hidden, q_size, self.intermediate) * 4)
         self.wide = <float *>self._scratch(rows * wide * 4)

@@ -359,7 +359,7 @@ class Model:
     def info(self) -> dict[str, Any]:
         """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set."""
         t, c = self._transformer, self.config
-        kv_bytes = KVCache(t, 16).nbytes // 16
+        kv_bytes = KVCache(t, t.context).nbytes // (-(-t.context // 16) * 16)  # reserved in blocks of 16 positions
         return {
             **self._description,
             "family": c.family,
