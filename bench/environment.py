@@ -23,6 +23,7 @@ def environment() -> dict[str, object]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": _cpu(),
+        "cache_bytes": _cache_bytes(),
         "cores": int(dispatch.cores()),
         "isa": isa.available(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -45,6 +46,15 @@ def _cpu() -> str:
     if "cpu family" in fields:
         name += f" (family {fields['cpu family']}, model {fields['model']})"
     return name
+
+
+def _cache_bytes() -> int:
+    """Size of the largest cache of the first core, 0 if the system does not tell."""
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text[:-1]) << {"K": 10, "M": 20}[text[-1]])
+    return max(sizes)
 
 
 def _compiler() -> str:

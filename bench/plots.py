@@ -12,7 +12,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import Patch
 
-__all__ = ["draw_all"]
+__all__ = ["draw_all", "in_cache"]
 
 Figure = dict[str, Any]
 
@@ -47,13 +47,20 @@ def color(engine: str, names: Iterable[str] = ()) -> str:
 
 def short(x: float) -> str:
     """A label that fits on a bar."""
-    return f"{x / 1000:.1f}k" if x >= 9950 else f"{x:,.0f}" if x >= 100 else f"{x:.1f}"
+    return f"{x / 1000:.3g}k" if x >= 1000 else f"{x:.3g}"
 
 
 def engines_of(figures: list[Figure]) -> list[str]:
     """The engines that took part: the peer first."""
     names = {name for f in figures for name in f["engines"]}
     return sorted(names, key=lambda name: (name != "llama.cpp", name != "lowbit", name))
+
+
+def in_cache(figure: Figure, engine: Figure) -> bool:
+    """Whether the memory does not bound a decode, because all weights stay in the cache."""
+    return figure["part"] == "decode" and (
+        engine["fraction"] > 1.02 or figure["bytes_per_token"] <= figure["run"]["cache_bytes"]
+    )
 
 
 def by_engine(figures: list[Figure], parts: list[str]) -> plt.Figure:
@@ -110,12 +117,12 @@ def against_limits(figures: list[Figure], parts: list[str]) -> plt.Figure:
                 at = x + (i - (len(names) - 1) / 2) * width
                 ax.bar(at, rate, width * 0.9, color=color(name, names))
                 line = ax.hlines(limit, at - width / 2, at + width / 2, color="black", lw=1.4)
-                text = "cache" if e["fraction"] > 1.02 else f"{e['fraction']:.0%}"
+                text = "cache" if in_cache(f, e) else f"{e['fraction']:.0%}"
                 upright = 90 if len(here) * len(names) > 8 else 0
                 ax.annotate(text, (at, max(rate, limit)), (0, 3), textcoords="offset points", ha="center",
                             fontsize=7, rotation=upright)  # fmt: skip
                 top = max(top, rate, limit)
-        ax.set_ylim(0, top * 1.16)
+        ax.set_ylim(0, top * 1.25)
         ax.set_xticks(range(len(here)), [f"{f['size']}\n{f['threads']}" for f in here], fontsize=8)
         ax.set_xlabel("model, threads")
         ax.set_ylabel("GB/s" if part == "decode" else "GMAC/s")
@@ -156,7 +163,12 @@ def scaling(figures: list[Figure]) -> plt.Figure:
                     ax.plot(*zip(*points), color=color(name, names), marker=MARKERS.get(name, "d"), ms=4.5, lw=1.5,
                             ls="-" if threads == 1 else "--", alpha=0.95)  # fmt: skip
         ax.set_xscale("log", base=10 if column == 0 else 2)
-        ax.set_yscale("log")
+        if part == "batch":
+            ax.set_ylim(bottom=0)
+        else:
+            ax.set_yscale("log")
+            low, high = ax.get_ylim()
+            ax.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
         ax.yaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}")
         ax.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         if column:
@@ -193,7 +205,7 @@ def parameters(figure: Figure) -> float:
 def kernels(rows: list[Figure]) -> plt.Figure:
     """Bars: multiply-adds per second of each engine, one panel for decode and one for prefill."""
     names = list(dict.fromkeys(r["engine"] for r in rows))
-    names = sorted(names, key=lambda n: (n.startswith("lowbit"), names.index(n)))
+    names = sorted(names, key=lambda n: (not n.startswith("lowbit"), -names.index(n)))
     shapes = sorted({(r["n"], r["k"]) for r in rows})
     fig, axes = plt.subplots(1, 2, figsize=(10, 0.55 * len(names) + 1.2), sharey=True)
     for ax, m, title in ((axes[0], 1, "decode, 1 token, weights from memory"), (axes[1], 128, "prefill, 128 tokens")):
@@ -207,10 +219,10 @@ def kernels(rows: list[Figure]) -> plt.Figure:
                 bar = ax.barh(i + (0.2 if j else -0.2), value, 0.38, color=COLORS["lowbit avx2" if j else "lowbit"])
                 ax.bar_label(bar, [f"{value:.3g}"], fontsize=7, padding=2)
                 top = max(top, value)
-        ax.set_xscale("log")
-        ax.set_xlim(right=top * 2.5)
+        ax.set_xlim(right=top * 1.12)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.5, -0.5)
         ax.set_xlabel("GMAC/s, one thread")
         ax.set_title(title)
         ax.grid(axis="x")

@@ -16,6 +16,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from plots import draw_all, in_cache
+
 KEYS = ("part", "size", "context", "batch", "spinners", "threads")
 BULKY = ("ids", "turns", "limits", "text")
 SIZES = ["stories260K", "3M", "13M", "110M", "0.7B", "2.4B"]
@@ -77,7 +79,9 @@ def ratio(a: float | None, b: float | None) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown, numbers to the right."""
+    """Markdown, numbers to the right; columns of engines that did not take part are left out."""
+    filled = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    head, rows = [head[i] for i in filled], [[row[i] for i in filled] for row in rows]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
@@ -95,8 +99,7 @@ def speed_table(figures: list[Figure], part: str) -> str:
     rows = []
     for f in figures:
         ours = f["engines"]["lowbit"]
-        # a model that stays in the cache is not bound by the memory
-        share = "from cache" if ours["fraction"] > 1.02 else f"{ours['fraction']:.0%}"
+        share = "in cache" if in_cache(f, ours) else f"{ours['fraction']:.0%}"
         rows.append([
             f["size"], str(f["threads"]), number(tps(f, PEER)), number(tps(f, "lowbit")),
             ratio(tps(f, "lowbit"), tps(f, PEER)), number(tps(f, PLAIN)), ratio(tps(f, PLAIN), tps(f, PEER)),
@@ -190,10 +193,12 @@ def machines(record: dict[str, Any]) -> str:
         peer = e.get("llama.cpp")
         line = (
             f"{e['cpu']}, {e['cores']} cores, {e['system']}; instruction sets {', '.join(e['isa'])}; "
+            f"{e['cache_bytes'] >> 20} MB of last-level cache; "
             f"{e['compiler']}; Python {e['python']}, NumPy {e['numpy']}, lowbit {e['lowbit']}"
         )
         if peer:
-            line += f"; llama-cpp-python {peer['version']} built for this machine ({peer['features']})"
+            features = " ".join(w.removesuffix(" = 1").removeprefix("CPU : ") for w in peer["features"].split(" | "))
+            line += f"; llama-cpp-python {peer['version']} built for this machine ({features})"
         load = f", load average {e['load_average'][0]}" if e["load_average"] else ""
         lines.setdefault(line, []).append(e["date"] + load)
     return "\n".join(f"* {line}. Measured {'; '.join(sorted(set(dates)))}." for line, dates in lines.items())
@@ -223,7 +228,7 @@ left out. `--only decode,prefill,context,batch,busy,load,story`, `--sizes` and `
 * Prefill takes 128 tokens in, and needs logits after the last only. Decode makes 32 tokens after them.
 * llama.cpp runs with its defaults; only its calls of `llama_decode` are timed, not the choice of the token.
 * Memory read is the rate at which the same number of threads reads 512 MB in order; the share of it is that of the
-  weights that one token needs, times tokens per second, and the median of the turns.
+  weights that one token needs, times tokens per second. The rate and the limit are the best ones; the share is the median over the turns.
 * One multiply-add (MAC) counts once. Prefill counts those of the linear layers for every token and of the head once,
   not those of attention. The int8 peak is measured in registers, with the same instruction set.
 * Load is measured in a fresh process with the file in the page cache; memory is the growth of the resident set after
@@ -276,8 +281,6 @@ def page(record: dict[str, Any], notes: Path) -> str:
 
 def main() -> None:
     """Update the record, the page and the plots."""
-    from plots import draw_all
-
     p = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     p.add_argument("--kernels", type=Path, default=Path("build/bench/kernels.json"), help="from pytest-benchmark")
     p.add_argument("--engines", type=Path, default=Path("build/bench/engines.json"), help="from bench/engines.py")

@@ -43,6 +43,7 @@ class RecordingModel:
         timings = SimpleNamespace(
             load_seconds=0.25,
             prompt_tokens=5,
+            reused_tokens=0,
             prompt_seconds=0.5,
             decode_tokens=4,
             decode_seconds=2.0,
