@@ -76,10 +76,10 @@ def by_engine(figures: list[Figure], parts: list[str]) -> plt.Figure:
                 values = [f["engines"].get(name, {}).get("tps", 0.0) for f in here]
                 at = [x + (i - (len(names) - 1) / 2) * width for x in range(len(here))]
                 bars = ax.bar(at, values, width * 0.94, color=color(name, names))
-                ax.bar_label(bars, [short(v) if v else "" for v in values], fontsize=6, padding=1.5)
+                ax.bar_label(bars, [short(v) if v else "" for v in values], fontsize=6.5, padding=2.5, rotation=90)
             ax.set_xticks(range(len(here)), [str(f["threads"]) for f in here])
             ax.set_title(f"{part}, {size}")
-            ax.margins(y=0.14)
+            ax.margins(y=0.2)
             ax.yaxis.set_major_locator(plt.MaxNLocator(4))
             ax.yaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
             ax.tick_params(axis="y", labelsize=7)

@@ -227,8 +227,9 @@ left out. `--only decode,prefill,context,batch,busy,load,story`, `--sizes` and `
   a trained ternary model. One GGUF file serves all engines.
 * Prefill takes 128 tokens in, and needs logits after the last only. Decode makes 32 tokens after them.
 * llama.cpp runs with its defaults; only its calls of `llama_decode` are timed, not the choice of the token.
-* Memory read is the rate at which the same number of threads reads 512 MB in order; the share of it is that of the
-  weights that one token needs, times tokens per second. The rate and the limit are the best ones; the share is the median over the turns.
+* Memory read is the rate at which the same number of threads reads 512 MB in order; the GB/s of decode are the bytes
+  of weights that one token needs, times tokens per second. Rate and limit are the best of the run; the share is the
+  median over the turns of rate over limit around it.
 * One multiply-add (MAC) counts once. Prefill counts those of the linear layers for every token and of the head once,
   not those of attention. The int8 peak is measured in registers, with the same instruction set.
 * Load is measured in a fresh process with the file in the page cache; memory is the growth of the resident set after

@@ -42,6 +42,8 @@ def write_demo_model(path: str | os.PathLike[str]) -> None:
         out.add_metadata("tokenizer.ggml.bos_token_id", 1, "u32")
         out.add_metadata("tokenizer.ggml.eos_token_id", 2, "u32")
         out.add_tensor("token_embd.weight", "F32", rng.standard_normal((len(tokens), HIDDEN), np.float32))
+        # a head of its own: tied to random embeddings, it would repeat the last token for ever
+        out.add_tensor("output.weight", "F32", rng.standard_normal((len(tokens), HIDDEN), np.float32) / 8)
         out.add_tensor("output_norm.weight", "F32", np.ones(HIDDEN, np.float32))
         for i in range(LAYERS):
             for name in ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm"):
