@@ -58,6 +58,15 @@ cdef int32_t padded_cols(const lb_matrix *m) noexcept nogil:
     return m.n_cols if is_float(m.format) else m.words * 4 * fields_of(m.format)
 
 
+cdef int32_t row_stride(const lb_matrix *m) noexcept nogil:
+    """Bytes from one row of int8 activations to the next: an odd number of cache lines.
+
+    A tile reads the same columns of 16 rows at once; with a power of two between them they would all fall into the
+    same set of the first cache.
+    """
+    return ((padded_cols(m) + 63) // 64 | 1) * 64
+
+
 cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil:
     """Dequantise one row."""
     cdef int32_t lane = row % LB_ROWS, group = row // LB_ROWS, fields, bits, block_words, words_left, words
@@ -185,18 +194,19 @@ def quantize_activations(PackedMatrix w not None, const float[:, ::1] x, bint pe
     sums : ndarray of int32, shape (m, n_groups)
         Sums of q over the groups.
     """
-    cdef int8_t[:, ::1] q
+    cdef int8_t[:, :] q
     cdef float[:, ::1] scale
     cdef int32_t[:, ::1] sums
     cdef int64_t i
     if is_float(w.m.format) or x.shape[1] != w.m.n_cols:
         raise FormatError(f"activations of {x.shape[1]} columns do not fit {w!r}")
-    q_out = np.empty((x.shape[0], padded_cols(&w.m)), np.int8)
+    q_out = np.empty((x.shape[0], row_stride(&w.m)), np.int8)[:, :padded_cols(&w.m)]
     scale_out = np.empty((x.shape[0], w.m.n_groups), np.float32)
     sums_out = np.empty((x.shape[0], w.m.n_groups), np.int32)
     q, scale, sums = q_out, scale_out, sums_out
     for i in range(x.shape[0]):
-        table.quantize(&x[i, 0], w.m.n_cols, w.m.group_cols, per_token, q.shape[1], &q[i, 0], &scale[i, 0], &sums[i, 0])
+        table.quantize(&x[i, 0], w.m.n_cols, w.m.group_cols, per_token, padded_cols(&w.m), &q[i, 0], &scale[i, 0],
+                       &sums[i, 0])
     return q_out, scale_out, sums_out
 
 
@@ -224,7 +234,7 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False,
         If k differs.
     """
     cdef lb_activations a
-    cdef int8_t[:, ::1] q
+    cdef int8_t[:, :] q
     cdef float[:, ::1] scale, out
     cdef int32_t[:, ::1] sums
     if x.shape[1] != w.m.n_cols:
@@ -237,7 +247,7 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False,
         a.x, a.stride = &x[0, 0], x.shape[1]
     else:
         q, scale, sums = quantize_activations(w, x, per_token)
-        a.q, a.scale, a.sum, a.stride = &q[0, 0], &scale[0, 0], &sums[0, 0], q.shape[1]
+        a.q, a.scale, a.sum, a.stride = &q[0, 0], &scale[0, 0], &sums[0, 0], q.strides[0]
     a.n_groups, a.n_tokens = w.m.n_groups, x.shape[0]
     with nogil:
         multiply(&w.m, &a, &out[0, 0], NULL, w.m.n_rows, threads)

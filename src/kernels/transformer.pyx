@@ -17,7 +17,7 @@ from lowbit._kernels.dispatch cimport (
     LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_MAX_HEAD_DIM, alloc_aligned, free_aligned, lb_activations, lb_attention_args,
     lb_kv, lb_matrix, parallel, table,
 )
-from lowbit._kernels.matrix cimport PackedMatrix, is_float, matrix_row, multiply, padded_cols
+from lowbit._kernels.matrix cimport PackedMatrix, is_float, matrix_row, multiply, padded_cols, row_stride
 from lowbit._kernels.sampler cimport Sampler
 
 import numpy as np
@@ -114,7 +114,7 @@ cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
             table.rms_norm(x, c.weight, c.n, c.eps, c.out + i * c.n)
             x = c.out + i * c.n
         if c.reader != NULL:
-            table.quantize(x, c.n, c.reader.group_cols, c.per_token, <int32_t>c.q_stride, c.q + i * c.q_stride,
+            table.quantize(x, c.n, c.reader.group_cols, c.per_token, padded_cols(c.reader), c.q + i * c.q_stride,
                            c.scale + i * c.n_groups, c.sum + i * c.n_groups)
 
 
@@ -358,7 +358,7 @@ cdef class Transformer:
             self.weight_bytes += matrix.nbytes
             linear.parts[i] = &matrix.m
             if not is_float(matrix.m.format):
-                self.q_stride = max(self.q_stride, (padded_cols(&matrix.m) + 63) // 64 * 64)
+                self.q_stride = max(self.q_stride, row_stride(&matrix.m))
                 self.n_groups = max(self.n_groups, matrix.m.n_groups)
         return linear
 
@@ -386,7 +386,7 @@ cdef class Transformer:
         for part in range(linear.n_parts):
             m = linear.parts[part]
             work.reader = NULL if is_float(m.format) else m
-            work.q_stride = 0 if is_float(m.format) else padded_cols(m)
+            work.q_stride = 0 if is_float(m.format) else row_stride(m)
             work.n_groups = m.n_groups
             if before == NULL or (work.reader != NULL and not same_input(before, m)):
                 parallel(norm_work, &work, n_rows, chunk, self.threads)
