@@ -109,7 +109,8 @@ cdef class Sampler:
         n = self.select(logits)
         for i in range(n):
             self.penalised[i] = self.candidates[i].logit
-        table.exp(self.penalised, self.candidates[0].logit, <float>(1.0 / self.temperature), n, self.probabilities)
+        table.exp(self.penalised, self.candidates[0].logit, <float>min(1.0 / self.temperature, 1e30), n,
+                  self.probabilities)
         kept = n
         if self.top_p < 1.0:
             total = 0

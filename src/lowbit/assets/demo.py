@@ -14,7 +14,7 @@ from ..formats.gguf_writer import GGUFWriter
 __all__ = ["write_demo_model"]
 
 HIDDEN, LAYERS, HEADS, CONTEXT = 256, 2, 4, 512
-LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+LETTERS = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 
 
 def write_demo_model(path: str | os.PathLike[str]) -> None:
@@ -37,11 +37,13 @@ def write_demo_model(path: str | os.PathLike[str]) -> None:
         out.add_metadata("bitnet.attention.layer_norm_rms_epsilon", 1e-5)
         out.add_metadata("tokenizer.ggml.model", "llama")
         out.add_metadata("tokenizer.ggml.tokens", tokens)
-        out.add_metadata("tokenizer.ggml.scores", np.arange(0, -len(tokens), -1, np.float32))
+        out.add_metadata("tokenizer.ggml.scores", np.arange(0, -len(tokens), -1, dtype=np.float32))
         out.add_metadata("tokenizer.ggml.token_type", np.array(types, np.int32))
         out.add_metadata("tokenizer.ggml.bos_token_id", 1, "u32")
         out.add_metadata("tokenizer.ggml.eos_token_id", 2, "u32")
         out.add_tensor("token_embd.weight", "F32", rng.standard_normal((len(tokens), HIDDEN), np.float32))
+        # a head of its own: tied to random embeddings, it would repeat the last token for ever
+        out.add_tensor("output.weight", "F32", rng.standard_normal((len(tokens), HIDDEN), np.float32) / 8)
         out.add_tensor("output_norm.weight", "F32", np.ones(HIDDEN, np.float32))
         for i in range(LAYERS):
             for name in ("attn_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm"):

@@ -40,13 +40,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-ram", metavar="SIZE", help="most memory to use, such as 64MB (not supported yet)")
     add("--sparsity", type=float, metavar="F", help="share of activations to skip (not supported yet)")
     add("--context", type=whole(1), metavar="N", help="tokens to make room for (default: as the model says)")
+    add("--kv-type", metavar="TYPE", help="keep past keys and values as f32 (default), f16 or int8")
+    add("--head", metavar="TYPE", help="float output heads: auto (large ones in 8 bits, default), file or q8_0")
 
 
 def load_model(args: argparse.Namespace) -> Model:
     """Load the model that the options of `add_model_arguments` name."""
     import lowbit
 
-    names = ("threads", "max_ram", "sparsity", "context")
+    names = ("threads", "max_ram", "sparsity", "context", "kv_type", "head")
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     try:
         return lowbit.load(args.model, **given) if args.model is not None else lowbit.load(**given)

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="text to continue; - or none reads a pipe")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of a stream")
     parser.add_argument("-q", "--quiet", action="store_true", help="do not report timings")
+    parser.add_argument("--speculate", action="store_true", help="propose tokens from the text so far: same text, sooner")
     add_sampling_arguments(parser)
     add_model_arguments(parser)
 
@@ -37,18 +38,18 @@ def run(args: argparse.Namespace) -> int:
     prompt = read_text(args.prompt, "prompt")
     model = load_model(args)
     if args.json:
-        out = model.generate(prompt, **sampling)
+        out = model.generate(prompt, speculate=args.speculate, **sampling)
         print_json(_as_json(out, sampling["seed"]))
         return 0
-    out = _stream(model, prompt, sampling)
+    out = _stream(model, prompt, {"speculate": args.speculate, **sampling})
     if not args.quiet:
         print(_summary(model, out, sampling), file=sys.stderr)
     return 0
 
 
-def _stream(model: Model, prompt: str, sampling: dict[str, Any]) -> Generation:
+def _stream(model: Model, prompt: str, options: dict[str, Any]) -> Generation:
     """Write the pieces as they come, and return what the stream returns when it ends."""
-    pieces = model.stream(prompt, **sampling)
+    pieces = model.stream(prompt, **options)
     while True:
         try:
             piece = next(pieces)
@@ -85,6 +86,7 @@ def _as_json(out: Generation, seed: int) -> dict[str, Any]:
         "timings": {
             "load_seconds": timings.load_seconds,
             "prompt_seconds": timings.prompt_seconds,
+            "reused_tokens": timings.reused_tokens,
             "first_token_seconds": timings.first_token_seconds,
             "decode_tokens": timings.decode_tokens,
             "decode_seconds": timings.decode_seconds,
