@@ -18,12 +18,14 @@ static void check_guard(const void *after, size_t n_bytes) {
 static void check_exp(int32_t n, float shift, float factor) {
     snprintf(text, sizeof text, "exp: n %d, shift %g, factor %g", (int)n, shift, factor);
     fill_random(x, n, -120.0f, 87.0f); /* from below the smallest result to near the largest */
+    if (n > 2) x[0] = -87.3f, x[1] = -87.30001f, x[2] = 88.0f; /* the smallest, below it, the largest */
     memset(got, GUARD, sizeof got), memset(expected, GUARD, sizeof expected);
     lb_table.exp(x, shift, factor, n, got);
     check_guard(got + n, sizeof got - (size_t)n * sizeof *got);
     if (is_portable) {
         for (int32_t i = 0; i < n; i++) {
-            const float d = (x[i] - shift) * factor;
+            volatile float d = x[i] - shift; /* volatile: rounded to float also by an x87 */
+            d = d * factor;
             exact[i] = d < -87.3f ? 0.0 : exp((double)d);
         }
         check_near(text, "exp", got, exact, n, 1.5e-7, 0.0);
@@ -83,15 +85,19 @@ static void check_glu(int32_t n, int32_t relu2) {
 }
 
 /* The definition in kernels.h, one value after the other; every set must equal it. */
-static void reference_quantize(int32_t n, int32_t group_cols, int32_t per_token, int8_t *q, float *scale, int32_t *sum) {
+static void reference_quantize(int32_t n, int32_t group_cols, int32_t per_token, int8_t *q, float *scale,
+                               int32_t *sum) {
     for (int32_t start = 0; start < n; start += group_cols) {
         const int32_t end = n - start < group_cols ? n : start + group_cols;
         float largest = 1e-5f;
         for (int32_t i = per_token ? 0 : start; i < (per_token ? n : end); i++) largest = fmaxf(largest, fabsf(x[i]));
-        const float s = 127.0f / largest;
+        const volatile float s = 127.0f / largest; /* volatile: rounded to float also by an x87 */
         *scale++ = 1.0f / s;
         *sum = 0;
-        for (int32_t i = start; i < end; i++) *sum += q[i] = (int8_t)rintf(x[i] * s);
+        for (int32_t i = start; i < end; i++) {
+            const volatile float scaled = x[i] * s;
+            *sum += q[i] = (int8_t)rintf(scaled);
+        }
         sum++;
     }
 }
@@ -114,7 +120,7 @@ static void check_quantize(int32_t n, int32_t group_cols, int32_t per_token, flo
     lb_table.quantize(x, n, group_cols, per_token, padded, q, scale, sum);
     memset(q_expected, 0, (size_t)padded);
     reference_quantize(n, group_cols, per_token, q_expected, scale_expected, sum_expected);
-    check_bytes(text, "q", q, q_expected, (size_t)padded);
+    check_rounded(text, "q", q, q_expected, (size_t)padded);
     check_floats(text, "scale", scale, scale_expected, groups);
     check_bytes(text, "sum", sum, sum_expected, (size_t)groups * sizeof *sum);
     check_guard(q + padded, sizeof q - (size_t)padded);
@@ -122,8 +128,30 @@ static void check_quantize(int32_t n, int32_t group_cols, int32_t per_token, flo
     check_guard(sum + groups, sizeof sum - (size_t)groups * sizeof *sum);
 }
 
+/* The probes of a machine: a read depends on every word, and a peak counts the products of whole tiles. */
+static void check_probes(void) {
+    uint64_t memory[40];
+    for (size_t n = 1; n <= 40; n++) {
+        snprintf(text, sizeof text, "read: n %zu", n);
+        for (size_t i = 0; i < n; i++) memory[i] = random_bits();
+        const uint64_t before = lb_table.read(memory, n);
+        for (size_t i = 0; i < n; i++) {
+            memory[i]++;
+            if (lb_table.read(memory, n) == before) report(text, "word %zu was not read", i);
+            memory[i]--;
+        }
+        n_checks++;
+    }
+    const int64_t one = lb_table.dot_peak(1), ten = lb_table.dot_peak(10);
+    snprintf(text, sizeof text, "dot_peak: 1 and 10 rounds");
+    n_checks++;
+    if (one <= 0 || one % 512 || ten != 10 * one)
+        report(text, "%lld and %lld products", (long long)one, (long long)ten);
+}
+
 void test_elementwise(void) {
     static const float sizes[] = {1.0f, 127.0f, 1e-7f, 1e30f, 0.0f};
+    check_probes();
     for (int i = 0; i < COUNT(lengths); i++) {
         const int32_t n = lengths[i];
         for (int again = 0; again < 4; again++) {

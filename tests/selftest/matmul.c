@@ -190,7 +190,8 @@ void test_integer_matmul(void) {
         }
         /* every number of tokens, so that every tile and every rest is met */
         for (int32_t tokens = 1; tokens <= 33; tokens++, n++) {
-            check_integer(&(shape){format, 33, 3 * usual + 20, usual, n & 1 ? usual : 3 * usual + 20, n & 1, tokens, RANDOM});
+            check_integer(
+                &(shape){format, 33, 3 * usual + 20, usual, n & 1 ? usual : 3 * usual + 20, n & 1, tokens, RANDOM});
         }
         /* the longest sums that packing allows */
         for (int32_t fill = 0; fill < N_FILLS; fill++) {

@@ -35,12 +35,15 @@ int guards_hold(const void *memory, size_t n_bytes);
 /* Prints the set, the parameters and what differs; ends the program after twenty of these. */
 void report(const char *parameters, const char *format, ...);
 
-/* Compares n floats by their bits, or by value where the compiler keeps excess precision (x87). */
+/* Compares n floats by their bits; where the compiler keeps excess precision (x87), within 1e-5 of the largest. */
 void check_floats(const char *parameters, const char *what, const float *got, const float *expected, int32_t n);
 /* Compares n floats with doubles: |got - expected| <= relative * |expected| + absolute. */
 void check_near(const char *parameters, const char *what, const float *got, const double *expected, int32_t n,
                 double relative, double absolute);
 void check_bytes(const char *parameters, const char *what, const void *got, const void *expected, size_t n_bytes);
+
+/* Compares n rounded values; with excess precision (x87) a tie may have gone the other way. */
+void check_rounded(const char *parameters, const char *what, const int8_t *got, const int8_t *expected, size_t n);
 
 /* The ternary product as the definition in kernels.h reads, one weight after the other. */
 lb_matmul_fn reference_matmul_u2;

@@ -45,7 +45,7 @@ LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
             const __m256i x0 = broadcast4(x), x1 = broadcast4(x + field), x2 = broadcast4(x + 2 * field),
                           x3 = broadcast4(x + 3 * field);
-            _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
+            _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
             for (int h = 0; h < 2; h++) {
                 const __m256i v = load_half(w, h);
                 a0[h] = DPBUSD(a0[h], _mm256_and_si256(v, m0), x0);
@@ -72,7 +72,7 @@ LB_INLINE void one_token(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *
     for (int32_t b = 0; b < run.full + (run.tail != 0); b++) {
         const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
-            _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
+            _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
             for (int h = 0; h < 2; h++) {
                 const __m256i v = load_half(w, h);
                 if (bits == 4) {

@@ -33,7 +33,7 @@ LB_INLINE uint8x16_t load_quarter(const uint8_t *w, int q) { return vld1q_u8(w +
 
 LB_INLINE void prefetch(const uint8_t *w) {
 #if defined(__GNUC__)
-    __builtin_prefetch(w + 2048);
+    __builtin_prefetch(w + LB_AHEAD);
 #else
     (void)w;
 #endif

@@ -44,10 +44,9 @@ static inline float32x4_t v_keep_quarter(float32x4_t y, uint32x4_t keep) {
 }
 /* y where x >= limit, else 0 */
 static inline f32x16 v_keep_from(f32x16 y, f32x16 x, f32x16 limit) {
-    return (f32x16){{v_keep_quarter(y.v[0], vcgeq_f32(x.v[0], limit.v[0])),
-                     v_keep_quarter(y.v[1], vcgeq_f32(x.v[1], limit.v[1])),
-                     v_keep_quarter(y.v[2], vcgeq_f32(x.v[2], limit.v[2])),
-                     v_keep_quarter(y.v[3], vcgeq_f32(x.v[3], limit.v[3]))}};
+    return (f32x16){
+        {v_keep_quarter(y.v[0], vcgeq_f32(x.v[0], limit.v[0])), v_keep_quarter(y.v[1], vcgeq_f32(x.v[1], limit.v[1])),
+         v_keep_quarter(y.v[2], vcgeq_f32(x.v[2], limit.v[2])), v_keep_quarter(y.v[3], vcgeq_f32(x.v[3], limit.v[3]))}};
 }
 static inline float32x4_t v_widen_f16(uint16x4_t h) { return vcvt_f32_f16(vreinterpret_f16_u16(h)); }
 static inline f32x16 v_load_f16(const uint16_t *p) {

@@ -35,7 +35,7 @@ LB_INLINE uint8x16_t load_quarter(const uint8_t *w, int q) { return vld1q_u8(w +
 
 LB_INLINE void prefetch(const uint8_t *w) {
 #if defined(__GNUC__)
-    __builtin_prefetch(w + 2048);
+    __builtin_prefetch(w + LB_AHEAD);
 #else
     (void)w;
 #endif
@@ -79,8 +79,8 @@ LB_INLINE void unpack(uint8x16_t v, uint8x16_t *codes, const int bits) {
 }
 
 /* The words of a block, for `count` quarters of a row group and all tokens of a tile. */
-LB_INLINE void quarters_block(const uint8_t *w, const int32_t words, const int8_t *x, ptrdiff_t stride, const int tokens,
-                              int32x4_t s[][4], const int bits, const int first, const int count) {
+LB_INLINE void quarters_block(const uint8_t *w, const int32_t words, const int8_t *x, ptrdiff_t stride,
+                              const int tokens, int32x4_t s[][4], const int bits, const int first, const int count) {
     const int fields = 8 / bits;
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
         uint8x16_t codes[4][4];
