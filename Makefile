@@ -47,7 +47,9 @@ format: $(VENV)/.tools  ## format Python and C
 
 bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[bench]"
-	$(BIN)/python bench/report.py
+	mkdir -p $(BUILD)/bench
+	$(BIN)/python -m pytest bench --benchmark-json=$(BUILD)/bench/kernels.json
+	$(BIN)/python bench/report.py --kernels $(BUILD)/bench/kernels.json
 
 wheel: $(WHEELS)/.built  ## build the wheel into build/wheel
 

@@ -246,7 +246,7 @@ def draw_all(record: dict[str, Any], folder: Path, suffix: str = "svg") -> list[
         if speeds:
             plots = {"engines": by_engine(speeds, parts), "limits": against_limits(speeds, parts)}
             plots["scaling"] = scaling(figures_that_scale(figures))
-        if "kernels" in record:
+        if record.get("kernels", {}).get("products"):
             plots["kernels"] = kernels(record["kernels"]["products"])
         for name, fig in plots.items():
             path = folder / f"performance-{name}.{suffix}"

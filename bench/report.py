@@ -268,12 +268,12 @@ def page(record: dict[str, Any], notes: Path) -> str:
         ]
         title = "stories260K, 256 tokens, float32, one thread; the texts are equal"
         text.append(f"## A tiny model\n\n{table([title, 'llama2.c', 'lowbit', ''], [['decode', *row]])}\n")
-    if "kernels" in record:
+    measured = record.get("kernels", {})
+    if measured.get("products"):
         text.append("## Kernels\n\n![Kernels and NumPy](performance-kernels.svg)\n")
-        text.append(
-            f"One thread. Decode reads its weights from memory.\n\n{products_table(record['kernels']['products'])}\n"
-        )
-        text.append(models_table(record["kernels"]["models"]) + "\n")
+        text.append(f"One thread. Decode reads its weights from memory.\n\n{products_table(measured['products'])}\n")
+    if measured.get("models"):
+        text.append(f"## Models by instruction set\n\nOne thread.\n\n{models_table(measured['models'])}\n")
     text.append(f"## Machine and versions\n\n{machines(record)}\n\n{METHOD}")
     if notes.exists():
         text.append(notes.read_text().strip() + "\n")

@@ -103,6 +103,9 @@ class RandomModel:
         raw.reshape(-1, block)[:, at : at + 2] = np.frombuffer(scale.tobytes(), np.uint8)
         return raw
 
+    def release(self, name: str) -> None:
+        """Nothing is kept."""
+
     def close(self) -> None:
         """There is nothing to close."""
 

@@ -31,6 +31,8 @@ __all__ = ["Generation", "Model", "Perplexity", "Timings", "load"]
 
 DEFAULT_CONTEXT = 8192
 """Most tokens that a model gets room for unless the caller asks for more."""
+EXACT_KV_BYTES = 32 << 10
+"""Bytes of float32 keys and values per token up to which they are kept so by default."""
 DECODE_BURST = 32
 """Tokens made between two looks at the stop strings, when nobody is waiting for each of them."""
 SPECULATION_BURST = 9
@@ -58,7 +60,7 @@ def load(
     max_ram: str | int | None = None,
     sparsity: float = 0.0,
     context: int | None = None,
-    kv_type: str = "f32",
+    kv_type: str = "auto",
     head: str = "auto",
 ) -> Model:
     """Load a model.
@@ -77,7 +79,7 @@ def load(
         Room for this many tokens; None takes the model's own context, but at most 8192.
     kv_type : str
         How keys and values of past tokens are kept: ``f32`` as they are, ``f16`` in half and ``int8`` in a quarter of
-        the memory, with small differences (docs/performance.md).
+        the memory, with small differences. ``auto`` is ``f32`` up to 32 KB per token, and ``f16`` for larger models.
 
     head : str
         Float embeddings and output heads: ``auto`` keeps large ones in 8 bits (Q8_0), ``file`` as they are in the
@@ -98,8 +100,8 @@ def load(
     """
     if max_ram is not None or sparsity != 0.0:
         raise LowbitError("max_ram and sparsity are not supported by this version")
-    if kv_type not in KV_TYPES:
-        raise ValueError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
+    if kv_type not in ("auto", *KV_TYPES):
+        raise ValueError(f"kv_type must be one of auto, {', '.join(KV_TYPES)}, not {kv_type!r}")
     if head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
     threads = check_threads(threads)
@@ -135,7 +137,7 @@ def _from_file(file: ModelFile, threads: int, context: int | None, kv_type: str,
 
 
 def build(
-    file: ModelFile, threads: int, context: int | None, kv_type: str = "f32", head: str = "auto", batch: int = 256
+    file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = 256
 ) -> tuple[Transformer, ModelConfig]:
     """Pack a file's weights into a transformer."""
     family = find_family(file.architecture)
@@ -144,6 +146,8 @@ def build(
         context = min(config.context_length, DEFAULT_CONTEXT)
     elif isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= config.context_length:
         raise ValueError(f"context must be a whole number from 1 to {config.context_length}, not {context!r}")
+    if kv_type == "auto":
+        kv_type = "f32" if 8 * config.n_layers * config.n_kv_heads * config.head_dim <= EXACT_KV_BYTES else "f16"
     weights = read_weights(file, config, family, threads, head)
     if weights.rope_factors:
         config = replace(config, rope_factors=weights.rope_factors)

@@ -141,7 +141,7 @@ class _Reader:
 
     def vector(self, role: str, size: int, suffix: str = ".weight") -> np.ndarray:
         info = self._find(role + suffix, (size,))
-        values = dequantize(info.type, self.file.read(info.name), info.shape)
+        values = dequantize(info.type, self.file.read(info.name), info.shape).copy()  # no view that keeps the map alive
         if not np.isfinite(values).all():
             raise FormatError(f"the tensor {info.name} has values that are not finite")
         return values
@@ -152,6 +152,7 @@ class _Reader:
         if info.type in FLOAT_TYPES and (self.head == "q8_0" or (self.head == "auto" and rows * cols >= LARGE_TABLE)):
             packed = PackedMatrix("u8", rows, cols, group_cols=32, scales_f16=True)
             packed.fill_rounded(info.type, self.file.read(info.name), rows, 0, self.threads)
+            self.file.release(info.name)
             return packed
         packed = self._new(info.type, rows, cols, None)
         self._fill(packed, info, None, 0)
@@ -228,3 +229,4 @@ class _Reader:
                 matrix.fill_scales(raw[n:].view("<f4").reshape(rows, -1).astype(np.float32), row)
         except FormatError as error:
             raise FormatError(f"the tensor {info.name}: {error}") from None
+        self.file.release(info.name)

@@ -13,6 +13,9 @@
  *                                i32x16 *acc)
  *                           `tokens` is a constant after inlining, so that acc can live in registers.
  *
+ * The weights are one sequential stream, and no instruction prefetches them: the CPU's own prefetcher reads such a
+ * stream at 95 % of the speed of memory, and with prefetches of 1 to 16 KB ahead it was always slower.
+ *
  * A token's result does not depend on which tile it was in: integer sums are exact, and the float scaling of
  * the groups is done in the order of the groups, a multiplication and an addition each, never fused.
  */
@@ -25,17 +28,17 @@
 
 #if defined(_MSC_VER)
 #define LB_INLINE static __forceinline
+#define LB_UNROLL(n)
 #else
 #define LB_INLINE static inline __attribute__((always_inline))
+#define LB_PRAGMA(text) _Pragma(#text)
+#define LB_UNROLL(n) LB_PRAGMA(GCC unroll n)
 #endif
 
 /* A run of blocks: `full` blocks of `words` words, then one of `tail` words if that is not 0. */
 typedef struct {
     int32_t full, words, tail;
 } lb_run;
-
-/* Bytes that a tile of one token prefetches ahead of its stream: less than this hinders the CPU's own prefetcher. */
-#define LB_AHEAD 8192
 
 typedef void lb_tile_fn(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, int tokens, i32x16 *acc);
 

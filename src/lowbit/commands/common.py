@@ -40,7 +40,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-ram", metavar="SIZE", help="most memory to use, such as 64MB (not supported yet)")
     add("--sparsity", type=float, metavar="F", help="share of activations to skip (not supported yet)")
     add("--context", type=whole(1), metavar="N", help="tokens to make room for (default: as the model says)")
-    add("--kv-type", metavar="TYPE", help="keep past keys and values as f32 (default), f16 or int8")
+    add("--kv-type", metavar="TYPE", help="keep past keys and values as f32, f16 or int8 (default: auto, f32 if small)")
     add("--head", metavar="TYPE", help="float output heads: auto (large ones in 8 bits, default), file or q8_0")
 
 

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="text to continue; - or none reads a pipe")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of a stream")
     parser.add_argument("-q", "--quiet", action="store_true", help="do not report timings")
-    parser.add_argument("--speculate", action="store_true", help="propose tokens from the text so far: same text, sooner")
+    parser.add_argument(
+        "--speculate", action="store_true", help="propose tokens from the text so far: same text, sooner"
+    )
     add_sampling_arguments(parser)
     add_model_arguments(parser)
 

@@ -41,6 +41,9 @@ class ModelFile(Protocol):
     def read(self, name: str) -> np.ndarray:
         """Return the stored bytes of a tensor as a read-only uint8 view of the mapped file."""
 
+    def release(self, name: str) -> None:
+        """Tell the system that a tensor's bytes are not needed in memory for now; they can still be read."""
+
     def close(self) -> None:
         """Unmap the file. Views that were handed out keep it alive until they are gone."""
 

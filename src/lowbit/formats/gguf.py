@@ -21,7 +21,7 @@ from lowbit.formats import gguf_spec as spec
 from lowbit.formats.base import TensorInfo
 from lowbit.formats.gguf_cursor import U64, Cursor, as_text, shown
 from lowbit.formats.gguf_tensors import lay_out, parse_entries
-from lowbit.formats.mapped import map_file
+from lowbit.formats.mapped import MappedFile
 
 __all__ = ["GGUFFile"]
 
@@ -94,7 +94,7 @@ class _Metadata(Mapping[str, Any]):
         return strings
 
 
-class GGUFFile:
+class GGUFFile(MappedFile):
     """An open GGUF file (`lowbit.formats.base.ModelFile`).
 
     Parameters
@@ -118,41 +118,14 @@ class GGUFFile:
     format = "gguf"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        buffer = map_file(self.path)
-        self._bytes: np.ndarray | None = np.frombuffer(buffer, np.uint8)
+        super().__init__(path)
         self.metadata_types: dict[str, str] = {}
         try:
-            self._parse(Cursor(buffer, 0))
+            self._parse(Cursor(self._map, 0))
         except FormatError as error:
             raise FormatError(f"{self.path}: {error}") from None
         except UnsupportedModelError as error:
             raise UnsupportedModelError(f"{self.path}: {error}") from None
-
-    def read(self, name: str) -> np.ndarray:
-        """Return the stored bytes of a tensor as a read-only uint8 view of the mapped file.
-
-        Raises
-        ------
-        FormatError
-            If the file has no such tensor.
-        """
-        if self._bytes is None:
-            raise ValueError(f"{self.path}: is closed")
-        info = self.tensors.get(name)
-        if info is None:
-            raise FormatError(f"{self.path}: has no tensor {name!r}")
-        return self._bytes[info.offset : info.offset + info.nbytes]
-
-    def close(self) -> None:
-        """Let go of the map; it is unmapped as soon as no view and no metadata refers to it."""
-        self._bytes = None
-
-    def __enter__(self) -> GGUFFile:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _parse(self, cursor: Cursor) -> None:
         cursor.need(24, "the header")

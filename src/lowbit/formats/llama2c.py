@@ -14,12 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
 from lowbit.formats.ggml_types import tensor_nbytes
-from lowbit.formats.mapped import map_file
+from lowbit.formats.mapped import MappedFile
 
 __all__ = ["Llama2cFile", "sniff"]
 
@@ -88,7 +86,7 @@ def sniff(head: bytes) -> bool:
     return struct.unpack_from("<I", head)[0] == MAGIC or _legacy_header(head)[0].complaint() is None
 
 
-class Llama2cFile:
+class Llama2cFile(MappedFile):
     """An open llama2.c checkpoint (`lowbit.formats.base.ModelFile`).
 
     Parameters
@@ -107,12 +105,9 @@ class Llama2cFile:
     architecture = "llama"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        buffer = map_file(self.path)
-        self._bytes: np.ndarray | None = np.frombuffer(buffer, np.uint8)
-        head = buffer[:HEADER_BYTES]
+        super().__init__(path)
         try:
-            self._parse(head, len(buffer))
+            self._parse(self._map[:HEADER_BYTES], len(self._map))
         except FormatError as error:
             raise FormatError(f"{self.path}: {error}") from None
         except UnsupportedModelError as error:
@@ -171,31 +166,6 @@ class Llama2cFile:
         if position != size:
             raise FormatError(f"is {size} bytes long, its header leads to {position}")
         self.tensors: Mapping[str, TensorInfo] = tensors
-
-    def read(self, name: str) -> np.ndarray:
-        """Return the stored bytes of a tensor as a read-only uint8 view of the mapped file.
-
-        Raises
-        ------
-        FormatError
-            If the file has no such tensor.
-        """
-        if self._bytes is None:
-            raise ValueError(f"{self.path}: is closed")
-        info = self.tensors.get(name)
-        if info is None:
-            raise FormatError(f"{self.path}: has no tensor {name!r}")
-        return self._bytes[info.offset : info.offset + info.nbytes]
-
-    def close(self) -> None:
-        """Let go of the map; it is unmapped as soon as no view refers to it."""
-        self._bytes = None
-
-    def __enter__(self) -> Llama2cFile:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 _Named = Iterator[tuple[str, tuple[int, ...]]]

@@ -1,15 +1,20 @@
-"""Mapping a file into memory, with one clear error for everything that is not a readable, non-empty file."""
+"""Mapping a file into memory, and reading tensors from the map."""
 
 from __future__ import annotations
 
 import mmap
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from lowbit.errors import FormatError
+from lowbit.formats.base import TensorInfo
 
-__all__ = ["map_file"]
+__all__ = ["MappedFile", "map_file"]
 
 
 def map_file(path: str) -> mmap.mmap:
@@ -36,3 +41,53 @@ def map_file(path: str) -> mmap.mmap:
         raise FormatError(f"{path}: no such file") from error
     except (OSError, OverflowError) as error:
         raise FormatError(f"{path}: cannot be read ({error})") from error
+
+
+class MappedFile:
+    """A container whose tensors lie as they are in the mapped file; a reader adds what it finds in the header."""
+
+    tensors: Mapping[str, TensorInfo]
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._map = map_file(self.path)
+        self._bytes: np.ndarray | None = np.frombuffer(self._map, np.uint8)
+
+    def read(self, name: str) -> np.ndarray:
+        """Return the stored bytes of a tensor as a read-only uint8 view of the mapped file.
+
+        Raises
+        ------
+        FormatError
+            If the file has no such tensor.
+        """
+        if self._bytes is None:
+            raise ValueError(f"{self.path}: is closed")
+        info = self._info(name)
+        return self._bytes[info.offset : info.offset + info.nbytes]
+
+    def release(self, name: str) -> None:
+        """Tell the system that a tensor's bytes are not needed in memory for now; they can still be read."""
+        info = self._info(name)
+        first, last = info.offset // mmap.PAGESIZE + 1, (info.offset + info.nbytes) // mmap.PAGESIZE
+        if self._bytes is not None and last > first and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+
+    def close(self) -> None:
+        """Let go of the map; it is unmapped as soon as no view and no metadata refers to it."""
+        self._bytes = None
+
+    def __enter__(self: _File) -> _File:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _info(self, name: str) -> TensorInfo:
+        info = self.tensors.get(name)
+        if info is None:
+            raise FormatError(f"{self.path}: has no tensor {name!r}")
+        return info
+
+
+_File = TypeVar("_File", bound=MappedFile)

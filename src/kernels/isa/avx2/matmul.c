@@ -31,30 +31,34 @@ LB_INLINE __m256i widen_add(__m256i acc, __m256i sums16) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)));
 }
 
-LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *acc) {
-    const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12), one = _mm256_set1_epi16(1);
-    __m256i a[2] = {acc->a, acc->b}, four_a[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (int32_t b = 0; b < run.full + (run.tail != 0); b++) {
-        const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
-        __m256i s[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}, four_s[2] = {s[0], s[1]};
-        for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
-            const __m256i x0 = broadcast4(x), x1 = broadcast4(x + field), x2 = broadcast4(x + 2 * field),
-                          x3 = broadcast4(x + 3 * field);
-            _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
-            for (int h = 0; h < 2; h++) {
-                const __m256i v = load_half(w, h), u = _mm256_srli_epi16(v, 4);
-                s[h] = _mm256_add_epi16(s[h], _mm256_maddubs_epi16(_mm256_and_si256(v, low), x0));
-                four_s[h] = _mm256_add_epi16(four_s[h], _mm256_maddubs_epi16(_mm256_and_si256(v, high), x1));
-                s[h] = _mm256_add_epi16(s[h], _mm256_maddubs_epi16(_mm256_and_si256(u, low), x2));
-                four_s[h] = _mm256_add_epi16(four_s[h], _mm256_maddubs_epi16(_mm256_and_si256(u, high), x3));
-            }
-        }
-        x += 3 * field;
+/* One block for one token; four_a are sums of fields 1 and 3, four times their value. */
+LB_INLINE void u2_words(const uint8_t *w, const int8_t *x, const int32_t words, __m256i a[2], __m256i four_a[2]) {
+    const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
+    const int32_t field = 4 * words;
+    __m256i s[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}, four_s[2] = {s[0], s[1]};
+    for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
+        const __m256i x0 = broadcast4(x), x1 = broadcast4(x + field), x2 = broadcast4(x + 2 * field),
+                      x3 = broadcast4(x + 3 * field);
         for (int h = 0; h < 2; h++) {
-            a[h] = _mm256_add_epi32(a[h], _mm256_madd_epi16(s[h], one));
-            four_a[h] = _mm256_add_epi32(four_a[h], _mm256_madd_epi16(four_s[h], one));
+            const __m256i v = load_half(w, h), u = _mm256_srli_epi16(v, 4);
+            s[h] = _mm256_add_epi16(s[h], _mm256_maddubs_epi16(_mm256_and_si256(v, low), x0));
+            four_s[h] = _mm256_add_epi16(four_s[h], _mm256_maddubs_epi16(_mm256_and_si256(v, high), x1));
+            s[h] = _mm256_add_epi16(s[h], _mm256_maddubs_epi16(_mm256_and_si256(u, low), x2));
+            four_s[h] = _mm256_add_epi16(four_s[h], _mm256_maddubs_epi16(_mm256_and_si256(u, high), x3));
         }
     }
+    for (int h = 0; h < 2; h++) {
+        a[h] = widen_add(a[h], s[h]);
+        four_a[h] = widen_add(four_a[h], four_s[h]);
+    }
+}
+
+LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *acc) {
+    __m256i a[2] = {acc->a, acc->b}, four_a[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int32_t b = 0; b < run.full; b++, w += run.words * 64, x += 16 * run.words) {
+        u2_words(w, x, run.words, a, four_a);
+    }
+    if (run.tail) u2_words(w, x, run.tail, a, four_a);
     acc->a = _mm256_add_epi32(a[0], _mm256_srai_epi32(four_a[0], 2));
     acc->b = _mm256_add_epi32(a[1], _mm256_srai_epi32(four_a[1], 2));
 }
@@ -110,7 +114,6 @@ LB_INLINE void u8_half(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
                        __m256i *acc) {
     const int32_t words = run.full * run.words + run.tail;
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
-        if (tokens == 1) _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
         const __m256i v = _mm256_xor_si256(load_half(w, half), _mm256_set1_epi8(-128)), size = _mm256_abs_epi8(v);
         for (int j = 0; j < tokens; j++) {
             acc[j] = widen_add(acc[j], _mm256_maddubs_epi16(size, _mm256_sign_epi8(broadcast4(x + j * stride), v)));

@@ -24,25 +24,32 @@ LB_INLINE __m512i dot4(__m512i acc, __m512i codes, const int8_t *x) {
     return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(four));
 }
 
-LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, __m512i *acc) {
+/* One block for one token. The usual 8 words are unrolled: the end of a short loop is often mispredicted. */
+LB_INLINE void u2_words(const uint8_t *w, const int8_t *x, const int32_t words, __m512i a[4]) {
     const __m512i low = _mm512_set1_epi8(3);
     const __m512i m1 = _mm512_slli_epi16(low, 2), m2 = _mm512_slli_epi16(low, 4), m3 = _mm512_slli_epi16(low, 6);
-    __m512i a0 = acc[0], a1 = _mm512_setzero_si512(), a2 = a1, a3 = a1;
-    for (int32_t b = 0; b < run.full + (run.tail != 0); b++) {
-        const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
-        for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
-            const __m512i v = _mm512_loadu_si512(w);
-            _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
-            a0 = dot4(a0, _mm512_and_si512(v, low), x);
-            a1 = dot4(a1, _mm512_and_si512(v, m1), x + field);
-            a2 = dot4(a2, _mm512_and_si512(v, m2), x + 2 * field);
-            a3 = dot4(a3, _mm512_and_si512(v, m3), x + 3 * field);
-        }
-        x += 3 * field;
+    const int32_t field = 4 * words;
+    LB_UNROLL(8)
+    for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
+        const __m512i v = _mm512_loadu_si512(w);
+        a[0] = dot4(a[0], _mm512_and_si512(v, low), x);
+        a[1] = dot4(a[1], _mm512_and_si512(v, m1), x + field);
+        a[2] = dot4(a[2], _mm512_and_si512(v, m2), x + 2 * field);
+        a[3] = dot4(a[3], _mm512_and_si512(v, m3), x + 3 * field);
     }
-    a0 = _mm512_add_epi32(a0, _mm512_srai_epi32(a1, 2));
-    a2 = _mm512_add_epi32(_mm512_srai_epi32(a2, 4), _mm512_srai_epi32(a3, 6));
-    acc[0] = _mm512_add_epi32(a0, a2);
+}
+
+LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, __m512i *acc) {
+    __m512i a[4] = {acc[0], _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    if (run.words == 8) {
+        for (int32_t b = 0; b < run.full; b++, w += 8 * 64, x += 128) u2_words(w, x, 8, a);
+    } else {
+        for (int32_t b = 0; b < run.full; b++, w += run.words * 64, x += 16 * run.words) u2_words(w, x, run.words, a);
+    }
+    if (run.tail) u2_words(w, x, run.tail, a);
+    a[0] = _mm512_add_epi32(a[0], _mm512_srai_epi32(a[1], 2));
+    a[2] = _mm512_add_epi32(_mm512_srai_epi32(a[2], 4), _mm512_srai_epi32(a[3], 6));
+    acc[0] = _mm512_add_epi32(a[0], a[2]);
 }
 
 LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
@@ -86,13 +93,22 @@ LB_INLINE void u4_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
     }
 }
 
+LB_INLINE void u8_words(const uint8_t *w, const int32_t words, const int8_t *x, ptrdiff_t stride, const int tokens,
+                        i32x16 *acc) {
+    LB_UNROLL(8)
+    for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
+        const __m512i v = _mm512_loadu_si512(w);
+        for (int j = 0; j < tokens; j++) acc[j] = dot4(acc[j], v, x + j * stride);
+    }
+}
+
 /* U8 sums stay below 255 * 128 * group_cols < 2**31 for group_cols <= 2**16. */
 LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
     const int32_t words = run.full * run.words + run.tail;
-    for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
-        const __m512i v = _mm512_loadu_si512(w);
-        if (tokens == 1) _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
-        for (int j = 0; j < tokens; j++) acc[j] = dot4(acc[j], v, x + j * stride);
+    if (words == 8) {
+        u8_words(w, 8, x, stride, tokens, acc);
+    } else {
+        u8_words(w, words, x, stride, tokens, acc);
     }
 }
 
