@@ -28,6 +28,8 @@
 #define DPBUSD _mm256_dpbusd_avx_epi32
 #endif
 
+enum { USUAL = 8 }; /* words of a usual block of U2 and U8, of which U4 has half: a constant makes addresses cheap */
+
 LB_INLINE __m256i broadcast4(const int8_t *x) {
     int32_t four;
     memcpy(&four, x, sizeof four);
@@ -36,32 +38,43 @@ LB_INLINE __m256i broadcast4(const int8_t *x) {
 
 LB_INLINE __m256i load_half(const uint8_t *w, int half) { return _mm256_loadu_si256((const __m256i *)(w + 32 * half)); }
 
-LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *acc) {
-    const __m256i zero = _mm256_setzero_si256(), m0 = _mm256_set1_epi8(3), m1 = _mm256_set1_epi8(12),
-                  m2 = _mm256_set1_epi8(48), m3 = _mm256_set1_epi8((char)192);
-    __m256i a0[2] = {acc->a, acc->b}, a1[2] = {zero, zero}, a2[2] = {zero, zero}, a3[2] = {zero, zero};
-    for (int32_t b = 0; b < run.full + (run.tail != 0); b++) {
-        const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
-        for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
-            const __m256i x0 = broadcast4(x), x1 = broadcast4(x + field), x2 = broadcast4(x + 2 * field),
-                          x3 = broadcast4(x + 3 * field);
-            _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
-            for (int h = 0; h < 2; h++) {
-                const __m256i v = load_half(w, h);
-                a0[h] = DPBUSD(a0[h], _mm256_and_si256(v, m0), x0);
-                a1[h] = DPBUSD(a1[h], _mm256_and_si256(v, m1), x1);
-                a2[h] = DPBUSD(a2[h], _mm256_and_si256(v, m2), x2);
-                a3[h] = DPBUSD(a3[h], _mm256_and_si256(v, m3), x3);
-            }
+/* One block for one token; a[half][field] sums 4**field times the value. */
+LB_INLINE void u2_words(const uint8_t *w, const int8_t *x, const int32_t words, __m256i a[2][4]) {
+    const __m256i m0 = _mm256_set1_epi8(3), m1 = _mm256_set1_epi8(12), m2 = _mm256_set1_epi8(48),
+                  m3 = _mm256_set1_epi8((char)192);
+    const int32_t field = 4 * words;
+    for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
+        const __m256i x0 = broadcast4(x), x1 = broadcast4(x + field), x2 = broadcast4(x + 2 * field),
+                      x3 = broadcast4(x + 3 * field);
+        for (int h = 0; h < 2; h++) {
+            const __m256i v = load_half(w, h);
+            a[h][0] = DPBUSD(a[h][0], _mm256_and_si256(v, m0), x0);
+            a[h][1] = DPBUSD(a[h][1], _mm256_and_si256(v, m1), x1);
+            a[h][2] = DPBUSD(a[h][2], _mm256_and_si256(v, m2), x2);
+            a[h][3] = DPBUSD(a[h][3], _mm256_and_si256(v, m3), x3);
         }
-        x += 3 * field;
     }
-    for (int h = 0; h < 2; h++) {
-        a0[h] = _mm256_add_epi32(a0[h], _mm256_srai_epi32(a1[h], 2));
-        a2[h] = _mm256_add_epi32(_mm256_srai_epi32(a2[h], 4), _mm256_srai_epi32(a3[h], 6));
+}
+
+LB_INLINE __m256i add_fields(const __m256i a[4]) {
+    const __m256i low = _mm256_add_epi32(a[0], _mm256_srai_epi32(a[1], 2)),
+                  high = _mm256_add_epi32(_mm256_srai_epi32(a[2], 4), _mm256_srai_epi32(a[3], 6));
+    return _mm256_add_epi32(low, high);
+}
+
+LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *acc) {
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i a[2][4] = {{acc->a, zero, zero, zero}, {acc->b, zero, zero, zero}};
+    for (int32_t b = 0; b < run.full; b++, w += run.words * 64, x += 16 * run.words) {
+        if (run.words == USUAL) {
+            u2_words(w, x, USUAL, a);
+        } else {
+            u2_words(w, x, run.words, a);
+        }
     }
-    acc->a = _mm256_add_epi32(a0[0], a2[0]);
-    acc->b = _mm256_add_epi32(a0[1], a2[1]);
+    if (run.tail) u2_words(w, x, run.tail, a);
+    acc->a = add_fields(a[0]);
+    acc->b = add_fields(a[1]);
 }
 
 /* U4 and U8 codes for one token: both halves, and two chains each, of the fields (U4) or of alternate words (U8). */
@@ -72,7 +85,6 @@ LB_INLINE void one_token(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *
     for (int32_t b = 0; b < run.full + (run.tail != 0); b++) {
         const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
-            _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
             for (int h = 0; h < 2; h++) {
                 const __m256i v = load_half(w, h);
                 if (bits == 4) {
@@ -112,7 +124,7 @@ LB_INLINE void half_block(const uint8_t *w, const int32_t words, const int8_t *x
 
 LB_INLINE void one_half(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, __m256i *acc,
                         const int bits) {
-    const int32_t usual = bits == 4 ? 4 : 8; /* words of a usual block: a constant makes addresses cheap */
+    const int32_t usual = bits == 4 ? USUAL / 2 : USUAL;
     for (int32_t b = 0; b < run.full + (run.tail != 0); b++) {
         const int32_t words = b < run.full ? run.words : run.tail;
         if (words == usual) {

@@ -31,14 +31,6 @@ LB_INLINE int8x16_t broadcast4(const int8_t *x) {
 
 LB_INLINE uint8x16_t load_quarter(const uint8_t *w, int q) { return vld1q_u8(w + 16 * q); }
 
-LB_INLINE void prefetch(const uint8_t *w) {
-#if defined(__GNUC__)
-    __builtin_prefetch(w + LB_AHEAD);
-#else
-    (void)w;
-#endif
-}
-
 typedef struct {
     int16x8_t low, high;
 } sums16;
@@ -80,7 +72,6 @@ LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
             const int8x16_t x0 = broadcast4(x), x1 = broadcast4(x + field), x2 = broadcast4(x + 2 * field),
                             x3 = broadcast4(x + 3 * field);
-            prefetch(w);
             for (int q = 0; q < 4; q++) {
                 const uint8x16_t v = load_quarter(w, q);
                 s[q] = multiply_add(s[q], vandq_u8(v, low), x0);
@@ -105,7 +96,6 @@ LB_INLINE void u4_tile_1(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *
         for (int q = 0; q < 4; q++) s[q] = no_sums();
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
             const int8x16_t x0 = broadcast4(x), x1 = broadcast4(x + field);
-            prefetch(w);
             for (int q = 0; q < 4; q++) {
                 uint8x16_t codes[2];
                 unpack(load_quarter(w, q), codes, 4);
@@ -172,7 +162,6 @@ LB_INLINE void u4_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
 LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
     const int32_t words = run.full * run.words + run.tail;
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
-        if (tokens == 1) prefetch(w);
         uint8x16_t v[4];
         for (int q = 0; q < 4; q++) v[q] = veorq_u8(load_quarter(w, q), vdupq_n_u8(128));
         for (int j = 0; j < tokens; j++) {

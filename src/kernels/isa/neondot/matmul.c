@@ -33,14 +33,6 @@ LB_INLINE int32x4_t dot4(int32x4_t acc, uint8x16_t codes, int8x8_t x) {
 
 LB_INLINE uint8x16_t load_quarter(const uint8_t *w, int q) { return vld1q_u8(w + 16 * q); }
 
-LB_INLINE void prefetch(const uint8_t *w) {
-#if defined(__GNUC__)
-    __builtin_prefetch(w + LB_AHEAD);
-#else
-    (void)w;
-#endif
-}
-
 LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *acc) {
     const uint8x16_t m0 = vdupq_n_u8(3), m1 = vdupq_n_u8(12), m2 = vdupq_n_u8(48);
     i32x16 a0 = *acc, a1 = vi_set1(0), a2 = a1;
@@ -48,7 +40,6 @@ LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *
         const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
             const int8x8_t x0 = load4(x), x1 = load4(x + field), x2 = load4(x + 2 * field), x3 = load4(x + 3 * field);
-            prefetch(w);
             for (int q = 0; q < 4; q++) {
                 const uint8x16_t v = load_quarter(w, q);
                 a0.v[q] = dot4(a0.v[q], vandq_u8(v, m0), x0);
@@ -85,7 +76,6 @@ LB_INLINE void quarters_block(const uint8_t *w, const int32_t words, const int8_
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
         uint8x16_t codes[4][4];
         for (int q = 0; q < count; q++) unpack(load_quarter(w, first + q), codes[q], bits);
-        if (tokens == 1) prefetch(w);
         for (int j = 0; j < tokens; j++) {
             for (int f = 0; f < fields; f++) {
                 const int8x8_t four = load4(x + j * stride + f * 4 * words);

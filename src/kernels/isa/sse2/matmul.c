@@ -59,7 +59,6 @@ LB_INLINE void one_token(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *
                 even_x[f] = even_bytes(four, 8 - bits - bits * f);
                 odd_x[f] = odd_bytes(four, 8 - bits - bits * f);
             }
-            _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
             for (int q = 0; q < 4; q++) {
                 const __m128i v = load_quarter(w, q), odd = _mm_srli_epi16(v, 8);
                 for (int f = 0; f < fields; f++) {

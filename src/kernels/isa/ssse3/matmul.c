@@ -51,7 +51,6 @@ LB_INLINE void one_token(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
             __m128i four[4];
             for (int f = 0; f < fields; f++) four[f] = broadcast4(x + f * field);
-            _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
             for (int q = 0; q < 4; q++) {
                 const __m128i v = load_quarter(w, q), u = _mm_srli_epi16(v, 4);
                 s[q] = dot2(s[q], _mm_and_si128(v, low), four[0]);
@@ -110,7 +109,6 @@ LB_INLINE void u8_one_token(const uint8_t *w, lb_run run, const int8_t *x, i32x1
     const int32_t words = run.full * run.words + run.tail;
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
         const __m128i four = broadcast4(x);
-        _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
         for (int q = 0; q < 4; q++) {
             const __m128i v = _mm_xor_si128(load_quarter(w, q), _mm_set1_epi8(-128));
             acc->v[q] = dot4_signed(acc->v[q], v, _mm_abs_epi8(v), four);
