@@ -1,0 +1,2 @@
+#define LB_ISA avxvnni
+#include "../table.h"

@@ -1,0 +1,2 @@
+#define LB_ISA neon
+#include "../table.h"

@@ -1,0 +1,2 @@
+#define LB_ISA neondot
+#include "../table.h"

@@ -1,0 +1,2 @@
+#define LB_ISA sse2
+#include "../table.h"

@@ -1,0 +1,2 @@
+#define LB_ISA ssse3
+#include "../table.h"

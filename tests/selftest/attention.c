@@ -1,0 +1,177 @@
+/* The KV cache and attention: the cache against the layout that kernels.h describes, attention of the portable set
+ * against softmax in double precision, that of the others against the portable set, bit for bit. */
+#include <float.h>
+#include <math.h>
+
+#include "selftest.h"
+
+typedef struct {
+    int32_t type, n_heads, n_kv_heads, head_dim, n_positions;
+} shape;
+
+typedef struct {
+    lb_kv kv;
+    size_t key_bytes, value_bytes, scale_bytes;
+} cache;
+
+static char text[200];
+
+static size_t element(int32_t type) { return type == LB_KV_F32 ? 4 : type == LB_KV_F16 ? 2 : 1; }
+
+static cache new_cache(const shape *s) {
+    const int32_t positions = (s->n_positions + 15) / 16 * 16;
+    cache c;
+    c.kv.key_stride = (ptrdiff_t)positions * s->head_dim;
+    c.kv.value_stride = (ptrdiff_t)positions * ((s->head_dim + 15) / 16 * 16);
+    c.kv.scale_stride = positions;
+    c.key_bytes = (size_t)(s->n_kv_heads * c.kv.key_stride) * element(s->type);
+    c.value_bytes = (size_t)(s->n_kv_heads * c.kv.value_stride) * element(s->type);
+    c.scale_bytes = (size_t)s->n_kv_heads * positions * sizeof(float);
+    c.kv.keys = allocate(c.key_bytes), c.kv.values = allocate(c.value_bytes);
+    c.kv.key_scales = allocate(c.scale_bytes), c.kv.value_scales = allocate(c.scale_bytes);
+    /* zeros, as in a new cache: attention may read the positions after the last, which then weigh nothing */
+    memset(c.kv.keys, 0, c.key_bytes), memset(c.kv.values, 0, c.value_bytes);
+    memset(c.kv.key_scales, 0, c.scale_bytes), memset(c.kv.value_scales, 0, c.scale_bytes);
+    return c;
+}
+
+static void free_cache(cache *c) {
+    free(c->kv.keys), free(c->kv.values), free(c->kv.key_scales), free(c->kv.value_scales);
+}
+
+/* Puts one element into a cache and returns what it is worth there. */
+static float put(void *memory, ptrdiff_t at, int32_t type, float value, float most) {
+    if (type == LB_KV_F16) {
+        ((uint16_t *)memory)[at] = lb_float_to_half(value);
+        return lb_half_to_float(((uint16_t *)memory)[at]);
+    }
+    if (type == LB_KV_I8) {
+        volatile float scaled = most > 0 ? 127.0f / most : 0.0f; /* volatile: rounded to float also by an x87 */
+        scaled = scaled * value;
+        ((int8_t *)memory)[at] = (int8_t)rintf(scaled);
+        return ((int8_t *)memory)[at] * (most / 127.0f);
+    }
+    return ((float *)memory)[at] = value;
+}
+
+static float largest(const float *x, int32_t n) {
+    float most = 0.0f;
+    for (int32_t i = 0; i < n; i++) most = fmaxf(most, fabsf(x[i]));
+    return most;
+}
+
+/* The layout of kernels.h. k and v, (n_kv_heads, head_dim), become what the cache holds of them. */
+static void reference_store(float *k, float *v, const cache *c, const shape *s, int32_t position) {
+    const int32_t dim = s->head_dim, padded = (dim + 15) / 16 * 16;
+    for (int32_t head = 0; head < s->n_kv_heads; head++, k += dim, v += dim) {
+        const float k_most = largest(k, dim), v_most = largest(v, dim);
+        const ptrdiff_t key = head * c->kv.key_stride + (ptrdiff_t)(position / 16) * dim * 16 + position % 16;
+        const ptrdiff_t value = head * c->kv.value_stride + (ptrdiff_t)position * padded;
+        for (int32_t i = 0; i < dim; i++) {
+            k[i] = put(c->kv.keys, key + i * 16, s->type, k[i], k_most);
+            v[i] = put(c->kv.values, value + i, s->type, v[i], v_most);
+        }
+        if (s->type == LB_KV_I8) {
+            c->kv.key_scales[head * c->kv.scale_stride + position] = k_most / 127.0f;
+            c->kv.value_scales[head * c->kv.scale_stride + position] = v_most / 127.0f;
+        }
+    }
+}
+
+static void exact_attention(const shape *s, const float *q, const float *k, const float *v, int32_t position,
+                            double *out) {
+    const int32_t dim = s->head_dim, width = s->n_kv_heads * dim;
+    double *scores = allocate((size_t)(position + 1) * sizeof *scores);
+    for (int32_t head = 0; head < s->n_heads; head++, q += dim, out += dim) {
+        const int32_t kv_head = head / (s->n_heads / s->n_kv_heads);
+        double most = -INFINITY, total = 0;
+        for (int32_t p = 0; p <= position; p++) {
+            scores[p] = 0;
+            for (int32_t i = 0; i < dim; i++) scores[p] += (double)q[i] * k[p * width + kv_head * dim + i];
+            most = fmax(most, scores[p]);
+        }
+        for (int32_t i = 0; i < dim; i++) out[i] = 0;
+        for (int32_t p = 0; p <= position; p++) {
+            const double weight = exp(scores[p] - most);
+            total += weight;
+            for (int32_t i = 0; i < dim; i++) out[i] += weight * v[p * width + kv_head * dim + i];
+        }
+        for (int32_t i = 0; i < dim; i++) out[i] /= total;
+    }
+    free(scores);
+}
+
+static void check_attention(const shape *s) {
+    static const char *const types[] = {"float32", "float16", "int8"};
+    enum { ROWS = 2, AFTER = 8 };
+    const int32_t width = s->n_kv_heads * s->head_dim, q_width = s->n_heads * s->head_dim, q_stride = q_width + 1;
+    const size_t kv_bytes = (size_t)s->n_positions * width * sizeof(float);
+    snprintf(text, sizeof text, "attention: %s cache, %d heads, %d kv heads of %d, %d positions", types[s->type],
+             (int)s->n_heads, (int)s->n_kv_heads, (int)s->head_dim, (int)s->n_positions);
+    float *k = allocate(kv_bytes), *v = allocate(kv_bytes), *q = allocate((size_t)ROWS * q_stride * sizeof *q);
+    fill_random(k, s->n_positions * width, -3.0f, 3.0f), fill_random(v, s->n_positions * width, -3.0f, 3.0f);
+    fill_random(q, ROWS * q_stride, -0.5f, 0.5f);
+    for (int32_t i = 0; i < s->n_positions * width; i += 11) k[i] *= 1e-6f, v[i] *= 1e-7f; /* subnormal as float16 */
+    if (s->n_positions > 1) memset(v, 0, (size_t)width * sizeof *v);                       /* no largest magnitude */
+
+    cache c = new_cache(s), expected_cache = new_cache(s);
+    lb_kv kv[ROWS] = {c.kv, c.kv};
+    int32_t positions[ROWS] = {s->n_positions - 1, s->n_positions / 2};
+    const size_t n_out = (size_t)ROWS * q_width, out_bytes = (n_out + AFTER) * sizeof(float);
+    float *got = allocate(out_bytes), *expected = allocate(out_bytes);
+    double *exact = allocate((size_t)q_width * sizeof *exact);
+    lb_attention_args args = {q, got, kv, positions, q_stride, s->n_heads, s->n_kv_heads, s->head_dim, s->type};
+
+    for (int32_t p = 0; p < s->n_positions; p++) {
+        lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &c.kv, &args, p);
+        reference_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &expected_cache, s, p);
+    }
+    if (s->type != LB_KV_I8) {
+        check_bytes(text, "keys", c.kv.keys, expected_cache.kv.keys, c.key_bytes);
+        check_bytes(text, "values", c.kv.values, expected_cache.kv.values, c.value_bytes);
+    } else {
+        check_rounded(text, "keys", c.kv.keys, expected_cache.kv.keys, c.key_bytes);
+        check_rounded(text, "values", c.kv.values, expected_cache.kv.values, c.value_bytes);
+        check_bytes(text, "key scales", c.kv.key_scales, expected_cache.kv.key_scales, c.scale_bytes);
+        check_bytes(text, "value scales", c.kv.value_scales, expected_cache.kv.value_scales, c.scale_bytes);
+    }
+
+    /* Scores reach 20, with a rounding error of some 1e-6 each, which weighs values of up to 3; see also check_rounded.
+     */
+    const double tolerance = FLT_EVAL_METHOD != 0 && s->type == LB_KV_I8 ? 1e-3 : 5e-5;
+    memset(got, GUARD, out_bytes);
+    for (int32_t row = 0; row < ROWS; row++) {
+        for (int32_t head = 0; head < s->n_kv_heads; head++) lb_table.attention(&args, row, head);
+    }
+    if (!guards_hold(got + n_out, AFTER * sizeof *got)) report(text, "bytes after the output were written");
+    if (is_portable) {
+        for (int32_t row = 0; row < ROWS; row++) {
+            exact_attention(s, q + (ptrdiff_t)row * q_stride, k, v, positions[row], exact);
+            check_near(text, "output", got + (ptrdiff_t)row * q_width, exact, q_width, tolerance, tolerance);
+        }
+    } else {
+        args.out = expected;
+        for (int32_t row = 0; row < ROWS; row++) {
+            for (int32_t head = 0; head < s->n_kv_heads; head++) portable.attention(&args, row, head);
+        }
+        check_floats(text, "output", got, expected, (int32_t)n_out);
+    }
+    free_cache(&c), free_cache(&expected_cache);
+    free(k), free(v), free(q), free(got), free(expected), free(exact);
+}
+
+void test_attention(void) {
+    static const int32_t positions[] = {1, 2, 15, 16, 17, 33, 64, 65, 128, 200};
+    static const int32_t dims[] = {4, 16, 21, 48, 64, 80, 128};
+    static const int32_t heads[][2] = {{1, 1}, {4, 2}, {6, 3}, {5, 1}};
+    int n = 0;
+    for (int32_t type = LB_KV_F32; type <= LB_KV_I8; type++) {
+        for (int i = 0; i < COUNT(positions); i++) {
+            for (int j = 0; j < COUNT(dims); j++, n++) {
+                const int32_t *h = heads[n % COUNT(heads)];
+                check_attention(&(shape){type, h[0], h[1], dims[j], positions[i]});
+            }
+        }
+        check_attention(&(shape){type, 2, 1, LB_MAX_HEAD_DIM, 70});
+    }
+}

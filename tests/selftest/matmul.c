@@ -1,0 +1,270 @@
+/* Matrix products against loops over single weights, packed here from the layout that kernels.h describes. */
+#include "selftest.h"
+
+static const int bits_of[3] = {2, 4, 8}, offset_of[3] = {1, 8, 128}, usual_block[3] = {128, 32, 32};
+static const char *const name_of[LB_N_FORMATS] = {"u2", "u4", "u8", "f32", "f16", "bf16"};
+
+enum { RANDOM, LOW, HIGH, OPPOSED, N_FILLS };
+static const char *const fill_names[N_FILLS] = {"random", "minimum", "maximum", "maximum times minimum"};
+
+/* Where a code lies in the packed bytes, and at which bit. */
+static size_t place(const lb_matrix *m, int32_t row, int32_t column, int *shift) {
+    const int bits = bits_of[m->format], fields = 8 / bits, block_words = m->block_cols / (4 * fields);
+    const int32_t block = column / m->block_cols, inside = column % m->block_cols, first = block * block_words;
+    const int32_t words = m->words - first < block_words ? m->words - first : block_words;
+    const int32_t field = inside / (4 * words), word = inside % (4 * words) / 4, byte = inside % 4;
+    *shift = bits * field;
+    return (((size_t)(row / LB_ROWS) * m->words + first + word) * LB_ROWS + row % LB_ROWS) * 4 + byte;
+}
+
+static int32_t code_at(const lb_matrix *m, int32_t row, int32_t column) {
+    int shift;
+    const size_t at = place(m, row, column, &shift);
+    return m->codes[at] >> shift & ((1 << bits_of[m->format]) - 1);
+}
+
+static float scale_at(const lb_matrix *m, int32_t row, int32_t group) {
+    const size_t at = ((size_t)(row / LB_ROWS) * m->n_groups + group) * LB_ROWS + row % LB_ROWS;
+    return m->scales_f16 ? lb_half_to_float(((const uint16_t *)m->scales)[at]) : ((const float *)m->scales)[at];
+}
+
+/* Integer sum of one row, one token and one scale group. */
+static int32_t group_sum(const lb_matrix *m, const int8_t *q, int32_t row, int32_t group) {
+    const int32_t begin = m->n_groups == 1 ? 0 : group * m->group_cols;
+    const int32_t end = group == m->n_groups - 1 ? m->n_cols : begin + m->group_cols;
+    int64_t sum = 0;
+    for (int32_t c = begin; c < end; c++) sum += (code_at(m, row, c) - offset_of[m->format]) * (int64_t)q[c];
+    return (int32_t)sum;
+}
+
+static void reference_row(const lb_matmul_args *args, int32_t token, int32_t row) {
+    const lb_matrix *m = args->w;
+    const lb_activations *a = args->x;
+    float y = 0.0f;
+    for (int32_t g = 0; g < m->n_groups; g++) {
+        const int32_t sum = group_sum(m, a->q + (ptrdiff_t)token * a->stride, row, g);
+        if (args->sums) {
+            args->sums[token * args->y_stride + row] = sum;
+            return;
+        }
+        y = y + (float)sum * (scale_at(m, row, g) * a->scale[(ptrdiff_t)token * a->n_groups + g]);
+    }
+    args->y[token * args->y_stride + row] = y;
+}
+
+static void reference_matmul(const lb_matmul_args *args, int32_t begin, int32_t end) {
+    for (int32_t token = 0; token < args->x->n_tokens; token++) {
+        for (int32_t row = begin * LB_ROWS; row < end * LB_ROWS && row < args->w->n_rows; row++) {
+            reference_row(args, token, row);
+        }
+    }
+}
+
+void reference_matmul_u2(const lb_matmul_args *args, int32_t begin, int32_t end) { reference_matmul(args, begin, end); }
+
+typedef struct {
+    int32_t format, n_rows, n_cols, block_cols, group_cols, scales_f16, n_tokens, fill;
+} shape;
+
+static void describe(char text[200], const shape *s, const char *output) {
+    snprintf(text, 200, "matmul %s %s: %d rows, %d columns, blocks of %d, groups of %d, float%d scales, %d tokens, %s",
+             name_of[s->format], output, (int)s->n_rows, (int)s->n_cols, (int)s->block_cols, (int)s->group_cols,
+             s->scales_f16 ? 16 : 32, (int)s->n_tokens, fill_names[s->fill]);
+}
+
+static void fill_matrix(lb_matrix *m, const shape *s) {
+    const int bits = bits_of[s->format], fields = 8 / bits, most = s->format == LB_U2 ? 2 : (1 << bits) - 1;
+    const int32_t groups = lb_row_groups(s->n_rows), rest = s->n_cols % s->block_cols;
+    memset(m, 0, sizeof *m);
+    m->format = s->format, m->n_rows = s->n_rows, m->n_cols = s->n_cols, m->block_cols = s->block_cols;
+    m->group_cols = s->group_cols, m->scales_f16 = s->scales_f16;
+    m->n_groups = (s->n_cols + s->group_cols - 1) / s->group_cols;
+    m->words = s->n_cols / s->block_cols * (s->block_cols / (4 * fields)) + (rest + 4 * fields - 1) / (4 * fields);
+
+    const size_t n_bytes = (size_t)groups * m->words * 64;
+    uint8_t *codes = allocate_aligned(n_bytes), padding = 0;
+    for (int f = 0; f < fields; f++) padding |= (uint8_t)(offset_of[s->format] << (bits * f));
+    memset(codes, padding, n_bytes);
+    m->codes = codes;
+    for (int32_t row = 0; row < s->n_rows; row++) {
+        for (int32_t c = 0; c < s->n_cols; c++) {
+            int shift;
+            const size_t at = place(m, row, c, &shift);
+            const int32_t code = s->fill == RANDOM ? random_int(0, most) : s->fill == LOW ? 0 : most;
+            codes[at] = (uint8_t)((codes[at] & ~(((1 << bits) - 1) << shift)) | code << shift);
+        }
+    }
+    const size_t n_scales = (size_t)groups * m->n_groups * LB_ROWS;
+    float *scales = allocate(n_scales * sizeof *scales);
+    fill_random(scales, (int32_t)n_scales, -2.0f, 2.0f);
+    m->scales = scales;
+    if (s->scales_f16) {
+        uint16_t *halves = allocate(n_scales * sizeof *halves);
+        for (size_t i = 0; i < n_scales; i++) halves[i] = lb_float_to_half(scales[i]);
+        free(scales);
+        m->scales = halves;
+    }
+}
+
+/* Activations that start at an odd address, in rows that are no multiple of four long. */
+static int8_t *fill_activations(lb_activations *a, const lb_matrix *m, const shape *s) {
+    const int32_t padded = m->words * 4 * (8 / bits_of[s->format]), stride = padded + 1;
+    /* U8 kernels need not take -128, which quantisation does not give. */
+    const int32_t least = s->format == LB_U8 ? -127 : -128;
+    int8_t *memory = allocate((size_t)s->n_tokens * stride + 1), *q = memory + 1;
+    float *scale = allocate((size_t)s->n_tokens * m->n_groups * sizeof *scale);
+    int32_t *sum = allocate((size_t)s->n_tokens * m->n_groups * sizeof *sum);
+    memset(memory, 0, (size_t)s->n_tokens * stride + 1);
+    memset(sum, 0, (size_t)s->n_tokens * m->n_groups * sizeof *sum);
+    fill_random(scale, s->n_tokens * m->n_groups, 0.0f, 0.1f);
+    for (int32_t token = 0; token < s->n_tokens; token++) {
+        for (int32_t c = 0; c < s->n_cols; c++) {
+            const int32_t value = s->fill == RANDOM ? random_int(least, 127) : s->fill == HIGH ? 127 : least;
+            q[(size_t)token * stride + c] = (int8_t)value;
+            sum[token * m->n_groups + (m->n_groups == 1 ? 0 : c / m->group_cols)] += value;
+        }
+    }
+    *a = (lb_activations){q, scale, sum, NULL, stride, m->n_groups, s->n_tokens};
+    return memory;
+}
+
+/* Runs a kernel in two ranges of row groups, and checks that the first leaves the rows of the second alone. */
+static void run(const char *text, lb_matmul_fn *matmul, const lb_matmul_args *args, uint8_t *out, size_t n_bytes) {
+    const int32_t groups = lb_row_groups(args->w->n_rows), middle = groups / 2;
+    memset(out, GUARD, n_bytes);
+    matmul(args, 0, middle);
+    for (int32_t token = 0; token < args->x->n_tokens; token++) {
+        const size_t at = (size_t)token * args->y_stride + middle * LB_ROWS;
+        if (!guards_hold(out + 4 * at, 4 * (size_t)(args->y_stride - middle * LB_ROWS))) {
+            report(text, "row groups 0..%d: rows after them were written, token %d", (int)middle - 1, (int)token);
+        }
+    }
+    matmul(args, middle, groups);
+}
+
+static void check_integer(const shape *s) {
+    char text[200];
+    lb_matrix m;
+    lb_activations a;
+    fill_matrix(&m, s);
+    int8_t *memory = fill_activations(&a, &m, s);
+    const ptrdiff_t stride = s->n_rows + 3;
+    const size_t n = (size_t)s->n_tokens * stride, n_bytes = n * sizeof(float);
+    float *got = allocate(n_bytes), *expected = allocate(n_bytes);
+
+    lb_matmul_args args = {&m, &a, got, NULL, stride}, reference = {&m, &a, expected, NULL, stride};
+    describe(text, s, "scaled");
+    run(text, lb_table.matmul[s->format], &args, (uint8_t *)got, n_bytes);
+    memset(expected, GUARD, n_bytes);
+    reference_matmul(&reference, 0, lb_row_groups(s->n_rows));
+    check_floats(text, "output", got, expected, (int32_t)n);
+
+    if (m.n_groups == 1) {
+        args.sums = (int32_t *)(void *)got, reference.sums = (int32_t *)(void *)expected;
+        describe(text, s, "sums");
+        run(text, lb_table.matmul[s->format], &args, (uint8_t *)got, n_bytes);
+        memset(expected, GUARD, n_bytes);
+        reference_matmul(&reference, 0, lb_row_groups(s->n_rows));
+        check_bytes(text, "sums", got, expected, n_bytes);
+    }
+    free((void *)m.codes), free((void *)m.scales), free(memory), free((void *)a.scale), free((void *)a.sum);
+    free(got), free(expected);
+}
+
+void test_integer_matmul(void) {
+    static const int32_t columns[] = {1, 3, 4, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 400};
+    static const int32_t rows[] = {1, 15, 16, 17, 32, 33, 50};
+    int32_t n = 0;
+    for (int32_t format = LB_U2; format <= LB_U8; format++) {
+        if (is_portable && format == LB_U2) continue; /* written in Cython, and not linked here */
+        const int32_t usual = usual_block[format], longest = format == LB_U8 ? 1 << 16 : 1 << 18;
+        /* every length, in usual and in shorter blocks, with one scale per row and with groups */
+        for (int i = 0; i < COUNT(columns); i++) {
+            for (int32_t block = usual; block >= 32 / bits_of[format]; block /= 2) {
+                for (int32_t fill = 0; fill < N_FILLS; fill++, n++) {
+                    const int32_t group = n % 3 == 0 ? columns[i] : block * (n % 3);
+                    check_integer(&(shape){format, rows[n % COUNT(rows)], columns[i], block,
+                                           group < columns[i] ? group : columns[i], n & 1, 1 + n % 5, fill});
+                }
+            }
+        }
+        /* every number of tokens, so that every tile and every rest is met */
+        for (int32_t tokens = 1; tokens <= 33; tokens++, n++) {
+            check_integer(
+                &(shape){format, 33, 3 * usual + 20, usual, n & 1 ? usual : 3 * usual + 20, n & 1, tokens, RANDOM});
+        }
+        /* the longest sums that packing allows */
+        for (int32_t fill = 0; fill < N_FILLS; fill++) {
+            check_integer(&(shape){format, 1, longest, usual, longest, 0, 2 + fill % 2, fill});
+            check_integer(&(shape){format, 1, longest, usual, longest, 0, 1, fill});
+        }
+    }
+}
+
+static float weight(const lb_matrix *m, size_t at) {
+    if (m->format == LB_F32) return ((const float *)(const void *)m->codes)[at];
+    const uint16_t h = ((const uint16_t *)(const void *)m->codes)[at];
+    return m->format == LB_F16 ? lb_half_to_float(h) : lb_bits_to_float((uint32_t)h << 16);
+}
+
+/* Products of the even and of the odd columns are added up one after the other, and the two sums at the end. */
+static void reference_float_matmul(const lb_matmul_args *args) {
+    const lb_matrix *m = args->w;
+    for (int32_t token = 0; token < args->x->n_tokens; token++) {
+        for (int32_t row = 0; row < m->n_rows; row++) {
+            float sum[2] = {0.0f, 0.0f};
+            for (int32_t c = 0; c < m->n_cols; c++) {
+                const float w = weight(m, ((size_t)(row / LB_ROWS) * m->n_cols + c) * LB_ROWS + row % LB_ROWS);
+                sum[c & 1] = sum[c & 1] + w * args->x->x[(ptrdiff_t)token * args->x->stride + c];
+            }
+            args->y[token * args->y_stride + row] = sum[0] + sum[1];
+        }
+    }
+}
+
+/* `codes` of n values: random, or if all_halves every bit pattern in turn. */
+static void check_float(int32_t format, int32_t n_rows, int32_t n_cols, int32_t n_tokens, int all_halves) {
+    char text[200];
+    const size_t n = (size_t)lb_row_groups(n_rows) * LB_ROWS * n_cols;
+    uint8_t *codes = allocate_aligned(n * (format == LB_F32 ? 4 : 2));
+    for (size_t i = 0; i < n; i++) {
+        const float value = random_float(-1.0f, 1.0f);
+        const uint16_t half = all_halves ? (uint16_t)i : lb_float_to_half(value);
+        if (format == LB_F32) {
+            memcpy(codes + 4 * i, &value, 4);
+        } else {
+            const uint16_t bits = format == LB_F16 ? half : (uint16_t)(lb_float_to_bits(value) >> 16);
+            memcpy(codes + 2 * i, &bits, 2);
+        }
+    }
+    const int32_t stride = n_cols + 1;
+    float *x = allocate((size_t)n_tokens * stride * sizeof *x);
+    fill_random(x, n_tokens * stride, -1.0f, 1.0f);
+    if (all_halves) x[0] = 1.0f;
+    const ptrdiff_t y_stride = n_rows + 3;
+    const size_t n_out = (size_t)n_tokens * y_stride;
+    float *got = allocate(n_out * sizeof *got), *expected = allocate(n_out * sizeof *expected);
+
+    lb_matrix m = {codes, NULL, format, n_rows, n_cols, n_cols, n_cols, 1, 0, 0};
+    lb_activations a = {NULL, NULL, NULL, x, stride, 1, n_tokens};
+    lb_matmul_args args = {&m, &a, got, NULL, y_stride}, reference = {&m, &a, expected, NULL, y_stride};
+    snprintf(text, sizeof text, "matmul %s: %d rows, %d columns, %d tokens%s", name_of[format], (int)n_rows,
+             (int)n_cols, (int)n_tokens, all_halves ? ", every float16" : "");
+    run(text, lb_table.matmul[format], &args, (uint8_t *)got, n_out * sizeof *got);
+    memset(expected, GUARD, n_out * sizeof *expected);
+    reference_float_matmul(&reference);
+    check_floats(text, "output", got, expected, (int32_t)n_out);
+    free(codes), free(x), free(got), free(expected);
+}
+
+void test_float_matmul(void) {
+    static const int32_t columns[] = {1, 2, 3, 16, 31, 32, 33, 257}, rows[] = {1, 15, 16, 17, 33};
+    for (int32_t format = LB_F32; format <= LB_BF16; format++) {
+        int32_t n = 0;
+        for (int i = 0; i < COUNT(columns); i++) {
+            for (int j = 0; j < COUNT(rows); j++, n++) check_float(format, rows[j], columns[i], 1 + n % 5, 0);
+        }
+        for (int32_t tokens = 1; tokens <= 33; tokens++) check_float(format, 17, 40, tokens, 0);
+    }
+    check_float(LB_F16, 1 << 16, 1, 1, 1);
+}

@@ -1,0 +1,208 @@
+"""Build the self-test of the micro-kernels with one C compiler, and run it on this CPU or under an emulator.
+
+    python run.py BUILD_FOLDER                       on this CPU
+    python run.py BUILD_FOLDER --emulate             and on emulated CPUs, with qemu-user and cross compilers
+    python run.py BUILD_FOLDER --sanitize            with AddressSanitizer and UBSan
+
+No instruction set is named here but in the table of emulated CPUs: sources, flags and needs come from cmake/isa.cmake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "src" / "kernels"
+SELFTEST = Path(__file__).resolve().parent
+SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+# Targets that qemu-user emulates, with its CPU models and the best instruction set that each of them has.
+EMULATED = {
+    "x86_64": {"qemu64": "sse2", "Conroe": "ssse3", "Nehalem": "ssse3", "Haswell": "avx2"},
+    "i686": {"coreduo": "sse2", "n270": "ssse3"},
+    "aarch64": {"cortex-a53": "neon", "neoverse-n1": "neondot"},
+}
+
+
+class Row(NamedTuple):
+    """One row of cmake/isa.cmake."""
+
+    name: str
+    processors: str
+    needs: str
+    flags: tuple[str, ...]
+
+
+def rows(processor: str) -> list[Row]:
+    """Return the instruction sets for a processor, the plainest first."""
+    text = (ROOT / "cmake" / "isa.cmake").read_text()
+    found = re.findall(r'^lb_isa\(NAME (\S+)\s+FOR "(.*?)"\s+NEEDS "(.*?)"\s+FLAGS "(.*?)"', text, re.MULTILINE)
+    every = [Row(name, processors, needs, tuple(flags.split())) for name, processors, needs, flags in found]
+    return [row for row in every if re.fullmatch(row.processors, processor)]
+
+
+def common_flags() -> list[str]:
+    """Return the flags that CMakeLists.txt gives to every source."""
+    text = (ROOT / "CMakeLists.txt").read_text()
+    flags = re.search(r"add_compile_options\((-O.*?)\)", text)
+    assert flags, "CMakeLists.txt sets no flags"
+    return [*flags[1].split(), "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+
+
+def evex_row(row: Row) -> Row:
+    """Return the AVX-VNNI row with the same code in the encoding of AVX-512, for CPUs that have only that one."""
+    flags = [flag for flag in row.flags if flag != "-mavxvnni"]
+    return Row(row.name, row.processors, "AVX512VNNI", (*flags, "-mavx512vnni", "-mavx512vl", "-DLB_AVXVNNI_AS_EVEX"))
+
+
+def build(
+    folder: Path,
+    compiler: list[str],
+    processor: str,
+    *,
+    static: bool = False,
+    sanitize: bool = False,
+    evex: bool = False,
+) -> Path:
+    """Compile every instruction set with its own flags and link the self-test.
+
+    Parameters
+    ----------
+    folder : Path
+        Where objects and program go; made if missing.
+    compiler : list of str
+        Command of a C compiler.
+    processor : str
+        Its target, as CMake names it.
+    static : bool
+        Link statically, for an emulator without the target's libraries.
+    sanitize : bool
+        Watch memory accesses and undefined behaviour.
+    evex : bool
+        Build AVX-VNNI in the encoding of AVX-512.
+
+    Returns
+    -------
+    Path
+        The program.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = [*common_flags(), *(SANITIZE if sanitize else [])]
+    table = [evex_row(row) if evex and row.name == "avxvnni" else row for row in rows(processor)]
+    needs = [f"LB_ISA_ROW({row.name}, {f'LB_CPU_{row.needs}' if row.needs else 0})\n" for row in table]
+    (folder / "isa_rows.h").write_text("".join(needs))
+    common = [KERNELS / "table.c", KERNELS / "isa" / "cpu.c", *sorted(SELFTEST.glob("*.c"))]
+    jobs = [(source, row.flags) for row in table for source in sorted((KERNELS / "isa" / row.name).glob("*.c"))]
+
+    def compile_one(job: tuple[Path, tuple[str, ...]]) -> str:
+        source, more = job
+        target = folder / (source.parent.name + "-" + source.stem + ".o")
+        include = ["-I", str(folder), "-I", str(KERNELS)]
+        subprocess.run([*compiler, *flags, *more, *include, "-c", str(source), "-o", str(target)], check=True)
+        return str(target)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, [*jobs, *((source, ()) for source in common)]))
+    program = folder / "selftest"
+    link = ["-static"] if static else []
+    subprocess.run([*compiler, *flags, *link, *objects, "-lm", "-o", str(program)], check=True)
+    return program
+
+
+def run(program: Path, launcher: list[str], best: str | None = None) -> list[str]:
+    """Run the self-test and return the instruction sets that it found equal.
+
+    Parameters
+    ----------
+    program : Path
+    launcher : list of str
+        Command of an emulator, or nothing.
+    best : str, optional
+        The last instruction set that must be among them.
+
+    Raises
+    ------
+    SystemExit
+        If a kernel differs, or the last set is another.
+    """
+    print("$", *launcher, program.name, flush=True)
+    done = subprocess.run([*launcher, str(program)], stdout=subprocess.PIPE, text=True)
+    print(done.stdout, end="", flush=True)
+    equal = [line.split()[0] for line in done.stdout.splitlines() if line.endswith(": equal")]
+    if done.returncode:
+        sys.exit(f"the self-test ended with {done.returncode}")
+    if not equal or best not in (None, equal[-1]):
+        sys.exit(f"{best} should be the best instruction set, checked {equal}")
+    return equal
+
+
+def cross_compiler(target: str) -> list[str] | None:
+    """Return a command that compiles for the target, or None."""
+    if target == platform.machine():
+        return native_compiler()
+    name = shutil.which(f"{target}-linux-gnu-gcc")
+    return [name] if name else None
+
+
+def native_compiler() -> list[str] | None:
+    """Return the C compiler of this machine: `CC`, cc, gcc or clang."""
+    for name in filter(None, [os.environ.get("CC"), "cc", "gcc", "clang"]):
+        if shutil.which(name.split()[0]):
+            return name.split()
+    return None
+
+
+def emulator(target: str) -> str | None:
+    """Return the command of qemu-user for a target, or None."""
+    name = "i386" if target == "i686" else target
+    return shutil.which(f"qemu-{name}-static") or shutil.which(f"qemu-{name}")
+
+
+def has_evex_only() -> bool:
+    """Return whether this CPU has VNNI in the encoding of AVX-512 and not in that of AVX."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return "avx512_vnni" in flags and "avx_vnni" not in flags
+
+
+def emulate(folder: Path, target: str) -> bool:
+    """Build for a target and run on its emulated CPUs; return False, with a line why, where that is not possible."""
+    cross, qemu = cross_compiler(target), emulator(target)
+    if cross is None or qemu is None:
+        print(f"{target}: not emulated, there is no {'cross compiler' if cross is None else 'qemu-user'}")
+        return False
+    program = build(folder, cross, target, static=True)
+    for cpu, best in EMULATED[target].items():
+        run(program, [qemu, "-cpu", cpu], best)
+    return True
+
+
+def main() -> None:
+    """Build and run as the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--emulate", action="store_true")
+    parser.add_argument("--sanitize", action="store_true")
+    options = parser.parse_args()
+    machine = platform.machine()
+    compiler = native_compiler()
+    if compiler is None:
+        sys.exit("no C compiler")
+    run(build(options.folder / "native", compiler, machine, sanitize=options.sanitize, evex=has_evex_only()), [])
+    for target in EMULATED if options.emulate else ():
+        emulate(options.folder / target, target)
+
+
+if __name__ == "__main__":
+    main()

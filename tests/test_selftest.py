@@ -1,0 +1,60 @@
+"""The C self-test of all micro-kernels, built with the compiler at hand: on this CPU and on emulated ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+def load_runner() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("selftest_run", Path(__file__).parent / "selftest" / "run.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+runner = load_runner()
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = runner.native_compiler()
+    if compiler is None or os.name == "nt":
+        pytest.skip("no C compiler with the options of GCC")
+    folder = tmp_path_factory.mktemp("selftest")
+    built: Path = runner.build(folder, compiler, platform.machine(), evex=runner.has_evex_only())
+    return built
+
+
+def test_every_kernel_of_this_cpu_equals_the_plain_loops(program: Path) -> None:
+    assert runner.run(program, [])[0] == "portable"
+
+
+def test_an_unknown_instruction_set_ends_the_self_test(program: Path) -> None:
+    done = subprocess.run([program], env={**os.environ, "LOWBIT_ISA": "avx3"}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "avx3" in done.stderr
+    assert not done.stdout
+
+
+def test_a_forced_instruction_set_is_the_only_one_checked(program: Path) -> None:
+    done = subprocess.run([program], env={**os.environ, "LOWBIT_ISA": "portable"}, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["portable"]
+
+
+@pytest.mark.parametrize("target", runner.EMULATED)
+def test_every_kernel_of_emulated_cpus_equals_the_plain_loops(target: str, tmp_path: Path) -> None:
+    if runner.cross_compiler(target) is None:
+        pytest.skip(f"no compiler for {target}")
+    if runner.emulator(target) is None:
+        pytest.skip(f"no emulator for {target} (qemu-user)")
+    assert runner.emulate(tmp_path, target)
