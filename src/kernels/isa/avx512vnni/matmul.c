@@ -61,6 +61,7 @@ LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
     for (int32_t b = 0; b < run.full + (run.tail != 0); b++) {
         const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
+            _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
             const __m512i v = _mm512_loadu_si512(w);
             const __m512i c0 = _mm512_and_si512(v, low), c1 = _mm512_and_si512(_mm512_srli_epi16(v, 2), low),
                           c2 = _mm512_and_si512(_mm512_srli_epi16(v, 4), low),
