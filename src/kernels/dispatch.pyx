@@ -31,6 +31,7 @@ cdef extern from "os.h":
     int32_t lb_cores() noexcept nogil
     int64_t lb_nanoseconds() noexcept nogil
     void *lb_alloc_aligned(size_t n_bytes) noexcept nogil
+    void *lb_alloc_huge(size_t n_bytes) noexcept nogil
     void lb_free_aligned(void *memory) noexcept nogil
 
 table = &lb_table
@@ -48,6 +49,10 @@ cdef void register_portable_ternary(lb_matmul_fn *matmul) noexcept:
 
 cdef void *alloc_aligned(size_t n_bytes) noexcept nogil:
     return lb_alloc_aligned(n_bytes)
+
+
+cdef void *alloc_weights(size_t n_bytes) noexcept nogil:
+    return lb_alloc_huge(n_bytes)
 
 
 cdef void free_aligned(void *memory) noexcept nogil:

@@ -27,7 +27,8 @@ static inline float lb_half_to_float(uint16_t h) {
 
 static inline uint16_t lb_float_to_half(float f) {
     uint32_t bits = lb_float_to_bits(f), sign = bits >> 16 & 0x8000u, rest = bits & 0x7fffffffu;
-    if (rest >= 0x7f800000u) return (uint16_t)(sign | 0x7c00u | (rest > 0x7f800000u ? 0x200u | (rest >> 13 & 0x3ffu) : 0));
+    if (rest >= 0x7f800000u)
+        return (uint16_t)(sign | 0x7c00u | (rest > 0x7f800000u ? 0x200u | (rest >> 13 & 0x3ffu) : 0));
     if (rest >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* rounds past 65504 */
     if (rest < 0x38800000u) {
         /* subnormal result: adding 0.5 lines the units of 2**-24 up with the last bit of the mantissa */

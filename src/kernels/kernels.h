@@ -76,16 +76,18 @@ typedef struct {
     ptrdiff_t y_stride;
 } lb_matmul_args;
 
-enum { LB_KV_F32 = 0, LB_KV_F16 = 1 };
+enum { LB_KV_F32 = 0, LB_KV_F16 = 1, LB_KV_I8 = 2 };
 
 /*
  * One layer's keys and values of one sequence.
  *     keys:   [kv head][position / 16][channel][16 positions]     a lane is a position
  *     values: [kv head][position][channel, padded to 16]          a lane is a channel
+ *     scales: [kv head][position], float32, of int8 keys and values: one per head and position
  */
 typedef struct {
     void *keys, *values;
-    ptrdiff_t key_stride, value_stride; /* elements from one kv head to the next */
+    float *key_scales, *value_scales;
+    ptrdiff_t key_stride, value_stride, scale_stride; /* elements from one kv head to the next */
 } lb_kv;
 
 typedef struct {
@@ -114,7 +116,8 @@ typedef void lb_kv_store_fn(const float *k, const float *v, const lb_kv *kv, con
 /* gate = activation(gate) * up */
 typedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t relu2);
 typedef void lb_add_fn(float *x, const float *y, int32_t n);
-typedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n, float *out); /* exp((x - shift) * factor) */
+typedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n,
+                       float *out); /* exp((x - shift) * factor) */
 
 /* Reads n words as fast as the core can; returns something that depends on all of them. */
 typedef uint64_t lb_read_fn(const uint64_t *memory, size_t n);

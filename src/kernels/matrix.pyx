@@ -7,13 +7,13 @@
 3. Filling checks what the kernels rely on: codes in range, finite scales.
 4. A product is split over the row groups; `matmul` and `matmul_sums` are the products for Python callers.
 """
-from libc.math cimport isfinite
+from libc.math cimport fabsf, isfinite
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_aligned, free_aligned, lb_activations, lb_matmul_args,
+    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_weights, free_aligned, lb_activations, lb_matmul_args,
     lb_matrix, lb_row_groups, parallel, table,
 )
 
@@ -25,6 +25,10 @@ from lowbit.errors import FormatError
 cdef extern from "half.h":
     float lb_half_to_float(uint16_t h) noexcept nogil
     float lb_bits_to_float(uint32_t bits) noexcept nogil
+    uint16_t lb_float_to_half(float f) noexcept nogil
+
+cdef enum:
+    CHUNK_BYTES = 192 << 10     # weights that a thread takes at a time: long enough to stream, short enough to share out
 
 FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "f32": LB_F32, "f16": LB_F16, "bf16": LB_BF16}
 BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32}
@@ -109,12 +113,13 @@ cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_
     """y = x W^T, on several threads where that pays: a job costs about a microsecond to hand out."""
     cdef lb_matmul_args args
     cdef int32_t groups = lb_row_groups(w.n_rows), chunk
-    cdef int64_t work = <int64_t>w.n_rows * w.n_cols * x.n_tokens
+    cdef int64_t work = <int64_t>w.n_rows * w.n_cols * x.n_tokens, group_bytes
     args.w, args.x, args.y, args.sums, args.y_stride = w, x, y, sums, y_stride
-    if threads <= 1 or work < (1 << 17 if is_float(w.format) else 1 << 19):
+    if threads <= 1 or work < (1 << 18 if is_float(w.format) else 1 << 20):
         table.matmul[w.format](&args, 0, groups)
         return
-    chunk = groups // (threads * 8)
+    group_bytes = LB_ROWS * (w.n_cols * <int64_t>value_size(w.format) if is_float(w.format) else w.words * 4)
+    chunk = <int32_t>min(<int64_t>groups // (threads * 4), CHUNK_BYTES // group_bytes)
     parallel(multiply_work, &args, groups, chunk if chunk > 1 else 1, threads)
 
 
@@ -372,6 +377,56 @@ cdef void fill_floats(void *context, int32_t begin, int32_t end) noexcept nogil:
                     memcpy(target + <size_t>column * 32, source + <size_t>column * 2, 2)
 
 
+cdef struct FillRounded:
+    const lb_matrix *m
+    const uint8_t *source
+    int32_t source_format
+    int32_t first_group
+    int32_t rows
+    int32_t bad
+
+
+cdef inline float float_at(const uint8_t *source, int32_t format, size_t i) noexcept nogil:
+    if format == LB_F32:
+        return (<const float *>source)[i]
+    if format == LB_F16:
+        return lb_half_to_float((<const uint16_t *>source)[i])
+    return lb_bits_to_float(<uint32_t>(<const uint16_t *>source)[i] << 16)
+
+
+cdef void fill_rounded(void *context, int32_t begin, int32_t end) noexcept nogil:
+    """Q8_0's rounding: scale = max|w| / 127 of 32 weights, code = round half away(w / scale) + 128."""
+    cdef FillRounded *c = <FillRounded *>context
+    cdef const lb_matrix *m = c.m
+    cdef int32_t group, lane, g, i, n
+    cdef float largest, inverse, v, w[32]
+    cdef size_t at
+    cdef uint8_t *target
+    for group in range(begin, end):
+        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
+            at = (<size_t>group * LB_ROWS + lane) * m.n_cols
+            for g in range(m.n_groups):
+                n = min(32, m.n_cols - 32 * g)
+                largest = 0
+                for i in range(n):
+                    w[i] = float_at(c.source, c.source_format, at + i)
+                    largest = max(largest, fabsf(w[i]))
+                    if not isfinite(w[i]):
+                        c.bad = 1
+                at += n
+                (<uint16_t *>m.scales)[(<size_t>(c.first_group + group) * m.n_groups + g) * LB_ROWS + lane] = (
+                    lb_float_to_half(largest / 127))
+                if largest / 127 > 65504:
+                    c.bad = 1
+                inverse = 127 / largest if largest > 0 else 0
+                target = <uint8_t *>m.codes + (<size_t>(c.first_group + group) * m.words + 8 * g) * 64 + lane * 4
+                for i in range(n):
+                    v = w[i] * inverse
+                    target[i // 4 * 64 + i % 4] = <uint8_t>(<int32_t>(v + 0.5 if v >= 0 else v - 0.5) + 128)
+                for i in range(n, (n + 3) // 4 * 4):
+                    target[i // 4 * 64 + i % 4] = 128
+
+
 cdef dict LAYOUTS = {
     # type: (format, columns per stored block, bytes, codes at, scale at, words, reverse, flip)
     "TQ2_0": ("u2", 256, 66, 0, 64, 16, False, 0),
@@ -437,8 +492,8 @@ cdef class PackedMatrix:
             self.m.scales_f16 = scales_f16
             code_bytes = <size_t>lb_row_groups(n_rows) * self.m.words * 64
             scale_bytes = <size_t>lb_row_groups(n_rows) * self.m.n_groups * LB_ROWS * (2 if scales_f16 else 4)
-        self.m.codes = <const uint8_t *>alloc_aligned(code_bytes)
-        self.m.scales = alloc_aligned(scale_bytes)
+        self.m.codes = <const uint8_t *>alloc_weights(code_bytes)
+        self.m.scales = alloc_weights(scale_bytes)
         if self.m.codes == NULL or self.m.scales == NULL:
             raise MemoryError(f"no memory for a matrix of {n_rows} x {n_cols}")
         self.nbytes = code_bytes + scale_bytes
@@ -573,6 +628,28 @@ cdef class PackedMatrix:
         with nogil:
             parallel(fill_floats, &c, lb_row_groups(c.rows), 4, threads)
 
+    def fill_rounded(self, str type, const uint8_t[::1] raw, int64_t rows, int64_t first_row=0, int32_t threads=1):
+        """Fill rows of a ``u8`` matrix with 32 columns per float16 scale from F32, F16 or BF16 weights, as Q8_0 rounds.
+
+        Raises FormatError if a weight is not finite, or too large for a float16 scale.
+        """
+        cdef FillRounded c
+        self._check_rows(first_row, rows)
+        c.source_format = FORMATS[FLOAT_TYPES[type]]
+        if self.m.format != LB_U8 or not self.m.scales_f16 or self.m.group_cols != min(32, self.m.n_cols):
+            raise FormatError("rounding to 8 bits needs a u8 matrix with a float16 scale for each 32 weights")
+        if <size_t>raw.shape[0] < <size_t>rows * self.m.n_cols * value_size(c.source_format):
+            raise FormatError(f"{raw.shape[0]} bytes are too few for {rows} rows of floats")
+        c.m = &self.m
+        c.source = &raw[0]
+        c.first_group = first_row // LB_ROWS
+        c.rows = rows
+        c.bad = 0
+        with nogil:
+            parallel(fill_rounded, &c, lb_row_groups(c.rows), 4, threads)
+        if c.bad:
+            raise FormatError("a weight is not finite, or too large")
+
     def rows(self, indices):
         """Dequantise rows.
 
@@ -585,13 +662,13 @@ cdef class PackedMatrix:
         ndarray of float32, shape (len(indices), n_cols)
         """
         cdef float[:, ::1] out
-        cdef int64_t i, row
+        cdef int64_t row
         result = np.empty((len(indices), self.m.n_cols), np.float32)
         out = result
-        for i, row in enumerate(indices):
+        for position, row in enumerate(indices):
             if not 0 <= row < self.m.n_rows:
                 raise IndexError(f"row {row} is not in a matrix of {self.m.n_rows} rows")
-            matrix_row(&self.m, row, &out[i, 0])
+            matrix_row(&self.m, row, &out[position, 0])
         return result
 
     def __repr__(self):

@@ -44,6 +44,7 @@ static inline int64_t lb_nanoseconds(void) {
     return (int64_t)((double)t.QuadPart * 1e9 / (double)f.QuadPart);
 }
 static inline void *lb_alloc_aligned(size_t bytes) { return _aligned_malloc(bytes ? bytes : 1, 64); }
+static inline void *lb_alloc_huge(size_t bytes) { return lb_alloc_aligned(bytes); }
 static inline void lb_free_aligned(void *p) { _aligned_free(p); }
 
 typedef volatile LONG lb_atomic;
@@ -58,6 +59,7 @@ static inline int lb_atomic_swap_if(lb_atomic *a, int32_t expected, int32_t v) {
 #else
 #include <pthread.h>
 #include <sched.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -95,6 +97,19 @@ static inline int64_t lb_nanoseconds(void) {
 static inline void *lb_alloc_aligned(size_t bytes) {
     void *p = NULL;
     return posix_memalign(&p, 64, bytes ? bytes : 1) == 0 ? p : NULL;
+}
+/* For memory that is written once and read in order ever after: large pages, where there are any, save page walks. */
+static inline void *lb_alloc_huge(size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const size_t page = (size_t)2 << 20;
+    if (bytes >= 2 * page) {
+        void *p = NULL;
+        if (posix_memalign(&p, page, bytes) != 0) return NULL;
+        madvise(p, bytes / page * page, MADV_HUGEPAGE); /* advice: the kernel may ignore it */
+        return p;
+    }
+#endif
+    return lb_alloc_aligned(bytes);
 }
 static inline void lb_free_aligned(void *p) { free(p); }
 

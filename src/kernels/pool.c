@@ -128,7 +128,8 @@ void lb_parallel(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk
     pool.chunk = chunk;
     lb_atomic_store(&pool.next_unit, 0);
     lb_atomic_store(&pool.limit, n_threads - 1);
-    const int32_t job = (int32_t)(((uint32_t)lb_atomic_load(&pool.state) & ~(uint32_t)INSIDE & ~(uint32_t)OPEN) + NEXT_JOB);
+    const int32_t job =
+        (int32_t)(((uint32_t)lb_atomic_load(&pool.state) & ~(uint32_t)INSIDE & ~(uint32_t)OPEN) + NEXT_JOB);
     lb_atomic_store(&pool.state, job | OPEN);
     if (lb_atomic_add(&pool.sleepers, 0) > 0) {
         lb_mutex_lock(&pool.sleep_lock);

@@ -2,7 +2,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from lowbit._kernels.dispatch cimport alloc_aligned, free_aligned, nanoseconds, parallel, table
+from lowbit._kernels.dispatch cimport alloc_weights, free_aligned, nanoseconds, parallel, table
 from libc.string cimport memset
 
 cdef enum:
@@ -17,7 +17,7 @@ cdef struct ReadWork:
 cdef void read_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef ReadWork *c = <ReadWork *>context
     cdef const uint64_t *p = c.memory + <size_t>begin * (PIECE // 8)
-    cdef size_t i, n = <size_t>(end - begin) * (PIECE // 8)
+    cdef size_t n = <size_t>(end - begin) * (PIECE // 8)
     c.sink ^= table.read(p, n)
 
 
@@ -25,15 +25,15 @@ def read_bandwidth(int32_t threads=1, size_t n_bytes=512 << 20, int32_t repeat=3
     """Return the best rate at which `threads` threads read memory that is not in a cache, in bytes per second."""
     cdef ReadWork work
     cdef int64_t start, best = 0, taken
-    cdef int32_t i, pieces = <int32_t>(n_bytes // PIECE)
+    cdef int32_t _, pieces = <int32_t>(n_bytes // PIECE)
     work.sink = 0
-    work.memory = <const uint64_t *>alloc_aligned(<size_t>pieces * PIECE)
+    work.memory = <const uint64_t *>alloc_weights(<size_t>pieces * PIECE)
     if work.memory == NULL:
         raise MemoryError("no memory to measure reading")
     try:
         with nogil:
             memset(<void *>work.memory, 1, <size_t>pieces * PIECE)
-            for i in range(repeat):
+            for _ in range(repeat):
                 start = nanoseconds()
                 parallel(read_work, &work, pieces, 8, threads)
                 taken = nanoseconds() - start
@@ -45,17 +45,17 @@ def read_bandwidth(int32_t threads=1, size_t n_bytes=512 << 20, int32_t repeat=3
 
 
 cdef void peak_work(void *context, int32_t begin, int32_t end) noexcept nogil:
-    cdef int32_t i
-    for i in range(begin, end):
+    cdef int32_t _
+    for _ in range(begin, end):
         (<int64_t *>context)[0] = table.dot_peak(1 << 12)
 
 
 def dot_peak(int32_t threads=1, int32_t repeat=5) -> float:
     """Return the best rate of int8 multiply-adds that the instruction set reaches in registers, per second."""
     cdef int64_t macs = 0, start, taken, best = 0
-    cdef int32_t i, units = 256 * threads
+    cdef int32_t _, units = 256 * threads
     with nogil:
-        for i in range(repeat):
+        for _ in range(repeat):
             start = nanoseconds()
             parallel(peak_work, &macs, units, 1, threads)
             taken = nanoseconds() - start

@@ -14,8 +14,8 @@ from libc.stdint cimport int8_t, int32_t, int64_t
 from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport (
-    LB_KV_F16, LB_KV_F32, LB_MAX_HEAD_DIM, alloc_aligned, free_aligned, lb_activations, lb_attention_args, lb_kv,
-    lb_matrix, parallel, table,
+    LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_MAX_HEAD_DIM, alloc_aligned, free_aligned, lb_activations, lb_attention_args,
+    lb_kv, lb_matrix, parallel, table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, matrix_row, multiply, padded_cols
 from lowbit._kernels.sampler cimport Sampler
@@ -24,25 +24,45 @@ import numpy as np
 
 from lowbit.errors import ContextLengthError, FormatError
 
-KV_TYPES = {"f32": LB_KV_F32, "f16": LB_KV_F16}
+KV_TYPES = {"f32": LB_KV_F32, "f16": LB_KV_F16, "int8": LB_KV_I8}
 
 cdef enum:
-    ATTENTION_GRAIN = 1 << 15       # products of scores and values below which attention stays on one thread
+    ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
+    MAX_DRAFT = 8                   # tokens proposed at a time by prompt look-up
+
+
+# One sequence that is being decoded.
+cdef struct Sequence:
+    void *cache
+    void *sampler
+    int32_t pending
+    int32_t n               # tokens to make
+    int32_t made
+    bint done
+    int32_t *out
+    int32_t *said           # all tokens so far, if some may be proposed from them
+    int64_t n_said
 
 
 cdef class KVCache:
     """Keys and values of one sequence, for up to `capacity` positions."""
 
     def __cinit__(self, Transformer model not None, int32_t capacity):
-        cdef size_t positions = (capacity + 15) // 16 * 16, element = 2 if model.kv_type == LB_KV_F16 else 4
+        cdef size_t positions = (capacity + 15) // 16 * 16, heads = model.n_kv_heads, scales = 0
+        cdef size_t element = 4 if model.kv_type == LB_KV_F32 else 2 if model.kv_type == LB_KV_F16 else 1
         if not 1 <= capacity <= model.context:
             raise ContextLengthError(f"a cache of {capacity} positions does not fit a context of {model.context}")
         self.capacity = capacity
         self.key_stride = positions * model.head_dim
         self.value_stride = positions * ((model.head_dim + 15) // 16 * 16)
-        self.layer_keys = (element * model.n_kv_heads * self.key_stride + 63) // 64 * 64
-        self.layer_values = (element * model.n_kv_heads * self.value_stride + 63) // 64 * 64
-        self.nbytes = (self.layer_keys + self.layer_values) * model.n_layers
+        if model.kv_type == LB_KV_I8:
+            self.scale_stride = positions
+            scales = 4 * heads * positions
+        self.values_at = element * heads * self.key_stride
+        self.key_scales_at = self.values_at + element * heads * self.value_stride
+        self.value_scales_at = self.key_scales_at + scales
+        self.layer_bytes = (self.value_scales_at + scales + 63) // 64 * 64
+        self.nbytes = self.layer_bytes * model.n_layers
         self.memory = <char *>alloc_aligned(self.nbytes)
         if self.memory == NULL:
             raise MemoryError(f"no memory for a context of {capacity} tokens ({self.nbytes} bytes)")
@@ -52,16 +72,18 @@ cdef class KVCache:
 
     cdef lb_kv layer(self, int32_t index) noexcept nogil:
         cdef lb_kv kv
-        kv.keys = self.memory + (self.layer_keys + self.layer_values) * index
-        kv.values = <char *>kv.keys + self.layer_keys
-        kv.key_stride, kv.value_stride = self.key_stride, self.value_stride
+        cdef char *base = self.memory + self.layer_bytes * index
+        kv.keys, kv.values = base, base + self.values_at
+        kv.key_scales, kv.value_scales = <float *>(base + self.key_scales_at), <float *>(base + self.value_scales_at)
+        kv.key_stride, kv.value_stride, kv.scale_stride = self.key_stride, self.value_stride, self.scale_stride
         return kv
 
+    cdef void advance(self) noexcept nogil:
+        self.length += 1
+
     def truncate(self, int32_t length) -> None:
-        """Forget the positions from `length` on."""
-        if not 0 <= length <= self.length:
-            raise ValueError(f"cannot keep {length} of {self.length} positions")
-        self.length = length
+        """Forget the positions from `length` on, if there are any."""
+        self.length = min(self.length, max(length, 0))
 
 
 # --- work units of the pool --------------------------------------------------------------------------------------
@@ -199,11 +221,11 @@ cdef class Transformer:
     batch : int
         Most rows that one pass takes.
     kv_type : str
-        ``f32`` or ``f16``.
+        ``f32``, ``f16`` or ``int8``.
     """
     cdef readonly int32_t n_layers, n_heads, n_kv_heads, head_dim, hidden, intermediate, vocab, context, batch
     cdef public int32_t threads
-    cdef int32_t kv_type, rope_dim, q_stride, n_groups
+    cdef int32_t kv_type, rope_dim, q_stride, n_groups, logits_rows
     cdef bint halves, relu2, per_token
     cdef float eps
     cdef Layer *layers
@@ -282,6 +304,7 @@ cdef class Transformer:
         self.wide = <float *>self._scratch(rows * wide * 4)
         self.attended = <float *>self._scratch(rows * max(q_size, self.hidden) * 4)
         self.logits = <float *>self._scratch(<size_t>self.vocab * 4)
+        self.logits_rows = 1
         self.q8 = <int8_t *>self._scratch(rows * self.q_stride)
         self.scales = <float *>self._scratch(rows * self.n_groups * 4)
         self.sums = <int32_t *>self._scratch(rows * self.n_groups * 4)
@@ -484,50 +507,115 @@ cdef class Transformer:
             start += rows
         return result
 
-    def decode(self, KVCache cache not None, Sampler sampler not None, int32_t pending, int32_t n,
-               const int32_t[::1] stop not None):
-        """Generate up to n tokens of one sequence, without Python between them.
+    def decode(self, list caches not None, list samplers not None, const int32_t[::1] pending not None, int32_t n,
+               const int32_t[::1] stop not None, history=None):
+        """Generate up to n tokens of each of several sequences, without Python between them.
 
         Parameters
         ----------
-        cache : KVCache
-        sampler : Sampler
-        pending : int
-            The last token, if it is not in the cache yet; -1 right after `prefill`.
+        caches : list of KVCache
+        samplers : list of Sampler
+        pending : ndarray of int32, shape (n_sequences,)
+            The last token of each, if it is not in its cache yet; -1 right after `prefill`, for one sequence alone.
         n : int
         stop : ndarray of int32
-            Tokens that end the text; the one that was found is returned as the last.
+            Tokens that end a sequence; the one that was found is returned as its last.
+        history : ndarray of int32, optional
+            All tokens of one sequence so far, the pending one included. Given these, the tokens that followed the last
+            two or three the last time are proposed as the next ones, and proposals are checked in one pass. The result
+            is the same as without.
 
         Returns
         -------
-        list of int
+        list of list of int
         """
-        cdef int32_t made = 0, i
-        cdef bint stopped = False
-        cdef int32_t[::1] out
-        room = cache.capacity - cache.length + (1 if pending < 0 else 0)
-        n = min(n, room)
-        if pending >= self.vocab or sampler.vocab_size != self.vocab:
-            raise ValueError("the token or the sampler does not fit the vocabulary")
-        if n <= 0:
-            return []
-        result = np.empty(n, np.int32)
+        cdef int32_t count = len(caches), i, draft = 0
+        cdef int32_t[:, ::1] out
+        cdef int32_t[::1] said
+        cdef Sequence *all
+        cdef KVCache cache
+        cdef Sampler sampler
+        if not 1 <= count <= self.batch or count != len(samplers) or count != pending.shape[0]:
+            raise ValueError(f"{count} sequences do not fit together, or not into a batch of {self.batch}")
+        if history is not None:
+            draft = min(<int32_t>MAX_DRAFT, self.batch - 1)
+            said_owner = np.empty(len(history) + n + 1, np.int32)
+            said_owner[:len(history)] = history
+            said = said_owner
+        self._need_logits(max(count, draft + 1))
+        result = np.empty((count, max(n, 1)), np.int32)
         out = result
+        owner = np.zeros(count * sizeof(Sequence), np.int8)
+        cdef char[::1] memory = owner
+        all = <Sequence *>&memory[0]
+        for i in range(count):
+            cache, sampler = caches[i], samplers[i]
+            if pending[i] >= self.vocab or sampler.vocab_size != self.vocab or (pending[i] < 0 and count > 1):
+                raise ValueError("the token or the sampler does not fit the sequence")
+            all[i].cache, all[i].sampler = <void *>cache, <void *>sampler
+            all[i].pending, all[i].out = pending[i], &out[i, 0]
+            all[i].n = min(n, cache.capacity - cache.length + (1 if pending[i] < 0 else 0))
+            all[i].done = all[i].n <= 0
+        if history is not None and count == 1:
+            all[0].said, all[0].n_said = &said[0], len(history)
         with nogil:
-            while made < n and not stopped:
-                if pending >= 0:
-                    self._row(0, pending, cache, cache.length)
-                    self._forward(1)
-                    self._head(0, 1, self.logits)
-                    cache.length += 1
-                pending = sampler.sample(self.logits)
-                sampler.remember(pending)
-                out[made] = pending
-                made += 1
-                for i in range(stop.shape[0]):
-                    if stop[i] == pending:
-                        stopped = True
-        return result[:made].tolist()
+            while self._step(all, count, &stop[0] if stop.shape[0] else NULL, stop.shape[0], draft):
+                pass
+        return [result[i, :all[i].made].tolist() for i in range(count)]
+
+    cdef bint _step(self, Sequence *all, int32_t count, const int32_t *stop, int64_t n_stop,
+                    int32_t draft) noexcept nogil:
+        """One pass for all sequences that are not done; False if there is none."""
+        cdef int32_t i, j, rows = 0, token, first, proposed = 0
+        cdef int32_t proposal[MAX_DRAFT]
+        cdef Sequence *s
+        cdef const float *logits = self.logits
+        for i in range(count):
+            s = &all[i]
+            if s.done or s.pending < 0:
+                continue
+            self._row(rows, s.pending, <KVCache>s.cache, (<KVCache>s.cache).length)
+            rows += 1
+            if s.said != NULL:
+                proposed = look_up(s.said, s.n_said, proposal, min(draft, s.n - s.made - 1))
+                for j in range(proposed):
+                    self._row(rows, proposal[j], <KVCache>s.cache, (<KVCache>s.cache).length + 1 + j)
+                    rows += 1
+        if rows > 0:
+            self._forward(rows)
+            self._head(0, rows, self.logits)
+        first = 0
+        for i in range(count):
+            s = &all[i]
+            if s.done:
+                continue
+            for j in range(proposed + 1):
+                if s.pending >= 0:
+                    (<KVCache>s.cache).advance()
+                token = (<Sampler>s.sampler).sample(logits + <size_t>(first + j) * self.vocab)
+                (<Sampler>s.sampler).remember(token)
+                s.pending = token
+                s.out[s.made] = token
+                s.made += 1
+                if s.said != NULL:
+                    s.said[s.n_said] = token
+                    s.n_said += 1
+                s.done = s.made == s.n or contains(stop, n_stop, token)
+                if s.done or (j < proposed and token != proposal[j]):
+                    break
+            first += 1
+        for i in range(count):
+            if not all[i].done:
+                return True
+        return False
+
+    cdef int _need_logits(self, int32_t rows) except -1:
+        if rows > self.logits_rows:
+            self.logits_rows = rows
+            kept = self.last_logits()
+            self.logits = <float *>self._scratch(<size_t>rows * self.vocab * 4)
+            memcpy(self.logits, <const void *><size_t>kept.ctypes.data, <size_t>self.vocab * 4)
+        return 0
 
     @property
     def bytes_per_token(self):
@@ -539,6 +627,32 @@ cdef class Transformer:
         """Return a copy of the logits that the next token is chosen from, float32, shape (vocab_size,)."""
         cdef const float[::1] view = <float[:self.vocab]>self.logits
         return np.array(view)
+
+
+cdef bint contains(const int32_t *tokens, int64_t n, int32_t token) noexcept nogil:
+    cdef int64_t i
+    for i in range(n):
+        if tokens[i] == token:
+            return True
+    return False
+
+
+cdef int32_t look_up(const int32_t *said, int64_t n, int32_t *proposal, int32_t most) noexcept nogil:
+    """Propose what followed the last three tokens, or else the last two, when they last occurred together."""
+    cdef int64_t at
+    cdef int32_t size, i
+    for size in range(3, 1, -1):
+        for at in range(n - size - 1, -1, -1):
+            i = 0
+            while i < size and said[at + i] == said[n - size + i]:
+                i += 1
+            if i == size:
+                i = 0
+                while i < most and at + size + i < n:
+                    proposal[i] = said[at + size + i]
+                    i += 1
+                return i
+    return 0
 
 
 cdef bint same_input(const lb_matrix *a, const lb_matrix *b) noexcept nogil:

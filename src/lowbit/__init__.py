@@ -20,7 +20,8 @@ from .errors import (
 if TYPE_CHECKING:
     from . import isa, kernels
     from .config import ModelConfig
-    from .model import Generation, Model, Perplexity, Timings, load
+    from .generation import Generation, Timings
+    from .model import Model, Perplexity, load
     from .sampling import SamplingParams
     from .tokenizers import load_tokenizer
 
@@ -29,9 +30,9 @@ __version__ = "0.1.0"
 _LAZY = {
     "load": "model",
     "Model": "model",
-    "Generation": "model",
+    "Generation": "generation",
     "Perplexity": "model",
-    "Timings": "model",
+    "Timings": "generation",
     "ModelConfig": "config",
     "SamplingParams": "sampling",
     "load_tokenizer": "tokenizers",

@@ -106,6 +106,12 @@ class RandomModel:
     def close(self) -> None:
         """There is nothing to close."""
 
+    def __enter__(self) -> RandomModel:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
 
 def resident_bytes() -> int:
     """Return the memory of this process that is really in use, in bytes."""
@@ -209,7 +215,7 @@ def run(
             start = time.perf_counter()
             transformer.prefill(cache, ids)
             between = time.perf_counter()
-            transformer.decode(cache, sampler, int(ids[-1]), decode_tokens, never)
+            transformer.decode([cache], [sampler], ids[-1:], decode_tokens, never)
             end = time.perf_counter()
             prefill, decode = min(prefill, between - start), min(decode, end - between)
         memory = max(memory, read_bandwidth(n))

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, overload
 
 import numpy as np
 
 from . import assets
 from ._kernels import dispatch
 from ._kernels.sampler import Sampler
-from ._kernels.transformer import KVCache, Transformer
+from ._kernels.transformer import KV_TYPES, KVCache, Transformer
 from .config import ModelConfig
 from .errors import ContextLengthError, FormatError, LowbitError, UnsupportedModelError
 from .families import find_family
 from .formats import open_model
 from .formats.base import ModelFile
+from .generation import Clock, GeneratedText, Generation, Timings
 from .sampling import SamplingParams
-from .tokenizers import StopBuffer, Tokenizer, from_gguf_metadata, load_tokenizer
-from .weights import read_weights
+from .tokenizers import Tokenizer, from_gguf_metadata, load_tokenizer
+from .weights import HEADS, read_weights
 
 __all__ = ["Generation", "Model", "Perplexity", "Timings", "load"]
 
@@ -31,47 +33,10 @@ DEFAULT_CONTEXT = 8192
 """Most tokens that a model gets room for unless the caller asks for more."""
 DECODE_BURST = 32
 """Tokens made between two looks at the stop strings, when nobody is waiting for each of them."""
+SPECULATION_BURST = 9
+"""The same for a stream that speculates: as many tokens as one pass can bring."""
 SCORE_ROWS = 64
 """Positions whose logits are held at a time while scoring."""
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Where the time went, in seconds."""
-
-    load_seconds: float
-    prompt_tokens: int
-    prompt_seconds: float
-    decode_tokens: int
-    decode_seconds: float
-    first_token_seconds: float
-    """From the call to the first token."""
-
-    @property
-    def prefill_tps(self) -> float:
-        """Prompt tokens per second."""
-        return self.prompt_tokens / self.prompt_seconds if self.prompt_seconds > 0 else 0.0
-
-    @property
-    def decode_tps(self) -> float:
-        """Generated tokens per second."""
-        return self.decode_tokens / self.decode_seconds if self.decode_seconds > 0 else 0.0
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A generated text; `str` gives the text alone."""
-
-    text: str
-    tokens: list[int]
-    """Generated token ids, without the one that ended the text."""
-    prompt_tokens: int
-    finish_reason: Literal["stop", "length"]
-    """``stop``: the model or a stop string ended the text; ``length``: `max_tokens` or the context did."""
-    timings: Timings
-
-    def __str__(self) -> str:
-        return self.text
 
 
 @dataclass(frozen=True)
@@ -93,6 +58,8 @@ def load(
     max_ram: str | int | None = None,
     sparsity: float = 0.0,
     context: int | None = None,
+    kv_type: str = "f32",
+    head: str = "auto",
 ) -> Model:
     """Load a model.
 
@@ -108,6 +75,13 @@ def load(
         Not supported yet.
     context : int, optional
         Room for this many tokens; None takes the model's own context, but at most 8192.
+    kv_type : str
+        How keys and values of past tokens are kept: ``f32`` as they are, ``f16`` in half and ``int8`` in a quarter of
+        the memory, with small differences (docs/performance.md).
+
+    head : str
+        Float embeddings and output heads: ``auto`` keeps large ones in 8 bits (Q8_0), ``file`` as they are in the
+        file, ``q8_0`` all of them in 8 bits.
 
     Returns
     -------
@@ -124,13 +98,17 @@ def load(
     """
     if max_ram is not None or sparsity != 0.0:
         raise LowbitError("max_ram and sparsity are not supported by this version")
+    if kv_type not in KV_TYPES:
+        raise ValueError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
     threads = check_threads(threads)
     start = time.perf_counter()
     if path is None:
         with assets.embedded_model() as embedded, open_model(embedded) as file:
-            return _from_file(file, threads, context, start)
+            return _from_file(file, threads, context, kv_type, head, start)
     with open_model(path) as file:
-        return _from_file(file, threads, context, start)
+        return _from_file(file, threads, context, kv_type, head, start)
 
 
 def check_threads(threads: int | None) -> int:
@@ -142,10 +120,10 @@ def check_threads(threads: int | None) -> int:
     return threads
 
 
-def _from_file(file: ModelFile, threads: int, context: int | None, start: float) -> Model:
+def _from_file(file: ModelFile, threads: int, context: int | None, kv_type: str, head: str, start: float) -> Model:
     """Read a model, and name the file in every complaint."""
     try:
-        transformer, config = build(file, threads, context)
+        transformer, config = build(file, threads, context, kv_type, head)
         tokenizer = _tokenizer_of(file)
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise FormatError(f"{tokenizer.vocab_size} token texts for a vocabulary of {config.vocab_size}")
@@ -157,7 +135,7 @@ def _from_file(file: ModelFile, threads: int, context: int | None, start: float)
 
 
 def build(
-    file: ModelFile, threads: int, context: int | None, batch: int = 256
+    file: ModelFile, threads: int, context: int | None, kv_type: str = "f32", head: str = "auto", batch: int = 256
 ) -> tuple[Transformer, ModelConfig]:
     """Pack a file's weights into a transformer."""
     family = find_family(file.architecture)
@@ -166,12 +144,12 @@ def build(
         context = min(config.context_length, DEFAULT_CONTEXT)
     elif isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= config.context_length:
         raise ValueError(f"context must be a whole number from 1 to {config.context_length}, not {context!r}")
-    weights = read_weights(file, config, family, threads)
+    weights = read_weights(file, config, family, threads, head)
     if weights.rope_factors:
         config = replace(config, rope_factors=weights.rope_factors)
     transformer = Transformer(
         config, weights.layers, weights.token_embd, weights.output, weights.output_norm, context, threads,
-        min(batch, context),
+        min(batch, context), kv_type,
     )  # fmt: skip
     return transformer, config
 
@@ -205,6 +183,20 @@ def describe(file: ModelFile) -> dict[str, Any]:
     }
 
 
+@dataclass
+class _Sequence:
+    """A KV cache and the tokens it was filled with; the cache may lack the last of them."""
+
+    cache: KVCache
+    tokens: np.ndarray
+
+    def shared_prefix(self, ids: np.ndarray) -> int:
+        """How many of the tokens `ids` need not be computed again; the last one does, for its logits."""
+        known = self.tokens[: min(len(ids) - 1, self.cache.length)]
+        different = np.flatnonzero(known != ids[: len(known)])
+        return int(different[0]) if len(different) else len(known)
+
+
 class Model:
     """A loaded model. Calls from several threads are served one after the other.
 
@@ -229,6 +221,11 @@ class Model:
         self._description = description
         self._load_seconds = load_seconds
         self._lock = threading.Lock()
+        self._kept: _Sequence | None = None  # of the last call, for a next one that begins alike
+        # Story models begin the next text with BOS, so that ends a text too.
+        self._ends: frozenset[int] = frozenset()
+        if tokenizer is not None:
+            self._ends = tokenizer.eos_ids if tokenizer.bos_id is None else tokenizer.eos_ids | {tokenizer.bos_id}
         self.config = config
         self.context: int = transformer.context
 
@@ -239,28 +236,45 @@ class Model:
             raise UnsupportedModelError(f"{self._description['path']} has no tokenizer; give token ids instead of text")
         return self._tokenizer
 
-    def generate(self, prompt: str | Sequence[int], **sampling: Any) -> Generation:
-        """Continue a text.
+    @overload
+    def generate(self, prompt: str, *, speculate: bool = ..., **sampling: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Sequence[int], *, speculate: bool = ..., **sampling: Any) -> Generation: ...
+    @overload
+    def generate(self, prompt: Sequence[str], *, speculate: bool = ..., **sampling: Any) -> list[Generation]: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[Sequence[int]], *, speculate: bool = ..., **sampling: Any
+    ) -> list[Generation]: ...
+    def generate(self, prompt: Any, *, speculate: bool = False, **sampling: Any) -> Generation | list[Generation]:
+        """Continue a text, or several texts at once.
 
         Parameters
         ----------
-        prompt : str or sequence of int
-            Text, or token ids that are taken as they are.
+        prompt : str, sequence of int, or a list of these
+            Text, or token ids that are taken as they are. The texts of a list go through each weight together, and
+            each comes out as it would alone.
+        speculate : bool
+            Propose tokens that followed the same words earlier in the text, and check several in one pass. The text
+            is the same; repetitive text comes sooner.
         **sampling
             Fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, seed, stop.
 
         Returns
         -------
-        Generation
+        Generation, or list of Generation for a list
 
         Raises
         ------
         ContextLengthError
-            If the prompt does not fit into the context.
+            If a prompt does not fit into the context.
         ValueError
-            If a setting is out of range.
+            If a setting is out of range, or an entry of a list is empty.
         """
-        run = self._run(prompt, SamplingParams(**sampling), DECODE_BURST)
+        params = SamplingParams(**sampling)
+        if isinstance(prompt, (list, tuple)) and (not prompt or not isinstance(prompt[0], (int, np.integer))):
+            return self._generate_batch(prompt, params)
+        run = self._generate(self._prompt_ids(prompt), params, DECODE_BURST, speculate)
         while True:
             try:
                 next(run)
@@ -268,13 +282,16 @@ class Model:
                 result: Generation = end.value
                 return result
 
-    def stream(self, prompt: str | Sequence[int], **sampling: Any) -> Generator[str, None, Generation]:
+    def stream(
+        self, prompt: str | Sequence[int], *, speculate: bool = False, **sampling: Any
+    ) -> Generator[str, None, Generation]:
         """Continue a text, piece by piece.
 
-        Takes what `generate` takes, and gives the same text. Pieces are valid UTF-8; the generator's return value is
-        the `Generation`. Settings are checked here, before the first piece is asked for.
+        Takes what `generate` takes for one text, and gives the same text. Pieces are valid UTF-8; the generator's
+        return value is the `Generation`. Settings are checked here, before the first piece is asked for.
         """
-        return self._run(prompt, SamplingParams(**sampling), 1)
+        burst = SPECULATION_BURST if speculate else 1
+        return self._generate(self._prompt_ids(prompt), SamplingParams(**sampling), burst, speculate)
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Return the logits after each token of a sequence.
@@ -334,8 +351,8 @@ class Model:
         n = len(ids) - 1
         return Perplexity(
             nats_per_token=nats / n,
-            bits_per_byte=nats / np.log(2) / len(text.encode()),
-            perplexity=float(np.exp(nats / n)),
+            bits_per_byte=nats / math.log(2) / len(text.encode()),
+            perplexity=math.exp(nats / n),
             tokens=n,
         )
 
@@ -370,105 +387,115 @@ class Model:
             raise ContextLengthError(f"{len(ids)} tokens do not fit into a context of {self.context}")
         return ids
 
-    def _run(
-        self, prompt: str | Sequence[int], params: SamplingParams, burst: int
-    ) -> Generator[str, None, Generation]:
-        """Check the prompt now, and return the generator that does the rest."""
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> np.ndarray:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not ids and self._tokenizer is not None and self._tokenizer.bos_id is not None:
-            ids = [self._tokenizer.bos_id]
-        return self._generate(self._ids(ids), params, burst)
+        if not ids and isinstance(prompt, str) and self.tokenizer.bos_id is not None:
+            ids = [self.tokenizer.bos_id]
+        return self._ids(ids)
 
-    def _generate(self, ids: np.ndarray, params: SamplingParams, burst: int) -> Generator[str, None, Generation]:
-        text: list[str] = []
-        tokens: list[int] = []
-        reason: Literal["stop", "length"] = "length"
-        decoder = self._tokenizer.stream_decoder() if self._tokenizer is not None else None
-        stops = StopBuffer(params.stop)
-        ends = self._end_tokens()
-        clock = _Clock()
-        with self._lock:
-            sampler = self._sampler(params)
-            sampler.note(ids.tolist())
-            cache = KVCache(self._transformer, min(self.context, len(ids) + params.max_tokens))
-            self._transformer.prefill(cache, ids)
-            clock.prompt_done()
-            for token in self._tokens(cache, sampler, params.max_tokens, ends, burst, clock):
-                if token in ends:
-                    reason = "stop"
-                    break
-                tokens.append(token)
-                if decoder is None:
-                    continue
-                piece, stopped = stops.push(decoder.push(token))
+    def _generate(
+        self, ids: np.ndarray, params: SamplingParams, burst: int, speculate: bool
+    ) -> Generator[str, None, Generation]:
+        text = GeneratedText(self._tokenizer, params.stop, self._ends)
+        clock = Clock()
+        sampler = self._sampler(params, ids)
+        with self._lock:  # held only while computing: a stream may wait for its reader for long
+            sequence, self._kept = self._kept or _Sequence(KVCache(self._transformer, self.context), ids[:0]), None
+        reused = sequence.shared_prefix(ids)
+        try:
+            for token in self._tokens(sequence, ids, reused, sampler, params.max_tokens, burst, speculate, clock):
+                piece = text.push(token)
                 if piece:
-                    text.append(piece)
                     yield piece
-                if stopped:
-                    reason = "stop"
+                if text.stopped:
                     break
-            else:
-                stopped = False
-            if decoder is not None and not stopped:
-                piece, _ = stops.push(decoder.flush())
-                piece += stops.flush()
-                if piece:
-                    text.append(piece)
-                    yield piece
-        timings = clock.timings(self._load_seconds, len(ids), len(tokens))
-        return Generation("".join(text), tokens, len(ids), reason, timings)
+            piece = text.finish()
+            if piece:
+                yield piece
+        finally:
+            self._kept = sequence
+        return text.result(len(ids), clock.timings(self._load_seconds, len(ids), reused, len(text.tokens)))
 
     def _tokens(
-        self, cache: KVCache, sampler: Sampler, n: int, ends: frozenset[int], burst: int, clock: _Clock
-    ) -> Iterator[int]:
-        """Make up to n tokens, in bursts of which the first has one token, so that it comes at once."""
-        stop = np.array(sorted(ends), np.int32)
-        pending, size = -1, 1
-        while n > 0:
-            made = self._transformer.decode(cache, sampler, pending, min(n, size), stop)
-            clock.tokens_done()
+        self, sequence: _Sequence, ids: np.ndarray, reused: int, sampler: Sampler, n: int, burst: int,
+        speculate: bool, clock: Clock,
+    ) -> Iterator[int]:  # fmt: skip
+        """Make up to n tokens after `ids`, in bursts of which the first has one token, so that it comes at once."""
+        stop = np.array(sorted(self._ends), np.int32)
+        size, pending, made = 1, np.array([-1], np.int32), [-1]
+        while made:
+            with self._lock:
+                if pending[0] < 0:
+                    sequence.tokens = ids[:0]  # nothing is known until the pass is through
+                    sequence.cache.truncate(reused)
+                    self._transformer.prefill(sequence.cache, ids[reused:])
+                    sequence.tokens = ids
+                    clock.prompt_done()
+                history = sequence.tokens if speculate else None
+                with clock.decoding():
+                    [made] = self._transformer.decode([sequence.cache], [sampler], pending, min(n, size), stop, history)
+                sequence.tokens = np.concatenate([sequence.tokens, np.array(made, np.int32)])
             yield from made
-            if len(made) < min(n, size) or made[-1] in ends:
-                return
             n -= len(made)
-            pending, size = made[-1], burst
+            if n <= 0 or len(made) < size or made[-1] in self._ends:
+                return
+            pending, size = sequence.tokens[-1:], burst
 
-    def _sampler(self, params: SamplingParams) -> Sampler:
+    def _generate_batch(self, prompts: Sequence[Any], params: SamplingParams) -> list[Generation]:
+        if not all(len(prompt) for prompt in prompts):
+            raise ValueError("an entry of the batch is empty")
+        entries = [self._prompt_ids(prompt) for prompt in prompts]
+        results = []
+        most = self._transformer.batch
+        with self._lock:
+            for start in range(0, len(entries), most):
+                results += self._batch(entries[start : start + most], params)
+        return results
+
+    def _batch(self, entries: list[np.ndarray], params: SamplingParams) -> list[Generation]:
+        stop = np.array(sorted(self._ends), np.int32)
+        texts = [GeneratedText(self._tokenizer, params.stop, self._ends) for _ in entries]
+        samplers = [self._sampler(params, ids) for ids in entries]
+        clock = Clock()
+        caches, last = [], []
+        for ids, sampler, text in zip(entries, samplers, texts):
+            cache = KVCache(self._transformer, min(self.context, len(ids) + params.max_tokens))
+            self._transformer.prefill(cache, ids)
+            first = np.array([-1], np.int32)
+            [made] = self._transformer.decode([cache], [sampler], first, min(1, params.max_tokens), stop)
+            for token in made:
+                text.push(token)
+            caches.append(cache)
+            last.append(made[-1] if made else -1)
+        clock.prompt_done()
+        running = [i for i, text in enumerate(texts) if last[i] >= 0 and not text.stopped]
+        left = params.max_tokens - 1
+        while running and left > 0:
+            size = min(left, DECODE_BURST)
+            with clock.decoding():
+                made_by = self._transformer.decode(
+                    [caches[i] for i in running], [samplers[i] for i in running],
+                    np.array([last[i] for i in running], np.int32), size, stop,
+                )  # fmt: skip
+            for i, made in zip(running, made_by):
+                for token in made:
+                    if not texts[i].stopped:
+                        texts[i].push(token)
+                last[i] = made[-1] if len(made) == size else -1
+            running = [i for i in running if last[i] >= 0 and not texts[i].stopped]
+            left -= size
+        for text in texts:
+            text.finish()
+        return [
+            text.result(len(ids), clock.timings(self._load_seconds, len(ids), 0, len(text.tokens)))
+            for ids, text in zip(entries, texts)
+        ]
+
+    def _sampler(self, params: SamplingParams, ids: np.ndarray) -> Sampler:
         seed = secrets.randbits(64) if params.seed is None else params.seed
-        return Sampler(
+        sampler = Sampler(
             self.config.vocab_size, params.temperature, params.top_k, params.top_p, params.min_p,
             params.repeat_penalty, seed,
         )  # fmt: skip
-
-    def _end_tokens(self) -> frozenset[int]:
-        """Tokens that end a text: the tokenizer's, and BOS, with which story models begin the next text."""
-        if self._tokenizer is None:
-            return frozenset()
-        bos = self._tokenizer.bos_id
-        return self._tokenizer.eos_ids | (frozenset() if bos is None else frozenset((bos,)))
-
-
-class _Clock:
-    """Times of one generation; waiting for the reader of a stream does not count."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-        self.prompt = self.first = self.last = self.start
-
-    def prompt_done(self) -> None:
-        self.prompt = self.first = self.last = time.perf_counter()
-
-    def tokens_done(self) -> None:
-        self.last = time.perf_counter()
-        if self.first == self.prompt:
-            self.first = self.last
-
-    def timings(self, load_seconds: float, prompt_tokens: int, decode_tokens: int) -> Timings:
-        return Timings(
-            load_seconds=load_seconds,
-            prompt_tokens=prompt_tokens,
-            prompt_seconds=self.prompt - self.start,
-            decode_tokens=decode_tokens,
-            decode_seconds=self.last - self.prompt,
-            first_token_seconds=self.first - self.start,
-        )
+        sampler.note(ids.tolist())
+        return sampler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 __all__ = ["SamplingParams"]
@@ -52,7 +53,7 @@ class SamplingParams:
             raise ValueError(f"stop must hold non-empty strings, not {self.stop!r}")
 
 
-def _check(params: SamplingParams, name: str, holds, wording: str) -> None:
+def _check(params: SamplingParams, name: str, holds: Callable[[float], bool], wording: str) -> None:
     value = getattr(params, name)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or not holds(value):
         raise ValueError(f"{name} must be {wording}, not {value!r}")

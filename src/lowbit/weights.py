@@ -16,8 +16,12 @@ from .formats.base import ModelFile, TensorInfo
 from .formats.blocks import TERNARY, dequantize, ternary_codes
 from .quantize.ternary import absmean
 
-__all__ = ["Weights", "read_weights"]
+__all__ = ["HEADS", "Weights", "read_weights"]
 
+HEADS = ("auto", "file", "q8_0")
+"""What becomes of float embeddings and heads: 8 bits if they are large, as in the file, or 8 bits."""
+LARGE_TABLE = 1 << 22
+"""Weights of a float embedding or head from which on 8 bits are worth their error."""
 GROUP = 256
 """Channels that share one int8 scale where the model does not say how activations are quantised."""
 
@@ -44,8 +48,8 @@ class Weights:
     rope_factors: tuple[float, ...]
 
 
-def read_weights(file: ModelFile, config: ModelConfig, family: Family, threads: int) -> Weights:
-    """Read and pack every weight of a model.
+def read_weights(file: ModelFile, config: ModelConfig, family: Family, threads: int, head: str = "auto") -> Weights:
+    """Read and pack every weight of a model; `head` is one of `HEADS`.
 
     Raises
     ------
@@ -54,7 +58,7 @@ def read_weights(file: ModelFile, config: ModelConfig, family: Family, threads: 
     UnsupportedModelError
         If the file has a tensor that the family does not know: leaving it out would change the text.
     """
-    read = _Reader(file, config, family, threads)
+    read = _Reader(file, config, family, threads, head)
     q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     hidden, wide = config.hidden_size, config.intermediate_size
     layers = []
@@ -116,8 +120,8 @@ def ternary_of(values: np.ndarray) -> tuple[np.ndarray, float]:
 class _Reader:
     """Reads tensors by role, checks their shapes, and remembers which were read."""
 
-    def __init__(self, file: ModelFile, config: ModelConfig, family: Family, threads: int) -> None:
-        self.file, self.config, self.family, self.threads = file, config, family, threads
+    def __init__(self, file: ModelFile, config: ModelConfig, family: Family, threads: int, head: str) -> None:
+        self.file, self.config, self.family, self.threads, self.head = file, config, family, threads, head
         self.seen: set[str] = set()
         self.codes: dict[str, np.ndarray] = {}  # of float masters, from looking for their scale until they are packed
 
@@ -143,8 +147,12 @@ class _Reader:
         return values
 
     def table(self, role: str, rows: int, cols: int) -> PackedMatrix:
-        """The embedding or the head: kept in the type of the file."""
+        """The embedding or the head: in the type of the file, but large float ones in 8 bits unless told otherwise."""
         info = self._find(role + ".weight", (rows, cols))
+        if info.type in FLOAT_TYPES and (self.head == "q8_0" or (self.head == "auto" and rows * cols >= LARGE_TABLE)):
+            packed = PackedMatrix("u8", rows, cols, group_cols=32, scales_f16=True)
+            packed.fill_rounded(info.type, self.file.read(info.name), rows, 0, self.threads)
+            return packed
         packed = self._new(info.type, rows, cols, None)
         self._fill(packed, info, None, 0)
         return packed

@@ -148,28 +148,47 @@ void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t relu2) {
     }
 }
 
-static inline f32x16 load_kv(const void *base, ptrdiff_t at, int32_t kv_type) {
-    return kv_type == LB_KV_F16 ? v_load_f16((const uint16_t *)base + at) : v_load((const float *)base + at);
+static inline f32x16 load_kv(const void *base, ptrdiff_t at, const int32_t kv_type) {
+    if (kv_type == LB_KV_F16) return v_load_f16((const uint16_t *)base + at);
+    if (kv_type == LB_KV_I8) return v_load_i8((const int8_t *)base + at);
+    return v_load((const float *)base + at);
+}
+
+/* Writes sixteen values, `step` elements apart. */
+static inline void store_kv(void *base, ptrdiff_t at, ptrdiff_t step, f32x16 x, int32_t n, int32_t kv_type) {
+    if (kv_type == LB_KV_F16) {
+        uint16_t part[16];
+        v_store_f16(part, x);
+        for (int32_t j = 0; j < n; j++) ((uint16_t *)base)[at + j * step] = part[j];
+    } else if (kv_type == LB_KV_I8) {
+        int8_t part[16];
+        vi_store_i8(part, vi_round(x));
+        for (int32_t j = 0; j < n; j++) ((int8_t *)base)[at + j * step] = part[j];
+    } else {
+        float part[16];
+        v_store(part, x);
+        for (int32_t j = 0; j < n; j++) ((float *)base)[at + j * step] = part[j];
+    }
 }
 
 void LB_NAME(lb_kv_store)(const float *k, const float *v, const lb_kv *kv, const lb_attention_args *shape,
                           int32_t position) {
-    const int32_t dim = shape->head_dim, padded = (dim + 15) / 16 * 16, f16 = shape->kv_type == LB_KV_F16;
+    const int32_t dim = shape->head_dim, padded = (dim + 15) / 16 * 16, type = shape->kv_type;
     for (int32_t head = 0; head < shape->n_kv_heads; head++, k += dim, v += dim) {
         const ptrdiff_t key = head * kv->key_stride + (ptrdiff_t)(position / 16) * dim * 16 + position % 16;
         const ptrdiff_t value = head * kv->value_stride + (ptrdiff_t)position * padded;
+        f32x16 k_factor = v_set1(1.0f), v_factor = k_factor;
+        if (type == LB_KV_I8) {
+            const float k_most = largest_magnitude(k, dim), v_most = largest_magnitude(v, dim);
+            kv->key_scales[head * kv->scale_stride + position] = k_most / 127.0f;
+            kv->value_scales[head * kv->scale_stride + position] = v_most / 127.0f;
+            k_factor = v_set1(k_most > 0 ? 127.0f / k_most : 0.0f);
+            v_factor = v_set1(v_most > 0 ? 127.0f / v_most : 0.0f);
+        }
         for (int32_t i = 0; i < dim; i += 16) {
             const int32_t n = dim - i < 16 ? dim - i : 16;
-            const f32x16 kx = load_upto16(k + i, n), vx = load_upto16(v + i, n);
-            if (f16) {
-                uint16_t half[16];
-                v_store_f16(half, kx);
-                for (int32_t j = 0; j < n; j++) ((uint16_t *)kv->keys)[key + (ptrdiff_t)(i + j) * 16] = half[j];
-                v_store_f16((uint16_t *)kv->values + value + i, vx);
-            } else {
-                for (int32_t j = 0; j < n; j++) ((float *)kv->keys)[key + (ptrdiff_t)(i + j) * 16] = k[i + j];
-                v_store((float *)kv->values + value + i, vx);
-            }
+            store_kv(kv->keys, key + (ptrdiff_t)i * 16, 16, v_mul(load_upto16(k + i, n), k_factor), n, type);
+            store_kv(kv->values, value + i, 1, v_mul(load_upto16(v + i, n), v_factor), 16, type);
         }
     }
 }
@@ -177,62 +196,104 @@ void LB_NAME(lb_kv_store)(const float *k, const float *v, const lb_kv *kv, const
 /*
  * Softmax attention of one query row over the positions 0..p of its sequence, online: 64 positions at a time, with the
  * running maximum, the sum of the weights and the weighted sum of the values rescaled when the maximum grows. Keys lie
- * with sixteen positions side by side, so the scores need no horizontal sum; channels are added in two chains.
+ * with sixteen positions side by side, so the scores need no horizontal sum; channels are added in two chains, and
+ * positions in one. Several independent chains run side by side, because an addition takes some cycles.
  */
 enum { SPAN = 64 };
 
-static inline void attend_head(const lb_attention_args *a, const lb_kv *kv, const float *q, float *out,
-                               int32_t kv_head, int32_t count) {
+#if defined(_MSC_VER)
+#define LB_INLINED static __forceinline
+#else
+#define LB_INLINED static inline __attribute__((always_inline))
+#endif
+
+/* Scores of `blocks` times sixteen positions, from element `at` of the keys on. */
+LB_INLINED void score_blocks(const lb_kv *kv, ptrdiff_t at, const float *q, int32_t dim, float *scores,
+                             const int blocks, const int32_t type) {
+    f32x16 even[2], odd[2];
+    for (int b = 0; b < blocks; b++) even[b] = odd[b] = v_set1(0.0f);
+    int32_t d = 0;
+    for (; d + 1 < dim; d += 2) {
+        for (int b = 0; b < blocks; b++) {
+            const ptrdiff_t here = at + ((ptrdiff_t)b * dim + d) * 16;
+            even[b] = v_add(even[b], v_mul(load_kv(kv->keys, here, type), v_set1(q[d])));
+            odd[b] = v_add(odd[b], v_mul(load_kv(kv->keys, here + 16, type), v_set1(q[d + 1])));
+        }
+    }
+    for (int b = 0; b < blocks; b++) {
+        if (d < dim) {
+            const ptrdiff_t here = at + ((ptrdiff_t)b * dim + d) * 16;
+            even[b] = v_add(even[b], v_mul(load_kv(kv->keys, here, type), v_set1(q[d])));
+        }
+        v_store(scores + 16 * b, v_add(even[b], odd[b]));
+    }
+}
+
+/* total[c] += sum over n positions of weight * value, for `count` chunks of sixteen channels. */
+LB_INLINED void add_values(const lb_kv *kv, ptrdiff_t at, int32_t chunks, const float *weights, int32_t n,
+                           f32x16 *total, const int count, const int32_t type) {
+    f32x16 t[4];
+    for (int c = 0; c < count; c++) t[c] = total[c];
+    for (int32_t i = 0; i < n; i++, at += (ptrdiff_t)chunks * 16) {
+        const f32x16 w = v_set1(weights[i]);
+        for (int c = 0; c < count; c++) t[c] = v_add(t[c], v_mul(load_kv(kv->values, at + c * 16, type), w));
+    }
+    for (int c = 0; c < count; c++) total[c] = t[c];
+}
+
+LB_INLINED void attend_head(const lb_attention_args *a, const lb_kv *kv, const float *q, float *out, int32_t kv_head,
+                            int32_t count, const int32_t type) {
     const int32_t dim = a->head_dim, chunks = (dim + 15) / 16;
     const ptrdiff_t key_base = kv_head * kv->key_stride, value_base = kv_head * kv->value_stride;
+    const float *key_scales = kv->key_scales + kv_head * kv->scale_stride;
+    const float *value_scales = kv->value_scales + kv_head * kv->scale_stride;
     f32x16 total[LB_MAX_HEAD_DIM / 16];
     float weights[SPAN], highest = -INFINITY, weight_sum = 0.0f;
     for (int32_t c = 0; c < chunks; c++) total[c] = v_set1(0.0f);
 
     for (int32_t start = 0; start < count; start += SPAN) {
-        const int32_t n = count - start < SPAN ? count - start : SPAN, quads = (n + 15) / 16;
-        for (int32_t b = 0; b < quads; b++) {
-            const ptrdiff_t at = key_base + (ptrdiff_t)(start / 16 + b) * dim * 16;
-            f32x16 even = v_set1(0.0f), odd = even;
-            for (int32_t d = 0; d + 1 < dim; d += 2) {
-                even = v_add(even, v_mul(load_kv(kv->keys, at + d * 16, a->kv_type), v_set1(q[d])));
-                odd = v_add(odd, v_mul(load_kv(kv->keys, at + d * 16 + 16, a->kv_type), v_set1(q[d + 1])));
+        const int32_t n = count - start < SPAN ? count - start : SPAN, blocks = (n + 15) / 16;
+        const ptrdiff_t keys = key_base + (ptrdiff_t)start * dim;
+        int32_t b = 0;
+        for (; b + 2 <= blocks; b += 2)
+            score_blocks(kv, keys + (ptrdiff_t)b * dim * 16, q, dim, weights + 16 * b, 2, type);
+        if (b < blocks) score_blocks(kv, keys + (ptrdiff_t)b * dim * 16, q, dim, weights + 16 * b, 1, type);
+        if (type == LB_KV_I8) {
+            for (b = 0; b < blocks; b++) {
+                v_store(weights + 16 * b, v_mul(v_load(weights + 16 * b), v_load(key_scales + start + 16 * b)));
             }
-            if (dim & 1) {
-                even = v_add(even, v_mul(load_kv(kv->keys, at + (dim - 1) * 16, a->kv_type), v_set1(q[dim - 1])));
-            }
-            v_store(weights + 16 * b, v_add(even, odd));
         }
-        for (int32_t i = n; i < 16 * quads; i++) weights[i] = -INFINITY; /* lanes past the last position */
+        for (int32_t i = n; i < 16 * blocks; i++) weights[i] = -INFINITY; /* lanes past the last position */
 
         f32x16 most = v_load(weights);
-        for (int32_t b = 1; b < quads; b++) most = v_max(most, v_load(weights + 16 * b));
+        for (b = 1; b < blocks; b++) most = v_max(most, v_load(weights + 16 * b));
         const float top = max_lanes(most);
         if (top > highest) {
-            const f32x16 shrink = v_exp(v_set1(highest - top)); /* exp(-inf) is 0: nothing was added yet */
             float factor[16];
+            const f32x16 shrink = v_exp(v_set1(highest - top)); /* exp(-inf) is 0: nothing was added yet */
             v_store(factor, shrink);
             weight_sum *= factor[0];
             for (int32_t c = 0; c < chunks; c++) total[c] = v_mul(total[c], shrink);
             highest = top;
         }
         f32x16 sum = v_set1(0.0f);
-        for (int32_t b = 0; b < quads; b++) {
+        for (b = 0; b < blocks; b++) {
             const f32x16 w = v_exp(v_sub(v_load(weights + 16 * b), v_set1(highest)));
             v_store(weights + 16 * b, w);
             sum = v_add(sum, w);
         }
         weight_sum += sum_lanes(sum);
-
-        const ptrdiff_t at = value_base + (ptrdiff_t)start * chunks * 16;
-        for (int32_t c = 0; c < chunks; c++) {
-            f32x16 t = total[c];
-            for (int32_t i = 0; i < n; i++) {
-                t = v_add(t, v_mul(load_kv(kv->values, at + ((ptrdiff_t)i * chunks + c) * 16, a->kv_type),
-                                   v_set1(weights[i])));
+        if (type == LB_KV_I8) {
+            for (b = 0; b < blocks; b++) {
+                v_store(weights + 16 * b, v_mul(v_load(weights + 16 * b), v_load(value_scales + start + 16 * b)));
             }
-            total[c] = t;
         }
+
+        const ptrdiff_t values = value_base + (ptrdiff_t)start * chunks * 16;
+        int32_t c = 0;
+        for (; c + 4 <= chunks; c += 4) add_values(kv, values + c * 16, chunks, weights, n, total + c, 4, type);
+        for (; c + 2 <= chunks; c += 2) add_values(kv, values + c * 16, chunks, weights, n, total + c, 2, type);
+        if (c < chunks) add_values(kv, values + c * 16, chunks, weights, n, total + c, 1, type);
     }
     for (int32_t c = 0; c < chunks; c++) {
         store_upto16(out + 16 * c, v_div(total[c], v_set1(weight_sum)), dim - 16 * c);
@@ -243,8 +304,16 @@ void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t kv_h
     const int32_t shared = a->n_heads / a->n_kv_heads;
     for (int32_t i = 0; i < shared; i++) {
         const ptrdiff_t head = (ptrdiff_t)(kv_head * shared + i) * a->head_dim;
-        attend_head(a, a->kv + row, a->q + row * a->q_stride + head,
-                    a->out + (ptrdiff_t)row * a->n_heads * a->head_dim + head, kv_head, a->positions[row] + 1);
+        const float *q = a->q + row * a->q_stride + head;
+        float *out = a->out + (ptrdiff_t)row * a->n_heads * a->head_dim + head;
+        const int32_t count = a->positions[row] + 1;
+        if (a->kv_type == LB_KV_F16) {
+            attend_head(a, a->kv + row, q, out, kv_head, count, LB_KV_F16);
+        } else if (a->kv_type == LB_KV_I8) {
+            attend_head(a, a->kv + row, q, out, kv_head, count, LB_KV_I8);
+        } else {
+            attend_head(a, a->kv + row, q, out, kv_head, count, LB_KV_F32);
+        }
     }
 }
 

@@ -34,6 +34,9 @@ typedef struct {
     int32_t full, words, tail;
 } lb_run;
 
+/* Bytes that a tile of one token prefetches ahead of its stream: less than this hinders the CPU's own prefetcher. */
+#define LB_AHEAD 8192
+
 typedef void lb_tile_fn(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, int tokens, i32x16 *acc);
 
 static const int32_t lb_bits[3] = {2, 4, 8};
@@ -90,8 +93,8 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
             return;
         }
         const size_t at = ((size_t)row_group * m->n_groups + g) * LB_ROWS;
-        const f32x16 w_scale = m->scales_f16 ? v_load_f16((const uint16_t *)m->scales + at)
-                                             : v_load((const float *)m->scales + at);
+        const f32x16 w_scale =
+            m->scales_f16 ? v_load_f16((const uint16_t *)m->scales + at) : v_load((const float *)m->scales + at);
         for (int j = 0; j < tokens; j++) {
             const float x_scale = a->scale[(ptrdiff_t)(token + j) * a->n_groups + g];
             y[j] = v_add(y[j], v_mul(v_from_i32(acc[j]), v_mul(w_scale, v_set1(x_scale))));
@@ -131,46 +134,46 @@ LB_INLINE void lb_float_tile(const lb_matmul_args *args, int32_t row_group, int3
 }
 
 /* Runs `call` for all row groups and tokens, in tiles of most, most/2, ... 1 tokens; `n` is the tile's constant. */
-#define LB_STEP(most, size, call)                          \
-    if ((size) <= (most)) {                                \
+#define LB_STEP(most, size, call)                           \
+    if ((size) <= (most)) {                                 \
         for (; tokens - token >= (size); token += (size)) { \
-            enum { n = (size) };                           \
-            call;                                          \
-        }                                                  \
+            enum { n = (size) };                            \
+            call;                                           \
+        }                                                   \
     }
-#define LB_FOR_TILES(most, call)                                           \
-    for (int32_t row_group = begin; row_group < end; row_group++) {        \
-        int32_t token = 0;                                                 \
-        const int32_t tokens = args->x->n_tokens;                          \
-        LB_STEP(most, 16, call)                                            \
-        LB_STEP(most, 8, call)                                             \
-        LB_STEP(most, 4, call)                                             \
-        LB_STEP(most, 2, call)                                             \
-        LB_STEP(most, 1, call)                                             \
+#define LB_FOR_TILES(most, call)                                    \
+    for (int32_t row_group = begin; row_group < end; row_group++) { \
+        int32_t token = 0;                                          \
+        const int32_t tokens = args->x->n_tokens;                   \
+        LB_STEP(most, 16, call)                                     \
+        LB_STEP(most, 8, call)                                      \
+        LB_STEP(most, 4, call)                                      \
+        LB_STEP(most, 2, call)                                      \
+        LB_STEP(most, 1, call)                                      \
     }
 
 /* The peak is that of a U8 tile whose weights and activations stay in the first cache: 64 weights, one token tile. */
-#define LB_DOT_PEAK(tile)                                                                       \
-    int64_t LB_NAME(lb_dot_peak)(int32_t rounds) {                                              \
-        uint8_t w[64 * 8];                                                                      \
-        int8_t x[LB_TILE * 64];                                                                 \
-        i32x16 acc[LB_TILE];                                                                    \
-        const lb_run run = {1, 8, 0};                                                           \
-        memset(w, 129, sizeof w);                                                               \
-        memset(x, 1, sizeof x);                                                                 \
-        for (int j = 0; j < LB_TILE; j++) acc[j] = vi_set1(0);                                  \
-        for (int32_t i = 0; i < rounds; i++) tile(w, run, x, 64, LB_TILE, acc);                 \
-        int32_t lanes[16];                                                                      \
-        int64_t done = 0;                                                                       \
-        for (int j = 0; j < LB_TILE; j++) {                                                     \
-            vi_store(lanes, acc[j]);                                                            \
-            done += lanes[0] ? (int64_t)rounds * 8 * 64 : 0;                                    \
-        }                                                                                       \
-        return done;                                                                            \
+#define LB_DOT_PEAK(tile)                                                       \
+    int64_t LB_NAME(lb_dot_peak)(int32_t rounds) {                              \
+        uint8_t w[64 * 8];                                                      \
+        int8_t x[LB_TILE * 64];                                                 \
+        i32x16 acc[LB_TILE];                                                    \
+        const lb_run run = {1, 8, 0};                                           \
+        memset(w, 129, sizeof w);                                               \
+        memset(x, 1, sizeof x);                                                 \
+        for (int j = 0; j < LB_TILE; j++) acc[j] = vi_set1(0);                  \
+        for (int32_t i = 0; i < rounds; i++) tile(w, run, x, 64, LB_TILE, acc); \
+        int32_t lanes[16];                                                      \
+        int64_t done = 0;                                                       \
+        for (int j = 0; j < LB_TILE; j++) {                                     \
+            vi_store(lanes, acc[j]);                                            \
+            done += lanes[0] ? (int64_t)rounds * 8 * 64 : 0;                    \
+        }                                                                       \
+        return done;                                                            \
     }
 
-#define LB_INT_MATMUL(name, format, offset, tile)                                     \
-    void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) {      \
+#define LB_INT_MATMUL(name, format, offset, tile)                                           \
+    void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) {            \
         LB_FOR_TILES(LB_TILE, lb_int_tile(args, row_group, token, n, format, offset, tile)) \
     }
 #define LB_FLOAT_MATMUL(name, format)                                                 \

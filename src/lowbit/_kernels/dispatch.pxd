@@ -14,6 +14,7 @@ cdef extern from "kernels.h":
         LB_BF16
         LB_KV_F32
         LB_KV_F16
+        LB_KV_I8
         LB_MAX_HEAD_DIM
 
     ctypedef struct lb_matrix:
@@ -47,8 +48,11 @@ cdef extern from "kernels.h":
     ctypedef struct lb_kv:
         void *keys
         void *values
+        float *key_scales
+        float *value_scales
         ptrdiff_t key_stride
         ptrdiff_t value_stride
+        ptrdiff_t scale_stride
 
     ctypedef struct lb_attention_args:
         const float *q
@@ -95,5 +99,6 @@ cdef const lb_kernels *table
 cdef void parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) noexcept nogil
 cdef void register_portable_ternary(lb_matmul_fn *matmul) noexcept
 cdef void *alloc_aligned(size_t n_bytes) noexcept nogil
+cdef void *alloc_weights(size_t n_bytes) noexcept nogil
 cdef void free_aligned(void *memory) noexcept nogil
 cdef int64_t nanoseconds() noexcept nogil

@@ -32,7 +32,8 @@ cdef class KVCache:
     cdef readonly int32_t capacity      # positions
     cdef readonly size_t nbytes         # reserved; the system commits what is written
     cdef readonly int32_t length        # positions that are filled
-    cdef size_t layer_keys, layer_values, key_stride, value_stride
+    cdef size_t layer_bytes, values_at, key_scales_at, value_scales_at, key_stride, value_stride, scale_stride
     cdef char *memory
 
     cdef lb_kv layer(self, int32_t index) noexcept nogil
+    cdef void advance(self) noexcept nogil

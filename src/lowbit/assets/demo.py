@@ -14,7 +14,7 @@ from ..formats.gguf_writer import GGUFWriter
 __all__ = ["write_demo_model"]
 
 HIDDEN, LAYERS, HEADS, CONTEXT = 256, 2, 4, 512
-LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+LETTERS = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 
 
 def write_demo_model(path: str | os.PathLike[str]) -> None:
@@ -37,7 +37,7 @@ def write_demo_model(path: str | os.PathLike[str]) -> None:
         out.add_metadata("bitnet.attention.layer_norm_rms_epsilon", 1e-5)
         out.add_metadata("tokenizer.ggml.model", "llama")
         out.add_metadata("tokenizer.ggml.tokens", tokens)
-        out.add_metadata("tokenizer.ggml.scores", np.arange(0, -len(tokens), -1, np.float32))
+        out.add_metadata("tokenizer.ggml.scores", np.arange(0, -len(tokens), -1, dtype=np.float32))
         out.add_metadata("tokenizer.ggml.token_type", np.array(types, np.int32))
         out.add_metadata("tokenizer.ggml.bos_token_id", 1, "u32")
         out.add_metadata("tokenizer.ggml.eos_token_id", 2, "u32")

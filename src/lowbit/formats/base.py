@@ -43,3 +43,7 @@ class ModelFile(Protocol):
 
     def close(self) -> None:
         """Unmap the file. Views that were handed out keep it alive until they are gone."""
+
+    def __enter__(self) -> ModelFile: ...
+
+    def __exit__(self, *exc: object) -> None: ...

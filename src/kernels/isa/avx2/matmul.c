@@ -40,7 +40,7 @@ LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
             const __m256i x0 = broadcast4(x), x1 = broadcast4(x + field), x2 = broadcast4(x + 2 * field),
                           x3 = broadcast4(x + 3 * field);
-            _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
+            _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
             for (int h = 0; h < 2; h++) {
                 const __m256i v = load_half(w, h), u = _mm256_srli_epi16(v, 4);
                 s[h] = _mm256_add_epi16(s[h], _mm256_maddubs_epi16(_mm256_and_si256(v, low), x0));
@@ -110,7 +110,7 @@ LB_INLINE void u8_half(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
                        __m256i *acc) {
     const int32_t words = run.full * run.words + run.tail;
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
-        if (tokens == 1) _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
+        if (tokens == 1) _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
         const __m256i v = _mm256_xor_si256(load_half(w, half), _mm256_set1_epi8(-128)), size = _mm256_abs_epi8(v);
         for (int j = 0; j < tokens; j++) {
             acc[j] = widen_add(acc[j], _mm256_maddubs_epi16(size, _mm256_sign_epi8(broadcast4(x + j * stride), v)));
@@ -119,16 +119,16 @@ LB_INLINE void u8_half(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
 }
 
 /* Both halves of a row group, one after the other: eight rows, eight tokens and four fields fit the 16 registers. */
-#define LB_HALVES(name, half_fn)                                                                               \
-    LB_INLINE void name(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens,     \
-                        i32x16 *acc) {                                                                         \
-        __m256i part[LB_TILE];                                                                                 \
-        for (int j = 0; j < tokens; j++) part[j] = acc[j].a;                                                   \
-        half_fn(w, run, x, stride, tokens, 0, part);                                                           \
-        for (int j = 0; j < tokens; j++) acc[j].a = part[j];                                                   \
-        for (int j = 0; j < tokens; j++) part[j] = acc[j].b;                                                   \
-        half_fn(w, run, x, stride, tokens, 1, part);                                                           \
-        for (int j = 0; j < tokens; j++) acc[j].b = part[j];                                                   \
+#define LB_HALVES(name, half_fn)                                                                           \
+    LB_INLINE void name(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, \
+                        i32x16 *acc) {                                                                     \
+        __m256i part[LB_TILE];                                                                             \
+        for (int j = 0; j < tokens; j++) part[j] = acc[j].a;                                               \
+        half_fn(w, run, x, stride, tokens, 0, part);                                                       \
+        for (int j = 0; j < tokens; j++) acc[j].a = part[j];                                               \
+        for (int j = 0; j < tokens; j++) part[j] = acc[j].b;                                               \
+        half_fn(w, run, x, stride, tokens, 1, part);                                                       \
+        for (int j = 0; j < tokens; j++) acc[j].b = part[j];                                               \
     }
 
 LB_HALVES(u2_tile_many, u2_half)

@@ -47,6 +47,10 @@ static inline __m256 v_widen_bf16(const uint16_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
 static inline f32x16 v_load_bf16(const uint16_t *p) { return (f32x16){v_widen_bf16(p), v_widen_bf16(p + 8)}; }
+static inline __m256 v_widen_i8(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+static inline f32x16 v_load_i8(const int8_t *p) { return (f32x16){v_widen_i8(p), v_widen_i8(p + 8)}; }
 
 static inline i32x16 vi_load(const int32_t *p) {
     return (i32x16){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 8))};

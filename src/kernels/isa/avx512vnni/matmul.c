@@ -32,7 +32,7 @@ LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, __m512i 
         const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
             const __m512i v = _mm512_loadu_si512(w);
-            _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
+            _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
             a0 = dot4(a0, _mm512_and_si512(v, low), x);
             a1 = dot4(a1, _mm512_and_si512(v, m1), x + field);
             a2 = dot4(a2, _mm512_and_si512(v, m2), x + 2 * field);
@@ -91,7 +91,7 @@ LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
     const int32_t words = run.full * run.words + run.tail;
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
         const __m512i v = _mm512_loadu_si512(w);
-        if (tokens == 1) _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
+        if (tokens == 1) _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
         for (int j = 0; j < tokens; j++) acc[j] = dot4(acc[j], v, x + j * stride);
     }
 }

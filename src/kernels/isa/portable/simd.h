@@ -14,11 +14,11 @@ typedef struct {
     int32_t v[16];
 } i32x16;
 
-#define LB_EACH(type, expression)   \
-    type r;                         \
-    for (int i = 0; i < 16; i++) {  \
-        r.v[i] = (expression);      \
-    }                               \
+#define LB_EACH(type, expression)  \
+    type r;                        \
+    for (int i = 0; i < 16; i++) { \
+        r.v[i] = (expression);     \
+    }                              \
     return r
 
 static inline f32x16 v_load(const float *p) {
@@ -44,6 +44,7 @@ static inline void v_store_f16(uint16_t *p, f32x16 a) {
     for (int i = 0; i < 16; i++) p[i] = lb_float_to_half(a.v[i]);
 }
 static inline f32x16 v_load_bf16(const uint16_t *p) { LB_EACH(f32x16, lb_bits_to_float((uint32_t)p[i] << 16)); }
+static inline f32x16 v_load_i8(const int8_t *p) { LB_EACH(f32x16, (float)p[i]); }
 
 static inline i32x16 vi_load(const int32_t *p) {
     i32x16 r;

@@ -1,0 +1,49 @@
+from collections.abc import Sequence
+
+import numpy as np
+
+FORMATS: dict[str, int]
+BLOCK_COLS: dict[str, int]
+BLOCK_TYPES: dict[str, tuple[str, int]]
+FLOAT_TYPES: dict[str, str]
+MAX_COLS: int
+MAX_GROUP_COLS: dict[str, int]
+
+class PackedMatrix:
+    nbytes: int
+    source_type: str
+    def __init__(
+        self,
+        format: str,
+        n_rows: int,
+        n_cols: int,
+        group_cols: int | None = None,
+        scales_f16: bool = False,
+        block_cols: int | None = None,
+    ) -> None: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def group_cols(self) -> int: ...
+    def fill_blocks(
+        self,
+        type: str,
+        raw: np.ndarray,
+        rows: int,
+        scale: float | None = None,
+        first_row: int = 0,
+        threads: int = 1,
+    ) -> None: ...
+    def fill_codes(self, codes: np.ndarray, first_row: int = 0, threads: int = 1) -> None: ...
+    def fill_scales(self, scales: np.ndarray, first_row: int = 0) -> None: ...
+    def fill_floats(self, raw: np.ndarray, rows: int, first_row: int = 0, threads: int = 1) -> None: ...
+    def fill_rounded(self, type: str, raw: np.ndarray, rows: int, first_row: int = 0, threads: int = 1) -> None: ...
+    def rows(self, indices: Sequence[int]) -> np.ndarray: ...
+
+def matmul_sums(w: PackedMatrix, x: np.ndarray, threads: int = 1) -> np.ndarray: ...
+def matmul(w: PackedMatrix, x: np.ndarray, per_token: bool = False, threads: int = 1) -> np.ndarray: ...
+def quantize_activations(
+    w: PackedMatrix, x: np.ndarray, per_token: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...

@@ -1,0 +1,55 @@
+from typing import Any
+
+import numpy as np
+
+from ..config import ModelConfig
+from .matrix import PackedMatrix
+from .sampler import Sampler
+
+KV_TYPES: dict[str, int]
+
+class KVCache:
+    capacity: int
+    nbytes: int
+    length: int
+    def __init__(self, model: Transformer, capacity: int) -> None: ...
+    def truncate(self, length: int) -> None: ...
+
+class Transformer:
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden: int
+    intermediate: int
+    vocab: int
+    context: int
+    batch: int
+    threads: int
+    scratch_bytes: int
+    weight_bytes: int
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: list[dict[str, Any]],
+        token_embd: PackedMatrix,
+        output: PackedMatrix,
+        output_norm: np.ndarray,
+        context: int,
+        threads: int,
+        batch: int = 256,
+        kv_type: str = "f32",
+    ) -> None: ...
+    @property
+    def bytes_per_token(self) -> int: ...
+    def prefill(self, cache: KVCache, tokens: np.ndarray, every: bool = False) -> np.ndarray: ...
+    def decode(
+        self,
+        caches: list[KVCache],
+        samplers: list[Sampler],
+        pending: np.ndarray,
+        n: int,
+        stop: np.ndarray,
+        history: np.ndarray | None = None,
+    ) -> list[list[int]]: ...
+    def last_logits(self) -> np.ndarray: ...

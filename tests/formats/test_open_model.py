@@ -1,0 +1,71 @@
+"""A path is opened by what the file holds, and everything else is refused in one line."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import zipfile
+
+import gguf_craft as craft
+import pytest
+
+from lowbit.errors import FormatError, UnsupportedModelError
+from lowbit.formats import open_model
+
+
+def test_content_decides_not_the_name(tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(craft.tiny())
+    assert open_model(path).format == "gguf"
+    assert open_model(str(path)).path == str(path)
+
+
+def test_missing_file_is_a_format_error_caused_by_the_os_error(tmp_path):
+    with pytest.raises(FormatError, match="no such file") as caught:
+        open_model(tmp_path / "absent.gguf")
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"G", b"GGUF", b"Once upon a time" * 10, bytes(100), bytes(28), b"\xff" * 300],
+    ids=["empty", "one byte", "magic only", "text", "zeros", "28 zeros", "ones"],
+)
+def test_what_is_no_model_is_a_format_error_that_names_the_file(tmp_path, content):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    with pytest.raises(FormatError) as caught:
+        open_model(path)
+    assert str(caught.value).startswith(f"{path}:")
+
+
+def test_folder_is_a_format_error(tmp_path):
+    with pytest.raises(FormatError, match="folder"):
+        open_model(tmp_path)
+
+
+def test_hugging_face_folder_and_safetensors_are_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UnsupportedModelError, match="Hugging Face"):
+        open_model(tmp_path)
+    header = b'{"__metadata__":{}}'
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(UnsupportedModelError, match="safetensors"):
+        open_model(tmp_path / "model.safetensors")
+
+
+def test_pickles_are_refused_by_name_and_never_run(tmp_path):
+    (tmp_path / "bare.pt").write_bytes(pickle.dumps({"w": 1}, protocol=2))
+    with zipfile.ZipFile(tmp_path / "zipped.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"w": 1}))
+    for name in ("bare.pt", "zipped.bin"):
+        with pytest.raises(UnsupportedModelError, match="pickle"):
+            open_model(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_pipe_is_refused_without_waiting_for_a_writer(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FormatError, match="regular"):
+        open_model(tmp_path / "pipe")

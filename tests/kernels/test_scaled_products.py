@@ -1,0 +1,176 @@
+"""Products with float results equal the same float32 operations in NumPy bit for bit, on every instruction set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lowbit import isa as instruction_sets
+from lowbit import reference
+from lowbit.errors import FormatError
+from lowbit.kernels import PackedMatrix, matmul
+
+FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": None}
+
+
+def scaled(weights, scales, x, group, per_token):
+    """Integer sums of each group times both scales, added up in the order of the groups, all in float32."""
+    q, s = reference.quantize_activations(x, None if per_token else group)
+    y = np.zeros((len(x), len(weights)), np.float32)
+    for g, start in enumerate(range(0, x.shape[1], group)):
+        channels = slice(start, start + group)
+        sums = reference.int_matmul(weights[:, channels], q[:, channels]).astype(np.float32)
+        x_scale = np.float32(1) / s[:, [0 if per_token else g]]
+        y += sums * (scales[:, g] * x_scale)
+    return y
+
+
+def chained(values, x):
+    """Columns in two chains, the even and the odd ones, in float32; no product is fused with a sum."""
+    chains = np.zeros((2, len(x), len(values)), np.float32)
+    for column in range(x.shape[1]):
+        chains[column % 2] += values[:, column] * x[:, column, None]
+    return chains[0] + chains[1]
+
+
+def float_matrix(form, values):
+    """A matrix of these float32 values, and the values as the format holds them."""
+    w = PackedMatrix(form, *values.shape)
+    if form == "bf16":
+        stored = (values.view(np.uint32) >> 16).astype(np.uint16)
+        values = (stored.astype(np.uint32) << 16).view(np.float32)
+    else:
+        stored = values.astype(FLOATS[form])
+        values = stored.astype(np.float32)
+    w.fill_floats(stored.reshape(-1).view(np.uint8), len(values))
+    return w, values
+
+
+def expect_same_bits(got, want, *what):
+    assert got.dtype == want.dtype == np.float32
+    assert np.array_equal(got.view(np.uint32), want.view(np.uint32)), what
+
+
+@pytest.mark.parametrize(("form", "group"), [("u2", 64), ("u2", 128), ("u2", 256), ("u4", 32), ("u4", 64), ("u8", 32),
+                                             ("u8", 128)])  # fmt: skip
+@pytest.mark.parametrize("cols", [40, 128, 256, 600])  # with and without a shorter last group
+@pytest.mark.parametrize("per_token", [False, True])
+def test_scale_groups_are_added_in_order(isa, form, group, cols, per_token, packed):
+    rng = np.random.default_rng(cols)
+    n_groups = -(-cols // group)
+    scales = rng.standard_normal((35, n_groups)).astype(np.float32)
+    w = packed(form, 35, cols, cols, scales, group_cols=group, block_cols=64 if (form, group) == ("u2", 64) else None)
+    for tokens in (1, 2, 9, 17):
+        x = rng.standard_normal((tokens, cols), np.float32)
+        want = scaled(w.weights, scales, x, group, per_token)
+        expect_same_bits(matmul(w.matrix, x, per_token), want, tokens)
+
+
+@pytest.mark.parametrize("form", ["u2", "u4", "u8"])
+def test_one_scale_per_row_is_one_group(isa, form, packed):
+    rng = np.random.default_rng(3)
+    scales = rng.standard_normal((19, 1)).astype(np.float32)
+    w = packed(form, 19, 333, 3, scales)
+    x = rng.standard_normal((4, 333), np.float32)
+    want = scaled(w.weights, scales, x, 333, True)
+    expect_same_bits(matmul(w.matrix, x), want)
+    expect_same_bits(matmul(w.matrix, x, True), want)
+
+
+@pytest.mark.parametrize(("kind", "form", "group", "nbytes"), [("TQ2_0", "u2", 256, 66), ("Q4_0", "u4", 32, 18),
+                                                               ("Q8_0", "u8", 32, 34)])  # fmt: skip
+def test_float16_scales_count_as_their_float32_values(isa, kind, form, group, nbytes):
+    rng = np.random.default_rng(4)
+    rows, cols = 33, 512
+    raw = rng.integers(0, 256, (rows * cols // group, nbytes), dtype=np.uint8)
+    if form == "u2":
+        raw[:, :64] &= ~(raw[:, :64] >> 1 & 0x55)  # no code 3
+    scales = rng.standard_normal(len(raw)).astype(np.float16)
+    scales[:3] = 6e-8, 65504, -0.0  # subnormal, largest, negative zero
+    raw[:, slice(64, 66) if form == "u2" else slice(0, 2)] = scales[:, None].view(np.uint8)
+    w = PackedMatrix(form, rows, cols, group_cols=group, scales_f16=True)
+    w.fill_blocks(kind, raw.reshape(-1), rows)
+    scales = scales.astype(np.float32).reshape(rows, -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = w.rows(range(rows)).reshape(rows, -1, group) / scales[:, :, None]
+    weights = np.where(scales[:, :, None] == 0, 0, weights).reshape(rows, cols).round().astype(np.int32)
+    x = rng.standard_normal((5, cols), np.float32)
+    expect_same_bits(matmul(w, x), scaled(weights, scales, x, group, False))
+
+
+@pytest.mark.parametrize("form", FLOATS)
+@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (15, 3), (16, 16), (17, 33), (128, 257), (35, 600)])
+def test_float_weights_are_added_in_two_chains(isa, form, rows, cols):
+    rng = np.random.default_rng(rows)
+    w, values = float_matrix(form, rng.standard_normal((rows, cols), np.float32))
+    for tokens in (1, 2, 3, 8, 17):
+        x = rng.standard_normal((tokens, cols), np.float32)
+        expect_same_bits(matmul(w, x), chained(values, x), tokens)
+
+
+@pytest.mark.parametrize("form", FLOATS)
+def test_subnormal_float_weights_are_not_flushed(isa, form):
+    smallest = {"f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}[form]
+    multiples = np.array([[1], [3], [100], [-7]], np.float32)
+    w, values = float_matrix(form, multiples * np.float32(smallest))
+    assert np.array_equal(values, multiples * np.float32(smallest))
+    expect_same_bits(matmul(w, np.ones((1, 1), np.float32)), values.T.copy())
+
+
+@pytest.mark.parametrize("form", ["u2", "u4", "u8", *FLOATS])
+@pytest.mark.parametrize("cols", [257, 1024])
+def test_results_have_the_same_bits_everywhere(form, cols, packed):
+    """On every instruction set this CPU has, for any number of threads, alone and in any batch."""
+    rng = np.random.default_rng(5)
+    rows = 600
+    if form in FLOATS:
+        w, _ = float_matrix(form, rng.standard_normal((rows, cols), np.float32))
+    else:
+        scales = rng.standard_normal((rows, -(-cols // 128)), np.float32)
+        w = packed(form, rows, cols, 5, scales, group_cols=128).matrix
+    x = rng.standard_normal((17, cols), np.float32)
+    before = instruction_sets.active()
+    try:
+        want = matmul(w, x)
+        for name in instruction_sets.available():
+            instruction_sets.use(name)
+            for threads in (1, 2, 3):
+                expect_same_bits(matmul(w, x, threads=threads), want, name, threads)
+            for start, stop in ((0, 1), (3, 5), (5, 8), (8, 12), (9, 17), (1, 17)):
+                expect_same_bits(matmul(w, x[start:stop]), want[start:stop], name, start, stop)
+    finally:
+        instruction_sets.use(before)
+
+
+@pytest.mark.parametrize("form", ["u2", "u4", "u8", *FLOATS])
+def test_memory_of_the_activations_does_not_matter(isa, form, packed, at_end_of_page):
+    x = np.random.default_rng(6).standard_normal((5, 129)).astype(np.float32)
+    w = float_matrix(form, x[:3])[0] if form in FLOATS else packed(form, 33, 129, 6).matrix
+    want = matmul(w, x)
+    expect_same_bits(matmul(w, at_end_of_page(x)), want)
+    for offset in (1, 3, 4, 12):
+        shifted = np.empty(x.nbytes + offset, np.uint8)[offset:].view(np.float32).reshape(x.shape)
+        shifted[:] = x
+        expect_same_bits(matmul(w, shifted), want, offset)
+
+
+@pytest.mark.parametrize("form", ["u2", "u4", "u8", *FLOATS])
+def test_nothing_is_written_beside_the_results(isa, form, packed, guards):
+    for rows in (1, 15, 17, 33):
+        for tokens in (1, 2, 9, 17):
+            x = np.ones((tokens, 129), np.float32)
+            values = np.full((rows, 129), 1, np.float32)
+            w = float_matrix(form, values)[0] if form in FLOATS else packed(form, rows, 129, "high").matrix
+            assert np.unique(matmul(w, x)).size == 1
+    assert guards.blocks
+    assert guards.intact()
+
+
+def test_products_refuse_another_row_length(packed):
+    for w in (packed("u2", 3, 256).matrix, PackedMatrix("f16", 3, 256)):
+        with pytest.raises(FormatError, match="255"):
+            matmul(w, np.zeros((1, 255), np.float32))
+
+
+def test_no_activations_give_no_results(isa, packed):
+    assert matmul(packed("u2", 3, 5).matrix, np.zeros((0, 5), np.float32)).shape == (0, 3)
