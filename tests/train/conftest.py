@@ -6,19 +6,18 @@ import random
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs torch: install the extra 'train'")
-
-from lowbit.tokenizers import from_gguf_metadata  # noqa: E402
-from lowbit.train.corpus import encode  # noqa: E402
-from lowbit.train.model import BitNet, BitNetShape  # noqa: E402
-from lowbit.train.vocabulary import train_vocabulary  # noqa: E402
+from lowbit.tokenizers import from_gguf_metadata
+from lowbit.train.corpus import encode
+from lowbit.train.vocabulary import train_vocabulary
 
 TINY = {"hidden_size": 64, "intermediate_size": 64, "n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "context_length": 32}
 """With a vocabulary of 512: 57,600 parameters."""
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def one_thread():
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -68,7 +67,11 @@ def documents(stories, tokenizer):
 
 
 @pytest.fixture
-def make_model(tokenizer):
+def make_model(tokenizer, one_thread):
+    import torch
+
+    from lowbit.train.model import BitNet, BitNetShape
+
     def make(seed=0, **changes):
         torch.manual_seed(seed)
         return BitNet(BitNetShape(tokenizer.vocab_size, **{**TINY, **changes}))

@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+pytest.importorskip("torch", reason="training needs the extra 'train'")
+
 from lowbit.commands import train as command
 from lowbit.errors import FormatError, LowbitError
 from lowbit.train.checkpoint import read_progress

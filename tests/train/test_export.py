@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+# ruff: noqa: E402  (torch is asked for before what needs it is imported)
 import json
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="training needs the extra 'train'")
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats import open_model

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+# ruff: noqa: E402  (torch is asked for before what needs it is imported)
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch", reason="training needs the extra 'train'")
 
 from lowbit.config import ModelConfig
 from lowbit.errors import FormatError
