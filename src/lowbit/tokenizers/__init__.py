@@ -1,7 +1,8 @@
 """Text to token ids and back.
 
 A tokenizer is read from a GGUF file, a ``tokenizer.json``, a SentencePiece ``tokenizer.model`` or that of Llama 3, a
-llama2.c ``tokenizer.bin``, or a folder that holds one of these. What a file is follows from its first bytes, never from its name.
+llama2.c ``tokenizer.bin``, or a folder that holds one of these. What a file is follows from its first bytes,
+never from its name.
 """
 
 from __future__ import annotations

@@ -73,7 +73,9 @@ class Recipe:
     """Tokens are written in GPT-2's alphabet of bytes; else they are text, with ▁ for a space."""
 
 
-def make_engine(vocabulary: Vocabulary, merges: list[tuple[str, str]], unk: str | None, recipe: Recipe, path: str) -> Any:
+def make_engine(
+    vocabulary: Vocabulary, merges: list[tuple[str, str]], unk: str | None, recipe: Recipe, path: str
+) -> Any:
     """Return a tokenizers.Tokenizer that knows nothing of special tokens.
 
     Raises
@@ -249,7 +251,8 @@ class BytePairTokenizer(Tokenizer):
             return b""
         text = self._texts[token]
         data = text.encode("utf-8", "surrogateescape") if token in self._literal_ids else self._surface(text)
-        return data[1:] if first and self._strip_space and data[:1] == b" " else data
+        # As in SentencePiece, a space that is written as a byte stays.
+        return data[1:] if first and self._strip_space and text[0] == "▁" else data
 
     def piece(self, token: int) -> str:
         self._check_id(token)

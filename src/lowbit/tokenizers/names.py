@@ -23,9 +23,7 @@ class NameSplitter:
         Tokens that swallow the white space to their left and right.
     """
 
-    def __init__(
-        self, names: Mapping[str, int | None], strips: Mapping[int, tuple[bool, bool]] | None = None
-    ) -> None:
+    def __init__(self, names: Mapping[str, int | None], strips: Mapping[int, tuple[bool, bool]] | None = None) -> None:
         self._names = {name: token for name, token in names.items() if name}
         self._strips = dict(strips or {})
         lengths: dict[str, set[int]] = {}

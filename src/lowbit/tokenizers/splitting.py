@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BY_NAME", "GPT2", "KNOWN_PATTERNS", "LLAMA3", "Splitting", "split_steps"]
+__all__ = ["BY_NAME", "COVERING_PATTERNS", "KNOWN_PATTERNS", "Splitting", "split_steps"]
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,18 @@ DEEPSEEK_V3 = (
 )
 _THREE_DIGITS = "[0-9][0-9][0-9]"
 
-KNOWN_PATTERNS = frozenset(
-    (
-        GPT2,
-        LLAMA3,
-        QWEN2,
-        QWEN35,
-        TEKKEN,
-        GPT4O,
-        *DEEPSEEK_V3,
-        _THREE_DIGITS,
-        r"\p{N}",
-        r"\p{N}+",
-        r"\p{N}{1,3}",
-        r"\d{1,3}",
-    )
-)
+COVERING_PATTERNS = frozenset((GPT2, LLAMA3, QWEN2, QWEN35, TEKKEN, GPT4O))
+"""Patterns whose matches leave nothing between them."""
+
+KNOWN_PATTERNS = COVERING_PATTERNS | {
+    GPT2.removesuffix(r"|\s+"),
+    *DEEPSEEK_V3,
+    _THREE_DIGITS,
+    r"\p{N}",
+    r"\p{N}+",
+    r"\p{N}{1,3}",
+    r"\d{1,3}",
+}
 """Every pattern that a ``tokenizer.json`` may split by."""
 
 _GPT2 = Splitting((GPT2,))

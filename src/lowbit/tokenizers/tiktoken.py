@@ -67,7 +67,8 @@ def from_rank_file(data: bytes, path: str, settings: Settings) -> BytePairTokeni
             token = binascii.a2b_base64(encoded)
         except binascii.Error:
             token = b""
-        if rank != b"%d" % number or not 0 < len(token) <= _MAX_TOKEN:
+        sound = binascii.b2a_base64(token, newline=False) == encoded and rank == b"%d" % number
+        if not sound or not 0 < len(token) <= _MAX_TOKEN:
             raise FormatError(f"{path}: line {number + 1} is not a token of 1 to {_MAX_TOKEN} bytes and its rank")
         tokens.append(token)
         total += len(token)

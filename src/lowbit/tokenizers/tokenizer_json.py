@@ -14,7 +14,7 @@ from .base import MAX_VOCAB_SIZE
 from .bpe import BytePairTokenizer, Recipe, Vocabulary, make_engine
 from .gpt2 import surface as byte_level_surface
 from .hub import Settings, parse_json
-from .splitting import KNOWN_PATTERNS
+from .splitting import COVERING_PATTERNS, KNOWN_PATTERNS
 from .vocabulary import looks_like_byte
 
 __all__ = ["from_tokenizer_json"]
@@ -82,9 +82,7 @@ def from_tokenizer_json(data: bytes, path: str, settings: Settings) -> BytePairT
     merges = reader.merges(model.get("merges"))
 
     def build(steps: list[dict[str, Any]]) -> Any:
-        made = Recipe(
-            recipe.normalizer, steps, recipe.ignore_merges, recipe.byte_fallback, recipe.fuse_unk, byte_level
-        )
+        made = Recipe(recipe.normalizer, steps, recipe.ignore_merges, recipe.byte_fallback, recipe.fuse_unk, byte_level)
         return make_engine(vocabulary, merges, engine_unk, made, path)
 
     # The library's "first" looks at the whole text, of which it sees only parts here.
@@ -155,9 +153,14 @@ class _Reader:
                 continue
             if kind == "Prepend" and _short(step.get("prepend")):
                 continue
-            if kind == "Replace" and isinstance(pattern, dict) and _short(pattern.get("String")):
-                if isinstance(step.get("content"), str) and len(step["content"]) <= 16:
-                    continue
+            content = step.get("content")
+            if (
+                kind == "Replace"
+                and isinstance(pattern, dict)
+                and _short(pattern.get("String"))
+                and (content == "" or _short(content))
+            ):
+                continue
             raise self.unknown("the normalizer", step)
         return steps
 
@@ -190,11 +193,12 @@ class _Reader:
         pattern, behavior = step.get("pattern"), step.get("behavior")
         if kind == "Split" and isinstance(pattern, dict):
             inverted = self.flag(step, "invert")
-            if str(pattern.get("Regex")) in KNOWN_PATTERNS and (
-                (behavior == "Isolated" and not inverted) or (behavior == "Removed" and inverted)
+            # Some files hold the two line ends themselves where others hold their escapes.
+            regex = str(pattern.get("Regex")).replace("\r", r"\r").replace("\n", r"\n")
+            if (regex in KNOWN_PATTERNS and behavior == "Isolated" and not inverted) or (
+                regex in COVERING_PATTERNS and behavior == "Removed" and inverted  # what does not match is removed
             ):
-                # The known patterns leave nothing between their matches that would be removed.
-                return {"type": kind, "pattern": {"Regex": str(pattern["Regex"])}, "behavior": "Isolated"}
+                return {"type": kind, "pattern": {"Regex": regex}, "behavior": "Isolated"}
             if _short(pattern.get("String")) and behavior in _BEHAVIORS and not inverted:
                 return {"type": kind, "pattern": {"String": pattern["String"]}, "behavior": behavior}
         raise self.unknown("the pre-tokenizer", step)
