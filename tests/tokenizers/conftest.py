@@ -57,6 +57,21 @@ def vocabulary(*extra, bytes_at_3=True, **keys):
     return {name: value for name, value in metadata.items() if value is not None}
 
 
+BYTE_LEVEL = {
+    "llama3": "tokenizers/ggml-vocab-llama-bpe.gguf",
+    "llama3-ranks": "tokenizers/llama3/tokenizer.model",
+    "qwen2": "tokenizers/ggml-vocab-qwen2.gguf",
+    "gpt2": "tokenizers/ggml-vocab-gpt-2.gguf",
+}
+
+
+@pytest.fixture(scope="session")
+def byte_level(data):
+    """Tokenizers of all real byte-level vocabularies by name."""
+    pytest.importorskip("tokenizers")
+    return {name: load_tokenizer(data / path) for name, path in BYTE_LEVEL.items()}
+
+
 @pytest.fixture(scope="session")
 def small():
     """`small(*extra, **keys)` makes GGUF metadata, `small.tokenizer(...)` a tokenizer of it."""

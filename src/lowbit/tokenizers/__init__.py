@@ -1,7 +1,8 @@
 """Text to token ids and back.
 
-A tokenizer is read from a GGUF file, a SentencePiece ``tokenizer.model``, a llama2.c ``tokenizer.bin``, or a folder
-that holds one of the latter two. What a file is follows from its first bytes, never from its name.
+A tokenizer is read from a GGUF file, a ``tokenizer.json``, a SentencePiece ``tokenizer.model`` or that of Llama 3, a
+llama2.c ``tokenizer.bin``, or a folder that holds one of these. What a file is follows from its first bytes,
+never from its name.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UnsupportedModelError
-from . import llama2c, spm
+from . import gpt2, llama2c, spm
 from .base import Tokenizer
+from .hub import Settings, read_settings
 from .stream import StopBuffer, StreamDecoder
+from .tiktoken import from_rank_file, is_rank_file
+from .tokenizer_json import from_tokenizer_json
 
 __all__ = ["StopBuffer", "StreamDecoder", "Tokenizer", "from_gguf_metadata", "load_tokenizer"]
 
 # One row per value of tokenizer.ggml.model.
 KINDS: dict[str, Callable[[Mapping[str, Any], str], Tokenizer]] = {
     "llama": spm.from_gguf,
+    "gpt2": gpt2.from_gguf,
 }
 
-_FOLDER_FILES = ("tokenizer.model", "tokenizer.bin")
+_FOLDER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")
 _MAX_FILE_BYTES = 64 << 20
 
 
@@ -33,8 +38,9 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
     Parameters
     ----------
     path : str or path-like
-        A GGUF file, with tensors or without; a SentencePiece ``tokenizer.model``; a llama2.c ``tokenizer.bin``;
-        or a folder with one of the latter two.
+        A GGUF file, with tensors or without; a ``tokenizer.json`` with BPE; a SentencePiece ``tokenizer.model``, or
+        that of Llama 3; a llama2.c ``tokenizer.bin``; or a folder with one of the latter. In a folder the files
+        around it (``tokenizer_config.json``, ``generation_config.json``, ...) tell BOS, EOS and what ends a text.
     vocab_size : int, optional
         Number of tokens the model has; a tokenizer of another size is refused.
 
@@ -50,7 +56,9 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
         If it is a tokenizer of a kind that lowbit does not know.
     """
     path = Path(path)
+    settings = Settings()
     if path.is_dir():
+        settings = read_settings(path)
         path = _tokenizer_in(path)
     name = str(path)
     data = _read(name)
@@ -62,13 +70,16 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
     elif start[:1] == b"\n":  # a ModelProto begins with its first piece: field 1, length-delimited
         tokenizer = spm.from_model_file(data, name)
     elif start[:1] == b"{":
-        raise UnsupportedModelError(f"{name}: tokenizer.json files are not supported")
-    elif _is_tiktoken(data):
-        raise UnsupportedModelError(f"{name}: tiktoken rank files are not supported")
+        tokenizer = from_tokenizer_json(data, name, settings)
+    elif is_rank_file(data):
+        tokenizer = from_rank_file(data, name, settings)
     else:
         raise FormatError(f"{name}: neither GGUF, nor a SentencePiece model, nor a llama2.c tokenizer")
     if vocab_size is not None and tokenizer.vocab_size != vocab_size:
         raise FormatError(f"{name}: holds {tokenizer.vocab_size} tokens, but the model has {vocab_size}")
+    if settings.add_bos is not None:
+        tokenizer.add_bos = settings.add_bos
+    tokenizer.eos_ids |= {i for i in settings.eos_ids if 0 <= i < tokenizer.vocab_size}
     return tokenizer
 
 
@@ -129,17 +140,4 @@ def _tokenizer_in(folder: Path) -> Path:
     for name in _FOLDER_FILES:
         if (folder / name).is_file():
             return folder / name
-    if (folder / "tokenizer.json").is_file():
-        raise UnsupportedModelError(f"{folder}: tokenizer.json files are not supported")
-    raise FormatError(f"{folder}: holds no {' or '.join(_FOLDER_FILES)}")
-
-
-def _is_tiktoken(data: bytes) -> bool:
-    """Tell whether the first line is base64, a space and a rank."""
-    token, _, rank = data[:4096].partition(b"\n")[0].rstrip().partition(b" ")
-    return (
-        bool(token)
-        and rank.isdigit()
-        and len(token) % 4 == 0
-        and token.rstrip(b"=").replace(b"+", b"").replace(b"/", b"").isalnum()
-    )
+    raise FormatError(f"{folder}: holds no {', '.join(_FOLDER_FILES)}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
+from .names import NameSplitter
 from .stream import EACH_BYTE, StreamDecoder
 
 __all__ = ["END_MARKERS", "MAX_TOKEN_BYTES", "MAX_VOCAB_SIZE", "Tokenizer"]
@@ -53,10 +54,15 @@ class Tokenizer(ABC):
         Beginning of sequence, end of sequence, and the token of text that the vocabulary cannot write.
     add_bos : bool
         Whether `encode` puts BOS first unless told otherwise.
+    add_eos : bool
+        Whether the file asks for EOS after each text; `encode` puts it there only when told to, since a model has
+        nothing to add to a text that has ended.
     eos_ids : frozenset of int
         All tokens that end a generation, `eos_id` among them.
     control_ids : frozenset of int
         Tokens that have no text and are never made from text.
+    strips : mapping of int to (bool, bool)
+        Special tokens whose names swallow the white space to their left and right.
     """
 
     vocab_size: int
@@ -64,10 +70,14 @@ class Tokenizer(ABC):
     eos_id: int | None
     unk_id: int | None
     add_bos: bool
+    add_eos: bool = False
     eos_ids: frozenset[int]
     control_ids: frozenset[int]
+    strips: Mapping[int, tuple[bool, bool]] = MappingProxyType({})
 
-    def encode(self, text: str, add_bos: bool | None = None, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, add_bos: bool | None = None, parse_special: bool = False, add_eos: bool = False
+    ) -> list[int]:
         """Turn text into token ids.
 
         Parameters
@@ -79,6 +89,8 @@ class Tokenizer(ABC):
         parse_special : bool
             Read the names of control tokens, such as ``</s>``, as those tokens. For text made by a chat template;
             in text from a user the names stay ordinary characters.
+        add_eos : bool
+            End with EOS.
 
         Returns
         -------
@@ -88,15 +100,19 @@ class Tokenizer(ABC):
             raise TypeError(f"text must be str, not {type(text).__name__}")
         text = _without_surrogates(text)
         ids: list[int] = []
-        for part in self._split_special(text) if parse_special else (text,):
+        if parse_special and not hasattr(self, "_special"):
+            self._special = NameSplitter(self._special_texts(), self.strips)
+        for part in self._special.split(text) if parse_special else (text,):
             if isinstance(part, int):
                 ids.append(part)
             elif part:
-                ids += self._encode_text(part)
+                ids += self._encode_text(part, start=not ids)
         if add_bos is None:
             add_bos = self.add_bos
         if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
+        if add_eos and self.eos_id is not None:
+            ids.append(self.eos_id)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -133,41 +149,12 @@ class Tokenizer(ABC):
         """Return the token as the vocabulary writes it, for display, such as ``▁the``, ``<0x0A>`` or ``</s>``."""
 
     @abstractmethod
-    def _encode_text(self, text: str) -> list[int]:
-        """Encode non-empty text that stands at the start of the input or after a control token."""
+    def _encode_text(self, text: str, start: bool) -> list[int]:
+        """Encode non-empty text that stands at the start of the input, if `start`, or after a control token."""
 
     @abstractmethod
     def _special_texts(self) -> Mapping[str, int | None]:
         """Return the names of control tokens with their ids, and texts that hide such names (with None)."""
-
-    def _split_special(self, text: str) -> Iterator[str | int]:
-        """Yield text and control tokens in turn; where several names fit, the longest is taken."""
-        if not hasattr(self, "_special"):
-            self._special = self._special_texts()
-            lengths: dict[str, set[int]] = {}
-            for name in self._special:
-                lengths.setdefault(name[0], set()).add(len(name))
-            self._special_lengths = {letter: sorted(found, reverse=True) for letter, found in lengths.items()}
-            self._special_start = re.compile("[" + "".join(map(re.escape, lengths)) + "]") if lengths else None
-        if self._special_start is None:
-            yield text
-            return
-        done = at = 0
-        while candidate := self._special_start.search(text, at):
-            at = candidate.start()
-            for length in self._special_lengths[text[at]]:
-                name = text[at : at + length]
-                if name in self._special:
-                    token = self._special[name]
-                    if token is not None:
-                        yield text[done:at]
-                        yield token
-                        done = at + length
-                    at += length
-                    break
-            else:
-                at += 1
-        yield text[done:]
 
     def _check_id(self, token: int) -> None:
         # A negative id would silently count from the end of a list.

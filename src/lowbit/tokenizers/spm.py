@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..errors import FormatError, UnsupportedModelError
 from .base import END_MARKERS, Tokenizer
+from .metadata import get, special_id
 from .modelproto import read_model_proto, write_bpe_model, write_model_proto
 from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Specs, Vocabulary, looks_like_byte
 
@@ -84,7 +86,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._check_id(token)
         return self._vocabulary.tokens[token].decode("utf-8", "replace")
 
-    def _encode_text(self, text: str) -> list[int]:
+    def _encode_text(self, text: str, start: bool) -> list[int]:
         ids: list[int] = self._processor.EncodeAsIds(text)
         if self._proto_unk != self.unk_id and self._proto_unk in ids:
             instead = [] if self.unk_id is None else [self.unk_id]
@@ -121,9 +123,9 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> SentencePieceTokenizer:
     FormatError
         If a key is missing, has another type than GGUF gives it, or contradicts another.
     """
-    tokens = _get(metadata, "tokens", list, path)
-    scores = _get(metadata, "scores", np.ndarray, path)
-    types = _get(metadata, "token_type", np.ndarray, path, default=None)
+    tokens = get(metadata, "tokens", list, path)
+    scores = get(metadata, "scores", np.ndarray, path)
+    types = get(metadata, "token_type", np.ndarray, path, default=None)
     if tokens is None or scores is None:
         raise FormatError(f"{path}: the vocabulary has no {'tokens' if tokens is None else 'scores'}")
     if not all(isinstance(token, bytes) for token in tokens):
@@ -133,14 +135,8 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> SentencePieceTokenizer:
     if types is not None and types.dtype not in (np.int32, np.uint32):
         raise FormatError(f"{path}: tokenizer.ggml.token_type must be int32 or uint32, not {types.dtype}")
 
-    def special(name: str, default: int | None) -> int | None:
-        # llama.cpp, too, falls back to the default where an id is out of range.
-        for token in (_get(metadata, f"{name}_token_id", int, path), default):
-            if token is not None and 0 <= token < len(tokens):
-                return token
-        return None
-
-    bos, eos, unk = special("bos", 1), special("eos", 2), special("unknown", 0)
+    special = partial(special_id, metadata, n_tokens=len(tokens), path=path)
+    bos, eos, unk = special("bos", default=1), special("eos", default=2), special("unknown", default=0)
     if types is None:
         types = np.array([BYTE if looks_like_byte(token) else NORMAL for token in tokens], dtype=np.int32)
         for token, token_type in ((unk, UNKNOWN), (bos, CONTROL), (eos, CONTROL)):
@@ -150,15 +146,15 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(
         vocabulary,
         Specs(
-            _get(metadata, "add_space_prefix", bool, path, default=True),
-            _get(metadata, "remove_extra_whitespaces", bool, path, default=False),
+            get(metadata, "add_space_prefix", bool, path, default=True),
+            get(metadata, "remove_extra_whitespaces", bool, path, default=False),
         ),
         path,
         bos_id=bos,
         eos_id=eos,
         unk_id=unk,
-        add_bos=_get(metadata, "add_bos_token", bool, path, default=True),
-        eos_ids={i for i in (special("eot", None), special("eom", None)) if i is not None},
+        add_bos=get(metadata, "add_bos_token", bool, path, default=True),
+        eos_ids={i for i in (special("eot"), special("eom")) if i is not None},
     )
 
 
@@ -184,15 +180,6 @@ def from_model_file(data: bytes, path: str) -> SentencePieceTokenizer:
         rest=model.rest,
         unk_surface=model.unk_surface,
     )
-
-
-def _get(metadata: Mapping[str, Any], name: str, kind: type, path: str, default: Any = None) -> Any:
-    value = metadata.get(f"tokenizer.ggml.{name}", default)
-    if value is default:
-        return default
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise FormatError(f"{path}: tokenizer.ggml.{name} has the wrong type, {type(value).__name__}")
-    return value
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -1,0 +1,122 @@
+"""Byte-level BPE in GGUF files, whose kind is called ``gpt2``: Llama 3, BitNet 2B4T, Falcon3, Qwen, GPT-2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..errors import FormatError, UnsupportedModelError
+from .base import MAX_VOCAB_SIZE
+from .bpe import BytePairTokenizer, Recipe, Vocabulary, make_engine
+from .byte_alphabet import to_bytes
+from .metadata import get, special_id
+from .splitting import BY_NAME, split_steps
+from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+
+__all__ = ["from_gguf", "surface"]
+
+_LLAMA3_ARCHITECTURES = ("bitnet-b1.58", "bitnet-25")
+
+
+def surface(text: str) -> bytes:
+    """Return the bytes that a token of a byte-level vocabulary stands for."""
+    data = to_bytes(text)
+    return text.encode("utf-8", "surrogateescape") if data is None else data
+
+
+def from_gguf(metadata: Mapping[str, Any], path: str) -> BytePairTokenizer:
+    """Make a tokenizer from the ``tokenizer.ggml.*`` keys of a GGUF file.
+
+    Parameters
+    ----------
+    metadata : mapping
+        Values by full key: scalars plain, arrays of numbers as ndarrays, arrays of strings as lists of bytes.
+    path : str
+        Name of the file, for messages.
+
+    Raises
+    ------
+    FormatError
+        If a key is missing, has another type than GGUF gives it, or contradicts another.
+    UnsupportedModelError
+        If ``tokenizer.ggml.pre`` is unknown, or the tokenizers library is not installed.
+    """
+    name = get(metadata, "pre", str, path)
+    if name is None:
+        # The published BitNet files leave it out; for others llama.cpp has a rule of this name.
+        name = "llama-bpe" if metadata.get("general.architecture") in _LLAMA3_ARCHITECTURES else "default"
+    if name not in BY_NAME:
+        raise UnsupportedModelError(f"{path}: splits text by an unknown rule, tokenizer.ggml.pre = {name[:40]!r}")
+    splitting = BY_NAME[name]
+    tokens = _strings(metadata, "tokens", path)
+    merges = _merges(_strings(metadata, "merges", path), path)
+    types = _types(metadata, len(tokens), path)
+    special = partial(special_id, metadata, n_tokens=len(tokens), path=path)
+    bos, eos, unk = special("bos"), special("eos"), special("unknown")
+    kinds = np.unique(types).tolist()
+    if kinds == [NORMAL]:
+        vocabulary = Vocabulary(len(tokens), dict(zip(tokens, range(len(tokens)))), {})
+    else:
+        of_kind = {kind: np.flatnonzero(types == kind).tolist() for kind in kinds}
+        control = {tokens[i]: i for kind in (UNKNOWN, CONTROL) for i in of_kind.get(kind, ())}
+        literal = {tokens[i]: i for i in of_kind.get(USER_DEFINED, ()) if tokens[i]}
+        ids = {tokens[i]: i for i in of_kind.get(NORMAL, ())}
+        vocabulary = Vocabulary(len(tokens), ids, control, literal, unused=frozenset(of_kind.get(UNUSED, ())))
+    vocabulary.hide((bos, eos, unk))
+    return BytePairTokenizer(
+        vocabulary,
+        make_engine(
+            vocabulary,
+            merges,
+            None,
+            Recipe(pre_tokenizer=split_steps(splitting.patterns), ignore_merges=splitting.ignore_merges),
+            path,
+        ),
+        surface,
+        bos_id=bos,
+        eos_id=eos,
+        unk_id=unk,
+        add_bos=get(metadata, "add_bos_token", bool, path, default=splitting.add_bos),
+        add_eos=get(metadata, "add_eos_token", bool, path, default=False),
+        eos_ids=(special("eot"), special("eom")),
+    )
+
+
+def _strings(metadata: Mapping[str, Any], name: str, path: str) -> list[str]:
+    raw = get(metadata, name, list, path)
+    if raw is None:
+        raise FormatError(f"{path}: the vocabulary has no {name}")
+    if not set(map(type, raw)) <= {bytes}:
+        raise FormatError(f"{path}: tokenizer.ggml.{name} must be an array of strings")
+    if len(raw) > 4 * MAX_VOCAB_SIZE:
+        raise FormatError(f"{path}: tokenizer.ggml.{name} has {len(raw)} entries")
+    # One long string is decoded faster than many short ones.
+    decoded = b"\0".join(raw).decode("utf-8", "surrogateescape").split("\0")
+    return decoded if len(decoded) == len(raw) else [text.decode("utf-8", "surrogateescape") for text in raw]
+
+
+def _merges(lines: list[str], path: str) -> list[tuple[str, str]]:
+    if any(line.count(" ") != 1 for line in lines):
+        bad = next(i for i, line in enumerate(lines) if line.count(" ") != 1)
+        raise FormatError(f"{path}: merge {bad} is not two tokens with a space between them")
+    if not lines:
+        return []
+    parts = " ".join(lines).split(" ")
+    return list(zip(parts[::2], parts[1::2]))
+
+
+def _types(metadata: Mapping[str, Any], n: int, path: str) -> np.ndarray:
+    types = get(metadata, "token_type", np.ndarray, path)
+    if types is None:
+        return np.full(n, NORMAL, dtype=np.int32)
+    if types.dtype not in (np.int32, np.uint32):
+        raise FormatError(f"{path}: tokenizer.ggml.token_type must be int32 or uint32, not {types.dtype}")
+    if types.shape != (n,):
+        raise FormatError(f"{path}: the vocabulary has {n} tokens, but {types.size} token types")
+    bad = np.flatnonzero((types < 0) | (types >= BYTE))
+    if bad.size:
+        raise FormatError(f"{path}: token {bad[0]} of a byte-level vocabulary has type {types[bad[0]]}")
+    return np.where(types == 0, NORMAL, types)

@@ -1,0 +1,89 @@
+"""The small JSON files around a tokenizer in a model folder: names of BOS and EOS, and what ends a generation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError
+
+__all__ = ["Settings", "parse_json", "read_settings"]
+
+_MAX_BYTES = 16 << 20
+_FILES = ("special_tokens_map.json", "tokenizer_config.json", "config.json", "generation_config.json")
+
+
+@dataclass
+class Settings:
+    """What a model folder says about its tokenizer; None and empty where it says nothing."""
+
+    bos: str | None = None
+    eos: str | None = None
+    add_bos: bool | None = None
+    add_eos: bool | None = None
+    eos_ids: set[int] = field(default_factory=set)
+    added: dict[int, tuple[str, bool]] = field(default_factory=dict)
+    """Names of added tokens by id, and whether they are special."""
+
+
+def read_settings(folder: Path) -> Settings:
+    """Read the files that are there.
+
+    Raises
+    ------
+    FormatError
+        If one is not a JSON object, or is larger than 16 MiB.
+    """
+    settings = Settings()
+    for name in _FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            with open(path, "rb") as file:
+                data = file.read(_MAX_BYTES + 1)
+        except OSError as error:
+            raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+        if len(data) > _MAX_BYTES:
+            raise FormatError(f"{path}: is larger than {_MAX_BYTES} bytes")
+        values = parse_json(data, str(path))
+        if name in _FILES[:2]:
+            settings.bos = _name(values.get("bos_token")) or settings.bos
+            settings.eos = _name(values.get("eos_token")) or settings.eos
+            if isinstance(values.get("add_bos_token"), bool):
+                settings.add_bos = values["add_bos_token"]
+            if isinstance(values.get("add_eos_token"), bool):
+                settings.add_eos = values["add_eos_token"]
+            settings.added.update(_added(values.get("added_tokens_decoder")))
+        else:
+            ends = values.get("eos_token_id")
+            settings.eos_ids.update(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int)
+    return settings
+
+
+def parse_json(data: bytes, path: str) -> dict[str, Any]:
+    """Return a JSON object, or raise FormatError."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: is not JSON: {' '.join(str(error).split())[:100]}") from error
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: is not a JSON object")
+    return value
+
+
+def _name(token: Any) -> str | None:
+    """Return the text of a token, which may stand alone or in an object with its flags."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) and text else None
+
+
+def _added(table: Any) -> dict[int, tuple[str, bool]]:
+    found: dict[int, tuple[str, bool]] = {}
+    for key, token in table.items() if isinstance(table, dict) else ():
+        name = _name(token)
+        if key.isascii() and key.isdigit() and len(key) < 10 and name:
+            found[int(key)] = (name, isinstance(token, dict) and token.get("special") is True)
+    return found
