@@ -140,14 +140,10 @@ def blockwise_ternary(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | Non
     scales : ndarray of float32, shape (rows, ceil(cols / 256))
         None instead of both if a block has more than one magnitude beside 0, or nothing but zeros is there.
     """
-    starts = np.arange(0, values.shape[1], GROUP)
-    for part in (values[:16], values):  # a look at a few rows settles it for weights that are not ternary
-        magnitudes = np.abs(part)
-        scales = np.maximum.reduceat(magnitudes, starts, axis=1)
-        spread = np.repeat(scales, GROUP, axis=1)[:, : values.shape[1]]
-        if not (np.isfinite(scales).all() and ((magnitudes == spread) | (magnitudes == 0)).all()):
-            return None
-    if not scales.any():
+    magnitudes = np.abs(values)
+    scales = np.maximum.reduceat(magnitudes, np.arange(0, values.shape[1], GROUP), axis=1)
+    spread = np.repeat(scales, GROUP, axis=1)[:, : values.shape[1]]
+    if not (np.isfinite(scales).all() and ((magnitudes == spread) | (magnitudes == 0)).all() and scales.any()):
         return None
     return (np.sign(values) + 1).astype(np.uint8), scales
 
@@ -216,11 +212,15 @@ class _Reader:
         """What a linear layer's tensor is packed as: its own type, or what becomes of floats."""
         if info.type not in FLOAT_TYPES or self.weights == "file" or self.config.activation_quant == "token":
             return info.type
-        found = blockwise_ternary(dequantize(info.type, self.file.read(info.name), info.shape))
-        if found is not None:
-            self.codes[info.name] = found
-            return "ternary floats"
-        return "8 bits" if info.shape[0] * info.shape[1] >= LARGE_TABLE else info.type
+        raw, (rows, cols) = self.file.read(info.name), info.shape
+        few = min(16, rows)  # a look at these settles it for weights that are not ternary
+        first = dequantize(info.type, raw[: info.nbytes // rows * few], (few, cols))
+        if not first.any() or blockwise_ternary(first) is not None:
+            found = blockwise_ternary(dequantize(info.type, raw, info.shape))
+            if found is not None:
+                self.codes[info.name] = found
+                return "ternary floats"
+        return "8 bits" if rows * cols >= LARGE_TABLE else info.type
 
     def _one_scale(self, info: TensorInfo) -> float | None:
         """The scale that all weights of a ternary tensor share, or None."""

@@ -141,7 +141,7 @@ class _Keys:
         kind = self.metadata.get(self.prefix + "rope.scaling.type", "none")
         if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
             raise FormatError(f"RoPE scaling of type {kind!r} is not supported")
-        factor = self.real("rope.scaling.factor", 1e-6, 1e6, default=1.0)
+        factor = self.real("rope.scaling.factor", 1e-6, 1e6, default=None if kind == "yarn" else 1.0)
         rope_dim = self.whole("rope.dimension_count", 2, head_dim, default=head_dim)
         if kind == "none" or math.isclose(factor, 1.0):
             return ()

@@ -217,7 +217,7 @@ class HuggingFaceFolder:
             raise UnsupportedModelError(f"packed rows of {cols} weights are not supported, only multiples of 128")
         scale = _one_number(stored[name + "_scale"], name + "_scale")
         self._scales[target] = scale if what.linears == "multiply" else 1.0 / scale
-        if not np.isfinite(np.float32(self._scales[target])):
+        if self._scales[target] > np.finfo(np.float32).max:
             raise FormatError(f"the tensor {name}_scale is {scale}, which is too small to divide by")
         shape = (rows, cols)
         self._tensors[target] = TensorInfo(target, "I2_S", shape, info.offset, tensor_nbytes("I2_S", shape))
