@@ -7,11 +7,14 @@ import os
 import pickle
 
 import checkpoints
+import numpy as np
 import pytest
 
 import lowbit
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats import open_model
+from lowbit.formats.blocks import ternary_codes
+from lowbit.formats.huggingface import _unpack
 
 
 @pytest.fixture
@@ -263,3 +266,17 @@ def test_a_folder_says_what_is_in_it(folder):
 def test_a_file_of_weights_alone_points_to_its_folder(folder):
     with pytest.raises(UnsupportedModelError, match="folder"):
         lowbit.load(folder() / "model.safetensors")
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 6, 7, 8, 32])
+@pytest.mark.parametrize("cols", [128, 384])
+def test_packed_rows_are_a_quarter_of_the_rows_apart(rows, cols):
+    """Against the layout spelled out, row by row; what fills the last quarter up is not looked at."""
+    quarter = -(-rows // 4)
+    packed = np.random.default_rng(rows).integers(0, 3, (4, quarter, cols), dtype=np.uint8)
+    expected = np.array([packed[row // quarter, row % quarter] for row in range(rows)])
+    packed.reshape(-1, cols)[rows:] = 3
+    stored = packed[0] | packed[1] << 2 | packed[2] << 4 | packed[3] << 6
+    codes, scales = ternary_codes("I2_S", _unpack(stored.reshape(-1), (rows, cols), 0.5), (rows, cols))
+    assert (codes == expected).all()
+    assert (scales == 0.5).all()
