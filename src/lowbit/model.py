@@ -25,7 +25,7 @@ from .formats.base import ModelFile
 from .generation import Clock, GeneratedText, Generation, Timings
 from .sampling import SamplingParams
 from .tokenizers import Tokenizer, from_gguf_metadata, load_tokenizer
-from .weights import HEADS, read_weights
+from .weights import FLOAT_WEIGHTS, HEADS, read_weights
 
 __all__ = ["Generation", "Model", "Perplexity", "Timings", "load"]
 
@@ -62,13 +62,14 @@ def load(
     context: int | None = None,
     kv_type: str = "auto",
     head: str = "auto",
+    weights: str = "auto",
 ) -> Model:
     """Load a model.
 
     Parameters
     ----------
     path : path, optional
-        A GGUF file or a llama2.c checkpoint; None is the model that comes with lowbit.
+        A GGUF file, a llama2.c checkpoint or a Hugging Face folder; None is the model that comes with lowbit.
     threads : int, optional
         Threads to compute with; None takes the cores that this process may use.
     max_ram : str or int, optional
@@ -84,6 +85,9 @@ def load(
     head : str
         Float embeddings and output heads: ``auto`` keeps large ones in 8 bits (Q8_0), ``file`` as they are in the
         file, ``q8_0`` all of them in 8 bits.
+    weights : str
+        Float weights of linear layers: ``auto`` packs those that are ternary and keeps other large ones in 8 bits,
+        ``file`` takes them as they are in the file.
 
     Returns
     -------
@@ -104,13 +108,15 @@ def load(
         raise ValueError(f"kv_type must be one of auto, {', '.join(KV_TYPES)}, not {kv_type!r}")
     if head not in HEADS:
         raise ValueError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
+    if weights not in FLOAT_WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(FLOAT_WEIGHTS)}, not {weights!r}")
     threads = check_threads(threads)
     start = time.perf_counter()
     if path is None:
         with assets.embedded_model() as embedded, open_model(embedded) as file:
-            return _from_file(file, threads, context, kv_type, head, start)
+            return _from_file(file, threads, context, kv_type, head, weights, start)
     with open_model(path) as file:
-        return _from_file(file, threads, context, kv_type, head, start)
+        return _from_file(file, threads, context, kv_type, head, weights, start)
 
 
 def check_threads(threads: int | None) -> int:
@@ -122,10 +128,12 @@ def check_threads(threads: int | None) -> int:
     return threads
 
 
-def _from_file(file: ModelFile, threads: int, context: int | None, kv_type: str, head: str, start: float) -> Model:
+def _from_file(
+    file: ModelFile, threads: int, context: int | None, kv_type: str, head: str, weights: str, start: float
+) -> Model:
     """Read a model, and name the file in every complaint."""
     try:
-        transformer, config = build(file, threads, context, kv_type, head)
+        transformer, config = build(file, threads, context, kv_type, head, weights=weights)
         tokenizer = _tokenizer_of(file)
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise FormatError(f"{tokenizer.vocab_size} token texts for a vocabulary of {config.vocab_size}")
@@ -137,8 +145,9 @@ def _from_file(file: ModelFile, threads: int, context: int | None, kv_type: str,
 
 
 def build(
-    file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = 256
-) -> tuple[Transformer, ModelConfig]:
+    file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = 256,
+    weights: str = "auto",
+) -> tuple[Transformer, ModelConfig]:  # fmt: skip
     """Pack a file's weights into a transformer."""
     family = find_family(file.architecture)
     config = family.config(file.metadata, file.architecture, tied="output.weight" not in file.tensors)
@@ -148,20 +157,23 @@ def build(
         raise ValueError(f"context must be a whole number from 1 to {config.context_length}, not {context!r}")
     if kv_type == "auto":
         kv_type = "f32" if 8 * config.n_layers * config.n_kv_heads * config.head_dim <= EXACT_KV_BYTES else "f16"
-    weights = read_weights(file, config, family, threads, head)
-    if weights.rope_factors:
-        config = replace(config, rope_factors=weights.rope_factors)
+    read = read_weights(file, config, family, threads, head, weights)
+    if read.rope_factors:
+        config = replace(config, rope_factors=read.rope_factors)
     transformer = Transformer(
-        config, weights.layers, weights.token_embd, weights.output, weights.output_norm, context, threads,
+        config, read.layers, read.token_embd, read.output, read.output_norm, context, threads,
         min(batch, context), kv_type,
     )  # fmt: skip
     return transformer, config
 
 
 def _tokenizer_of(file: ModelFile) -> Tokenizer | None:
-    """The tokenizer in the file, or llama2.c's beside it."""
+    """The tokenizer in the file or folder, or llama2.c's beside it."""
     if "tokenizer.ggml.model" in file.metadata:
         return from_gguf_metadata(file.metadata, file.path)
+    if file.format == "huggingface":
+        names = ("tokenizer.model", "tokenizer.json")
+        return load_tokenizer(file.path) if any(os.path.isfile(os.path.join(file.path, n)) for n in names) else None
     if file.format == "llama2c":
         folder = os.path.dirname(os.path.abspath(file.path))
         size = file.metadata["llama.vocab_size"]

@@ -14,16 +14,22 @@ from .errors import FormatError, UnsupportedModelError
 from .families import Family
 from .formats.base import ModelFile, TensorInfo
 from .formats.blocks import TERNARY, dequantize, ternary_codes
+from .formats.ggml_types import DECODABLE
 from .quantize.ternary import absmean
 
-__all__ = ["HEADS", "Weights", "read_weights"]
+__all__ = ["FLOAT_WEIGHTS", "HEADS", "Weights", "read_weights"]
 
 HEADS = ("auto", "file", "q8_0")
 """What becomes of float embeddings and heads: 8 bits if they are large, as in the file, or 8 bits."""
+FLOAT_WEIGHTS = ("auto", "file")
+"""What becomes of the float weights of linear layers: ternary if that is what they are, else 8 bits if they are large;
+or as in the file."""
 LARGE_TABLE = 1 << 22
-"""Weights of a float embedding or head from which on 8 bits are worth their error."""
+"""Weights of a float matrix from which on 8 bits are worth their error."""
 GROUP = 256
 """Channels that share one int8 scale where the model does not say how activations are quantised."""
+CHUNK_ROWS = 256
+"""Rows that are decoded at a time on the way to 8 bits; a multiple of the row group of 16."""
 
 
 @dataclass
@@ -48,8 +54,10 @@ class Weights:
     rope_factors: tuple[float, ...]
 
 
-def read_weights(file: ModelFile, config: ModelConfig, family: Family, threads: int, head: str = "auto") -> Weights:
-    """Read and pack every weight of a model; `head` is one of `HEADS`.
+def read_weights(
+    file: ModelFile, config: ModelConfig, family: Family, threads: int, head: str = "auto", weights: str = "auto"
+) -> Weights:
+    """Read and pack every weight of a model; `head` is one of `HEADS`, `weights` one of `FLOAT_WEIGHTS`.
 
     Raises
     ------
@@ -58,7 +66,7 @@ def read_weights(file: ModelFile, config: ModelConfig, family: Family, threads: 
     UnsupportedModelError
         If the file has a tensor that the family does not know: leaving it out would change the text.
     """
-    read = _Reader(file, config, family, threads, head)
+    read = _Reader(file, config, family, threads, head, weights)
     q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     hidden, wide = config.hidden_size, config.intermediate_size
     layers = []
@@ -117,13 +125,41 @@ def ternary_of(values: np.ndarray) -> tuple[np.ndarray, float]:
     return absmean(values)
 
 
+def blockwise_ternary(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Codes and scales of float weights that are ternary already, with a magnitude for each block of a row.
+
+    That is how TriLM's published weights look: a scale for each part of a tensor that was on a processor of its own.
+
+    Parameters
+    ----------
+    values : ndarray of float32, shape (rows, cols)
+
+    Returns
+    -------
+    codes : ndarray of uint8, shape (rows, cols)
+    scales : ndarray of float32, shape (rows, ceil(cols / 256))
+        None instead of both if a block has more than one magnitude beside 0, or nothing but zeros is there.
+    """
+    magnitudes = np.abs(values)
+    scales = np.maximum.reduceat(magnitudes, np.arange(0, values.shape[1], GROUP), axis=1)
+    spread = np.repeat(scales, GROUP, axis=1)[:, : values.shape[1]]
+    if not (np.isfinite(scales).all() and ((magnitudes == spread) | (magnitudes == 0)).all() and scales.any()):
+        return None
+    return (np.sign(values) + 1).astype(np.uint8), scales
+
+
 class _Reader:
     """Reads tensors by role, checks their shapes, and remembers which were read."""
 
-    def __init__(self, file: ModelFile, config: ModelConfig, family: Family, threads: int, head: str) -> None:
-        self.file, self.config, self.family, self.threads, self.head = file, config, family, threads, head
+    def __init__(
+        self, file: ModelFile, config: ModelConfig, family: Family, threads: int, head: str, weights: str
+    ) -> None:
+        self.file, self.config, self.family, self.threads = file, config, family, threads
+        self.head, self.weights = head, weights
+        self.masters = family.has_masters(file.metadata)
         self.seen: set[str] = set()
-        self.codes: dict[str, np.ndarray] = {}  # of float masters, from looking for their scale until they are packed
+        # Codes and scales of float tensors that become ternary, from looking for them until they are packed.
+        self.codes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def _find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self.file.tensors.get(name)
@@ -149,12 +185,8 @@ class _Reader:
     def table(self, role: str, rows: int, cols: int) -> PackedMatrix:
         """The embedding or the head: in the type of the file, but large float ones in 8 bits unless told otherwise."""
         info = self._find(role + ".weight", (rows, cols))
-        if info.type in FLOAT_TYPES and (self.head == "q8_0" or (self.head == "auto" and rows * cols >= LARGE_TABLE)):
-            packed = PackedMatrix("u8", rows, cols, group_cols=32, scales_f16=True)
-            packed.fill_rounded(info.type, self.file.read(info.name), rows, 0, self.threads)
-            self.file.release(info.name)
-            return packed
-        packed = self._new(info.type, rows, cols, None)
+        rounded = self.head == "q8_0" or (self.head == "auto" and rows * cols >= LARGE_TABLE)
+        packed = self._new("8 bits" if info.type in FLOAT_TYPES and rounded else info.type, rows, cols, None)
         self._fill(packed, info, None, 0)
         return packed
 
@@ -162,18 +194,33 @@ class _Reader:
         """Tensors that read the same input, as one matrix where their types and row counts allow it."""
         infos = [self._find(role + ".weight", (rows, cols)) for role, rows in parts]
         scales = [self._one_scale(info) for info in infos]
-        alike = len({(info.type, scale is None) for info, scale in zip(infos, scales)}) == 1
+        kinds = [self._kind(info) for info in infos]
+        alike = len({(kind, scale is None) for kind, scale in zip(kinds, scales)}) == 1
         if not alike or any(info.shape[0] % 16 for info in infos[:-1]):
-            packed = [self._new(info.type, info.shape[0], cols, scale) for info, scale in zip(infos, scales)]
+            packed = [self._new(kind, info.shape[0], cols, scale) for kind, info, scale in zip(kinds, infos, scales)]
             for matrix, info, scale in zip(packed, infos, scales):
                 self._fill(matrix, info, scale, 0)
             return packed
-        matrix = self._new(infos[0].type, sum(info.shape[0] for info in infos), cols, scales[0])
+        matrix = self._new(kinds[0], sum(info.shape[0] for info in infos), cols, scales[0])
         row = 0
         for info, scale in zip(infos, scales):
             self._fill(matrix, info, scale, row)
             row += info.shape[0]
         return [matrix]
+
+    def _kind(self, info: TensorInfo) -> str:
+        """What a linear layer's tensor is packed as: its own type, or what becomes of floats."""
+        if info.type not in FLOAT_TYPES or self.weights == "file" or self.config.activation_quant == "token":
+            return info.type
+        raw, (rows, cols) = self.file.read(info.name), info.shape
+        few = min(16, rows)  # a look at these settles it for weights that are not ternary
+        first = dequantize(info.type, raw[: info.nbytes // rows * few], (few, cols))
+        if not first.any() or blockwise_ternary(first) is not None:
+            found = blockwise_ternary(dequantize(info.type, raw, info.shape))
+            if found is not None:
+                self.codes[info.name] = found
+                return "ternary floats"
+        return "8 bits" if rows * cols >= LARGE_TABLE else info.type
 
     def _one_scale(self, info: TensorInfo) -> float | None:
         """The scale that all weights of a ternary tensor share, or None."""
@@ -185,8 +232,9 @@ class _Reader:
             largest = scales.max()
             if ((scales == largest) | (scales == 0)).all():
                 return float(largest)
-        if self.family.bit_linear and info.type in FLOAT_TYPES:
-            self.codes[info.name], scale = ternary_of(dequantize(info.type, raw, info.shape))
+        if self.masters and info.type in FLOAT_TYPES:
+            codes, scale = ternary_of(dequantize(info.type, raw, info.shape))
+            self.codes[info.name] = codes, np.full((info.shape[0], 1), scale, np.float32)
             return scale
         return None
 
@@ -202,19 +250,22 @@ class _Reader:
         if kind in BLOCK_TYPES:
             form, block = BLOCK_TYPES[kind]
             return PackedMatrix(form, rows, cols, group_cols=block, scales_f16=True)
-        if kind in TERNARY:
+        if kind in TERNARY or kind == "ternary floats":
             return PackedMatrix("u2", rows, cols, group_cols=GROUP)
         if kind == "Q8_L2C":
             size = int(self.file.metadata["llama2c.group_size"])
             return PackedMatrix("u8", rows, cols, group_cols=size, block_cols=min(size, 32))
+        if kind in DECODABLE or kind == "8 bits":  # what has no packed form of its own is kept in 8 bits
+            return PackedMatrix("u8", rows, cols, group_cols=32, scales_f16=True)
         raise UnsupportedModelError(f"weights of type {kind} are not supported yet")
 
     def _fill(self, matrix: PackedMatrix, info: TensorInfo, one_scale: float | None, row: int) -> None:
         raw, (rows, cols) = self.file.read(info.name), info.shape
         try:
             if info.name in self.codes:
-                matrix.fill_codes(self.codes.pop(info.name), row, self.threads)
-                matrix.fill_scales(np.full((rows, 1), one_scale, np.float32), row)
+                codes, scales = self.codes.pop(info.name)
+                matrix.fill_codes(codes, row, self.threads)
+                matrix.fill_scales(scales, row)
             elif matrix.format in FLOAT_TYPES.values():
                 matrix.fill_floats(raw, rows, row, self.threads)
             elif info.type in BLOCK_TYPES:
@@ -227,6 +278,19 @@ class _Reader:
                 n = rows * cols
                 matrix.fill_codes(raw[:n].reshape(rows, cols) ^ np.uint8(128), row, self.threads)
                 matrix.fill_scales(raw[n:].view("<f4").reshape(rows, -1).astype(np.float32), row)
+            elif info.type in FLOAT_TYPES:
+                matrix.fill_rounded(info.type, raw, rows, row, self.threads)
+            else:
+                self._fill_decoded(matrix, info, raw, row)
         except FormatError as error:
             raise FormatError(f"the tensor {info.name}: {error}") from None
         self.file.release(info.name)
+
+    def _fill_decoded(self, matrix: PackedMatrix, info: TensorInfo, raw: np.ndarray, row: int) -> None:
+        """Decode a few rows at a time, and round them to 8 bits."""
+        rows, cols = info.shape
+        stored = raw.reshape(rows, -1)
+        for start in range(0, rows, CHUNK_ROWS):
+            part = stored[start : start + CHUNK_ROWS]
+            values = dequantize(info.type, part.reshape(-1), (len(part), cols))
+            matrix.fill_rounded("F32", values.reshape(-1).view(np.uint8), len(part), row + start, self.threads)

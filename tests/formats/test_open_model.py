@@ -45,10 +45,7 @@ def test_folder_is_a_format_error(tmp_path):
         open_model(tmp_path)
 
 
-def test_hugging_face_folder_and_safetensors_are_refused_by_name(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UnsupportedModelError, match="Hugging Face"):
-        open_model(tmp_path)
+def test_safetensors_alone_are_refused_by_name(tmp_path):
     header = b'{"__metadata__":{}}'
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(UnsupportedModelError, match="safetensors"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ..errors import UnsupportedModelError
-from . import bitnet, bitnet_b158, llama
+from . import bitnet, bitnet_b158, llama, qwen2, qwen3
 from .base import Family
 
 __all__ = ["FAMILIES", "Family", "find_family"]
 
-FAMILIES = (llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY)
+FAMILIES = (llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
 
 
 def find_family(architecture: str) -> Family:

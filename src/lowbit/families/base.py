@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from ..config import ModelConfig
 from ..errors import FormatError
+from .rope import yarn_factors
 
 __all__ = ["Family"]
 
@@ -41,7 +42,8 @@ class Family:
         Parameters
         ----------
         metadata : mapping
-            With GGUF's key names.
+            With GGUF's key names. ``lowbit.rope_pairing`` and ``lowbit.activation_quant`` overrule the family, for
+            containers that keep another order of the channels, or know how the model was trained.
         architecture : str
             The prefix of the keys.
         tied : bool
@@ -59,6 +61,9 @@ class Family:
         head_dim = keys.whole("attention.key_length", 2, 1 << 14, default=hidden // heads)
         if keys.whole("attention.value_length", 1, 1 << 14, default=head_dim) != head_dim:
             raise FormatError("keys and values have different lengths")
+        window = keys.whole("attention.sliding_window", 0, MAX_CONTEXT, default=0)
+        if 0 < window < keys.whole("context_length", 1, MAX_CONTEXT):
+            raise FormatError("attention in a sliding window is not supported")
         if heads % kv_heads:
             raise FormatError(f"{heads} query heads cannot share {kv_heads} key heads")
         return ModelConfig(
@@ -74,16 +79,23 @@ class Family:
             norm_eps=keys.real("attention.layer_norm_rms_epsilon", 0.0, 1.0),
             rope_theta=keys.real("rope.freq_base", 1.0, 1e12, default=10000.0),
             rope_dim=keys.whole("rope.dimension_count", 2, head_dim, default=head_dim),
-            rope_pairing=self.rope_pairing,
-            rope_factors=keys.linear_scaling(head_dim),
+            rope_pairing=keys.choice("lowbit.rope_pairing", ("adjacent", "halves"), self.rope_pairing),
+            rope_factors=keys.rope_factors(head_dim),
             activation=self.activation,
             attn_sub_norm=self.sub_norms,
             ffn_sub_norm=self.sub_norms,
             qk_norm=self.qk_norm,
             attn_bias=self.attn_bias,
             tied_embeddings=tied,
-            activation_quant=self.activation_quant,
+            activation_quant=keys.choice("lowbit.activation_quant", ("token", "group"), self.activation_quant),
         )
+
+    def has_masters(self, metadata: Mapping[str, Any]) -> bool:
+        """Whether the float weights of linear layers are masters of ternary ones; the file may say so itself."""
+        return bool(metadata.get("lowbit.bit_linear", self.bit_linear))
+
+
+_Choice = TypeVar("_Choice", bound=str)
 
 
 class _Keys:
@@ -117,12 +129,32 @@ class _Keys:
             return len(self.metadata[key])
         return self.whole("vocab_size", 1, MAX_VOCAB)
 
-    def linear_scaling(self, head_dim: int) -> tuple[float, ...]:
-        """RoPE factors of linear scaling; any other scaling is refused, since ignoring it would ruin the text."""
+    def choice(self, key: str, choices: tuple[_Choice, ...], default: _Choice) -> _Choice:
+        value = self.metadata.get(key, default)
+        for choice in choices:
+            if isinstance(value, str) and value == choice:
+                return choice
+        raise FormatError(f"{key} is {value!r}, not one of {', '.join(map(str, choices))}")
+
+    def rope_factors(self, head_dim: int) -> tuple[float, ...]:
+        """RoPE factors of linear scaling and YaRN; others are refused, since ignoring them would ruin the text."""
         kind = self.metadata.get(self.prefix + "rope.scaling.type", "none")
-        factor = self.real("rope.scaling.factor", 1e-6, 1e6, default=1.0)
-        if kind == "linear" and not math.isclose(factor, 1.0):
-            return (factor,) * (self.whole("rope.dimension_count", 2, head_dim, default=head_dim) // 2)
-        if kind not in ("none", "linear"):
+        if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
             raise FormatError(f"RoPE scaling of type {kind!r} is not supported")
-        return ()
+        factor = self.real("rope.scaling.factor", 1e-6, 1e6, default=None if kind == "yarn" else 1.0)
+        rope_dim = self.whole("rope.dimension_count", 2, head_dim, default=head_dim)
+        if kind == "none" or math.isclose(factor, 1.0):
+            return ()
+        if kind == "linear":
+            return (factor,) * (rope_dim // 2)
+        magnitude = self.real("rope.scaling.attn_factor", 1e-6, 1e6, default=1.0)
+        if not math.isclose(magnitude * (0.1 * math.log(max(factor, 1.0)) + 1.0), 1.0, rel_tol=1e-6):
+            raise FormatError("YaRN that makes queries and keys longer is not supported")
+        return yarn_factors(
+            rope_dim,
+            self.real("rope.freq_base", 1.0001, 1e12, default=10000.0),
+            factor,
+            self.whole("rope.scaling.original_context_length", 1, MAX_CONTEXT),
+            self.real("rope.scaling.yarn_beta_fast", 1e-3, 1e6, default=32.0),
+            self.real("rope.scaling.yarn_beta_slow", 1e-3, 1e6, default=1.0),
+        )

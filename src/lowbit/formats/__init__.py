@@ -53,7 +53,7 @@ def _refuse(reason: str) -> Callable[[str], NoReturn]:
 
 
 _PICKLE = "is a PyTorch pickle, which can run any code when it is read; convert it to GGUF elsewhere"
-_SAFETENSORS = "is in Hugging Face's safetensors form; convert it to GGUF first"
+_SAFETENSORS = "is safetensors, which hold weights alone; load the Hugging Face folder that has config.json too"
 
 CONTAINERS = (
     Container("gguf", lambda head: head[:4] == b"GGUF", _open_gguf),
@@ -76,6 +76,7 @@ def open_model(path: str | os.PathLike[str]) -> ModelFile:
     Parameters
     ----------
     path : str or os.PathLike
+        A file, or a Hugging Face model folder.
 
     Returns
     -------
@@ -85,15 +86,18 @@ def open_model(path: str | os.PathLike[str]) -> ModelFile:
     Raises
     ------
     FormatError
-        If there is no such file, or it is a folder, empty, truncated, damaged, or nothing lowbit can name.
+        If there is no such file, or it is a folder without a model, empty, truncated, damaged, or nothing that
+        lowbit can name.
     UnsupportedModelError
         If the container is known and refused.
     """
     name = os.fspath(path)
     if Path(name).is_dir():
-        if (Path(name) / "config.json").is_file():
-            raise UnsupportedModelError(f"{name}: is a Hugging Face model folder; convert it to GGUF first")
-        raise FormatError(f"{name}: is a folder, not a model file")
+        if (Path(name) / "config.json").exists():
+            from lowbit.formats.huggingface import HuggingFaceFolder
+
+            return HuggingFaceFolder(name)
+        raise FormatError(f"{name}: is a folder without config.json, so no model")
     from lowbit.formats.mapped import map_file
 
     with map_file(name) as mapped:

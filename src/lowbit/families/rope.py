@@ -1,0 +1,46 @@
+"""RoPE scalings that are one divisor per pair of channels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+__all__ = ["yarn_factors"]
+
+
+def yarn_factors(
+    rope_dim: int, theta: float, factor: float, original: int, beta_fast: float = 32.0, beta_slow: float = 1.0
+) -> tuple[float, ...]:
+    """Divisors of the rotary frequencies under YaRN.
+
+    Parameters
+    ----------
+    rope_dim : int
+        Rotated channels of a head.
+    theta : float
+        Base of the frequencies.
+    factor : float
+        How much longer the context has become.
+    original : int
+        Context before that, in tokens.
+    beta_fast, beta_slow : float
+        Turns within the original context: pairs that make more than the first keep their frequency, pairs that make
+        fewer than the second are divided by `factor`, and those between by something between.
+
+    Returns
+    -------
+    tuple of float, length rope_dim / 2
+
+    Notes
+    -----
+    Source: Peng et al., YaRN (arXiv 2309.00071); bounds are rounded outwards, as in transformers and llama.cpp.
+    """
+
+    def pair_that_turns(times: float) -> float:
+        return rope_dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_that_turns(beta_fast)), 0)
+    high = min(math.ceil(pair_that_turns(beta_slow)), rope_dim - 1)
+    ramp = np.clip((np.arange(rope_dim // 2) - low) / (high - low if high != low else 0.001), 0.0, 1.0)
+    return tuple(float(f) for f in 1.0 / (ramp / factor + 1.0 - ramp))

@@ -1,0 +1,285 @@
+"""Reading a Hugging Face model folder: config.json, and safetensors in one file or several.
+
+The folder presents itself with GGUF's keys and tensor names, so that families and weights need one path only. Nothing
+is permuted: queries and keys keep the order that rotates halves, and the metadata say so. Packed BitNet weights are
+handed out as I2_S, which holds the same codes and one scale to multiply by. Nothing in the folder is run (`auto_map`
+is ignored, pickles are refused), and no name in it leads out of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowbit.errors import FormatError, UnsupportedModelError
+from lowbit.formats.base import TensorInfo
+from lowbit.formats.ggml_types import tensor_nbytes
+from lowbit.formats.huggingface_config import LINEARS, Translation, translate
+from lowbit.formats.safetensors import DTYPE_BYTES, SafetensorsFile
+from lowbit.formats.strict_json import parse_object
+
+__all__ = ["HuggingFaceFolder"]
+
+MAX_CONFIG_BYTES = 1 << 20
+MAX_SHARDS = 1024
+FLOATS = ("F32", "F16", "BF16")
+_WHOLE = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_IN_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.(.+)\.(weight|bias|weight_scale)")
+_DERIVED = re.compile(r"model\.(layers\.[0-9]{1,4}\.self_attn\.)?rotary_emb\.inv_freq")
+"""Buffers that old checkpoints hold, and that follow from config.json."""
+
+
+class HuggingFaceFolder:
+    """An open model folder (`lowbit.formats.base.ModelFile`).
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The folder.
+
+    Raises
+    ------
+    FormatError
+        If a file is missing or breaks a rule of its format, or the files do not fit together.
+    UnsupportedModelError
+        If the folder holds a model, or weights, that lowbit cannot run.
+    """
+
+    format = "huggingface"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._folder = Path(self.path)
+        self._shards: list[SafetensorsFile] = []
+        self._source: dict[str, tuple[SafetensorsFile, str]] = {}  # by name in `tensors`
+        self._scales: dict[str, float] = {}  # of packed tensors, to multiply by
+        self._made: dict[str, np.ndarray] = {}  # bytes of tensors that are not in a file as they are
+        try:
+            translation = self._config()
+            stored = self._open_shards()
+            self.architecture = translation.architecture
+            self.metadata: Mapping[str, Any] = translation.metadata
+            self._tensors: dict[str, TensorInfo] = {}
+            self.tensors: Mapping[str, TensorInfo] = self._tensors
+            self._take(stored, translation)
+        except (FormatError, UnsupportedModelError) as error:
+            self.close()
+            if str(error).startswith(self.path):
+                raise
+            raise type(error)(f"{self.path}: {error}") from None
+
+    def read(self, name: str) -> np.ndarray:
+        """Return the bytes of a tensor: read-only, a view of the mapped file wherever they are stored like this."""
+        if name not in self.tensors:
+            raise FormatError(f"{self.path}: has no tensor {name!r}")
+        if name in self._made:
+            return self._made[name]
+        shard, stored = self._source[name]
+        raw = shard.read(stored)
+        info = self.tensors[name]
+        if name in self._scales:
+            raw = self._made[name] = _unpack(raw, info.shape, self._scales[name])
+        elif info.offset % DTYPE_BYTES[info.type]:
+            raw = raw.copy()
+        raw.flags.writeable = False
+        return raw
+
+    def release(self, name: str) -> None:
+        """Tell the system that a tensor's bytes are not needed in memory for now; they can still be read."""
+        if name in self._source:
+            self._made.pop(name, None)
+            shard, stored = self._source[name]
+            shard.release(stored)
+
+    def close(self) -> None:
+        """Let go of all maps."""
+        for shard in self._shards:
+            shard.close()
+
+    def __enter__(self) -> HuggingFaceFolder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _inside(self, name: str) -> Path:
+        """The path of a file of this folder; FormatError if the name, or a link, leads out of it."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}", name):
+            raise FormatError(f"the file name {name[:80]!r} is none, or leads out of the folder")
+        path = self._folder / name
+        folder, target = self._folder.resolve(), path.resolve()
+        # The download cache keeps the files of all snapshots in one folder beside them, and links to these.
+        cached = folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
+        if target.parent != folder and not cached:
+            raise FormatError(f"{name} is a link that leads out of the folder")
+        return path
+
+    def _json(self, name: str, max_bytes: int) -> dict[str, Any]:
+        path = self._inside(name)
+        try:
+            if not path.is_file():
+                raise FormatError(f"has no {name}")
+            with open(path, "rb") as file:
+                return parse_object(file.read(max_bytes + 1), name, max_bytes)
+        except OSError as error:
+            raise FormatError(f"{name} cannot be read ({error.strerror})") from error
+
+    def _config(self) -> Translation:
+        return translate(self._json("config.json", MAX_CONFIG_BYTES))
+
+    def _open_shards(self) -> dict[str, SafetensorsFile]:
+        """Open the files with weights; return each tensor's file."""
+        index, single = "model.safetensors.index.json", "model.safetensors"
+        if (self._folder / single).exists() or not (self._folder / index).exists():
+            if not (self._folder / single).exists():
+                if any(self._folder.glob("*.bin")) or any(self._folder.glob("*.pt*")):
+                    raise UnsupportedModelError(
+                        "holds PyTorch pickles, which can run any code when they are read; safetensors are needed"
+                    )
+                raise FormatError(f"has neither {single} nor {index}")
+            self._shards.append(SafetensorsFile(self._inside(single)))
+            return dict.fromkeys(self._shards[0].tensors, self._shards[0])
+        weight_map = self._json(index, 8 << 20).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise FormatError(f"{index} has no weight_map from tensors to files")
+        names = sorted(set(weight_map.values()))
+        if not 1 <= len(names) <= MAX_SHARDS:
+            raise FormatError(f"{index} names {len(names)} files, expected 1 to {MAX_SHARDS}")
+        stored: dict[str, SafetensorsFile] = {}
+        for name in names:
+            if not name.endswith(".safetensors"):
+                raise FormatError(f"{index} names {name[:80]!r}, which is no safetensors file")
+            shard = SafetensorsFile(self._inside(name))
+            self._shards.append(shard)
+            for tensor in shard.tensors:
+                if weight_map.get(tensor) != name:
+                    raise FormatError(f"{name} holds the tensor {tensor!r}, which {index} does not expect there")
+                stored[tensor] = shard
+        for tensor, name in weight_map.items():
+            if tensor not in stored:
+                raise FormatError(f"{name} lacks the tensor {tensor!r} that {index} expects there")
+        return stored
+
+    def _take(self, stored: dict[str, SafetensorsFile], translation: Translation) -> None:
+        """Give every tensor its GGUF name. One without keeps its own, and is then refused by the family."""
+        packed = translation.linears in ("divide", "multiply")
+        for name, shard in stored.items():
+            info = shard.tensors[name]
+            layer = _IN_LAYER.fullmatch(name)
+            target = _WHOLE.get(name, name)
+            if _DERIVED.fullmatch(name) or (target == "output.weight" and translation.tied):
+                continue
+            if layer is not None and layer[2] in translation.layer_names:
+                if layer[3] == "weight_scale":
+                    if not packed or name.removesuffix("_scale") not in stored:
+                        raise FormatError(f"the tensor {name} has nothing to scale")
+                    continue
+                target = f"blk.{layer[1]}.{translation.layer_names[layer[2]]}.{layer[3]}"
+            if layer is not None and layer[2] in LINEARS and layer[3] == "weight" and packed:
+                self._take_packed(name, target, stored, translation)
+                continue
+            if layer is not None and layer[3] == "bias" and translation.linears == "multiply":
+                raise UnsupportedModelError(f"the tensor {name}: biases of this kind of BitNet layer are not supported")
+            if info.type not in FLOATS:
+                raise UnsupportedModelError(f"the tensor {name} is of type {info.type}, where floats belong")
+            self._tensors[target] = TensorInfo(target, info.type, info.shape, info.offset, info.nbytes)
+            self._source[target] = (shard, name)
+        if not translation.tied and "output.weight" not in self.tensors:
+            raise FormatError("has no lm_head.weight, and config.json does not tie it to the embedding")
+        if translation.rope_factors is not None:
+            raw = np.frombuffer(translation.rope_factors.tobytes(), np.uint8)
+            self._tensors["rope_freqs.weight"] = TensorInfo(
+                "rope_freqs.weight", "F32", (raw.size // 4,), 0, raw.size
+            )  # fmt: skip
+            self._made["rope_freqs.weight"] = raw
+        self._warn_of_direction(translation)
+
+    def _take_packed(self, name: str, target: str, stored: dict[str, SafetensorsFile], what: Translation) -> None:
+        info = stored[name].tensors[name]
+        if info.type != "U8" or len(info.shape) != 2:
+            raise UnsupportedModelError(f"the tensor {name} is of type {info.type}, where packed weights belong")
+        if name + "_scale" not in stored:
+            raise FormatError(f"the tensor {name} has no weight_scale")
+        rows, cols = self._rows_of(target, what.metadata, what.architecture), info.shape[1]
+        if info.shape[0] != -(-rows // 4):
+            raise FormatError(f"the tensor {name} has {info.shape[0]} packed rows, expected {-(-rows // 4)}")
+        if cols % 128:
+            raise UnsupportedModelError(f"packed rows of {cols} weights are not supported, only multiples of 128")
+        scale = _one_number(stored[name + "_scale"], name + "_scale")
+        self._scales[target] = scale if what.linears == "multiply" else 1.0 / scale
+        if self._scales[target] > float(np.finfo(np.float32).max):
+            raise FormatError(f"the tensor {name}_scale is {scale}, which is too small to divide by")
+        shape = (rows, cols)
+        self._tensors[target] = TensorInfo(target, "I2_S", shape, info.offset, tensor_nbytes("I2_S", shape))
+        self._source[target] = (stored[name], name)
+
+    @staticmethod
+    def _rows_of(target: str, metadata: Mapping[str, Any], architecture: str) -> int:
+        """Rows of a linear layer before packing: four packed rows say it only up to a multiple of four."""
+        kind = target.split(".")[2]
+        heads = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
+        heads["attn_v"] = heads["attn_k"]
+        if kind in heads:
+            return int(metadata[f"{architecture}.{heads[kind]}"] * metadata[f"{architecture}.attention.key_length"])
+        wide = kind in ("ffn_gate", "ffn_up")
+        return int(metadata[f"{architecture}.{'feed_forward_length' if wide else 'embedding_length'}"])
+
+    def _warn_of_direction(self, translation: Translation) -> None:
+        """The mean magnitude of a language model's weights is far below 1, so its inverse is above 1."""
+        wrong = sum(scale > 1 for scale in self._scales.values())
+        if 2 * wrong > len(self._scales):
+            warnings.warn(
+                f"{self.path}: config.json makes lowbit {translation.linears} by weight_scale, which gives scales "
+                f"above 1; the text will be nonsense if quantization_config.linear_class is wrong",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def _one_number(shard: SafetensorsFile, name: str) -> float:
+    """The value of a packed tensor's scale."""
+    info = shard.tensors[name]
+    if info.type not in FLOATS or info.shape not in ((), (1,)):
+        raise FormatError(f"the tensor {name} is no single float")
+    raw = shard.read(name).copy()
+    if info.type == "BF16":
+        value = float((raw.view("<u2").astype("<u4") << 16).view("<f4")[0])
+    else:
+        value = float(raw.view("<f4" if info.type == "F32" else "<f2")[0])
+    if not (np.isfinite(value) and value > 0):
+        raise FormatError(f"the tensor {name} is {value}, not a positive number")
+    return value
+
+
+def _unpack(raw: np.ndarray, shape: tuple[int, ...], scale: float) -> np.ndarray:
+    """Turn packed weights into I2_S: bits 2i+1:2i of packed row r are row i R + r of the 4 R rows.
+
+    I2_S keeps columns p, p + 32, p + 64 and p + 96 of a run of 128 in one byte, the first in the highest bits. The 32
+    bytes of each are moved as four 64-bit words; no bit crosses a byte, since a code is never above 3.
+    """
+    rows, cols = shape
+    packed = np.ascontiguousarray(raw).view("<u8").reshape(-1, cols // 8)
+    out = np.empty((4, packed.size // 16, 4), "<u8")
+    three = np.uint64(0x0303030303030303)
+    for i in range(4):
+        runs = (packed >> np.uint64(2 * i) & three).reshape(-1, 4, 4)
+        np.copyto(
+            out[i],
+            runs[:, 0] << np.uint64(6) | runs[:, 1] << np.uint64(4) | runs[:, 2] << np.uint64(2) | runs[:, 3],
+        )
+    codes = out.reshape(-1, cols // 32)[:rows]
+    if (codes & codes >> np.uint64(1) & np.uint64(0x5555555555555555)).any():
+        raise FormatError("a ternary weight has the code 3, which does not exist")
+    tail = np.zeros(32, np.uint8)
+    tail[:4] = np.array([scale], "<f4").view(np.uint8)
+    return np.concatenate([codes.reshape(-1).view(np.uint8), tail])

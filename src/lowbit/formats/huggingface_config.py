@@ -1,0 +1,285 @@
+"""A Hugging Face config.json in GGUF's words: keys, tensor names, and what the weights of the linear layers are.
+
+What a config asks for and lowbit cannot do is refused here, never skipped: a bias, a window or a scaling that is left
+out gives fluent nonsense. Facts: transformers 5 (`models/*/configuration_*.py`, `modeling_rope_utils.py`,
+`integrations/bitnet.py`); for BitnetForCausalLM the remote code of 1bitLLM.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from lowbit.errors import FormatError, UnsupportedModelError
+
+__all__ = ["LINEARS", "Translation", "translate"]
+
+LINEARS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""Linear layers of a block: what BitNet makes ternary."""
+_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+
+
+@dataclass(frozen=True)
+class _ModelClass:
+    """A row per class of `architectures`."""
+
+    architecture: str
+    """Key into `lowbit.families`."""
+    model_types: tuple[str, ...]
+    norms: Mapping[str, str] = field(default_factory=dict)
+    """Norms beside the usual two, by their names in the folder."""
+    activation: str = "silu"
+    theta: float = 10000.0
+    head_dim: int | None = None
+    """If config.json gives none; None is hidden size over heads."""
+    bias: bool = False
+    """Query, key and value have a bias whatever `attention_bias` says."""
+
+
+_CLASSES = {
+    "LlamaForCausalLM": _ModelClass("llama", ("llama",)),
+    "BitnetForCausalLM": _ModelClass(
+        "bitnet",
+        ("llama", "bitnet"),
+        {"self_attn.inner_attn_ln": "attn_sub_norm", "mlp.ffn_layernorm": "ffn_sub_norm"},
+    ),
+    "BitNetForCausalLM": _ModelClass(
+        "bitnet-b1.58",
+        ("bitnet",),
+        {"self_attn.attn_sub_norm": "attn_sub_norm", "mlp.ffn_sub_norm": "ffn_sub_norm"},
+        activation="relu2",
+        theta=500000.0,
+    ),
+    "Qwen2ForCausalLM": _ModelClass("qwen2", ("qwen2",), bias=True),
+    "Qwen3ForCausalLM": _ModelClass(
+        "qwen3",
+        ("qwen3",),
+        {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"},
+        head_dim=128,
+    ),
+}
+"""BitnetForCausalLM is 1bitLLM's, BitNetForCausalLM Microsoft's: they differ in more than a letter."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What a config.json says."""
+
+    architecture: str
+    metadata: dict[str, Any]
+    tied: bool
+    layer_names: Mapping[str, str]
+    """Modules of a block in the folder -> GGUF's names."""
+    linears: Literal["float", "masters", "divide", "multiply"]
+    """Linear layers: floats, floats to be made ternary, or packed with a scale to divide or to multiply by."""
+    rope_factors: np.ndarray | None
+    """Divisors of the rotary frequencies that no metadata key can express; float32."""
+
+
+def translate(config: Mapping[str, Any]) -> Translation:
+    """Translate a parsed config.json.
+
+    Raises
+    ------
+    FormatError
+        If a key is missing, or its value is of the wrong type or out of range.
+    UnsupportedModelError
+        If it describes a model that lowbit cannot run.
+    """
+    keys = _Keys(config)
+    name, kind = _model_class(keys)
+    for flag in ("attention_bias", "mlp_bias", "use_sliding_window"):
+        if keys.flag(flag):
+            raise UnsupportedModelError(f"config.json sets {flag}, which is not supported")
+    if any(layer != "full_attention" for layer in keys.strings("layer_types")):
+        raise UnsupportedModelError("config.json lists layers without full attention, which are not supported")
+    activation = keys.text("hidden_act", kind.activation)
+    if activation != kind.activation:
+        raise UnsupportedModelError(f"{name} with the activation {activation[:40]!r} is not supported")
+    if keys.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0:
+        raise UnsupportedModelError("heads that are rotated in part are not supported")
+
+    hidden, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
+    head_dim = keys.whole("head_dim", kind.head_dim or hidden // heads)
+    context = keys.whole("max_position_embeddings")
+    values: dict[str, Any] = {
+        "embedding_length": hidden,
+        "feed_forward_length": keys.whole("intermediate_size"),
+        "block_count": keys.whole("num_hidden_layers"),
+        "attention.head_count": heads,
+        "attention.head_count_kv": keys.whole("num_key_value_heads", heads),
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "attention.layer_norm_rms_epsilon": keys.number("rms_norm_eps", 0.0, 1.0),
+        "vocab_size": keys.whole("vocab_size"),
+        "context_length": context,
+        "rope.dimension_count": head_dim,
+    }
+    rope, factors = _rope(keys, head_dim, context, kind.theta)
+    linears = _linears(keys, name)
+    metadata = {f"{kind.architecture}.{key}": value for key, value in {**values, **rope}.items()}
+    metadata |= {
+        "general.architecture": kind.architecture,
+        "lowbit.rope_pairing": "halves",
+        "lowbit.bit_linear": linears == "masters",
+        "lowbit.activation_quant": "group" if linears == "float" else "token",
+    }
+    for token in ("bos", "eos"):
+        number = config.get(f"{token}_token_id")
+        number = number[0] if isinstance(number, list) and number else number
+        if type(number) is int and 0 <= number < values["vocab_size"]:
+            metadata[f"tokenizer.ggml.{token}_token_id"] = number
+    layer_names = {**LINEARS, **_NORMS, **kind.norms}
+    return Translation(
+        kind.architecture, metadata, keys.flag("tie_word_embeddings"), layer_names, linears, factors
+    )  # fmt: skip
+
+
+def _model_class(keys: _Keys) -> tuple[str, _ModelClass]:
+    names, model_type = keys.strings("architectures"), keys.text("model_type", "")
+    if not names:
+        names = [name for name, kind in _CLASSES.items() if kind.model_types == (model_type,)]
+    if len(names) != 1 or names[0] not in _CLASSES:
+        shown = ", ".join(name[:40] for name in names[:4]) or f"of type {model_type[:40]!r}"
+        raise UnsupportedModelError(f"models {shown} are not supported; lowbit runs {', '.join(_CLASSES)}")
+    kind = _CLASSES[names[0]]
+    if model_type not in kind.model_types:
+        raise UnsupportedModelError(f"{names[0]} of the model type {model_type[:40]!r} is not supported")
+    return names[0], kind
+
+
+def _linears(keys: _Keys, name: str) -> Literal["float", "masters", "divide", "multiply"]:
+    """Say how the linear layers are stored; the direction of a packed tensor's scale stands nowhere but here."""
+    quantization = keys.table("quantization_config")
+    if name == "BitnetForCausalLM":
+        if keys.whole("weight_bits", 1) != 1 or keys.whole("input_bits", 8) != 8 or quantization is not None:
+            raise UnsupportedModelError("BitNet with other than 1.58-bit weights and 8-bit activations")
+        return "masters"
+    if quantization is None:
+        if name == "BitNetForCausalLM":
+            raise UnsupportedModelError("config.json has no quantization_config, which BitNet needs")
+        return "float"
+    method = quantization.text("quant_method", "none")
+    if method != "bitnet":
+        raise UnsupportedModelError(f"weights quantised by {method[:40]!r} are not supported")
+    if quantization.flag("use_rms_norm"):
+        raise UnsupportedModelError("norms inside of linear layers (use_rms_norm) are not supported")
+    for entry in quantization.strings("modules_to_not_convert"):
+        if any(entry in f"model.layers.0.{module}" for module in LINEARS):
+            raise UnsupportedModelError(f"a BitNet model with {entry[:40]!r} left unquantised is not supported")
+    mode = quantization.text("quantization_mode", "offline")
+    linear_class = quantization.text("linear_class", "bitlinear")
+    if mode not in ("offline", "online") or linear_class not in ("bitlinear", "autobitlinear"):
+        raise UnsupportedModelError(f"BitNet layers {linear_class[:40]!r} in mode {mode[:40]!r} are not supported")
+    if mode == "online":
+        return "masters"
+    return "multiply" if linear_class == "autobitlinear" else "divide"
+
+
+def _rope(keys: _Keys, head_dim: int, context: int, default_theta: float) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Metadata of the rotary positions, and the factors of Llama 3's scaling, which GGUF keeps in a tensor."""
+    scaling = keys.table("rope_parameters") or keys.table("rope_scaling") or _Keys({})
+    theta = scaling.number("rope_theta", 1.0, 1e12, keys.number("rope_theta", 1.0, 1e12, default_theta))
+    if scaling.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0:
+        raise UnsupportedModelError("heads that are rotated in part are not supported")
+    rope: dict[str, Any] = {"rope.freq_base": theta}
+    kind = scaling.text("rope_type", scaling.text("type", "default"))
+    original = scaling.whole("original_max_position_embeddings", context)
+    # Dynamic scaling begins behind the original context, and lowbit stops there.
+    if kind == "default" or (kind == "dynamic" and original == context):
+        return rope, None
+    if kind not in ("linear", "llama3", "yarn"):
+        raise UnsupportedModelError(f"RoPE scaling of type {kind[:40]!r} is not supported")
+    factor = scaling.number("factor", 1e-3, 1e6)
+    if kind == "llama3":
+        low, high = scaling.number("low_freq_factor", 1e-3, 1e6), scaling.number("high_freq_factor", 1e-3, 1e6)
+        if not low < high:
+            raise FormatError("config.json has a low_freq_factor that is not below high_freq_factor")
+        return rope, _llama3_factors(head_dim, theta, factor, low, high, original)
+    rope |= {"rope.scaling.type": kind, "rope.scaling.factor": factor}
+    if kind == "yarn":
+        rope |= {
+            "rope.scaling.original_context_length": original,
+            "rope.scaling.yarn_beta_fast": scaling.number("beta_fast", 1e-3, 1e6, 32.0),
+            "rope.scaling.yarn_beta_slow": scaling.number("beta_slow", 1e-3, 1e6, 1.0),
+            # GGUF multiplies its own 0.1 ln(factor) + 1 by this.
+            "rope.scaling.attn_factor": _yarn_magnitude(scaling, factor) / (0.1 * math.log(max(factor, 1.0)) + 1.0),
+        }
+        if not scaling.flag("truncate", True):
+            raise UnsupportedModelError("YaRN without whole-numbered bounds (truncate) is not supported")
+    return rope, None
+
+
+def _llama3_factors(head_dim: int, theta: float, factor: float, low: float, high: float, original: int) -> np.ndarray:
+    """Long waves are slowed down by `factor`, short ones left alone, and those between by something between."""
+    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    waves = 2 * math.pi / frequencies
+    share = np.clip((original / waves - low) / (high - low), 0.0, 1.0)  # 1 for short waves, 0 for long ones
+    return (1.0 / ((1.0 - share) / factor + share)).astype("<f4")
+
+
+def _yarn_magnitude(scaling: _Keys, factor: float) -> float:
+    """What YaRN multiplies cosines and sines by."""
+
+    def magnitude(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    mscale, all_dim = scaling.number("mscale", 0.0, 1e3, 0.0), scaling.number("mscale_all_dim", 0.0, 1e3, 0.0)
+    default = magnitude(mscale) / magnitude(all_dim) if mscale and all_dim else magnitude(1.0)
+    return scaling.number("attention_factor", 1e-3, 1e3, default)
+
+
+class _Keys:
+    """Typed access to a parsed JSON object; null counts as absent."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+
+    def _get(self, key: str, default: Any, kind: type | tuple[type, ...], wanted: str) -> Any:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise FormatError(f"config.json has no {key}")
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise FormatError(f"config.json has a {key} that is no {wanted}")
+        return value
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        value = self._get(key, default, int, "whole number")
+        if not 0 < value < 1 << 31:
+            raise FormatError(f"config.json has a {key} that is out of range")
+        return int(value)
+
+    def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
+        value = self._get(key, default, (int, float), "number")
+        if not low <= value <= high:
+            raise FormatError(f"config.json has a {key} that is not from {low:g} to {high:g}")
+        return float(value)
+
+    def text(self, key: str, default: str) -> str:
+        return str(self._get(key, default, str, "text"))
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        return bool(self._get(key, default, bool, "truth value"))
+
+    def strings(self, key: str) -> list[str]:
+        values = self._get(key, [], list, "list")
+        if not all(isinstance(value, str) for value in values):
+            raise FormatError(f"config.json has a {key} with entries that are no texts")
+        return list(values)
+
+    def table(self, key: str) -> _Keys | None:
+        value = self._get(key, {}, dict, "object")
+        return _Keys(value) if value else None

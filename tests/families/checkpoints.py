@@ -1,0 +1,191 @@
+"""Tiny random models in the layout in which each family is published, made from a seed with NumPy alone.
+
+`make_goldens.py` gives the same folders to transformers; its logits and texts are what the tests compare with.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+
+VOCAB, HIDDEN, WIDE, LAYERS, HEADS, KV_HEADS = 96, 128, 256, 2, 4, 2
+PROMPT = [1, 17, 5, 80, 33, 2, 64, 9]
+LOGITS_IDS = np.random.default_rng(5).integers(0, VOCAB, 40).tolist()
+NEW_TOKENS = 64
+
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+LINEAR = {"type": "linear", "factor": 4.0}
+YARN = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 1.0,
+    "rope_theta": 10000.0,
+}  # fmt: skip
+PACKED = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"], "quantization_mode": "offline"}
+
+# name: architecture class, model_type, keys of config.json, what the linear weights are, dtype of the floats
+CASES = {
+    "llama1": ("LlamaForCausalLM", "llama", {"num_key_value_heads": 4}, "float", "F16"),
+    "llama2_linear": ("LlamaForCausalLM", "llama", {"rope_scaling": LINEAR, "rope_theta": 5000.0}, "float", "F32"),
+    "llama3": ("LlamaForCausalLM", "llama", {"rope_parameters": LLAMA3}, "float", "BF16"),
+    "llama_yarn": (
+        "LlamaForCausalLM", "llama", {"rope_parameters": YARN, "tie_word_embeddings": True}, "float", "BF16",
+    ),
+    "falcon3": (
+        "LlamaForCausalLM", "llama",
+        {"head_dim": 64, "rope_theta": 1000042.0, "rms_norm_eps": 1e-6, "quantization_config": PACKED},
+        "divide", "BF16",
+    ),
+    "falcon_e": (
+        "LlamaForCausalLM", "llama", {"quantization_config": {**PACKED, "linear_class": "bitlinear"}}, "divide", "F16",
+    ),
+    "trilm": ("LlamaForCausalLM", "llama", {}, "trilm", "F16"),
+    "bitnet_1bitllm": (
+        "BitnetForCausalLM", "llama",
+        {"weight_bits": 1, "input_bits": 8, "tie_word_embeddings": True, "num_key_value_heads": 4}, "float", "F16",
+    ),
+    "bitnet_2b4t": (
+        "BitNetForCausalLM", "bitnet",
+        {"hidden_act": "relu2", "rope_theta": 500000.0, "tie_word_embeddings": True,
+         "quantization_config": {**PACKED, "linear_class": "autobitlinear"}},
+        "multiply", "BF16",
+    ),
+    "bitnet_2b4t_masters": (
+        "BitNetForCausalLM", "bitnet",
+        {"hidden_act": "relu2", "rope_theta": 500000.0, "tie_word_embeddings": True,
+         "quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear",
+                                 "quantization_mode": "online"}},
+        "float", "BF16",
+    ),
+    "qwen2": ("Qwen2ForCausalLM", "qwen2", {"rms_norm_eps": 1e-6, "rope_theta": 1000000.0}, "float", "BF16"),
+    "qwen3": (
+        "Qwen3ForCausalLM", "qwen3",
+        {"rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "head_dim": 64, "tie_word_embeddings": True}, "float", "BF16",
+    ),
+}  # fmt: skip
+
+SEEDS = {"llama1": 1, "llama_yarn": 1, "bitnet_2b4t": 1, "bitnet_2b4t_masters": 1}
+"""Other seeds for models in which an activation times its scale lies so close to a half that float32 programs round it
+to different integers, or two logits so close together that they choose different tokens. Both are chance, and rare."""
+
+
+def config_of(name):
+    """The parsed config.json of a case."""
+    architecture, model_type, keys, _, dtype = CASES[name]
+    return {
+        "architectures": [architecture], "model_type": model_type, "vocab_size": VOCAB, "hidden_size": HIDDEN,
+        "intermediate_size": WIDE, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": None, "initializer_range": 0.02,
+        "dtype": {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype], **keys,
+    }  # fmt: skip
+
+
+def stored_floats(values, dtype):
+    """Raw bytes of floats, rounded to the type."""
+    values = np.ascontiguousarray(values, "<f4")
+    if dtype == "BF16":
+        bits = values.view("<u4").astype(np.uint64)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
+    return values.astype({"F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
+
+
+def pack_quarters(codes):
+    """Codes (4 R, cols) -> bytes (R, cols): bits 2i+1:2i hold row i R + r."""
+    rows = len(codes) // 4
+    return sum(codes[i * rows : (i + 1) * rows] << (2 * i) for i in range(4)).astype(np.uint8)
+
+
+def tensors_of(name):
+    """Tensors of a case by published name: (dtype, shape, bytes)."""
+    architecture, _, _, weights, dtype = CASES[name]
+    config = config_of(name)
+    rng = np.random.default_rng([100, list(CASES).index(name), SEEDS.get(name, 0)])
+    head_dim = config.get("head_dim", HIDDEN // HEADS)
+    q_size, kv_size = HEADS * head_dim, config["num_key_value_heads"] * head_dim
+    tensors = {}
+
+    def add(key, values):
+        tensors[key] = (dtype, values.shape, stored_floats(values, dtype))
+
+    def norm(key, size):
+        add(f"{key}.weight", 1.0 + 0.2 * rng.standard_normal(size))
+
+    def linear(key, rows, cols):
+        if weights in ("divide", "multiply"):
+            codes = rng.integers(0, 3, (rows, cols), dtype=np.uint8)
+            # One of the directions hides a wrong one less well than a scale of 1 would.
+            scale = rng.uniform(0.05, 0.15)
+            tensors[f"{key}.weight"] = ("U8", (rows // 4, cols), pack_quarters(codes).tobytes())
+            stored = scale if weights == "multiply" else 1.0 / scale
+            tensors[f"{key}.weight_scale"] = (dtype, (1,), stored_floats(np.array([stored]), dtype))
+        elif weights == "trilm":
+            codes = rng.integers(-1, 2, (rows, cols))
+            # Four parts, by rows or by columns, each with a scale of its own.
+            scales = np.repeat(rng.uniform(0.05, 0.15, (4, 1)), rows // 4, axis=0)
+            add(f"{key}.weight", codes * scales)
+        else:
+            add(f"{key}.weight", 0.12 * rng.standard_normal((rows, cols)))
+
+    # A tied model whose embeddings outweigh its layers would only repeat its last token.
+    size = 0.1 if config["tie_word_embeddings"] else 1.0
+    add("model.embed_tokens.weight", size * rng.standard_normal((VOCAB, HIDDEN)))
+    for i in range(LAYERS):
+        block = f"model.layers.{i}."
+        norm(block + "input_layernorm", HIDDEN)
+        for key, rows in (("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
+            linear(f"{block}self_attn.{key}", rows, HIDDEN)
+            if architecture == "Qwen2ForCausalLM":
+                add(f"{block}self_attn.{key}.bias", 0.5 * rng.standard_normal(rows))
+        if architecture == "Qwen3ForCausalLM":
+            norm(block + "self_attn.q_norm", head_dim)
+            norm(block + "self_attn.k_norm", head_dim)
+        linear(block + "self_attn.o_proj", HIDDEN, q_size)
+        norm(block + "post_attention_layernorm", HIDDEN)
+        linear(block + "mlp.gate_proj", WIDE, HIDDEN)
+        linear(block + "mlp.up_proj", WIDE, HIDDEN)
+        linear(block + "mlp.down_proj", HIDDEN, WIDE)
+        if architecture == "BitnetForCausalLM":
+            norm(block + "self_attn.inner_attn_ln", HIDDEN)
+            norm(block + "mlp.ffn_layernorm", WIDE)
+        if architecture == "BitNetForCausalLM":
+            norm(block + "self_attn.attn_sub_norm", q_size)
+            norm(block + "mlp.ffn_sub_norm", WIDE)
+    norm("model.norm", HIDDEN)
+    if not config["tie_word_embeddings"]:
+        add("lm_head.weight", rng.standard_normal((VOCAB, HIDDEN)))
+    return tensors
+
+
+def safetensors_bytes(tensors, metadata=None):
+    """A safetensors file of tensors (dtype, shape, bytes) by name."""
+    header, data = {"__metadata__": metadata or {"format": "pt"}}, b""
+    for name, (dtype, shape, raw) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def write(name, folder, shards=1):
+    """Write the folder of a case; return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config_of(name)))
+    tensors = tensors_of(name)
+    if shards == 1:
+        (folder / "model.safetensors").write_bytes(safetensors_bytes(tensors))
+        return folder
+    names = sorted(tensors)
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        part = names[i::shards]
+        (folder / file).write_bytes(safetensors_bytes({key: tensors[key] for key in part}))
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
