@@ -14,6 +14,7 @@ from .errors import FormatError, UnsupportedModelError
 from .families import Family
 from .formats.base import ModelFile, TensorInfo
 from .formats.blocks import TERNARY, dequantize, ternary_codes
+from .formats.ggml_types import DECODABLE, type_of
 from .quantize.ternary import absmean
 
 __all__ = ["HEADS", "Weights", "read_weights"]
@@ -22,6 +23,8 @@ HEADS = ("auto", "file", "q8_0")
 """What becomes of float embeddings and heads: 8 bits if they are large, as in the file, or 8 bits."""
 LARGE_TABLE = 1 << 22
 """Weights of a float embedding or head from which on 8 bits are worth their error."""
+CHUNK = 1 << 20
+"""Weights decoded at a time, of types that are rounded to 8 bits."""
 GROUP = 256
 """Channels that share one int8 scale where the model does not say how activations are quantised."""
 
@@ -203,10 +206,12 @@ class _Reader:
             form, block = BLOCK_TYPES[kind]
             return PackedMatrix(form, rows, cols, group_cols=block, scales_f16=True)
         if kind in TERNARY:
-            return PackedMatrix("u2", rows, cols, group_cols=GROUP)
+            return PackedMatrix("u2", rows, cols, group_cols=type_of(kind).block_elements)
         if kind == "Q8_L2C":
             size = int(self.file.metadata["llama2c.group_size"])
             return PackedMatrix("u8", rows, cols, group_cols=size, block_cols=min(size, 32))
+        if kind in DECODABLE:  # a type without kernels of its own runs in 8 bits
+            return PackedMatrix("u8", rows, cols, group_cols=32, scales_f16=True)
         raise UnsupportedModelError(f"weights of type {kind} are not supported yet")
 
     def _fill(self, matrix: PackedMatrix, info: TensorInfo, one_scale: float | None, row: int) -> None:
@@ -227,6 +232,12 @@ class _Reader:
                 n = rows * cols
                 matrix.fill_codes(raw[:n].reshape(rows, cols) ^ np.uint8(128), row, self.threads)
                 matrix.fill_scales(raw[n:].view("<f4").reshape(rows, -1).astype(np.float32), row)
+            else:
+                row_bytes, step = len(raw) // rows, max(1, CHUNK // cols)
+                for start in range(0, rows, step):
+                    part = raw[start * row_bytes : (start + step) * row_bytes]
+                    values = dequantize(info.type, part, (len(part) // row_bytes, cols)).view(np.uint8)
+                    matrix.fill_rounded("F32", values.reshape(-1), len(values), row + start, self.threads)
         except FormatError as error:
             raise FormatError(f"the tensor {info.name}: {error}") from None
         self.file.release(info.name)
