@@ -205,12 +205,12 @@ class _Reader:
         if kind in BLOCK_TYPES:
             form, block = BLOCK_TYPES[kind]
             return PackedMatrix(form, rows, cols, group_cols=block, scales_f16=True)
-        if kind in TERNARY:
+        if kind in TERNARY and type_of(kind).block_elements % 128 == 0:
             return PackedMatrix("u2", rows, cols, group_cols=type_of(kind).block_elements)
         if kind == "Q8_L2C":
             size = int(self.file.metadata["llama2c.group_size"])
             return PackedMatrix("u8", rows, cols, group_cols=size, block_cols=min(size, 32))
-        if kind in DECODABLE:  # a type without kernels of its own runs in 8 bits
+        if kind in DECODABLE:  # a type without kernels of its own, or with groups too small for them, runs in 8 bits
             return PackedMatrix("u8", rows, cols, group_cols=32, scales_f16=True)
         raise UnsupportedModelError(f"weights of type {kind} are not supported yet")
 
@@ -224,7 +224,7 @@ class _Reader:
                 matrix.fill_floats(raw, rows, row, self.threads)
             elif info.type in BLOCK_TYPES:
                 matrix.fill_blocks(info.type, raw, rows, one_scale, row, self.threads)
-            elif info.type in TERNARY:
+            elif info.type in TERNARY and matrix.format == "u2":
                 codes, scales = ternary_codes(info.type, raw, info.shape)
                 matrix.fill_codes(codes, row, self.threads)
                 matrix.fill_scales(scales, row)

@@ -54,17 +54,18 @@ def encode_q6_k(weights: np.ndarray) -> np.ndarray:
 def _group_scales(groups: np.ndarray) -> np.ndarray:
     """The scale s per group that makes sum(x^2 (x - s q)^2) least, over the candidates: (n, 16) -> (n,)."""
     largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=1, keepdims=True), axis=1)
-    importance = groups * groups
+    # Relative to the largest, so that neither squares nor products overflow or vanish.
+    shares = np.divide(groups, largest, out=np.zeros_like(groups), where=largest != 0)
+    importance = shares * shares
     best_scale = np.zeros(len(groups), np.float32)
     best_gain = np.zeros(len(groups), np.float32)
     # The full range first: it stays where no other is better.
     for step in sorted(range(-(CANDIDATES // 2), CANDIDATES // 2 + 1), key=abs):
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            q = np.clip(np.nan_to_num(np.rint(groups * (np.float32(-(32 + 0.1 * step)) / largest))), -32, 31)
-            against = (importance * groups * q).sum(axis=1)
-            square = (importance * q * q).sum(axis=1)
-            gain = np.nan_to_num(against * against / square)
-            better = gain > best_gain
-            best_scale[better] = (against / square)[better]
+        q = np.clip(np.rint(shares * np.float32(-(32 + 0.1 * step))), -32, 31)
+        against = (importance * shares * q).sum(axis=1)
+        square = (importance * q * q).sum(axis=1)
+        gain = np.divide(against * against, square, out=np.zeros_like(square), where=square > 0)
+        better = gain > best_gain
+        best_scale[better] = against[better] / square[better]
         best_gain[better] = gain[better]
-    return best_scale
+    return best_scale * largest[:, 0]
