@@ -20,6 +20,13 @@ def test_the_command_writes_the_file_and_reports_its_types(llama, tmp_path, caps
     assert open_model(out).tensors["output.weight"].type == "Q6_K"
 
 
+def test_the_command_offers_every_type():
+    from lowbit import convert
+    from lowbit.commands import convert as command
+
+    assert (command.TARGET_TYPES, command.HEAD_TYPES) == (convert.TARGET_TYPES, convert.HEAD_TYPES)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -12,10 +12,12 @@ import sys
 
 from .common import print_json
 
+# As in lowbit.convert, which is too heavy to be imported for a help text.
+TARGET_TYPES = ("tq2_0", "tq1_0", "i2_s", "q8_0", "q4_0", "f16")
+HEAD_TYPES = ("q8_0", "q6_k", "f16")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from ..convert import HEAD_TYPES, TARGET_TYPES
-
     parser.add_argument("source", metavar="SRC", help="model file")
     parser.add_argument("target", metavar="DST", help="GGUF file to write")
     parser.add_argument("--type", required=True, choices=TARGET_TYPES, help="type of the linear layers")
