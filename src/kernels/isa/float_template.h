@@ -207,113 +207,155 @@ enum { SPAN = 64 };
 #define LB_INLINED static inline __attribute__((always_inline))
 #endif
 
-/* Scores of `blocks` times sixteen positions, from element `at` of the keys on. */
-LB_INLINED void score_blocks(const lb_kv *kv, ptrdiff_t at, const float *q, int32_t dim, float *scores,
-                             const int blocks, const int32_t type) {
-    f32x16 even[2], odd[2];
-    for (int b = 0; b < blocks; b++) even[b] = odd[b] = v_set1(0.0f);
+/* Query heads that share one reading of the keys and values: as many sums as the registers hold. */
+#if defined(__AVX512F__)
+#define LB_HEADS 4
+#else
+#define LB_HEADS 2
+#endif
+
+/* Scores of `blocks` times sixteen positions, from element `at` of the keys on, for `heads` queries of `dim` floats. */
+LB_INLINED void score_blocks(const lb_kv *kv, ptrdiff_t at, const float *q, int32_t dim, float (*scores)[SPAN],
+                             const int heads, const int blocks, const int32_t type) {
+    f32x16 even[LB_HEADS * 2], odd[LB_HEADS * 2];
+    for (int i = 0; i < heads * blocks; i++) even[i] = odd[i] = v_set1(0.0f);
     int32_t d = 0;
     for (; d + 1 < dim; d += 2) {
         for (int b = 0; b < blocks; b++) {
             const ptrdiff_t here = at + ((ptrdiff_t)b * dim + d) * 16;
-            even[b] = v_add(even[b], v_mul(load_kv(kv->keys, here, type), v_set1(q[d])));
-            odd[b] = v_add(odd[b], v_mul(load_kv(kv->keys, here + 16, type), v_set1(q[d + 1])));
+            const f32x16 k0 = load_kv(kv->keys, here, type), k1 = load_kv(kv->keys, here + 16, type);
+            for (int h = 0; h < heads; h++) {
+                const int i = h * blocks + b;
+                even[i] = v_add(even[i], v_mul(k0, v_set1(q[h * dim + d])));
+                odd[i] = v_add(odd[i], v_mul(k1, v_set1(q[h * dim + d + 1])));
+            }
         }
     }
     for (int b = 0; b < blocks; b++) {
-        if (d < dim) {
-            const ptrdiff_t here = at + ((ptrdiff_t)b * dim + d) * 16;
-            even[b] = v_add(even[b], v_mul(load_kv(kv->keys, here, type), v_set1(q[d])));
+        for (int h = 0; h < heads; h++) {
+            const int i = h * blocks + b;
+            if (d < dim) {
+                const f32x16 k = load_kv(kv->keys, at + ((ptrdiff_t)b * dim + d) * 16, type);
+                even[i] = v_add(even[i], v_mul(k, v_set1(q[h * dim + d])));
+            }
+            v_store(scores[h] + 16 * b, v_add(even[i], odd[i]));
         }
-        v_store(scores + 16 * b, v_add(even[b], odd[b]));
     }
 }
 
-/* total[c] += sum over n positions of weight * value, for `count` chunks of sixteen channels. */
-LB_INLINED void add_values(const lb_kv *kv, ptrdiff_t at, int32_t chunks, const float *weights, int32_t n,
-                           f32x16 *total, const int count, const int32_t type) {
-    f32x16 t[4];
-    for (int c = 0; c < count; c++) t[c] = total[c];
+/* total[head][c] += sum over n positions of weight * value, for `count` chunks of sixteen channels. */
+LB_INLINED void add_values(const lb_kv *kv, ptrdiff_t at, int32_t chunks, float (*weights)[SPAN], int32_t n,
+                           f32x16 *total, const int heads, const int count, const int32_t type) {
+    f32x16 t[LB_HEADS * 4];
+    for (int h = 0; h < heads; h++) {
+        for (int c = 0; c < count; c++) t[h * count + c] = total[h * chunks + c];
+    }
     for (int32_t i = 0; i < n; i++, at += (ptrdiff_t)chunks * 16) {
-        const f32x16 w = v_set1(weights[i]);
-        for (int c = 0; c < count; c++) t[c] = v_add(t[c], v_mul(load_kv(kv->values, at + c * 16, type), w));
+        f32x16 v[4];
+        for (int c = 0; c < count; c++) v[c] = load_kv(kv->values, at + c * 16, type);
+        for (int h = 0; h < heads; h++) {
+            const f32x16 w = v_set1(weights[h][i]);
+            for (int c = 0; c < count; c++) t[h * count + c] = v_add(t[h * count + c], v_mul(v[c], w));
+        }
     }
-    for (int c = 0; c < count; c++) total[c] = t[c];
+    for (int h = 0; h < heads; h++) {
+        for (int c = 0; c < count; c++) total[h * chunks + c] = t[h * count + c];
+    }
 }
 
-LB_INLINED void attend_head(const lb_attention_args *a, const lb_kv *kv, const float *q, float *out, int32_t kv_head,
-                            int32_t count, const int32_t type) {
+/* From the scores of one span to weights: updates the running maximum and sum, and rescales `total` if need be. */
+LB_INLINED void soften(float *weights, int32_t n, int32_t chunks, f32x16 *total, float *highest, float *weight_sum) {
+    const int32_t blocks = (n + 15) / 16;
+    for (int32_t i = n; i < 16 * blocks; i++) weights[i] = -INFINITY; /* lanes past the last position */
+    f32x16 most = v_load(weights), sum = v_set1(0.0f);
+    for (int32_t b = 1; b < blocks; b++) most = v_max(most, v_load(weights + 16 * b));
+    const float top = max_lanes(most);
+    if (top > *highest) {
+        float factor[16];
+        const f32x16 shrink = v_exp(v_set1(*highest - top)); /* exp(-inf) is 0: nothing was added yet */
+        v_store(factor, shrink);
+        *weight_sum *= factor[0];
+        for (int32_t c = 0; c < chunks; c++) total[c] = v_mul(total[c], shrink);
+        *highest = top;
+    }
+    for (int32_t b = 0; b < blocks; b++) {
+        const f32x16 w = v_exp(v_sub(v_load(weights + 16 * b), v_set1(*highest)));
+        v_store(weights + 16 * b, w);
+        sum = v_add(sum, w);
+    }
+    *weight_sum += sum_lanes(sum);
+}
+
+LB_INLINED void scale_blocks(float *values, const float *scales, int32_t blocks) {
+    for (int32_t b = 0; b < blocks; b++)
+        v_store(values + 16 * b, v_mul(v_load(values + 16 * b), v_load(scales + 16 * b)));
+}
+
+/* `heads` query heads of one row, side by side in q and out, over the first `count` positions. */
+LB_INLINED void attend(const lb_attention_args *a, const lb_kv *kv, const float *q, float *out, int32_t kv_head,
+                       int32_t count, const int heads, const int32_t type) {
     const int32_t dim = a->head_dim, chunks = (dim + 15) / 16;
     const ptrdiff_t key_base = kv_head * kv->key_stride, value_base = kv_head * kv->value_stride;
     const float *key_scales = kv->key_scales + kv_head * kv->scale_stride;
     const float *value_scales = kv->value_scales + kv_head * kv->scale_stride;
-    f32x16 total[LB_MAX_HEAD_DIM / 16];
-    float weights[SPAN], highest = -INFINITY, weight_sum = 0.0f;
-    for (int32_t c = 0; c < chunks; c++) total[c] = v_set1(0.0f);
+    f32x16 total[LB_HEADS * LB_MAX_HEAD_DIM / 16];
+    float weights[LB_HEADS][SPAN], highest[LB_HEADS], weight_sum[LB_HEADS];
+    for (int h = 0; h < heads; h++) highest[h] = -INFINITY, weight_sum[h] = 0.0f;
+    for (int32_t c = 0; c < heads * chunks; c++) total[c] = v_set1(0.0f);
 
     for (int32_t start = 0; start < count; start += SPAN) {
         const int32_t n = count - start < SPAN ? count - start : SPAN, blocks = (n + 15) / 16;
-        const ptrdiff_t keys = key_base + (ptrdiff_t)start * dim;
+        const ptrdiff_t keys = key_base + (ptrdiff_t)start * dim, values = value_base + (ptrdiff_t)start * chunks * 16;
         int32_t b = 0;
-        for (; b + 2 <= blocks; b += 2)
-            score_blocks(kv, keys + (ptrdiff_t)b * dim * 16, q, dim, weights + 16 * b, 2, type);
-        if (b < blocks) score_blocks(kv, keys + (ptrdiff_t)b * dim * 16, q, dim, weights + 16 * b, 1, type);
-        if (type == LB_KV_I8) {
-            for (b = 0; b < blocks; b++) {
-                v_store(weights + 16 * b, v_mul(v_load(weights + 16 * b), v_load(key_scales + start + 16 * b)));
+        if (heads <= 2) {
+            for (; b + 2 <= blocks; b += 2) {
+                score_blocks(kv, keys + (ptrdiff_t)b * dim * 16, q, dim, (float (*)[SPAN])(weights[0] + 16 * b), heads,
+                             2, type);
             }
         }
-        for (int32_t i = n; i < 16 * blocks; i++) weights[i] = -INFINITY; /* lanes past the last position */
-
-        f32x16 most = v_load(weights);
-        for (b = 1; b < blocks; b++) most = v_max(most, v_load(weights + 16 * b));
-        const float top = max_lanes(most);
-        if (top > highest) {
-            float factor[16];
-            const f32x16 shrink = v_exp(v_set1(highest - top)); /* exp(-inf) is 0: nothing was added yet */
-            v_store(factor, shrink);
-            weight_sum *= factor[0];
-            for (int32_t c = 0; c < chunks; c++) total[c] = v_mul(total[c], shrink);
-            highest = top;
+        for (; b < blocks; b++) {
+            score_blocks(kv, keys + (ptrdiff_t)b * dim * 16, q, dim, (float (*)[SPAN])(weights[0] + 16 * b), heads, 1,
+                         type);
         }
-        f32x16 sum = v_set1(0.0f);
-        for (b = 0; b < blocks; b++) {
-            const f32x16 w = v_exp(v_sub(v_load(weights + 16 * b), v_set1(highest)));
-            v_store(weights + 16 * b, w);
-            sum = v_add(sum, w);
+        for (int h = 0; h < heads; h++) {
+            if (type == LB_KV_I8) scale_blocks(weights[h], key_scales + start, blocks);
+            soften(weights[h], n, chunks, total + h * chunks, &highest[h], &weight_sum[h]);
+            if (type == LB_KV_I8) scale_blocks(weights[h], value_scales + start, blocks);
         }
-        weight_sum += sum_lanes(sum);
-        if (type == LB_KV_I8) {
-            for (b = 0; b < blocks; b++) {
-                v_store(weights + 16 * b, v_mul(v_load(weights + 16 * b), v_load(value_scales + start + 16 * b)));
-            }
-        }
-
-        const ptrdiff_t values = value_base + (ptrdiff_t)start * chunks * 16;
         int32_t c = 0;
-        for (; c + 4 <= chunks; c += 4) add_values(kv, values + c * 16, chunks, weights, n, total + c, 4, type);
-        for (; c + 2 <= chunks; c += 2) add_values(kv, values + c * 16, chunks, weights, n, total + c, 2, type);
-        if (c < chunks) add_values(kv, values + c * 16, chunks, weights, n, total + c, 1, type);
+        if (heads == 1) {
+            for (; c + 4 <= chunks; c += 4) {
+                add_values(kv, values + c * 16, chunks, weights, n, total + c, heads, 4, type);
+            }
+        }
+        for (; c + 2 <= chunks; c += 2) add_values(kv, values + c * 16, chunks, weights, n, total + c, heads, 2, type);
+        if (c < chunks) add_values(kv, values + c * 16, chunks, weights, n, total + c, heads, 1, type);
     }
-    for (int32_t c = 0; c < chunks; c++) {
-        store_upto16(out + 16 * c, v_div(total[c], v_set1(weight_sum)), dim - 16 * c);
+    for (int h = 0; h < heads; h++) {
+        for (int32_t c = 0; c < chunks; c++) {
+            store_upto16(out + h * dim + 16 * c, v_div(total[h * chunks + c], v_set1(weight_sum[h])), dim - 16 * c);
+        }
     }
 }
 
+LB_INLINED void attend_row(const lb_attention_args *a, int32_t row, int32_t kv_head, const int32_t type) {
+    const int32_t shared = a->n_heads / a->n_kv_heads, count = a->positions[row] + 1, dim = a->head_dim;
+    const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
+    float *out = a->out + ((ptrdiff_t)row * a->n_heads + kv_head * shared) * dim;
+    int32_t head = 0;
+    for (; head + LB_HEADS <= shared; head += LB_HEADS) {
+        attend(a, a->kv + row, q + head * dim, out + head * dim, kv_head, count, LB_HEADS, type);
+    }
+    for (; head < shared; head++) attend(a, a->kv + row, q + head * dim, out + head * dim, kv_head, count, 1, type);
+}
+
 void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t kv_head) {
-    const int32_t shared = a->n_heads / a->n_kv_heads;
-    for (int32_t i = 0; i < shared; i++) {
-        const ptrdiff_t head = (ptrdiff_t)(kv_head * shared + i) * a->head_dim;
-        const float *q = a->q + row * a->q_stride + head;
-        float *out = a->out + (ptrdiff_t)row * a->n_heads * a->head_dim + head;
-        const int32_t count = a->positions[row] + 1;
-        if (a->kv_type == LB_KV_F16) {
-            attend_head(a, a->kv + row, q, out, kv_head, count, LB_KV_F16);
-        } else if (a->kv_type == LB_KV_I8) {
-            attend_head(a, a->kv + row, q, out, kv_head, count, LB_KV_I8);
-        } else {
-            attend_head(a, a->kv + row, q, out, kv_head, count, LB_KV_F32);
-        }
+    if (a->kv_type == LB_KV_F16) {
+        attend_row(a, row, kv_head, LB_KV_F16);
+    } else if (a->kv_type == LB_KV_I8) {
+        attend_row(a, row, kv_head, LB_KV_I8);
+    } else {
+        attend_row(a, row, kv_head, LB_KV_F32);
     }
 }
 

@@ -71,6 +71,7 @@ LB_INLINE void u2_half(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
         __m256i s[LB_TILE];
         for (int j = 0; j < tokens; j++) s[j] = _mm256_setzero_si256();
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
+            if (half == 0) _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
             const __m256i v = load_half(w, half);
             const __m256i c0 = _mm256_and_si256(v, low), c1 = _mm256_and_si256(_mm256_srli_epi16(v, 2), low),
                           c2 = _mm256_and_si256(_mm256_srli_epi16(v, 4), low),

@@ -61,6 +61,7 @@ LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
     for (int32_t b = 0; b < run.full + (run.tail != 0); b++) {
         const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
+            _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
             const __m512i v = _mm512_loadu_si512(w);
             const __m512i c0 = _mm512_and_si512(v, low), c1 = _mm512_and_si512(_mm512_srli_epi16(v, 2), low),
                           c2 = _mm512_and_si512(_mm512_srli_epi16(v, 4), low),
@@ -77,29 +78,38 @@ LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
     }
 }
 
+/* One token has a single row of sums, and each waits for the one before it: two of them take turns. */
 LB_INLINE void u4_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
     const __m512i low = _mm512_set1_epi8(15);
+    __m512i turn = _mm512_setzero_si512();
     for (int32_t b = 0; b < run.full + (run.tail != 0); b++) {
         const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
             const __m512i v = _mm512_loadu_si512(w);
             const __m512i c0 = _mm512_and_si512(v, low), c1 = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
             for (int j = 0; j < tokens; j++) {
+                __m512i *second = tokens == 1 ? &turn : &acc[j];
                 acc[j] = dot4(acc[j], c0, x + j * stride);
-                acc[j] = dot4(acc[j], c1, x + j * stride + field);
+                *second = dot4(*second, c1, x + j * stride + field);
             }
         }
         x += field;
     }
+    if (tokens == 1) acc[0] = _mm512_add_epi32(acc[0], turn);
 }
 
 LB_INLINE void u8_words(const uint8_t *w, const int32_t words, const int8_t *x, ptrdiff_t stride, const int tokens,
                         i32x16 *acc) {
+    __m512i turn = _mm512_setzero_si512();
     LB_UNROLL(8)
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
         const __m512i v = _mm512_loadu_si512(w);
-        for (int j = 0; j < tokens; j++) acc[j] = dot4(acc[j], v, x + j * stride);
+        for (int j = 0; j < tokens; j++) {
+            __m512i *sum = tokens == 1 && t & 1 ? &turn : &acc[j];
+            *sum = dot4(*sum, v, x + j * stride);
+        }
     }
+    if (tokens == 1) acc[0] = _mm512_add_epi32(acc[0], turn);
 }
 
 /* U8 sums stay below 255 * 128 * group_cols < 2**31 for group_cols <= 2**16. */

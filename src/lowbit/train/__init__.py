@@ -1,0 +1,1 @@
+"""Train a small ternary language model: text in, GGUF out. Needs the extra ``lowbit[train]`` (torch)."""

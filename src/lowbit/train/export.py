@@ -1,0 +1,95 @@
+"""From the trained model to a GGUF file that lowbit, llama.cpp or bitnet.cpp can run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import FormatError
+from ..formats.gguf_writer import GGUFWriter
+from .model import BitNet, ternary
+
+__all__ = ["ARCHITECTURES", "check_exportable", "write_gguf"]
+
+ARCHITECTURES = {"relu2": "bitnet-b1.58", "silu": "bitnet"}
+"""``general.architecture`` by the gate of the feed-forward layer: Microsoft's BitNet b1.58, and 1bitLLM's."""
+ROW_MULTIPLE = {"TQ2_0": 256, "TQ1_0": 256, "I2_S": 128}
+EMBEDDING_BLOCK = 32
+
+
+def check_exportable(model: BitNet, ternary_type: str) -> None:
+    """Refuse, before any training, a shape that the ternary type cannot store."""
+    multiple = ROW_MULTIPLE.get(ternary_type)
+    if multiple is None:
+        raise FormatError(f"ternary weights are stored as {', '.join(ROW_MULTIPLE)}, not as {ternary_type}")
+    for what, width in (("hidden", model.shape.hidden_size), ("feed-forward", model.shape.intermediate_size)):
+        if width % multiple:
+            raise FormatError(f"{ternary_type} stores rows of whole {multiple}s: the {what} size {width} is none")
+
+
+@torch.no_grad()
+def write_gguf(
+    path: str | os.PathLike[str],
+    model: BitNet,
+    vocabulary: Mapping[str, Any],
+    *,
+    name: str,
+    ternary_type: str = "TQ2_0",
+    embedding_type: str = "Q8_0",
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model as it computes at full quantisation.
+
+    Parameters
+    ----------
+    path : target; replaced when complete
+    model : trained model
+    vocabulary : ``tokenizer.ggml.*`` keys
+    name : ``general.name``
+    ternary_type : type of the linear layers: ``TQ2_0``, ``TQ1_0`` or ``I2_S``
+    embedding_type : type of the embeddings, which are the output head too: ``Q8_0``, ``Q4_0``, ``F16`` or ``F32``
+    extra : further metadata, such as ``general.license``
+
+    Raises
+    ------
+    FormatError
+        If the sizes of the model do not suit the types.
+    """
+    check_exportable(model, ternary_type)
+    shape = model.shape
+    architecture = ARCHITECTURES[shape.activation]
+    with GGUFWriter(path, architecture) as writer:
+        writer.add_metadata("general.name", name)
+        for key, value in (extra or {}).items():
+            writer.add_metadata(key, value)
+        numbers = {
+            "vocab_size": shape.vocab_size,
+            "context_length": shape.context_length,
+            "embedding_length": shape.hidden_size,
+            "block_count": shape.n_layers,
+            "feed_forward_length": shape.intermediate_size,
+            "attention.head_count": shape.n_heads,
+            "attention.head_count_kv": shape.n_kv_heads,
+            "attention.layer_norm_rms_epsilon": shape.norm_eps,
+            "rope.dimension_count": shape.head_dim,
+            "rope.freq_base": shape.rope_theta,
+        }
+        for key, value in numbers.items():
+            writer.add_metadata(f"{architecture}.{key}", value)
+        for key, value in vocabulary.items():
+            writer.add_metadata(key, value)
+        for key, parameter in model.named_parameters():
+            values = parameter.detach().float().cpu()
+            if values.ndim == 1:
+                kind = "F32"
+            elif key == "token_embd":
+                kind = embedding_type
+            else:
+                kind = ternary_type
+                codes, scale = ternary(values)
+                values = codes.round() * scale
+            writer.add_tensor(f"{key}.weight", kind, np.ascontiguousarray(values.numpy()))

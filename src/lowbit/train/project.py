@@ -1,0 +1,234 @@
+"""One training run from corpus to GGUF file, and the folder that keeps its state."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import FormatError
+from ..tokenizers import Tokenizer, from_gguf_metadata
+from .checkpoint import read_progress
+from .corpus import encode, read_documents
+from .export import check_exportable, write_gguf
+from .loop import Schedule, fit
+from .measure import bits_per_byte
+from .model import BitNet, BitNetShape
+from .report import Progress, plot_loss
+from .vocabulary import read_vocabulary, train_vocabulary, write_vocabulary
+from .warmstart import grow, read_model
+
+__all__ = ["Project", "train"]
+
+HELD_OUT = 0.02
+"""Share of the text that is kept back for measuring, at most `HELD_OUT_BYTES`."""
+HELD_OUT_BYTES = 100_000
+
+
+@dataclass
+class Project:
+    """What to train, from what, and where to put it."""
+
+    corpus: Sequence[str]
+    """Text and JSONL files."""
+    output: Path
+    """The GGUF file to write."""
+    schedule: Schedule
+    """`steps` 0 stands for `epochs` times the corpus."""
+    epochs: float = 4.0
+    folder: Path | None = None
+    """State of the run, its curve and samples; the output's name with ``.train`` if not given."""
+    validation: Sequence[str] = ()
+    """Files to measure on; if empty, a part of the corpus is kept back."""
+    vocab_size: int = 2048
+    vocabulary: str | None = None
+    """File to take the vocabulary from, instead of training one."""
+    start_from: str | None = None
+    """BitNet model to go on from; its vocabulary is taken too, and its shape but for more layers."""
+    teacher: str | None = None
+    """BitNet model with the same vocabulary to learn from."""
+    shape: dict[str, Any] = field(default_factory=dict)
+    """Values for `BitNetShape`; what is not given stays at its default, or as in `start_from`."""
+    dropout: float = 0.0
+    precision: str = "auto"
+    """Of the matrix products: ``bf16``, ``float32``, or ``auto``, bf16 where the processor multiplies it natively."""
+    threads: int | None = None
+    device: str = "cpu"
+    compile: bool | None = None
+    """Fuse with torch.compile; None does where a C++ compiler is found."""
+    ternary_type: str = "TQ2_0"
+    embedding_type: str = "Q8_0"
+    name: str = ""
+    samples: int = 3
+    """Stories that the finished model writes."""
+    measure_every: int = 100
+    checkpoint_seconds: float = 60.0
+    resume: bool = False
+
+
+def train(project: Project) -> Path:
+    """Carry out a run, or the rest of one, and return the path of the model.
+
+    Raises
+    ------
+    LowbitError
+        If the corpus, a file or an option cannot be used, or the loss diverges.
+    """
+    folder = project.folder or project.output.with_name(project.output.name + ".train")
+    checkpoint, vocabulary_file = folder / "checkpoint.npz", folder / "vocabulary.gguf"
+    if project.resume and not checkpoint.exists():
+        raise FormatError(f"{checkpoint}: nothing to resume")
+    if not project.resume and checkpoint.exists():
+        raise FormatError(f"{folder}: holds a run already; resume it, or remove the folder to begin anew")
+    if project.threads:
+        torch.set_num_threads(project.threads)
+
+    documents = read_documents(project.corpus)
+    if project.validation:
+        held = read_documents(project.validation)
+    else:
+        documents, held = hold_out(documents, project.schedule.seed)
+    if project.resume:
+        vocabulary = read_vocabulary(vocabulary_file)
+    elif project.vocabulary or project.start_from:
+        vocabulary = read_vocabulary(project.vocabulary or project.start_from or "")
+    else:
+        say(f"training a vocabulary of {project.vocab_size} tokens")
+        vocabulary = train_vocabulary(documents, project.vocab_size)
+    tokenizer = from_gguf_metadata(vocabulary, "the vocabulary")
+    if tokenizer.vocab_size > 65536:
+        raise FormatError(f"{tokenizer.vocab_size} tokens are too many to train; at most 65536")
+
+    compute = compute_type(project.precision, project.device)
+    torch.manual_seed(project.schedule.seed)
+    model = make_model(project, tokenizer.vocab_size, compute).to(project.device)
+    check_exportable(model, project.ternary_type)
+    teacher = None
+    if project.teacher:
+        teacher = read_model(project.teacher, compute).to(project.device).eval().requires_grad_(False)
+        if teacher.shape.vocab_size != model.shape.vocab_size:
+            raise FormatError(f"{project.teacher}: a teacher needs the same vocabulary")
+    tokens, held_tokens = encode(documents, tokenizer), encode(held, tokenizer)
+    held_bytes = sum(len(text.encode()) for text in held)
+    schedule = project.schedule
+    if not schedule.steps:
+        size = sum(map(len, tokens))
+        schedule = replace(schedule, steps=max(1, round(project.epochs * size / schedule.batch_tokens)))
+    digest = hashlib.sha256(b"".join(ids.tobytes() for ids in tokens)).hexdigest()
+    identity = {"corpus": digest, "shape": model.shape.as_dict(), "dropout": project.dropout}
+    parameters = sum(p.numel() for p in model.parameters())
+    say(
+        f"{parameters:,} parameters; {sum(map(len, tokens)):,} tokens in {len(tokens):,} documents, "
+        f"{schedule.steps * schedule.batch_tokens:,} to train on; measured on {held_bytes:,} bytes"
+    )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not project.resume:
+        write_vocabulary(vocabulary_file, vocabulary)
+    if project.compile or (project.compile is None and shutil.which("c++")):
+        model.compile()
+        if teacher is not None:
+            teacher.compile()
+    # A second model, in float32 and not compiled, measures: as the exported file will compute, in any batch shape.
+    plain = BitNet(model.shape).to(project.device)
+
+    def measure() -> float:
+        plain.load_state_dict(model.state_dict())
+        return bits_per_byte(plain, held_tokens, held_bytes)
+
+    done = read_progress(checkpoint)["step"] if project.resume else 0
+    progress = Progress(schedule.steps, done, schedule.batch_tokens)
+    try:
+        history = fit(
+            model, tokens, schedule, checkpoint, teacher=teacher, identity=identity, resume=project.resume,
+            checkpoint_seconds=project.checkpoint_seconds, validate=measure, validate_every=project.measure_every,
+            report=progress,
+        )  # fmt: skip
+    finally:
+        progress.close()
+    name = project.name or project.output.stem
+    write_gguf(
+        project.output, model, vocabulary, name=name,
+        ternary_type=project.ternary_type, embedding_type=project.embedding_type,
+    )  # fmt: skip
+    if history:
+        plot_loss(folder / "loss.svg", history)
+    say(f"{project.output}: {project.output.stat().st_size:,} bytes, {measure():.4f} bits/byte on held-out text")
+    if project.samples:
+        write_samples(folder / "samples.txt", project, tokenizer, held)
+    return project.output
+
+
+def say(text: str) -> None:
+    """Tell the user, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def hold_out(documents: list[str], seed: int) -> tuple[list[str], list[str]]:
+    """Keep whole documents back for measuring, chosen by the seed, or the end of the text if there are under ten.
+
+    A document that occurs several times is held back with all its copies.
+    """
+    wanted = min(HELD_OUT * sum(map(len, documents)), HELD_OUT_BYTES)
+    unique = list(dict.fromkeys(documents))
+    if len(unique) < 10:
+        cut = max(1, round(wanted))
+        last = documents[-1]
+        if len(last) <= 2 * cut:
+            raise FormatError("the corpus is too short to keep back a part of it for measuring")
+        return [d[:-cut] if d == last else d for d in documents], [last[-cut:]]
+    random.Random(seed).shuffle(unique)
+    held: set[str] = set()
+    while wanted > 0:
+        held.add(unique[-1])
+        wanted -= len(unique.pop())
+    return [d for d in documents if d not in held], [d for d in dict.fromkeys(documents) if d in held]
+
+
+def compute_type(precision: str, device: str) -> torch.dtype:
+    """Return the dtype of the matrix products."""
+    if precision == "auto":
+        native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else has_bf16()
+        precision = "bf16" if native else "float32"
+    return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
+
+
+def has_bf16() -> bool:
+    """Tell whether this CPU multiplies bfloat16 natively."""
+    support = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(support and support())
+
+
+def make_model(project: Project, vocab_size: int, compute: torch.dtype) -> BitNet:
+    """Make the model, random or grown from `project.start_from`."""
+    wanted = {"vocab_size": vocab_size, **project.shape}
+    if not project.start_from:
+        return BitNet(BitNetShape(**wanted), compute, project.dropout)
+    source = read_model(project.start_from)
+    # made anew, so that the random part of the model depends on the seed alone
+    torch.manual_seed(project.schedule.seed)
+    model = BitNet(BitNetShape(**{**source.shape.as_dict(), **wanted}), compute, project.dropout)
+    grow(model, source)
+    return model
+
+
+def write_samples(path: Path, project: Project, tokenizer: Tokenizer, held: Sequence[str]) -> None:
+    """Let the finished file speak, through lowbit itself; the first words come from held-out text."""
+    from ..model import load
+
+    model = load(project.output)
+    room = model.config.context_length
+    texts = []
+    for i in range(project.samples):
+        start = tokenizer.decode(tokenizer.encode(held[i % len(held)])[: min(8, room // 4)])
+        made = model.generate(start, max_tokens=min(150, room // 2), temperature=0.7, seed=project.schedule.seed + i)
+        texts.append(f"{start}|{made.text}")
+    path.write_text("\n\n----\n\n".join(texts) + "\n", encoding="utf-8")
+    say(f"{path}: {project.samples} samples")

@@ -1,0 +1,144 @@
+"""The command from text to GGUF file, in a process of its own where that matters."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("torch", reason="training needs the extra 'train'")
+
+from lowbit.commands import train as command
+from lowbit.errors import FormatError, LowbitError
+from lowbit.train.checkpoint import read_progress
+from lowbit.train.project import hold_out
+from lowbit.train.warmstart import read_model
+
+OPTIONS = (
+    "--layers 1 --hidden 128 --intermediate 128 --heads 4 --kv-heads 2 --context 32 --window 32 --type I2_S "
+    "--vocab-size 512 --batch 256 --learning-rate 5e-3 --no-compile --precision float32 --threads 1 --samples 0"
+)
+TINY = OPTIONS.split()
+
+PROGRAM = """
+import argparse, sys
+from lowbit.commands import train
+parser = argparse.ArgumentParser()
+train.add_arguments(parser)
+sys.exit(train.run(parser.parse_args()))
+"""
+
+
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+@pytest.fixture
+def corpus(tmp_path, stories):
+    path = tmp_path / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
+    return path
+
+
+def test_a_run_leaves_a_model_a_curve_and_a_checkpoint(tmp_path, corpus, capsys):
+    out = tmp_path / "model.gguf"
+    assert run(corpus, "-o", out, "--steps", 12, *TINY) == 0
+    assert read_model(out).shape.hidden_size == 128
+    assert "<svg" in (tmp_path / "model.gguf.train" / "loss.svg").read_text(encoding="utf-8")
+    assert read_progress(tmp_path / "model.gguf.train" / "checkpoint.npz")["step"] == 12
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "bits/byte on held-out text" in shown.err
+
+
+def test_a_run_killed_in_the_middle_and_resumed_writes_the_same_file(tmp_path, corpus):
+    whole, broken = tmp_path / "whole.gguf", tmp_path / "broken.gguf"
+    options = [
+        *TINY,
+        "--steps",
+        "60",
+        "--dropout",
+        "0.1",
+        "--keep",
+        "0.6",
+        "--checkpoint-seconds",
+        "0.001",
+        "--name",
+        "x",
+    ]
+    assert run(corpus, "-o", whole, *options) == 0
+
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(corpus), "-o", str(broken), *options])
+    checkpoint = tmp_path / "broken.gguf.train" / "checkpoint.npz"
+    deadline = time.monotonic() + 120
+    while not (checkpoint.exists() and read_progress(checkpoint)["step"] >= 5):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()  # SIGKILL: no handler of ours can run
+    process.wait()
+    assert not broken.exists()
+    assert 5 <= read_progress(checkpoint)["step"] < 60
+
+    assert run(corpus, "-o", broken, *options, "--resume") == 0
+    assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_fine_tuning_goes_on_from_a_model_and_can_add_layers(tmp_path, corpus):
+    first, second = tmp_path / "first.gguf", tmp_path / "second.gguf"
+    run(corpus, "-o", first, "--steps", 60, *TINY)
+    after = read_progress(tmp_path / "first.gguf.train" / "checkpoint.npz")["history"][-1]["bits_per_byte"]
+    run(corpus, "-o", second, "--steps", 1, *TINY, "--init", first, "--layers", 2, "--learning-rate", 1e-6)
+    start = read_progress(tmp_path / "second.gguf.train" / "checkpoint.npz")["history"][-1]["bits_per_byte"]
+    assert read_model(second).shape.n_layers == 2
+    assert start == pytest.approx(after, rel=0.05)
+
+
+def test_a_finished_folder_is_not_overwritten_and_nothing_is_not_resumed(tmp_path, corpus):
+    out = tmp_path / "model.gguf"
+    with pytest.raises(FormatError, match="nothing to resume"):
+        run(corpus, "-o", out, "--steps", 2, *TINY, "--resume")
+    run(corpus, "-o", out, "--steps", 2, *TINY)
+    with pytest.raises(FormatError, match="holds a run already"):
+        run(corpus, "-o", out, "--steps", 2, *TINY)
+    with pytest.raises(FormatError, match="corpus was"):
+        run(corpus, corpus, "-o", out, "--steps", 2, *TINY, "--resume")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--vocab-size", "8192"], "does not allow a vocabulary of 8192"),
+        (["--type", "TQ2_0"], "whole 256s"),
+        (["--heads", "3"], "multiple of the heads"),
+        (["--init", "absent.gguf"], "absent.gguf"),
+        (["--teacher", "absent.gguf"], "absent.gguf"),
+        (["--vocabulary", "absent.model"], "absent.model"),
+        (["--batch", "100"], "multiple of the window"),
+        (["--learning-rate", "1e8", "--steps", "30"], "last good state"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_error(tmp_path, corpus, options, reason):
+    out = tmp_path / "model.gguf"
+    with pytest.raises(LowbitError, match=reason) as caught:
+        run(corpus, "-o", out, "--steps", 2, *TINY, *options)
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_text_kept_back_is_never_trained_on(stories):
+    documents = stories + stories[:50]
+    kept, held = hold_out(documents, seed=0)
+    assert held
+    assert not set(held) & set(kept)
+    assert set(held) | set(kept) == set(documents)
+    book = " ".join(stories)
+    kept, held = hold_out([book], seed=0)
+    assert kept[0] + held[0] == book
+    with pytest.raises(FormatError, match="too short"):
+        hold_out(["x"], seed=0)

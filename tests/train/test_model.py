@@ -1,0 +1,116 @@
+"""The torch model: what is rounded, and what it computes."""
+
+from __future__ import annotations
+
+# ruff: noqa: E402  (torch is asked for before what needs it is imported)
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs the extra 'train'")
+
+from lowbit.config import ModelConfig
+from lowbit.errors import FormatError
+from lowbit.reference import TernaryLinear, forward, quantize_weights_absmean
+from lowbit.train.model import BitNetShape, keep_largest, quantise_activations, ternary
+
+
+def test_weights_become_exactly_ternary_with_the_mean_magnitude_as_scale():
+    weight = torch.randn(64, 96)
+    codes, scale = ternary(weight)
+    assert set(codes.unique().tolist()) == {-1.0, 0.0, 1.0}
+    assert scale.item() == weight.abs().mean().item()
+    expected, expected_scale = quantize_weights_absmean(weight.numpy())
+    assert (codes.numpy() == expected).all()
+    assert scale.item() == pytest.approx(float(expected_scale), rel=1e-6)
+
+
+def test_weights_of_zero_stay_zero():
+    codes, scale = ternary(torch.zeros(4, 8))
+    assert not codes.any()
+    assert scale.item() == pytest.approx(1e-5)
+
+
+def test_gradients_pass_straight_through_the_rounding():
+    weight = torch.randn(8, 8, requires_grad=True)
+    codes, scale = ternary(weight)
+    (codes * scale).sum().backward()
+    assert torch.allclose(weight.grad, torch.ones(8, 8))
+    x = torch.randn(3, 8, requires_grad=True)
+    codes, scale = quantise_activations(x)
+    (codes * scale).sum().backward()
+    assert torch.allclose(x.grad, torch.ones(3, 8))
+
+
+def test_activations_become_whole_numbers_that_round_half_to_even():
+    x = torch.tensor([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    codes, scale = quantise_activations(x)
+    assert codes.tolist() == [[127, 0, 2, 2, 0, -2], [0, 0, 0, 0, 0, 0]]
+    assert scale[0].item() == 1.0
+
+
+def test_strength_0_computes_in_float():
+    weight = torch.randn(8, 8)
+    codes, scale = ternary(weight, 0.0)
+    assert torch.allclose(codes * scale, weight)
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.5, 0.6, 0.9])
+def test_top_k_keeps_the_largest_magnitudes(keep):
+    x = torch.randn(50, 256)
+    kept = keep_largest(x, keep) != 0
+    assert ((keep_largest(x, keep) == x) | ~kept).all()
+    share = kept.float().mean(-1)
+    assert (share >= keep - 1 / 256).all()
+    assert (share <= keep + 0.05).all()
+    smallest_kept = torch.where(kept, x.abs(), torch.inf).amin(-1)
+    largest_dropped = torch.where(kept, 0.0, x.abs()).amax(-1)
+    assert (largest_dropped <= smallest_kept).all()
+
+
+def test_top_k_passes_gradients_of_what_it_drops():
+    x = torch.randn(4, 64, requires_grad=True)
+    keep_largest(x, 0.5).sum().backward()
+    assert (x.grad == 1).all()
+
+
+@pytest.mark.parametrize("activation", ["relu2", "silu"])
+def test_logits_equal_those_of_the_numpy_reference(make_model, activation):
+    model = make_model(activation=activation, n_layers=2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm"):
+                parameter.uniform_(0.5, 1.5)
+    shape = model.shape
+    config = ModelConfig(
+        family="bitnet", **shape.as_dict(), head_dim=shape.head_dim, rope_pairing="halves", attn_sub_norm=True,
+        ffn_sub_norm=True, tied_embeddings=True, activation_quant="token",
+    )  # fmt: skip
+    weights = {}
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().numpy()
+        weights[name] = values
+        if values.ndim == 2 and name != "token_embd":
+            weights[name] = TernaryLinear(*quantize_weights_absmean(values))
+    ids = np.random.default_rng(0).integers(3, shape.vocab_size, 24)
+    expected = forward(config, weights, ids)
+    with torch.no_grad():
+        got = model(torch.from_numpy(ids)[None])[0].numpy()
+    # float32 against float64: an activation near a rounding border may fall on the other side of it
+    assert np.abs(got - expected).mean() < 1e-3 * np.abs(expected).max()
+
+
+def test_later_tokens_do_not_change_earlier_logits(make_model):
+    model = make_model()
+    a = torch.randint(3, 512, (1, 20))
+    b = a.clone()
+    b[0, 12:] = torch.randint(3, 512, (8,))
+    with torch.no_grad():
+        assert torch.allclose(model(a)[0, :12], model(b)[0, :12], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"n_heads": 3}, {"n_heads": 8, "n_kv_heads": 3}, {"hidden_size": 12, "n_heads": 4}]
+)
+def test_impossible_shapes_are_refused(changes):
+    with pytest.raises(FormatError, match="width"):
+        BitNetShape(512, **changes)
