@@ -45,7 +45,8 @@ def quantize(type_name: str, array: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of uint8, shape (n_bytes,)
-        As `ggml` encodes it, byte for byte; Q6_K up to how ties between equally good scales fall.
+        As `ggml` encodes it, byte for byte; of Q6_K in all but about one block in thirty, where two
+        scales are equally good up to rounding and ggml takes the other.
 
     Raises
     ------
