@@ -192,7 +192,9 @@ def describe(file: ModelFile) -> dict[str, Any]:
     return {
         "path": str(file.path),
         "format": file.format,
+        "architecture": file.architecture,
         "name": file.metadata.get("general.name"),
+        "chat_template": file.metadata.get("tokenizer.chat_template"),
         "parameters": sum(int(np.prod(info.shape, dtype=np.int64)) for info in file.tensors.values()),
         "types": types,
         "file_bytes": sum(info.nbytes for info in file.tensors.values()),

@@ -14,7 +14,7 @@ from .errors import FormatError, UnsupportedModelError
 from .families import Family
 from .formats.base import ModelFile, TensorInfo
 from .formats.blocks import TERNARY, dequantize, ternary_codes
-from .formats.ggml_types import DECODABLE
+from .formats.ggml_types import DECODABLE, type_of
 from .quantize.ternary import absmean
 
 __all__ = ["FLOAT_WEIGHTS", "HEADS", "Weights", "read_weights"]
@@ -250,7 +250,10 @@ class _Reader:
         if kind in BLOCK_TYPES:
             form, block = BLOCK_TYPES[kind]
             return PackedMatrix(form, rows, cols, group_cols=block, scales_f16=True)
-        if kind in TERNARY or kind == "ternary floats":
+        if kind in TERNARY:
+            size = type_of(kind).block_elements
+            return PackedMatrix("u2", rows, cols, group_cols=size, block_cols=min(size, 128))
+        if kind == "ternary floats":
             return PackedMatrix("u2", rows, cols, group_cols=GROUP)
         if kind == "Q8_L2C":
             size = int(self.file.metadata["llama2c.group_size"])
@@ -270,7 +273,7 @@ class _Reader:
                 matrix.fill_floats(raw, rows, row, self.threads)
             elif info.type in BLOCK_TYPES:
                 matrix.fill_blocks(info.type, raw, rows, one_scale, row, self.threads)
-            elif info.type in TERNARY:
+            elif info.type in TERNARY and matrix.format == "u2":
                 codes, scales = ternary_codes(info.type, raw, info.shape)
                 matrix.fill_codes(codes, row, self.threads)
                 matrix.fill_scales(scales, row)

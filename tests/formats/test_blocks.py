@@ -20,19 +20,25 @@ def raw_of(kind: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Random bytes with finite scales and no code 3."""
     rng = np.random.default_rng(seed)
     raw = rng.integers(0, 256, tensor_nbytes(kind, shape), np.uint8)
-    if kind in ("TQ2_0", "I2_S"):
+    if kind in ("TQ2_0", "I2_S", "Q2_0", "PQ2_0"):
         raw &= ~((raw & (raw >> 1) & 0x55) * 3)
     row = TYPES[kind]
     if row.block_elements > 1 and not row.tail_bytes:
-        at = {"TQ1_0": 52, "TQ2_0": 64}.get(kind, 0)
-        halves = rng.normal(size=(raw.size // row.block_bytes, 1)).astype("<f2")
-        raw.reshape(-1, row.block_bytes)[:, at : at + 2] = halves.view(np.uint8)
+        at = {"TQ1_0": 52, "TQ2_0": 64, "Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(kind, 0)
+        n = 2 if kind in ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K") else 1  # a scale, or a scale and a minimum
+        halves = rng.normal(size=(raw.size // row.block_bytes, n)).astype("<f2")
+        raw.reshape(-1, row.block_bytes)[:, at : at + 2 * n] = halves.view(np.uint8)
     if row.tail_bytes:
         raw[-32:-28] = np.float32([0.75]).view(np.uint8)
     return raw
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "TQ1_0", "TQ2_0"])
+K_TYPES = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", *K_TYPES, "TQ1_0", "TQ2_0"]
+)
 @pytest.mark.parametrize("shape", [(256,), (3, 512), (2, 3, 256)])
 def test_values_equal_those_of_the_gguf_package(kind, shape):
     gguf = pytest.importorskip("gguf")
@@ -44,7 +50,7 @@ def test_values_equal_those_of_the_gguf_package(kind, shape):
     assert np.array_equal(ours.reshape(-1), theirs.reshape(-1), equal_nan=True)
 
 
-ONLY_OURS = {"I2_S", "I8_S", "TL1", "TL2", "Q8_L2C", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8"}
+ONLY_OURS = {"PQ2_0", "I2_S", "I8_S", "TL1", "TL2", "Q8_L2C", "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8"}
 
 
 @pytest.mark.parametrize("kind", sorted(set(TYPES) - ONLY_OURS))
@@ -105,12 +111,23 @@ def test_codes_times_scales_are_the_values(kind):
     assert codes.shape == (5, 512)
     assert codes.max() == 2
     assert scales.dtype == np.float32
-    assert scales.shape == (5, 1 if kind == "I2_S" else 2)
+    assert scales.shape == (5, 1 if kind == "I2_S" else 512 // TYPES[kind].block_elements)
     weights = (codes.astype(np.float32) - 1) * np.repeat(scales, 512 // scales.shape[1], axis=1)
     assert np.array_equal(weights, dequantize(kind, raw, (5, 512)))
 
 
-@pytest.mark.parametrize("kind", ["TQ2_0", "I2_S"])
+@pytest.mark.parametrize(("kind", "group"), [("Q2_0", 64), ("PQ2_0", 128)])
+def test_neighbouring_codes_of_q2_0_share_a_byte_and_the_scale_comes_first(kind, group):
+    raw = np.full(2 + group // 4, 0b01_01_01_01, np.uint8)
+    raw[:2] = np.float16([0.5]).view(np.uint8)
+    raw[2] = 0b10_01_00_10
+    raw[-1] = 0b00_01_01_01
+    expected = np.zeros(group, np.float32)
+    expected[[0, 1, 3, -1]] = 0.5, -0.5, 0.5, -0.5
+    assert dequantize(kind, raw, (group,)).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("kind", ["TQ2_0", "I2_S", "Q2_0", "PQ2_0"])
 @pytest.mark.parametrize("shift", [0, 2, 4, 6])
 def test_code_3_anywhere_is_refused(kind, shift):
     raw = raw_of(kind, (2, 256), seed=1)
@@ -126,7 +143,7 @@ def test_every_byte_of_tq1_0_decodes_to_codes_below_3():
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "TQ1_0", "TQ2_0", "I2_S", "Q8_L2C"])
+@pytest.mark.parametrize("kind", sorted(DECODABLE - {"F32", "F16", "BF16"}))
 def test_scales_that_are_not_finite_are_refused(kind, bad):
     shape = (2, 256)
     if kind == "Q8_L2C":
@@ -136,7 +153,7 @@ def test_scales_that_are_not_finite_are_refused(kind, bad):
         if kind == "I2_S":
             raw[-32:-28] = np.float32([bad]).view(np.uint8)
         else:
-            at = 0 if kind.startswith("Q") else TYPES[kind].block_bytes - 2
+            at = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208, "TQ1_0": 52, "TQ2_0": 64}.get(kind, 0)
             raw.reshape(-1, TYPES[kind].block_bytes)[1, at : at + 2] = np.float16([bad]).view(np.uint8)
     with pytest.raises(FormatError, match="scale"):
         dequantize(kind, raw, shape)
@@ -158,8 +175,8 @@ def test_wrong_number_of_bytes_is_refused(kind, change):
 
 
 def test_types_without_decoder_are_refused_by_name():
-    with pytest.raises(UnsupportedModelError, match="Q4_K"):
-        dequantize("Q4_K", np.zeros(144, np.uint8), (256,))
+    with pytest.raises(UnsupportedModelError, match="IQ1_S"):
+        dequantize("IQ1_S", np.zeros(50, np.uint8), (256,))
     with pytest.raises(UnsupportedModelError, match="'nonsense'"):
         dequantize("nonsense", np.zeros(1, np.uint8), (1,))
     with pytest.raises(UnsupportedModelError, match="Q8_0 is not ternary"):

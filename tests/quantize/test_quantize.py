@@ -63,7 +63,7 @@ def test_ternary_weights_survive_every_type(kind):
     back = dequantize(kind, raw, TERNARY_WEIGHTS.shape)
     assert np.array_equal(np.sign(back), np.sign(TERNARY_WEIGHTS))
     # Q4_0 reaches only 7/8 of the largest magnitude on the side of the other sign.
-    rtol = {"F32": 0, "I2_S": 0, "Q4_0": 0.126}.get(kind, 2**-8)
+    rtol = {"F32": 0, "I2_S": 0, "Q4_0": 0.126, "Q6_K": 2**-6}.get(kind, 2**-8)
     np.testing.assert_allclose(back, TERNARY_WEIGHTS, rtol=rtol)
 
 
@@ -150,10 +150,10 @@ def test_weights_that_are_not_finite_are_refused(kind, bad):
         quantize(kind, weights)
 
 
-@pytest.mark.parametrize("kind", ["F16", "Q4_0", "TQ1_0", "TQ2_0", "Q8_0"])
+@pytest.mark.parametrize("kind", ["F16", "Q4_0", "TQ1_0", "TQ2_0", "Q8_0", "Q6_K"])
 def test_weights_beyond_the_scale_are_refused(kind):
     with pytest.raises(FormatError, match="does not fit"):
-        quantize(kind, np.full((1, 256), 1e8, np.float32))
+        quantize(kind, np.full((1, 256), 1e30, np.float32))
 
 
 def test_bf16_refuses_to_round_to_infinity():
@@ -191,8 +191,30 @@ def test_impossible_codes_and_scales_are_refused(codes, scales, reason):
 
 
 def test_tensors_of_tiny_values_become_zero_not_nonsense():
-    for kind in ("Q8_0", "Q4_0", "TQ1_0", "TQ2_0"):
+    for kind in ("Q8_0", "Q6_K", "Q4_0", "TQ1_0", "TQ2_0"):
         assert not dequantize(kind, quantize(kind, np.full((1, 256), 1e-40, np.float32)), (1, 256)).any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_q6_k_is_within_a_step_of_its_group_and_its_block(seed):
+    rng = np.random.default_rng(seed)
+    # Groups of very different sizes: the int8 scales lose at most half a step of the largest group's 128th part.
+    weights = (rng.normal(size=(64, 16)) * rng.uniform(0.05, 1, (64, 1))).astype(np.float32).reshape(4, 256)
+    error = np.abs(dequantize("Q6_K", quantize("Q6_K", weights), weights.shape) - weights).reshape(4, 16, 16)
+    of_group = np.abs(weights).reshape(4, 16, 16).max(axis=2, keepdims=True)
+    of_block = of_group.max(axis=1, keepdims=True)
+    assert (error <= 1.1 * of_group / 31 + of_block / 128 / 2).all()
+    assert np.sqrt((error**2).mean()) < 0.025 * np.sqrt((weights**2).mean())
+
+
+def test_q6_k_keeps_values_that_fit_it_exactly():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-32, 32, (4, 16, 16))
+    codes[:, :, 0] = -32
+    scales = rng.integers(1, 128, (4, 16, 1))
+    scales[:, 0] = -128
+    weights = (codes * scales * 2.0**-12).astype(np.float32).reshape(4, 256)
+    assert np.array_equal(dequantize("Q6_K", quantize("Q6_K", weights), (4, 256)), weights)
 
 
 def test_rounding_is_that_of_c():

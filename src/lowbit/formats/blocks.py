@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lowbit.errors import FormatError, UnsupportedModelError
+from lowbit.formats import kquants
+from lowbit.formats.bits import f16, finite, spread
 from lowbit.formats.ggml_types import tensor_nbytes, type_of
 
 __all__ = ["TERNARY", "dequantize", "ternary_codes"]
@@ -66,7 +68,7 @@ def ternary_codes(type_name: str, raw: np.ndarray, shape: Sequence[int]) -> tupl
     Parameters
     ----------
     type_name : str
-        ``TQ1_0``, ``TQ2_0`` or ``I2_S``.
+        Key of `TERNARY`.
     raw : ndarray of uint8, shape (n_bytes,)
     shape : sequence of int
         Row-major; all dimensions but the last count as rows.
@@ -76,7 +78,8 @@ def ternary_codes(type_name: str, raw: np.ndarray, shape: Sequence[int]) -> tupl
     codes : ndarray of uint8, shape (rows, cols)
         0, 1 or 2.
     scales : ndarray of float32, shape (rows, n_blocks)
-        Scale of each run of cols / n_blocks codes; `n_blocks` is 1 for I2_S, cols / 256 else.
+        Scale of each run of cols / n_blocks codes; `n_blocks` is 1 for I2_S, and cols divided by the values in a
+        block else.
 
     Raises
     ------
@@ -106,17 +109,6 @@ def _blocks(type_name: str, raw: np.ndarray, shape: Sequence[int]) -> np.ndarray
     return raw.reshape(1, -1) if kind.tail_bytes else raw.reshape(-1, kind.block_bytes)
 
 
-def _finite(scales: np.ndarray) -> np.ndarray:
-    if not np.isfinite(scales).all():
-        raise FormatError("a scale is infinite or not a number")
-    return scales
-
-
-def _f16(columns: np.ndarray) -> np.ndarray:
-    """Read two byte columns as one finite float16 per block: (n_blocks, 2) -> (n_blocks, 1) float32."""
-    return _finite(np.ascontiguousarray(columns).view("<f2").astype(np.float32))
-
-
 def _crumbs(packed: np.ndarray, shifts: tuple[int, ...]) -> np.ndarray:
     """Spread each run of 32 bytes to 4 runs of 32 two-bit codes, one run per shift: (n, 32) -> (n, 4, 32)."""
     # A code is 3 where a bit and its upper neighbour are both set.
@@ -135,26 +127,37 @@ def _tq1_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         for part, n_digits in ((blocks[:, :32], 5), (blocks[:, 32:48], 5), (blocks[:, 48:52], 4))
     ]
     codes = ((np.concatenate(digits, axis=1).astype(np.uint16) * 3) >> 8).astype(np.uint8)
-    return codes, _f16(blocks[:, 52:])
+    return codes, f16(blocks[:, 52:])
 
 
 def _tq2_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Two runs of 32 bytes; a byte's lowest two bits belong to the first of its run's four sub-runs of 32 elements.
-    return _crumbs(blocks[:, :64].reshape(-1, 32), (0, 2, 4, 6)), _f16(blocks[:, 64:])
+    return _crumbs(blocks[:, :64].reshape(-1, 32), (0, 2, 4, 6)), f16(blocks[:, 64:])
 
 
 def _i2_s(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Like TQ2_0 with the highest bits first, over the flat tensor; one float32 scale behind the codes, then 28 bytes
     # whose content nobody defines.
     packed, tail = tensor[0, :-32], tensor[0, -32:]
-    scale = _finite(tail[:4].copy().view("<f4"))
+    scale = finite(tail[:4].copy().view("<f4"))
     return _crumbs(packed.reshape(-1, 32), (6, 4, 2, 0)), scale
+
+
+def _q2_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # The float16 scale comes first; four neighbouring codes to a byte, the first in the lowest bits. Code 3 would be
+    # +2: the format allows it, a ternary model has none.
+    packed = blocks[:, 2:]
+    if (packed & (packed >> 1) & 0x55).any():
+        raise FormatError("a ternary code is 3")
+    return spread(packed, 1, (0, 2, 4, 6), 3), f16(blocks[:, :2])
 
 
 TERNARY: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
     "TQ1_0": _tq1_0,
     "TQ2_0": _tq2_0,
     "I2_S": _i2_s,
+    "Q2_0": _q2_0,
+    "PQ2_0": _q2_0,
 }
 """Decoders of the ternary types, by type name."""
 
@@ -173,7 +176,7 @@ def _bf16(blocks: np.ndarray) -> np.ndarray:
 
 def _q8_0(blocks: np.ndarray) -> np.ndarray:
     values = blocks[:, 2:].view(np.int8).astype(np.float32)
-    values *= _f16(blocks[:, :2])
+    values *= f16(blocks[:, :2])
     return values
 
 
@@ -182,7 +185,37 @@ def _q4_0(blocks: np.ndarray) -> np.ndarray:
     nibbles = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1)
     values = nibbles.astype(np.float32)
     values -= 8
-    values *= _f16(blocks[:, :2])
+    values *= f16(blocks[:, :2])
+    return values
+
+
+def _q4_1(blocks: np.ndarray) -> np.ndarray:
+    # float16 scale, float16 minimum, then nibbles as in Q4_0.
+    return _affine(blocks, spread(blocks[:, 4:], 16, (0, 4), 15))
+
+
+def _q5_0(blocks: np.ndarray) -> np.ndarray:
+    # float16 scale, the fifth bits of the 32 values in their order, then nibbles as in Q4_0.
+    values = (spread(blocks[:, 6:], 16, (0, 4), 15) | _fifth_bits(blocks[:, 2:6])).astype(np.float32)
+    values -= 16
+    values *= f16(blocks[:, :2])
+    return values
+
+
+def _q5_1(blocks: np.ndarray) -> np.ndarray:
+    # As Q5_0, with a float16 minimum behind the scale.
+    return _affine(blocks, spread(blocks[:, 8:], 16, (0, 4), 15) | _fifth_bits(blocks[:, 4:8]))
+
+
+def _fifth_bits(packed: np.ndarray) -> np.ndarray:
+    return spread(packed, 1, tuple(range(8)), 1) << 4
+
+
+def _affine(blocks: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """code * scale + minimum, where the block begins with both."""
+    values = codes.astype(np.float32)
+    values *= f16(blocks[:, :2])
+    values += f16(blocks[:, 2:4])
     return values
 
 
@@ -191,7 +224,7 @@ def _q8_l2c(raw: np.ndarray, n_elements: int) -> np.ndarray:
     n_groups, odd = divmod(raw.nbytes - n_elements, 4)
     if odd or n_groups < 1 or n_elements % n_groups:
         raise FormatError(f"Q8_L2C tensor of {n_elements} values cannot have {raw.nbytes} bytes")
-    scales = _finite(raw[n_elements:].copy().view("<f4"))
+    scales = finite(raw[n_elements:].copy().view("<f4"))
     values = raw[:n_elements].view(np.int8).astype(np.float32).reshape(n_groups, -1)
     values *= scales[:, None]
     return values
@@ -203,5 +236,13 @@ _DECODERS: dict[str, Callable[..., np.ndarray]] = {
     "BF16": _bf16,
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q2_K": kquants.q2_k,
+    "Q3_K": kquants.q3_k,
+    "Q4_K": kquants.q4_k,
+    "Q5_K": kquants.q5_k,
+    "Q6_K": kquants.q6_k,
     "Q8_L2C": _q8_l2c,
 }

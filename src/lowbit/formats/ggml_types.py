@@ -1,6 +1,6 @@
 """The tensor types of ggml and its forks: one row each, and the one function that computes stored sizes.
 
-Three forks share the numbers from 36 on, so a number alone names no type: `FORK_NUMBERS` holds each reading, and the
+The forks share the numbers from 36 on, so a number alone names no type: `FORK_NUMBERS` holds each reading, and the
 GGUF reader takes the one whose sizes tile the file.
 """
 
@@ -70,6 +70,8 @@ _ROWS = (
     GGMLType("NVFP4", 40, 64, 36),
     GGMLType("Q1_0", 41, 128, 18),
     GGMLType("Q2_0", 42, 64, 18),
+    # PrismML's Q2_0 with groups of 128. Its first files gave it the number 42 too.
+    GGMLType("PQ2_0", 142, 128, 34),
     # Repacked layouts that llama.cpp once wrote and has removed.
     GGMLType("IQ4_NL_4_4", 36, 32, 18),
     GGMLType("IQ4_NL_4_8", 37, 32, 18),
@@ -95,15 +97,21 @@ _NOT_HERE = {
 }
 _REMOVED_NUMBERS = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}
 
-DECODABLE = frozenset({"F32", "F16", "BF16", "Q8_0", "Q4_0", "TQ1_0", "TQ2_0", "I2_S", "Q8_L2C"})
+DECODABLE = frozenset(
+    {
+        *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+        *("TQ1_0", "TQ2_0", "I2_S", "Q2_0", "PQ2_0", "Q8_L2C"),
+    }
+)
 """Types whose values `lowbit.formats.blocks` can decode."""
 
 FORK_NUMBERS = {
     "bitnet.cpp": {36: "I2_S", 37: "I8_S", 38: "TL1", 39: "TL2", 42: "TL2"},
     "llama.cpp": {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 39: "MXFP4", 42: "Q2_0"},
+    "PrismML": {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 39: "MXFP4", 42: "PQ2_0"},
 }
 """What the numbers that the forks gave away twice mean in each of them. bitnet.cpp used 39 for TL2 until it followed
-llama.cpp, and 42 since."""
+llama.cpp, and 42 since; PrismML's first files used 42 for groups of 128 where llama.cpp's have 64."""
 
 _CONTESTED = frozenset(FORK_NUMBERS["llama.cpp"])
 _BY_NUMBER = {row.number: row for row in _ROWS if row.number >= 0 and row.number not in _CONTESTED}

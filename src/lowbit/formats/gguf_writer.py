@@ -5,10 +5,11 @@ The file appears under its own name only when it is complete, so an interrupted 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -152,7 +153,7 @@ class GGUFWriter:
             self.add_tensor_info(name, type, shape)
             raw = _as_bytes(data)
         try:
-            self._check_size(name, raw)
+            self._check_size(name, raw.nbytes)
         except FormatError:
             del self._tensors[name]
             raise
@@ -193,13 +194,36 @@ class GGUFWriter:
         ValueError
             If another tensor is due, or there is no header yet.
         """
-        if self._file is None:
-            raise ValueError("write_header comes before write_tensor")
-        if not self._pending or self._pending[0] != name:
-            raise ValueError(f"tensor {name!r} is not due; next is {self._pending[0] if self._pending else None!r}")
+        self._due(name)
         data = _as_bytes(raw)
-        self._check_size(name, data)
+        self._check_size(name, data.nbytes)
         self._write_padded(data)
+        del self._pending[0]
+
+    def write_tensor_parts(self, name: str, parts: Iterable[np.ndarray]) -> None:
+        """Write the bytes of the next announced tensor piece by piece, for tensors too large to hold.
+
+        Parameters
+        ----------
+        name : str
+        parts : iterable of C-contiguous ndarray
+            Together exactly the stored bytes.
+
+        Raises
+        ------
+        FormatError
+            If the size is not the announced one.
+        ValueError
+            If another tensor is due, or there is no header yet.
+        """
+        file = self._due(name)
+        nbytes = 0
+        for part in parts:
+            data = _as_bytes(part)
+            nbytes += data.nbytes
+            file.write(data.data)
+        self._check_size(name, nbytes)
+        file.write(bytes(spec.align_up(nbytes, self.alignment) - nbytes))
         del self._pending[0]
 
     def close(self) -> None:
@@ -231,7 +255,8 @@ class GGUFWriter:
     def abort(self) -> None:
         """Remove what was written."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what is still buffered may not fit on the disk either
+                self._file.close()
         if self._temporary is not None:
             self._temporary.unlink()
             self._temporary = None
@@ -249,10 +274,17 @@ class GGUFWriter:
         if self._file is not None:
             raise ValueError("the header is written already")
 
-    def _check_size(self, name: str, raw: np.ndarray) -> None:
+    def _due(self, name: str) -> BinaryIO:
+        if self._file is None:
+            raise ValueError("write_header comes before write_tensor")
+        if not self._pending or self._pending[0] != name:
+            raise ValueError(f"tensor {name!r} is not due; next is {self._pending[0] if self._pending else None!r}")
+        return self._file
+
+    def _check_size(self, name: str, nbytes: int) -> None:
         expected = self._tensors[name][2]
-        if raw.nbytes != expected:
-            raise FormatError(f"{self.path}: tensor {name!r} has {raw.nbytes} bytes, announced were {expected}")
+        if nbytes != expected:
+            raise FormatError(f"{self.path}: tensor {name!r} has {nbytes} bytes, announced were {expected}")
 
     def _write_padded(self, data: np.ndarray) -> None:
         assert self._file is not None

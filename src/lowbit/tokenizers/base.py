@@ -115,6 +115,32 @@ class Tokenizer(ABC):
             ids.append(self.eos_id)
         return ids
 
+    def encode_template(self, text: str, show: Mapping[int, str]) -> list[int]:
+        """Turn text from a chat template into token ids, without adding BOS.
+
+        Parameters
+        ----------
+        text : str
+            Names of control tokens become those tokens.
+        show : mapping of int to str
+            Code points that hide the beginning of such a name in text from a user, and what they stand for.
+
+        Returns
+        -------
+        list of int
+        """
+        ids: list[int] = []
+        for part in self._split_special(_without_surrogates(text)):
+            if isinstance(part, int):
+                ids.append(part)
+            elif part:
+                ids += self._encode_text(part.translate(show))
+        return ids
+
+    def special_texts(self) -> list[str]:
+        """Return the names that `parse_special` reads as control tokens."""
+        return [name for name, token in self._special_texts().items() if token is not None]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Turn token ids into text; control tokens have none, each invalid UTF-8 byte becomes one U+FFFD."""
         data = bytearray()

@@ -15,7 +15,7 @@ from .base import MAX_TOKEN_BYTES, MAX_VOCAB_SIZE
 from .spm import SentencePieceTokenizer
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Specs, Vocabulary
 
-__all__ = ["from_tokenizer_bin", "is_tokenizer_bin"]
+__all__ = ["from_tokenizer_bin", "is_tokenizer_bin", "read_vocabulary"]
 
 _UNK, _BOS, _EOS, _FIRST_BYTE = 0, 1, 2, 3
 _BYTE_TOKENS = [b"<0x%02X>" % i for i in range(256)]
@@ -32,8 +32,8 @@ def is_tokenizer_bin(data: bytes) -> bool:
     return data[at + _RECORD.size : at + _RECORD.size + 6] == _BYTE_TOKENS[0]
 
 
-def from_tokenizer_bin(data: bytes, path: str, vocab_size: int | None = None) -> SentencePieceTokenizer:
-    """Make a tokenizer from the bytes of a llama2.c ``tokenizer.bin``.
+def read_vocabulary(data: bytes, path: str, vocab_size: int | None = None) -> Vocabulary:
+    """Read the tokens of a llama2.c ``tokenizer.bin``.
 
     Parameters
     ----------
@@ -72,8 +72,27 @@ def from_tokenizer_bin(data: bytes, path: str, vocab_size: int | None = None) ->
     types[_FIRST_BYTE : _FIRST_BYTE + 256] = BYTE
     for i in (_BOS, _EOS):
         tokens[i] = tokens[i].strip(b"\n")  # the exporter writes "\n<s>\n"
+    return Vocabulary.checked(tokens, np.array(scores, dtype=np.float32), types, path)
+
+
+def from_tokenizer_bin(data: bytes, path: str, vocab_size: int | None = None) -> SentencePieceTokenizer:
+    """Make a tokenizer from the bytes of a llama2.c ``tokenizer.bin``.
+
+    Parameters
+    ----------
+    data : bytes
+    path : str
+        Name of the file, for messages.
+    vocab_size : int, optional
+        Number of tokens that the model has; the file does not say. None reads to the end of the file.
+
+    Raises
+    ------
+    FormatError
+        If the file is cut off, or has more or fewer than `vocab_size` tokens, or its bytes are not at 3 to 258.
+    """
     return SentencePieceTokenizer(
-        Vocabulary.checked(tokens, np.array(scores, dtype=np.float32), types, path),
+        read_vocabulary(data, path, vocab_size),
         Specs(escape_whitespaces=False),
         path,
         bos_id=_BOS,

@@ -1,0 +1,94 @@
+"""A file's own chat template, run where it can do no harm: Jinja's immutable sandbox, in a process of its own.
+
+The sandbox keeps a template from reaching Python's objects; the process bounds what the sandbox does not: time, memory
+and the length of the text. Values go in and come out as JSON, so a template sees nothing but strings, lists and dicts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from ..errors import FormatError, UnsupportedModelError
+
+__all__ = ["MAX_OUTPUT", "MAX_SECONDS", "MAX_TEMPLATE", "render_jinja"]
+
+MAX_SECONDS = 5.0
+"""From starting the process to its answer; a usual template takes a fifth of a second, nearly all of it the start."""
+MAX_OUTPUT = 4 << 20
+"""Characters of a rendered conversation."""
+MAX_TEMPLATE = 1 << 20
+"""Characters of a template; the longest published ones have some ten thousand."""
+
+_CHILD = os.path.join(os.path.dirname(__file__), "sandbox_process.py")
+
+
+def render_jinja(
+    source: str, messages: Sequence[Mapping[str, str]], bos: str, eos: str, seconds: float = MAX_SECONDS
+) -> str:
+    """Render a conversation with a Jinja template that nobody vouches for.
+
+    Parameters
+    ----------
+    source : str
+        The template.
+    messages : sequence of mappings of str to str
+    bos, eos : str
+        Values of ``bos_token`` and ``eos_token``.
+    seconds : float
+        The process is killed after this time.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    FormatError
+        If the template is wrong, forbidden, too slow, or its text too long.
+    UnsupportedModelError
+        If jinja2 is missing or older than 3.1.6, whose sandbox can be left.
+    """
+    if len(source) > MAX_TEMPLATE:
+        raise FormatError(f"the chat template has {len(source)} characters, limit {MAX_TEMPLATE}")
+    request = {
+        "template": source,
+        "values": {
+            "messages": [dict(message) for message in messages],
+            "bos_token": bos,
+            "eos_token": eos,
+            "add_generation_prompt": True,
+            "today": time.strftime("%d %b %Y"),
+        },
+        "max_output": MAX_OUTPUT,
+        "max_seconds": seconds,
+    }
+    # Nothing of the environment but where Python finds its packages.
+    environment = {k: v for k, v in os.environ.items() if k in ("PYTHONPATH", "PYTHONHOME", "SYSTEMROOT", "PATH")}
+    child = subprocess.Popen(
+        [sys.executable, "-B", _CHILD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    try:
+        answer, _ = child.communicate(json.dumps(request).encode("ascii"), timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise FormatError(f"the model's chat template took longer than {seconds:g} seconds") from None
+    finally:
+        child.kill()
+        child.communicate()
+    try:
+        result = json.loads(answer)
+    except ValueError:
+        raise FormatError("the model's chat template ended its process; it asks for too much memory or time") from None
+    if "missing" in result:
+        raise UnsupportedModelError(f"the model's own chat template needs jinja2 3.1.6 or later; {result['missing']}")
+    if "error" in result:
+        raise FormatError(f"the model's chat template fails: {result['error']}")
+    return str(result["text"])

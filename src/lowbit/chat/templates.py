@@ -1,0 +1,232 @@
+"""Chat templates of the families, and from their text to token ids.
+
+Names of special tokens count only where the template writes them. A user who types ``<|im_end|>`` says these ten
+characters: before a template sees a message, the first character of every possible name is replaced by a character that
+no text holds (a Unicode noncharacter), and it is put back when the special tokens have been found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UnsupportedModelError
+from ..tokenizers import Tokenizer
+from .sandbox import render_jinja
+
+__all__ = ["TEMPLATES", "Message", "Template", "check_messages", "find_template", "render"]
+
+Message = Mapping[str, str]
+"""``role`` (system, user or assistant) and ``content``."""
+ROLES = ("system", "user", "assistant")
+MAX_MESSAGES = 4096
+
+_HIDDEN = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+"""Noncharacters: Unicode promises that they never mean anything."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How one family writes a conversation."""
+
+    name: str
+    write: Callable[[Sequence[Message], str, str], str]
+    """(messages, text of BOS, text of EOS) -> the prompt, up to where the assistant's answer begins."""
+    stops: tuple[str, ...] = ()
+    """Texts that end an answer, where no token does."""
+
+
+def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Return the messages as plain dicts.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or one has another role than system (the first only), user or assistant, or no text.
+    """
+    if not 0 < len(messages) <= MAX_MESSAGES:
+        raise ValueError(f"a conversation has 1 to {MAX_MESSAGES} messages, not {len(messages)}")
+    checked = []
+    for i, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES or (role == "system" and i):
+            raise ValueError(f"message {i}: the role is {role!r}, not user, assistant, or system for the first")
+        if not isinstance(content, str):
+            raise ValueError(f"message {i}: the content is no text")
+        checked.append({"role": str(role), "content": content})
+    return checked
+
+
+def _llama2(messages: Sequence[Message], bos: str, eos: str) -> str:
+    out, system = "", ""
+    for message in messages:
+        content = message["content"]
+        if message["role"] == "system":
+            system = f"<<SYS>>\n{content}\n<</SYS>>\n\n"
+        elif message["role"] == "user":
+            out += f"{bos}[INST] {(system + content).strip()} [/INST]"
+            system = ""
+        else:
+            out += f" {content.strip()} {eos}"
+    return out
+
+
+def _llama3(messages: Sequence[Message], bos: str, eos: str) -> str:
+    turns = (f"{_llama3_head(m['role'])}{m['content'].strip()}<|eot_id|>" for m in messages)
+    return bos + "".join(turns) + _llama3_head("assistant")
+
+
+def _llama3_head(role: str) -> str:
+    return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+
+def _chatml(messages: Sequence[Message], bos: str, eos: str) -> str:
+    turns = (f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
+def _chatml_with(system: str) -> Callable[[Sequence[Message], str, str], str]:
+    """ChatML for models that are told something before a conversation that tells them nothing."""
+
+    def write(messages: Sequence[Message], bos: str, eos: str) -> str:
+        told = messages[0]["role"] == "system"
+        return _chatml(messages if told else [{"role": "system", "content": system}, *messages], bos, eos)
+
+    return write
+
+
+def _qwen3(messages: Sequence[Message], bos: str, eos: str) -> str:
+    # What the model thought before earlier answers is not told again. The "<" of "</think>" is hidden here.
+    spoken = [
+        {**m, "content": m["content"].rpartition("/think>")[2].lstrip("\n")} if m["role"] == "assistant" else m
+        for m in messages
+    ]
+    return _chatml(spoken, bos, eos)
+
+
+def _bitnet(messages: Sequence[Message], bos: str, eos: str) -> str:
+    turns = (f"{m['role'].capitalize()}: {m['content'].strip()}<|eot_id|>" for m in messages)
+    return bos + "".join(turns) + "Assistant: "
+
+
+def _falcon3(messages: Sequence[Message], bos: str, eos: str) -> str:
+    turns = (f"<|{m['role']}|>\n{m['content']}{eos if m['role'] == 'assistant' else ''}\n" for m in messages)
+    return "".join(turns) + "<|assistant|>\n"
+
+
+def _plain(messages: Sequence[Message], bos: str, eos: str) -> str:
+    turns = (f"{m['role'].capitalize()}: {m['content'].strip()}\n" for m in messages)
+    return bos + "".join(turns) + "Assistant:"
+
+
+TEMPLATES = {
+    template.name: template
+    for template in (
+        Template("llama2", _llama2),
+        Template("llama3", _llama3),
+        Template("chatml", _chatml),
+        Template("qwen3", _qwen3),
+        Template("bitnet", _bitnet),
+        Template("falcon3", _falcon3),
+        Template("plain", _plain, stops=("\nUser:", "\nSystem:")),
+    )
+}
+"""Built-in templates by name; ``plain`` is for models that were never taught any."""
+
+# What a file's template must and must not contain to be the like of a built-in one. Anything that a template does
+# beyond roles and contents (tools, dates, thinking) is a reason to run the file's own.
+_EXTRAS = r"tools|strftime|date_string|think|enable_|namespace|macro|documents"
+_MARKS = (
+    ("llama2", r"\[INST\].*<<SYS>>|<<SYS>>.*\[INST\]", _EXTRAS),
+    ("llama3", r"<\|start_header_id\|>.*<\|eot_id\|>", _EXTRAS),
+    # Qwen 2 and 3 have a part for tools, which is silent when there are none.
+    ("chatml", r"<\|im_start\|>.*<\|im_end\|>", _EXTRAS.replace("tools|", "") + r"|trim|strip|bos_token"),
+    ("qwen3", r"<\|im_start\|>.*</think>.*enable_thinking", r"strftime|date_string|macro|documents|bos_token"),
+    ("bitnet", r"(capitalize|Assistant: ).*<\|eot_id\|>|<\|eot_id\|>.*(capitalize|Assistant: )", _EXTRAS),
+    (
+        "falcon3",
+        r"<\|system\|>.*<\|user\|>.*<\|assistant\|>",
+        _EXTRAS + r"|trim|strip|(user\|>|system\|>)[^<]*(eos_token|</s>|<\|end)",
+    ),
+)
+
+_DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^<{}'\"]+)<\|im_end\|>")
+
+
+def find_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> Template:
+    """Choose how to write a conversation for a model.
+
+    Parameters
+    ----------
+    metadata : mapping
+        With GGUF's keys ``general.architecture`` and ``tokenizer.chat_template``; either may be missing.
+    tokenizer : Tokenizer
+
+    Returns
+    -------
+    Template
+        A built-in one where the file's template is its like; else the file's own, to be run in the sandbox.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model has no template, and its architecture has none either.
+    """
+    source = metadata.get("tokenizer.chat_template")
+    if not source:
+        if str(metadata.get("general.architecture")) in ("bitnet-b1.58", "bitnet-25"):
+            return TEMPLATES["bitnet"]
+        raise UnsupportedModelError("the model has no chat template; it was not made for conversations")
+    if not isinstance(source, str):
+        raise UnsupportedModelError("the model's chat template is no text")
+    for name, wanted, unwanted in _MARKS:
+        if re.search(wanted, source, re.DOTALL) and not re.search(unwanted, source):
+            default = _DEFAULT_SYSTEM.search(source) if name == "chatml" else None
+            return TEMPLATES[name] if default is None else Template(name, _chatml_with(default[1]))
+    return Template("jinja", lambda messages, bos, eos: render_jinja(source, messages, bos, eos))
+
+
+def render(
+    messages: Sequence[Message], metadata: Mapping[str, Any], tokenizer: Tokenizer, template: Template | None = None
+) -> list[int]:
+    """Write a conversation as the token ids after which the model answers.
+
+    Parameters
+    ----------
+    messages : sequence of mappings with ``role`` and ``content``
+    metadata : mapping
+        See `find_template`; not looked at if `template` is given.
+    tokenizer : Tokenizer
+    template : Template, optional
+
+    Returns
+    -------
+    list of int
+        With BOS once at the beginning, if the model wants it.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model has no template, or its own cannot be run.
+    ValueError
+        If the messages are no conversation.
+    """
+    template = find_template(metadata, tokenizer) if template is None else template
+    # Every character with which the name of a special token may begin.
+    first = sorted({name[0] for name in tokenizer.special_texts() if name})[: len(_HIDDEN)]
+    hide = {ord(noncharacter): "\N{REPLACEMENT CHARACTER}" for noncharacter in _HIDDEN}
+    hide.update({ord(character): hidden for character, hidden in zip(first, _HIDDEN)})
+    show = {ord(hidden): character for character, hidden in zip(first, _HIDDEN)}
+    hidden_messages = [{**m, "content": m["content"].translate(hide)} for m in check_messages(messages)]
+
+    bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
+    eos = "" if tokenizer.eos_id is None else tokenizer.piece(tokenizer.eos_id)
+    ids = tokenizer.encode_template(template.write(hidden_messages, bos, eos), show)
+    if tokenizer.bos_id is not None:
+        while ids[:2] == [tokenizer.bos_id] * 2:  # the template wrote one, and so did its caller
+            del ids[0]
+        if tokenizer.add_bos and ids[:1] != [tokenizer.bos_id]:
+            ids.insert(0, tokenizer.bos_id)
+    return ids

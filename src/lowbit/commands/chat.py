@@ -1,0 +1,133 @@
+"""Talk with a model.
+
+Each line is a message; the answer appears as it is made. Ctrl-C stops an answer, Ctrl-D or /quit ends the program, and
+/help lists what else begins with a slash. Lines may also come from a pipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from .common import add_model_arguments, add_sampling_arguments, load_model, printable, sampling_values
+
+if TYPE_CHECKING:
+    from ..chat import ChatSession
+
+_HELP = """\
+/reset         forget the conversation
+/system TEXT   begin anew, with TEXT as the instruction (none without TEXT)
+/save FILE     write the conversation to FILE, as JSON
+/help          show this list
+/quit          end; so does Ctrl-D
+//TEXT         say /TEXT
+Ctrl-C stops an answer."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--system", metavar="TEXT", help="instruction before the first message")
+    parser.add_argument("--template", metavar="NAME", help="built-in chat template to use (default: the model's)")
+    add_sampling_arguments(parser)
+    add_model_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..chat import ChatSession
+    from ..errors import UnsupportedModelError
+
+    sampling = sampling_values(args)
+    if args.max_tokens is None:
+        sampling["max_tokens"] = 1024  # the model ends its answer; this only bounds one that does not
+    model = load_model(args)
+    try:
+        chat = ChatSession(model, system=args.system, template=args.template)
+    except UnsupportedModelError as error:
+        if args.template is not None:
+            raise
+        print(f"lowbit: {printable(str(error))}; using the template 'plain'", file=sys.stderr)
+        chat = ChatSession(model, system=args.system, template="plain")
+    interactive = sys.stdin is not None and sys.stdin.isatty()
+    if interactive:
+        print("/help lists the commands; Ctrl-D ends.", file=sys.stderr)
+    while (line := _next_line(interactive)) is not None:
+        if line.startswith("/") and not line.startswith("//"):
+            if not _command(chat, line):
+                break
+        elif line.strip():
+            _answer(chat, line[1:] if line.startswith("//") else line, sampling)
+            # Each answer has randomness of its own, and the conversation as a whole can be had again.
+            sampling["seed"] = (sampling["seed"] + 1) % 2**64
+    return 0
+
+
+def _next_line(interactive: bool) -> str | None:
+    """Read a message; None at the end of the input."""
+    while True:
+        try:
+            if not interactive:
+                line = sys.stdin.buffer.readline().decode("utf-8", "replace") if sys.stdin is not None else ""
+                return line.rstrip("\r\n") if line else None
+            return input("> ")
+        except EOFError:
+            print(file=sys.stderr)
+            return None
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            print("\n(Ctrl-D or /quit ends)", file=sys.stderr)
+
+
+def _answer(chat: ChatSession, text: str, sampling: dict[str, Any]) -> None:
+    """Stream the answer to standard output; Ctrl-C ends it, and what is wrong with the message is said."""
+    from ..errors import LowbitError
+
+    answer = chat.stream(text, **sampling)
+    try:
+        for piece in answer:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        answer.close()
+        print(" [stopped]", file=sys.stderr, end="", flush=True)
+    except LowbitError as error:
+        print(f"lowbit: {printable(str(error))}; /reset forgets the conversation", file=sys.stderr)
+        return
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def _command(chat: ChatSession, line: str) -> bool:
+    """Do what a line with a slash says; return whether to go on."""
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name == "/quit":
+        return False
+    if name == "/reset":
+        system = chat.messages[0]["content"] if chat.messages and chat.messages[0]["role"] == "system" else None
+        chat.reset(system)
+        said = "The conversation is forgotten."
+    elif name == "/system":
+        chat.reset(rest or None)
+        said = "A new conversation begins."
+    elif name == "/save":
+        said = _save(chat, rest)
+    elif name == "/help":
+        said = _HELP
+    else:
+        said = f"There is no command {printable(name)}; /help lists them."
+    print(said, file=sys.stderr, flush=True)
+    return True
+
+
+def _save(chat: ChatSession, path: str) -> str:
+    if not path:
+        return "/save needs the name of a file."
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(chat.messages, file, ensure_ascii=False, indent=2)
+            file.write("\n")
+    except OSError as error:
+        return f"{printable(path)}: {error.strerror}"
+    return f"Saved {len(chat.messages)} messages to {printable(path)}."

@@ -1,0 +1,46 @@
+"""Convert a model to GGUF.
+
+Linear layers become the type asked for, embedding and output head the type of --head, norms F32. The ternary types
+(tq2_0, tq1_0, i2_s) take ternary weights only. The new file gets its name when it is complete, and replaces one that
+has this name already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .common import print_json
+
+# As in lowbit.convert, which is too heavy to be imported for a help text.
+TARGET_TYPES = ("tq2_0", "tq1_0", "i2_s", "q8_0", "q4_0", "f16")
+HEAD_TYPES = ("q8_0", "q6_k", "f16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="model file")
+    parser.add_argument("target", metavar="DST", help="GGUF file to write")
+    parser.add_argument("--type", required=True, choices=TARGET_TYPES, help="type of the linear layers")
+    parser.add_argument("--head", default="q8_0", choices=HEAD_TYPES, help="type of embedding and head (default: q8_0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ..convert import convert
+
+    with tqdm(unit="w", unit_scale=True, delay=1, disable=None, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        done = convert(args.source, args.target, args.type, args.head, progress)
+    for name, kind in done.instead.items():
+        print(f"{name}: its rows are no whole blocks of the type asked for; stored as {kind}", file=sys.stderr)
+    if args.json:
+        print_json({"path": done.path, "bytes": done.nbytes, "types": done.types, "instead": done.instead})
+    else:
+        print(f"{done.path}: {done.nbytes:,} bytes, {', '.join(f'{k} x {n}' for k, n in done.types.items())}")
+    return 0

@@ -1,0 +1,306 @@
+"""Converting a model file to GGUF: tensor by tensor, a few rows at a time, so that memory does not grow with the model.
+
+Ternary targets hold ternary weights exactly, up to the rounding of their scale to float16 (TQ2_0, TQ1_0). Weights that
+are not ternary are never made so, except in the families whose linear layers are defined that way (BitNet): there float
+masters are quantised by absmean, whatever the target, as `lowbit.load` does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .errors import FormatError, LowbitError, UnsupportedModelError
+from .families import find_family
+from .formats import open_model
+from .formats.base import ModelFile, TensorInfo
+from .formats.blocks import TERNARY, dequantize
+from .formats.ggml_types import tensor_nbytes, type_of
+from .formats.gguf_writer import GGUFWriter
+from .quantize import pack_codes, quantize
+from .quantize.ternary import ABSMEAN_FLOOR
+
+__all__ = ["HEAD_TYPES", "TARGET_TYPES", "Conversion", "convert"]
+
+TARGET_TYPES = ("tq2_0", "tq1_0", "i2_s", "q8_0", "q4_0", "f16")
+"""What the linear layers may become."""
+HEAD_TYPES = ("q8_0", "q6_k", "f16")
+"""What the embedding and the output head may become."""
+FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "TQ1_0": 36, "TQ2_0": 37, "I2_S": 40}
+"""Values of ``general.file_type``, for readers that look at it."""
+CHUNK = 1 << 19
+"""Weights decoded and encoded at a time: 2 MB as float32, and a few times that while they are encoded."""
+NEARLY = 1e-3
+"""How far, as a share of the largest magnitude, a stored value may be from -s, 0 and +s and still count as ternary."""
+
+_TABLES = ("token_embd.weight", "output.weight")
+_LINEAR = re.compile(r"blk\.\d+\.(attn_[qkv]|attn_output|attn_qkv|ffn_gate|ffn_up|ffn_down)\.weight")
+
+
+@dataclass
+class Conversion:
+    """What became of a model."""
+
+    path: str
+    types: dict[str, int] = field(default_factory=dict)
+    """Tensors by type."""
+    nbytes: int = 0
+    """Size of the new file."""
+    instead: dict[str, str] = field(default_factory=dict)
+    """Tensors whose rows do not suit the type asked for, and the type they have instead."""
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    type: str,  # noqa: A002
+    head: str = "q8_0",
+    progress: Callable[[int, int], None] | None = None,
+) -> Conversion:
+    """Write a model as GGUF.
+
+    Parameters
+    ----------
+    source : path
+        Anything that `lowbit.formats.open_model` opens.
+    target : path
+        Replaced in one step when the new file is complete; until then its bytes have a temporary name beside it.
+    type : str
+        One of `TARGET_TYPES`, for the linear layers. Norms and biases become F32.
+    head : str
+        One of `HEAD_TYPES`, for the embedding and the output head.
+    progress : callable, optional
+        Called with the weights done so far and the weights in all.
+
+    Returns
+    -------
+    Conversion
+
+    Raises
+    ------
+    FormatError
+        If the source is missing or damaged, or its weights cannot be stored in this type.
+    UnsupportedModelError
+        If lowbit does not know the architecture or a tensor type.
+    LowbitError
+        If the target cannot be written.
+    ValueError
+        If `type` or `head` is none of the above.
+    """
+    if type not in TARGET_TYPES:
+        raise ValueError(f"type must be one of {', '.join(TARGET_TYPES)}, not {type!r}")
+    if head not in HEAD_TYPES:
+        raise ValueError(f"head must be one of {', '.join(HEAD_TYPES)}, not {head!r}")
+    source, target = os.fspath(source), os.fspath(target)
+    with open_model(source) as file:
+        if os.path.exists(target) and os.path.samefile(source, target):
+            raise LowbitError(f"{target}: is the file to be converted; give the new one another name")
+        try:
+            return _Converter(file, type.upper(), head.upper()).write(target, progress or (lambda done, total: None))
+        except (FormatError, UnsupportedModelError) as error:
+            if str(error).startswith((source, target)):
+                raise
+            raise error.__class__(f"{source}: {error}") from None
+        except OSError as error:
+            raise LowbitError(f"{target}: cannot be written ({error.strerror or error})") from None
+
+
+class _Converter:
+    def __init__(self, file: ModelFile, kind: str, head: str) -> None:
+        self.file = file
+        self.kind = kind
+        self.bit_linear = find_family(file.architecture).bit_linear
+        self.result = Conversion("")
+        if not file.tensors:
+            raise FormatError("has no tensors to convert")
+        self.kinds = {info.name: self._kind(info, head) for info in file.tensors.values()}
+        if kind not in self.kinds.values():
+            raise FormatError(
+                f"no linear layer has rows that are a multiple of the {kind} block of {type_of(kind).block_elements}"
+            )
+
+    def _kind(self, info: TensorInfo, head: str) -> str:
+        if len(info.shape) == 1 or (not _LINEAR.fullmatch(info.name) and info.name not in _TABLES):
+            return "F32"
+        asked = head if info.name in _TABLES else self.kind
+        # Rows that are no whole number of blocks: the nearest type that holds any row, and keeps the values.
+        for kind in (asked, "Q8_0", "F16") if info.name in _TABLES else (asked, "F16"):
+            if info.shape[-1] % type_of(kind).block_elements == 0:
+                if kind != asked:
+                    self.result.instead[info.name] = kind
+                return kind
+        raise AssertionError("F16 holds every row")
+
+    def write(self, target: str, progress: Callable[[int, int], None]) -> Conversion:
+        infos = list(self.file.tensors.values())
+        expected = sum(tensor_nbytes(self.kinds[info.name], info.shape) for info in infos)
+        free = shutil.disk_usage(os.path.dirname(os.path.abspath(target))).free
+        if expected > free:
+            raise LowbitError(f"{target}: needs {expected:,} bytes, and {free:,} are free on its disk")
+        total, done = sum(int(np.prod(info.shape, dtype=np.int64)) for info in infos), 0
+        alignment = self.file.metadata.get("general.alignment", 32)
+        with GGUFWriter(target, self.file.architecture, alignment) as writer:
+            _copy_metadata(self.file, writer, FILE_TYPES[self.kind])
+            for info in infos:
+                writer.add_tensor_info(info.name, self.kinds[info.name], info.shape)
+            writer.write_header()
+            for info in infos:
+                try:
+                    writer.write_tensor_parts(info.name, self._parts(info))
+                except (FormatError, UnsupportedModelError) as error:
+                    raise error.__class__(f"the tensor {info.name}: {error}") from None
+                self.file.release(info.name)
+                kind = self.kinds[info.name]
+                self.result.types[kind] = self.result.types.get(kind, 0) + 1
+                done += int(np.prod(info.shape, dtype=np.int64))
+                progress(done, total)
+        self.result.path, self.result.nbytes = target, os.path.getsize(target)
+        return self.result
+
+    def _parts(self, info: TensorInfo) -> Iterator[np.ndarray]:
+        """The stored bytes of the new tensor, a few rows at a time."""
+        kind = self.kinds[info.name]
+        linear = _LINEAR.fullmatch(info.name) is not None
+        if kind == info.type and not (linear and (self.bit_linear or self.kind in TERNARY)):
+            yield self.file.read(info.name)
+        elif linear and self.bit_linear:
+            yield from self._bit_linear(info, kind)
+        elif kind == "I2_S":
+            yield from self._i2_s(info, _extremes(self._values(info))[0])
+        else:
+            for values in self._values(info):
+                if linear and self.kind in TERNARY:
+                    _refuse_unless_ternary(values, type_of(kind).block_elements if kind in TERNARY else values.shape[1])
+                yield quantize(kind, values)
+
+    def _bit_linear(self, info: TensorInfo, kind: str) -> Iterator[np.ndarray]:
+        """A BitNet layer: ternary with one scale, or masters that absmean makes so."""
+        largest, mean, one_magnitude = _extremes(self._values(info))
+        if info.type in TERNARY and not one_magnitude:
+            if kind == "I2_S":
+                raise FormatError(_SEVERAL_SCALES)
+            for values in self._values(info):
+                yield quantize(kind, values)
+            return
+        scale = np.float32(largest if one_magnitude else max(np.float32(mean), np.float32(ABSMEAN_FLOOR)))
+        tail = np.zeros(0, np.uint8)
+        for values in self._values(info):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                signs = np.sign(values) if one_magnitude else np.clip(np.rint(values / scale), -1, 1)
+            if kind == "I2_S":
+                packed = pack_codes(kind, (signs + 1).astype(np.uint8), float(scale))
+                tail = packed[-32:]
+                yield packed[:-32]
+            else:
+                yield quantize(kind, signs.astype(np.float32) * scale)
+        yield tail
+
+    def _i2_s(self, info: TensorInfo, largest: float) -> Iterator[np.ndarray]:
+        """One scale for the whole tensor, behind all codes."""
+        tail = np.zeros(32, np.uint8)
+        for values in self._values(info):
+            _refuse_unless_ternary(values, 128)
+            signs = np.where(np.abs(values) > NEARLY * largest, np.sign(values), np.float32(0))
+            if (np.abs(values - signs * np.float32(largest)) > NEARLY * largest).any():
+                raise FormatError(_SEVERAL_SCALES)
+            packed = pack_codes("I2_S", (signs + 1).astype(np.uint8), largest)
+            tail = packed[-32:]
+            yield packed[:-32]
+        yield tail
+
+    def _values(self, info: TensorInfo) -> Iterator[np.ndarray]:
+        """Decoded rows of a tensor, checked to be finite: (some rows, cols) float32 at a time."""
+        raw, cols = self.file.read(info.name), info.shape[-1]
+        rows = int(np.prod(info.shape[:-1], dtype=np.int64))
+        step = max(1, CHUNK // cols)
+        for start in range(0, rows, step):
+            n = min(step, rows - start)
+            values = _rows(info.type, raw, rows, cols, start, n)
+            if not np.isfinite(values).all():
+                raise FormatError("has weights that are infinite or not a number")
+            yield values
+
+
+_SEVERAL_SCALES = "has several scales, and I2_S holds one per tensor; --type tq2_0 keeps them"
+
+
+def _rows(kind: str, raw: np.ndarray, rows: int, cols: int, start: int, n: int) -> np.ndarray:
+    """Decode rows `start` to `start + n` of a stored matrix."""
+    if kind == "Q8_L2C":  # all int8 values, then the scales of groups that know nothing of rows
+        group = rows * cols // ((raw.nbytes - rows * cols) // 4)
+        first, last = start * cols, (start + n) * cols
+        scales = raw[rows * cols :][first // group * 4 : -(-last // group) * 4].copy().view("<f4")
+        wide = np.repeat(scales, group)[first % group :][: last - first]
+        return (raw[first:last].view(np.int8) * wide).astype(np.float32).reshape(n, cols)
+    tail = type_of(kind).tail_bytes
+    row_bytes = (raw.nbytes - tail) // rows
+    part = raw[start * row_bytes : (start + n) * row_bytes]
+    if tail:
+        part = np.concatenate([part, raw[-tail:]])
+    return dequantize(kind, part, (n, cols))
+
+
+def _extremes(parts: Iterator[np.ndarray]) -> tuple[float, float, bool]:
+    """Largest and mean magnitude, and whether there is exactly one magnitude besides 0."""
+    largest, total, count, one = 0.0, 0.0, 0, True
+    for values in parts:
+        magnitudes = np.abs(values)
+        here = float(magnitudes.max())
+        one = one and ((magnitudes == here) | (magnitudes == 0)).all() and (here in (0.0, largest) or largest == 0.0)
+        largest = max(largest, here)
+        total += float(magnitudes.sum(dtype=np.float64))
+        count += magnitudes.size
+    return largest, total / count, bool(one)
+
+
+def _refuse_unless_ternary(values: np.ndarray, block: int) -> None:
+    magnitudes = np.abs(values).reshape(-1, block)
+    largest = magnitudes.max(axis=1, keepdims=True)
+    if (np.minimum(magnitudes, largest - magnitudes) > np.float32(NEARLY) * largest).any():
+        raise FormatError("is not ternary, and making it so would ruin the model; --type q8_0, q4_0 or f16 keeps it")
+
+
+def _copy_metadata(file: ModelFile, writer: GGUFWriter, file_type: int) -> None:
+    """Every key as it was, but for those that describe the old file rather than the model."""
+    types: Mapping[str, str] = getattr(file, "metadata_types", {})
+    replaced = {"general.architecture", "general.alignment", "general.file_type", "general.quantization_version"}
+    for key, value in file.metadata.items():
+        if key not in replaced and not key.startswith(("split.", "llama2c.")):
+            writer.add_metadata(key, value, types.get(key))
+    writer.add_metadata("general.file_type", file_type, "u32")
+    writer.add_metadata("general.quantization_version", 2, "u32")
+    if file.format == "llama2c":
+        for key, (value, kind) in _vocabulary_beside(file).items():
+            writer.add_metadata(key, value, kind)
+
+
+def _vocabulary_beside(file: ModelFile) -> dict[str, tuple[Any, str]]:
+    """The vocabulary of llama2.c's tokenizer.bin beside the checkpoint, as GGUF's keys; empty if there is none."""
+    from .tokenizers.llama2c import read_vocabulary
+
+    size = file.metadata["llama.vocab_size"]
+    folder = os.path.dirname(os.path.abspath(file.path))
+    for name in (f"tok{size}.bin", "tokenizer.bin"):
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            with open(path, "rb") as opened:
+                vocabulary = read_vocabulary(opened.read(), path, size)
+            return {
+                "tokenizer.ggml.model": ("llama", "string"),
+                # llama2.c writes a space as a space, SentencePiece and GGUF as U+2581.
+                "tokenizer.ggml.tokens": ([t.replace(b" ", "▁".encode()) for t in vocabulary.tokens], "string"),
+                "tokenizer.ggml.scores": (vocabulary.scores, "f32"),
+                "tokenizer.ggml.token_type": (vocabulary.types, "i32"),
+                "tokenizer.ggml.bos_token_id": (1, "u32"),
+                "tokenizer.ggml.eos_token_id": (2, "u32"),
+                "tokenizer.ggml.unknown_token_id": (0, "u32"),
+                "tokenizer.ggml.add_bos_token": (True, "bool"),
+                "tokenizer.ggml.add_eos_token": (False, "bool"),
+            }
+    return {}

@@ -1,0 +1,71 @@
+"""Q6_K: 256 six-bit values in 16 groups, whose int8 scales share one float16."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lowbit.errors import FormatError
+from lowbit.quantize.rounding import blocks_of
+
+__all__ = ["encode_q6_k"]
+
+GROUP = 16
+CANDIDATES = 19
+"""Scales tried per group: the largest magnitude is mapped to 31.1 ... 32.9, in steps of 0.1."""
+
+
+def encode_q6_k(weights: np.ndarray) -> np.ndarray:
+    """Encode as Q6_K: per group the scale with the least error, in which large weights count more.
+
+    Parameters
+    ----------
+    weights : ndarray of float32, shape (rows, cols), cols a multiple of 256
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows * cols / 256, 210)
+        Per block: the low nibbles ql[128], the upper two bits qh[64], int8 scales[16], float16 d. A value is
+        d * scale * (q - 32) (llama.cpp `quantize_row_q6_K_ref`).
+
+    Raises
+    ------
+    FormatError
+        If a block's scale does not fit float16.
+    """
+    groups = blocks_of(weights, GROUP)
+    best = _group_scales(groups).reshape(-1, 16)
+    largest = np.take_along_axis(best, np.abs(best).argmax(axis=1, keepdims=True), axis=1)
+    with np.errstate(over="ignore"):
+        halves = (largest / np.float32(-128)).astype("<f2")
+    if not np.isfinite(halves).all():
+        raise FormatError(f"a block's scale of {np.abs(largest).max() / 128:g} does not fit float16")
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scales = np.nan_to_num(np.clip(np.rint(best * (np.float32(-128) / largest)), -128, 127)).astype(np.int8)
+        steps = (halves.astype(np.float32) * scales.astype(np.float32)).reshape(-1, 1)
+        codes = np.clip(np.nan_to_num(np.rint(groups / steps), posinf=0, neginf=0), -32, 31)
+    q = (codes + 32).astype(np.uint8).reshape(-1, 2, 4, 32)  # (block, half, quarter, value)
+    low = q[:, :, :2] & 15 | (q[:, :, 2:] & 15) << 4
+    high = np.bitwise_or.reduce(q >> 4 << np.array([0, 2, 4, 6], np.uint8)[:, None], axis=2)
+    n = len(q)
+    parts = [low.reshape(n, 128), high.reshape(n, 64), scales.view(np.uint8), halves.view(np.uint8)]
+    return np.concatenate(parts, axis=1)
+
+
+def _group_scales(groups: np.ndarray) -> np.ndarray:
+    """The scale s per group that makes sum(x^2 (x - s q)^2) least, over the candidates: (n, 16) -> (n,)."""
+    largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=1, keepdims=True), axis=1)
+    # Relative to the largest, so that neither squares nor products overflow or vanish.
+    shares = np.divide(groups, largest, out=np.zeros_like(groups), where=largest != 0)
+    importance = shares * shares
+    best_scale = np.zeros(len(groups), np.float32)
+    best_gain = np.zeros(len(groups), np.float32)
+    # The full range first: it stays where no other is better.
+    for step in sorted(range(-(CANDIDATES // 2), CANDIDATES // 2 + 1), key=abs):
+        q = np.clip(np.rint(shares * np.float32(-(32 + 0.1 * step))), -32, 31)
+        against = (importance * shares * q).sum(axis=1)
+        square = (importance * q * q).sum(axis=1)
+        gain = np.divide(against * against, square, out=np.zeros_like(square), where=square > 0)
+        better = gain > best_gain
+        best_scale[better] = against[better] / square[better]
+        best_gain[better] = gain[better]
+    return best_scale * largest[:, 0]
