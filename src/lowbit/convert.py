@@ -39,6 +39,9 @@ CHUNK = 1 << 19
 NEARLY = 1e-3
 """How far, as a share of the largest magnitude, a stored value may be from -s, 0 and +s and still count as ternary."""
 
+_PAIRING = "lowbit.rope_pairing"
+"""Set where a source pairs rotated channels otherwise than files of its architecture do."""
+
 _TABLES = ("token_embd.weight", "output.weight")
 _LINEAR = re.compile(r"blk\.\d+\.(attn_[qkv]|attn_output|attn_qkv|ffn_gate|ffn_up|ffn_down)\.weight")
 
@@ -113,9 +116,11 @@ def convert(
 
 class _Converter:
     def __init__(self, file: ModelFile, kind: str, head: str) -> None:
-        self.file = file
+        family = find_family(file.architecture)
+        pairing = file.metadata.get(_PAIRING, family.rope_pairing)
+        self.file: ModelFile = file if pairing == family.rope_pairing else _AdjacentPairs(file)
         self.kind = kind
-        self.bit_linear = find_family(file.architecture).bit_linear
+        self.bit_linear = family.has_masters(file.metadata)
         self.result = Conversion("")
         if not file.tensors:
             raise FormatError("has no tensors to convert")
@@ -227,6 +232,31 @@ class _Converter:
             yield values
 
 
+class _AdjacentPairs:
+    """A model that rotates channels (j, j + d/2) of a head, with query and key rows reordered to rotate (2j, 2j + 1).
+
+    GGUF's `llama` is stored so; see `LlamaModel.permute` in llama.cpp's converter.
+    """
+
+    def __init__(self, file: ModelFile) -> None:
+        self._file = file
+        keys = file.architecture + ".attention."
+        self._heads = {"attn_q": file.metadata[keys + "head_count"], "attn_k": file.metadata[keys + "head_count_kv"]}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, name: str) -> np.ndarray:
+        raw, info = self._file.read(name), self._file.tensors[name]
+        heads = self._heads.get(name.split(".")[-2])
+        if heads is None:
+            return raw
+        rows, tail = info.shape[0], type_of(info.type).tail_bytes
+        order = np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
+        stored = raw[: len(raw) - tail].reshape(rows, -1)[order].reshape(-1)
+        return np.concatenate([stored, raw[len(raw) - tail :]])
+
+
 _SEVERAL_SCALES = "has several scales, and I2_S holds one per tensor; --type tq2_0 keeps them"
 
 
@@ -271,7 +301,7 @@ def _copy_metadata(file: ModelFile, writer: GGUFWriter, file_type: int) -> None:
     types: Mapping[str, str] = getattr(file, "metadata_types", {})
     replaced = {"general.architecture", "general.alignment", "general.file_type", "general.quantization_version"}
     for key, value in file.metadata.items():
-        if key not in replaced and not key.startswith(("split.", "llama2c.")):
+        if key not in replaced and key != _PAIRING and not key.startswith(("split.", "llama2c.")):
             writer.add_metadata(key, value, types.get(key))
     writer.add_metadata("general.file_type", file_type, "u32")
     writer.add_metadata("general.quantization_version", 2, "u32")

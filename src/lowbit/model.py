@@ -311,6 +311,34 @@ class Model:
         burst = SPECULATION_BURST if speculate else 1
         return self._generate(self._prompt_ids(prompt), SamplingParams(**sampling), burst, speculate)
 
+    def chat(self, messages: list[dict[str, str]], *, template: str | None = None, **sampling: Any) -> Generation:
+        """Answer the last message of a conversation.
+
+        Parameters
+        ----------
+        messages : list of dict
+            Each with ``role`` (``system``, ``user`` or ``assistant``) and ``content``. Names of special tokens in the
+            contents stay ordinary text.
+        template : str, optional
+            Name of a built-in chat template; None takes the one that the model's file names.
+        **sampling
+            Fields of `SamplingParams`.
+
+        Returns
+        -------
+        Generation
+
+        Raises
+        ------
+        ValueError
+            If the conversation or a setting is not valid.
+        ContextLengthError
+            If the conversation does not fit into the context.
+        """
+        from .chat.session import answer
+
+        return answer(self, messages, template, **sampling)
+
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Return the logits after each token of a sequence.
 

@@ -99,14 +99,7 @@ class Tokenizer(ABC):
         if not isinstance(text, str):
             raise TypeError(f"text must be str, not {type(text).__name__}")
         text = _without_surrogates(text)
-        ids: list[int] = []
-        if parse_special and not hasattr(self, "_special"):
-            self._special = NameSplitter(self._special_texts(), self.strips)
-        for part in self._special.split(text) if parse_special else (text,):
-            if isinstance(part, int):
-                ids.append(part)
-            elif part:
-                ids += self._encode_text(part, start=not ids)
+        ids = self._encode_special(text, {}) if parse_special else self._encode_text(text, True) if text else []
         if add_bos is None:
             add_bos = self.add_bos
         if add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
@@ -129,12 +122,18 @@ class Tokenizer(ABC):
         -------
         list of int
         """
+        return self._encode_special(_without_surrogates(text), show)
+
+    def _encode_special(self, text: str, show: Mapping[int, str]) -> list[int]:
+        """Names of control tokens become those tokens; `show` translates the text between them."""
+        if not hasattr(self, "_special"):
+            self._special = NameSplitter(self._special_texts(), self.strips)
         ids: list[int] = []
-        for part in self._split_special(_without_surrogates(text)):
+        for part in self._special.split(text):
             if isinstance(part, int):
                 ids.append(part)
             elif part:
-                ids += self._encode_text(part.translate(show))
+                ids += self._encode_text(part.translate(show), start=not ids)
         return ids
 
     def special_texts(self) -> list[str]:
