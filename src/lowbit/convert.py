@@ -312,25 +312,23 @@ def _copy_metadata(file: ModelFile, writer: GGUFWriter, file_type: int) -> None:
 
 def _vocabulary_beside(file: ModelFile) -> dict[str, tuple[Any, str]]:
     """The vocabulary of llama2.c's tokenizer.bin beside the checkpoint, as GGUF's keys; empty if there is none."""
-    from .tokenizers.llama2c import read_vocabulary
+    from .tokenizers.llama2c import read_vocabulary, tokenizer_beside
 
     size = file.metadata["llama.vocab_size"]
-    folder = os.path.dirname(os.path.abspath(file.path))
-    for name in (f"tok{size}.bin", "tokenizer.bin"):
-        path = os.path.join(folder, name)
-        if os.path.exists(path):
-            with open(path, "rb") as opened:
-                vocabulary = read_vocabulary(opened.read(), path, size)
-            return {
-                "tokenizer.ggml.model": ("llama", "string"),
-                # llama2.c writes a space as a space, SentencePiece and GGUF as U+2581.
-                "tokenizer.ggml.tokens": ([t.replace(b" ", "▁".encode()) for t in vocabulary.tokens], "string"),
-                "tokenizer.ggml.scores": (vocabulary.scores, "f32"),
-                "tokenizer.ggml.token_type": (vocabulary.types, "i32"),
-                "tokenizer.ggml.bos_token_id": (1, "u32"),
-                "tokenizer.ggml.eos_token_id": (2, "u32"),
-                "tokenizer.ggml.unknown_token_id": (0, "u32"),
-                "tokenizer.ggml.add_bos_token": (True, "bool"),
-                "tokenizer.ggml.add_eos_token": (False, "bool"),
-            }
-    return {}
+    path = tokenizer_beside(file.path, size)
+    if path is None:
+        return {}
+    with open(path, "rb") as opened:
+        vocabulary = read_vocabulary(opened.read(), path, size)
+    return {
+        "tokenizer.ggml.model": ("llama", "string"),
+        # llama2.c writes a space as a space, SentencePiece and GGUF as U+2581.
+        "tokenizer.ggml.tokens": ([t.replace(b" ", "▁".encode()) for t in vocabulary.tokens], "string"),
+        "tokenizer.ggml.scores": (vocabulary.scores, "f32"),
+        "tokenizer.ggml.token_type": (vocabulary.types, "i32"),
+        "tokenizer.ggml.bos_token_id": (1, "u32"),
+        "tokenizer.ggml.eos_token_id": (2, "u32"),
+        "tokenizer.ggml.unknown_token_id": (0, "u32"),
+        "tokenizer.ggml.add_bos_token": (True, "bool"),
+        "tokenizer.ggml.add_eos_token": (False, "bool"),
+    }

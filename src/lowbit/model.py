@@ -25,6 +25,7 @@ from .formats.base import ModelFile
 from .generation import Clock, GeneratedText, Generation, Timings
 from .sampling import SamplingParams
 from .tokenizers import Tokenizer, from_gguf_metadata, load_tokenizer
+from .tokenizers.llama2c import tokenizer_beside
 from .weights import FLOAT_WEIGHTS, HEADS, read_weights
 
 __all__ = ["Generation", "Model", "Perplexity", "Timings", "load"]
@@ -175,12 +176,9 @@ def _tokenizer_of(file: ModelFile) -> Tokenizer | None:
         names = ("tokenizer.model", "tokenizer.json")
         return load_tokenizer(file.path) if any(os.path.isfile(os.path.join(file.path, n)) for n in names) else None
     if file.format == "llama2c":
-        folder = os.path.dirname(os.path.abspath(file.path))
         size = file.metadata["llama.vocab_size"]
-        for name in (f"tok{size}.bin", "tokenizer.bin"):
-            beside = os.path.join(folder, name)
-            if os.path.exists(beside):
-                return load_tokenizer(beside, vocab_size=size)
+        beside = tokenizer_beside(file.path, size)
+        return load_tokenizer(beside, vocab_size=size) if beside else None
     return None
 
 

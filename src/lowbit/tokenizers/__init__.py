@@ -39,8 +39,9 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
     ----------
     path : str or path-like
         A GGUF file, with tensors or without; a ``tokenizer.json`` with BPE; a SentencePiece ``tokenizer.model``, or
-        that of Llama 3; a llama2.c ``tokenizer.bin``; or a folder with one of the latter. In a folder the files
-        around it (``tokenizer_config.json``, ``generation_config.json``, ...) tell BOS, EOS and what ends a text.
+        that of Llama 3; a llama2.c ``tokenizer.bin``, or the checkpoint it lies beside; or a folder with one of the
+        former. In a folder the files around it (``tokenizer_config.json``, ``generation_config.json``, ...) tell BOS,
+        EOS and what ends a text.
     vocab_size : int, optional
         Number of tokens the model has; a tokenizer of another size is refused.
 
@@ -73,6 +74,8 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
         tokenizer = from_tokenizer_json(data, name, settings)
     elif is_rank_file(data):
         tokenizer = from_rank_file(data, name, settings)
+    elif beside := _beside_checkpoint(name):
+        return load_tokenizer(beside, vocab_size)
     else:
         raise FormatError(f"{name}: neither GGUF, nor a SentencePiece model, nor a llama2.c tokenizer")
     if vocab_size is not None and tokenizer.vocab_size != vocab_size:
@@ -109,6 +112,19 @@ def from_gguf_metadata(metadata: Mapping[str, Any], path: str) -> Tokenizer:
             f"{path}: tokenizers of kind {kind[:40]!r} are not supported, only {', '.join(KINDS)}"
         )
     return KINDS[kind](metadata, path)
+
+
+def _beside_checkpoint(path: str) -> str | None:
+    """The tokenizer beside a llama2.c checkpoint, if that is what the file is."""
+    from ..formats import open_model
+
+    try:
+        with open_model(path) as file:
+            if file.format == "llama2c":
+                return llama2c.tokenizer_beside(path, file.metadata["llama.vocab_size"])
+    except (FormatError, UnsupportedModelError):
+        pass
+    return None
 
 
 def _read(path: str) -> bytes:

@@ -6,6 +6,7 @@ bytes. llama2.c merges just as SentencePiece does, but in text where a space is 
 
 from __future__ import annotations
 
+import os
 import struct
 
 import numpy as np
@@ -30,6 +31,16 @@ def is_tokenizer_bin(data: bytes) -> bool:
             return False
         at += _RECORD.size + _RECORD.unpack_from(data, at)[1]
     return data[at + _RECORD.size : at + _RECORD.size + 6] == _BYTE_TOKENS[0]
+
+
+def tokenizer_beside(checkpoint: str, vocab_size: int) -> str | None:
+    """Return the path of the tokenizer that lies beside a llama2.c checkpoint of `vocab_size` tokens, if one does."""
+    folder = os.path.dirname(os.path.abspath(checkpoint))
+    for name in (f"tok{vocab_size}.bin", "tokenizer.bin"):
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            return path
+    return None
 
 
 def read_vocabulary(data: bytes, path: str, vocab_size: int | None = None) -> Vocabulary:
