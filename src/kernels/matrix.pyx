@@ -34,7 +34,6 @@ FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "f32": LB_F32, "f16": LB_F16, 
 BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32}
 MAX_COLS = 1 << 18  # int32 sums: see the bounds in isa/*/matmul.c
 MAX_GROUP_COLS = {"u2": 1 << 18, "u4": 1 << 18, "u8": 1 << 16}
-OFFSETS = {"u2": 1, "u4": 8, "u8": 128}
 
 
 cdef inline int32_t fields_of(int32_t format) noexcept nogil:
