@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "../kernels.h"
+#include "../turn.h"
 #include "inline.h"
 
 #if defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
@@ -145,58 +146,8 @@ void LB_NAME(lb_sparse_finish)(const lb_sparse_args *args, int32_t begin, int32_
     }
 }
 
-/* Turns four bytes of four fields round: byte g of the result has field g of each of them. Eight at a time. */
-LB_INLINE void lb_turn_fields(const uint64_t s[4], uint64_t out[4]) {
-    const uint64_t pairs = 0x3333333333333333u, low = 0x0f0f0f0f0f0f0f0fu;
-    const uint64_t t0 = (s[0] & pairs) | (s[1] & pairs) << 2, t1 = (s[0] >> 2 & pairs) | (s[1] & ~pairs);
-    const uint64_t t2 = (s[2] & pairs) | (s[3] & pairs) << 2, t3 = (s[2] >> 2 & pairs) | (s[3] & ~pairs);
-    out[0] = (t0 & low) | (t2 & low) << 4;
-    out[1] = (t1 & low) | (t3 & low) << 4;
-    out[2] = (t0 >> 4 & low) | (t2 & ~low);
-    out[3] = (t1 >> 4 & low) | (t3 & ~low);
-}
-
-/* One word of four row groups: the columns `column + i + apart * field`, from sixteen bytes of each of them. */
-LB_INLINE void lb_turn_word(const uint8_t *base, size_t step, int32_t column, int32_t apart, int32_t n_cols,
-                            uint8_t *const out[4]) {
-    uint8_t turned[4][4][LB_ROWS]; /* [row group][byte of the word][row] */
-    for (int i = 0; i < 4; i++) {
-        uint64_t s[2][4], t[4];
-        for (int f = 0; f < 4; f++) {
-            const int32_t c = column + i + apart * f;
-            s[0][f] = s[1][f] = 0x5555555555555555u; /* weight 0 */
-            if (c < n_cols) {
-                memcpy(&s[0][f], base + step * c, 8);
-                memcpy(&s[1][f], base + step * c + 8, 8);
-            }
-        }
-        for (int half = 0; half < 2; half++) {
-            lb_turn_fields(s[half], t);
-            for (int g = 0; g < 4; g++) memcpy(&turned[g][i][8 * half], &t[g], 8);
-        }
-    }
-    for (int g = 0; g < 4; g++) {
-        for (int row = 0; row < LB_ROWS; row++) {
-            for (int i = 0; i < 4; i++) out[g][4 * row + i] = turned[g][i][row];
-        }
-    }
-}
-
 void LB_NAME(lb_to_row_groups)(const lb_matrix *m, int32_t quarter, uint8_t *codes) {
-    const int32_t line = quarter / 4, block_words = m->block_cols / 16;
-    int32_t tile = (int32_t)((int64_t)line * m->tiles / lb_lines(m->n_rows));
-    while (lb_tile_line(m, tile + 1) <= line) tile++;
-    const int32_t first = lb_tile_line(m, tile), lines = lb_tile_line(m, tile + 1) - first;
-    const uint8_t *base = lb_channel_codes(m, first, lines, 0) + (size_t)(line - first) * 64 + 16 * (quarter % 4);
-    const size_t size = (size_t)m->words * 64;
-    uint8_t *out[4] = {codes, codes + size, codes + 2 * size, codes + 3 * size};
-    for (int32_t word = 0; word < m->words; word += block_words) {
-        const int32_t left = m->words - word, words = left < block_words ? left : block_words;
-        for (int32_t t = 0; t < words; t++) {
-            lb_turn_word(base, (size_t)lines * 64, 16 * word + 4 * t, 4 * words, m->n_cols, out);
-            for (int g = 0; g < 4; g++) out[g] += 64;
-        }
-    }
+    lb_turn_to_row_groups(m, quarter, codes);
 }
 
 #endif

@@ -26,6 +26,7 @@ class Transformer:
     context: int
     batch: int
     threads: int
+    sparse_prefill: bool
     scratch_bytes: int
     weight_bytes: int
     def __init__(
