@@ -41,6 +41,7 @@ typedef struct {
     int32_t refs;
     int32_t previous, next;
     uint8_t kind, state, ahead;
+    uint8_t mark; /* of those who use the block */
 } slot_t;
 
 typedef struct {
@@ -365,6 +366,7 @@ static int32_t fill_slot(lb_cache *c, int32_t block, int32_t s, int why) {
     slot->block = block;
     slot->state = READING;
     slot->ahead = why == AHEAD;
+    slot->mark = 0;
     b->slot = s;
     c->in_flight++;
     count_memory(c, slot_bytes(c, slot));
@@ -570,6 +572,9 @@ int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t
     lb_mutex_unlock(&c->lock);
     return result;
 }
+
+/* The slot of a referenced block does not change, so this needs no lock. */
+uint8_t *lb_cache_mark(lb_cache *c, int32_t block) { return &c->slots[c->blocks[block].slot].mark; }
 
 lb_cache_stats lb_cache_get_stats(lb_cache *c) {
     if (is_forked(c)) return c->stats;

@@ -96,6 +96,12 @@ void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n);
 const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error);
 void lb_cache_release(lb_cache *c, int32_t block);
 
+/*
+ * A byte that goes with the bytes of a block that is referenced: 0 after every read, and whatever its users make of it
+ * until the block is read again. One that writes to a block, to change its form in place, notes it here.
+ */
+uint8_t *lb_cache_mark(lb_cache *c, int32_t block);
+
 lb_cache_stats lb_cache_get_stats(lb_cache *c);
 
 /* To be called in a child process: caches of the parent answer LB_CACHE_FORKED there. */

@@ -9,7 +9,7 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -52,6 +52,7 @@ cdef extern from "blockcache.h":
     void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil
     const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error) noexcept nogil
     void lb_cache_release(lb_cache *c, int32_t block) noexcept nogil
+    uint8_t *lb_cache_mark(lb_cache *c, int32_t block) noexcept nogil
     lb_cache_stats lb_cache_get_stats(lb_cache *c) noexcept nogil
     void lb_cache_after_fork() noexcept
 
@@ -67,6 +68,10 @@ cdef const void *acquire(lb_cache *c, int32_t block, int32_t *error) noexcept no
 
 cdef void release(lb_cache *c, int32_t block) noexcept nogil:
     lb_cache_release(c, block)
+
+
+cdef uint8_t *mark(lb_cache *c, int32_t block) noexcept nogil:
+    return lb_cache_mark(c, block)
 
 
 cdef void prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil:
@@ -222,7 +227,8 @@ cdef class BlockCache:
         if self.c == NULL:
             self._close_files()
             if error == LB_CACHE_BUDGET:
-                raise MemoryBudgetError(f"a budget of {budget} bytes is too small for this cache: it needs {smallest}")
+                raise MemoryBudgetError(
+                    f"a budget of {budget} bytes is too small for this cache: it needs {smallest}", smallest)
             raise MemoryError(f"no memory for a cache of {budget} bytes")
 
     cdef object _open(self, source, direct, lb_source *out):
@@ -403,7 +409,7 @@ cdef class BlockCache:
         with nogil:
             result = lb_cache_set_order(c, &ids[0] if n else NULL, n, lru, &smallest)
         if result == LB_CACHE_BUDGET:
-            raise MemoryBudgetError(f"this order of blocks needs a budget of {smallest} bytes")
+            raise MemoryBudgetError(f"this order of blocks needs a budget of {smallest} bytes", smallest)
         if result:
             self.raise_error(0, result)
 

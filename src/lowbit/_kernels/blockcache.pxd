@@ -1,5 +1,5 @@
 # The block cache for other modules: the functions work without the GIL, on the `c` of a BlockCache that they keep alive.
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 
 
 cdef extern from "blockcache.h":
@@ -43,5 +43,7 @@ cdef class BlockCache:
 # The bytes of a block, which stay until it is released; or NULL, with what `raise_error` takes in `error`.
 cdef const void *acquire(lb_cache *c, int32_t block, int32_t *error) noexcept nogil
 cdef void release(lb_cache *c, int32_t block) noexcept nogil
+# A byte that goes with the bytes of an acquired block: 0 after every read, then whatever its users make of it.
+cdef uint8_t *mark(lb_cache *c, int32_t block) noexcept nogil
 # Asks for blocks outside the order to be read soon.
 cdef void prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil
