@@ -266,6 +266,13 @@ static int64_t uses_until(const lb_cache *c, int32_t s) {
     return (distance % n + n) % n;
 }
 
+/* Whether what was read ahead first is past its use: whoever was to use it has jumped over it. */
+static int is_stale(const lb_cache *c) {
+    const int32_t s = c->pools[LB_RING].ahead.first;
+    const int64_t behind = s < 0 ? 0 : c->n_order - uses_until(c, s);
+    return behind > STRAGGLERS && behind <= c->n_order / 2;
+}
+
 /* A slot for a block that is not resident, or -1. Readers leave alone what was read ahead and is yet to be used. */
 static int32_t take_slot(lb_cache *c, const block_t *b, int why) {
     if (b->kind == LB_PINNED) return b->slot;
@@ -273,17 +280,11 @@ static int32_t take_slot(lb_cache *c, const block_t *b, int why) {
     int32_t s = pool->free.first;
     if (why == AHEAD && c->starving) return -1;
     if (s < 0) s = pool->used.first;
-    if (s < 0 && b->kind == LB_RING && pool->ahead.first >= 0) {
-        const int64_t behind = c->n_order - uses_until(c, pool->ahead.first);
-        if (behind > STRAGGLERS && behind <= c->n_order / 2) {
-            s = pool->ahead.first; /* whoever was to use it has jumped over it */
-        } else if (why == DEMAND) {
-            s = pool->ahead.last; /* what is needed last, and to be read again before anything later */
-            const int64_t position = c->position + uses_until(c, s);
-            if (c->read_position > position) c->read_position = position;
-        }
-    } else if (s < 0 && why == DEMAND) {
-        s = pool->ahead.first;
+    if (s < 0 && (b->kind == LB_RING ? is_stale(c) : why == DEMAND)) s = pool->ahead.first;
+    if (s < 0 && b->kind == LB_RING && why == DEMAND && pool->ahead.last >= 0) {
+        s = pool->ahead.last; /* what is needed last, and to be read again before anything later */
+        const int64_t position = c->position + uses_until(c, s);
+        if (c->read_position > position) c->read_position = position;
     }
     if (s < 0) return -1;
     slot_t *slot = &c->slots[s];
@@ -338,6 +339,15 @@ static int32_t at_position(const lb_cache *c, int64_t position) {
     return c->order[(position % c->n_order + c->n_order) % c->n_order];
 }
 
+/* Moves the read position to a block that is not resident, and returns that; -1: all are. */
+static int32_t seek(lb_cache *c) {
+    for (; c->read_position < c->position + c->n_order; c->read_position++) {
+        const int32_t block = at_position(c, c->read_position);
+        if (!is_resident(c, &c->blocks[block])) return block;
+    }
+    return -1;
+}
+
 /* The next block to read ahead and a slot for it, or -1. */
 static int32_t next_to_read(lb_cache *c, int32_t *s) {
     while (c->n_hints) {
@@ -348,17 +358,22 @@ static int32_t next_to_read(lb_cache *c, int32_t *s) {
         b->hinted = 0;
         if (!is_resident(c, b) && (*s = take_slot(c, b, AHEAD)) >= 0) return block;
     }
-    while (c->read_position < c->position + c->n_order) {
-        const int32_t block = at_position(c, c->read_position);
-        const block_t *b = &c->blocks[block];
-        if (!is_resident(c, b)) {
-            if ((*s = take_slot(c, b, AHEAD)) < 0) return -1;
-            c->read_position++;
-            return block;
-        }
-        c->read_position++;
+    const int32_t block = seek(c);
+    if (block < 0 || (*s = take_slot(c, &c->blocks[block], AHEAD)) < 0) return -1;
+    c->read_position++;
+    return block;
+}
+
+/* Wakes a reader if it would find something to do: where all blocks are resident they sleep on. */
+static void wake_reader(lb_cache *c) {
+    if (!c->n_hints) {
+        const int32_t block = seek(c);
+        if (block < 0) return;
+        const pool_t *ring = &c->pools[LB_RING];
+        const int has_slot = ring->free.first >= 0 || ring->used.first >= 0 || is_stale(c);
+        if (c->blocks[block].kind == LB_RING && (c->starving || !has_slot)) return;
     }
-    return -1;
+    lb_cond_wake_one(&c->work);
 }
 
 static LB_THREAD_RESULT reader_main(void *argument) {
@@ -371,6 +386,7 @@ static LB_THREAD_RESULT reader_main(void *argument) {
             lb_cond_wait(&c->work, &c->lock);
             continue;
         }
+        wake_reader(c);
         const int32_t error = fill_slot(c, block, s, AHEAD); /* whoever needs the block meets the error again */
         if (!error && c->slots[s].kind != LB_PINNED) append(c, list_of(c, &c->slots[s]), s);
     }
@@ -393,14 +409,14 @@ static void advance(lb_cache *c, int32_t position) {
     } else {
         return;
     }
-    lb_cond_wake_one(&c->work);
+    wake_reader(c);
 }
 
 /* --- the interface ---------------------------------------------------------------------------------------------- */
 
 const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error) {
     int64_t start = 0;
-    int missed = 0;
+    int missed = 0, late = 0;
     *error = 0;
     if (is_forked(c)) return *error = LB_CACHE_FORKED, NULL;
     if (block < 0 || block >= c->n_blocks) return *error = LB_CACHE_NO_BLOCK, NULL;
@@ -422,7 +438,7 @@ const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int
         const int reading = slot && slot->state == READING;
         if (!missed) {
             missed = 1;
-            c->stats.late += reading;
+            late = reading;
             start = lb_nanoseconds();
         }
         if (!reading && !c->pausing) {
@@ -454,10 +470,11 @@ const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int
         c->refs++;
         c->stats.hits += !missed;
         c->stats.misses += missed;
+        c->stats.late += late;
     }
     if (missed) {
         c->stats.wait_ns += lb_nanoseconds() - start;
-        lb_cond_wake_one(&c->work); /* readers make way for those who wait for a slot */
+        wake_reader(c); /* readers make way for those who wait for a slot */
     }
     if (--c->inside == 0 && c->closing) lb_cond_wake_all(&c->changed);
     lb_mutex_unlock(&c->lock);
@@ -475,7 +492,7 @@ void lb_cache_release(lb_cache *c, int32_t block) {
         if (c->starving)
             lb_cond_wake_all(&c->changed);
         else
-            lb_cond_wake_one(&c->work);
+            wake_reader(c);
     }
     lb_mutex_unlock(&c->lock);
 }
