@@ -11,11 +11,11 @@
  */
 #include "os.h" /* first: it asks the system headers for more than standard C */
 #include "blockcache.h"
+#include "blockplan.h"
 
 #include <assert.h>
 #include <string.h>
 
-enum { PINNED, RING, LRU };
 enum { EMPTY, READING, READY };
 enum { DEMAND, AHEAD };
 
@@ -125,7 +125,7 @@ static int64_t span(const block_t *b) {
 }
 
 static int64_t slot_bytes(const lb_cache *c, const slot_t *slot) {
-    return slot->kind == PINNED ? span(&c->blocks[slot->block]) : c->pools[slot->kind].slot_bytes;
+    return slot->kind == LB_PINNED ? span(&c->blocks[slot->block]) : c->pools[slot->kind].slot_bytes;
 }
 
 static void count_memory(lb_cache *c, int64_t bytes) {
@@ -147,142 +147,82 @@ static int32_t add_slots(lb_cache *c, int kind, int32_t n, int64_t bytes, int64_
     return n;
 }
 
-/* What the slots are to be: a decision, before anything is changed. */
-typedef struct {
-    int64_t pinned_bytes, ring_slot_bytes, lru_slot_bytes, smallest;
-    int32_t ring_slots, lru_slots;
-} plan_t;
-
-static int32_t clamp(int64_t x, int32_t low, int32_t high) { return x < low ? low : x > high ? high : (int32_t)x; }
-
-/*
- * Divides the budget. Blocks with `position` >= 0 are in the order; their `kind` becomes PINNED or RING.
- *
- * The ring takes memory from the pinned part: with r bytes in the ring and m bytes that cannot be resident, a cycle
- * reads m + r where an all-knowing policy reads little more than m. So r is at most 3 % of m, as far as two slots
- * allow.
- */
-static int32_t make_plan(const lb_cache *c, uint8_t *kinds, const int32_t *positions, const int32_t *order, int32_t n,
-                         int64_t lru_bytes, plan_t *plan) {
-    int64_t room = (c->stats.budget - c->bookkeeping) / PAGE * PAGE, total = 0;
-    *plan = (plan_t){0};
-    for (int32_t b = 0; b < c->n_blocks; b++) {
-        const int64_t bytes = span(&c->blocks[b]);
-        if (positions[b] < 0) {
-            if (bytes > plan->lru_slot_bytes) plan->lru_slot_bytes = bytes;
-        } else {
-            if (bytes > plan->ring_slot_bytes) plan->ring_slot_bytes = bytes;
-            total += bytes;
-        }
-        kinds[b] = positions[b] < 0 ? LRU : RING;
-    }
-    const int32_t n_lru = c->n_blocks - n, least_lru = n_lru < 2 ? n_lru : 2, least_ring = n < 2 ? n : 2;
-    const int64_t least = least_lru * plan->lru_slot_bytes + least_ring * plan->ring_slot_bytes;
-    plan->smallest = c->bookkeeping +
-                     (total < least_ring * plan->ring_slot_bytes ? least_lru * plan->lru_slot_bytes + total : least);
-    if (c->stats.budget < plan->smallest) return LB_CACHE_BUDGET;
-
-    if (n == 0) lru_bytes = room;
-    if (n_lru) plan->lru_slots = clamp(lru_bytes / plan->lru_slot_bytes, least_lru, n_lru);
-    while (plan->lru_slots > least_lru &&
-           plan->lru_slots * plan->lru_slot_bytes > room - (least - least_lru * plan->lru_slot_bytes))
-        plan->lru_slots--;
-    room -= plan->lru_slots * plan->lru_slot_bytes;
-    int64_t to_pin = total;
-    if (total > room) {
-        int64_t ring = (total - room) * 3 / 100;
-        if (ring > RING_BYTES) ring = RING_BYTES;
-        if (ring > room / 2) ring = room / 2;
-        plan->ring_slots = clamp(ring / plan->ring_slot_bytes, least_ring, n);
-        to_pin = room - plan->ring_slots * plan->ring_slot_bytes;
-    }
-
-    /* Pin a block whenever the pinned share of the bytes passed so far has fallen behind; then fill what is left. */
-    double passed = 0;
-    for (int32_t i = 0; i < n; i++) {
-        const int64_t bytes = span(&c->blocks[order[i]]);
-        passed += (double)bytes;
-        if (plan->pinned_bytes + bytes <= to_pin &&
-            ((double)plan->pinned_bytes + (double)bytes / 2) * (double)total <= passed * (double)to_pin) {
-            kinds[order[i]] = PINNED;
-            plan->pinned_bytes += bytes;
-        }
-    }
-    int32_t streamed = 0;
-    for (int32_t i = 0; i < n; i++) {
-        const int64_t bytes = span(&c->blocks[order[i]]);
-        if (kinds[order[i]] == RING && plan->pinned_bytes + bytes <= to_pin) {
-            kinds[order[i]] = PINNED;
-            plan->pinned_bytes += bytes;
-        }
-        streamed += kinds[order[i]] == RING;
-    }
-    if (plan->ring_slots > streamed) plan->ring_slots = streamed;
-    return 0;
-}
-
-/* Drops what is resident and divides the memory anew. */
-static int32_t lay_out(lb_cache *c, const int32_t *order, int32_t n, int64_t lru_bytes, int64_t *smallest) {
-    plan_t plan;
-    uint8_t *kinds = malloc((size_t)c->n_blocks);
-    int32_t *positions = malloc((size_t)c->n_blocks * sizeof *positions), result = 0;
-    if (!kinds || !positions) result = LB_CACHE_NO_MEMORY;
-    for (int32_t b = 0; b < c->n_blocks && !result; b++) positions[b] = -1;
-    for (int32_t i = 0; i < n && !result; i++) {
-        if (order[i] < 0 || order[i] >= c->n_blocks || positions[order[i]] >= 0)
-            result = LB_CACHE_NO_BLOCK;
-        else
-            positions[order[i]] = i;
-    }
-    if (!result) {
-        result = make_plan(c, kinds, positions, order, n, lru_bytes, &plan);
-        if (result == LB_CACHE_BUDGET) *smallest = plan.smallest;
-    }
-    if (result) {
-        free(kinds);
-        free(positions);
-        return result;
-    }
-
+/* Replaces the slots by those of a plan. */
+static int32_t move_in(lb_cache *c, const lb_block_plan *plan, const int32_t *positions, const uint8_t *kinds,
+                       const int32_t *order, int32_t n) {
     /* The old memory goes first: both together would exceed the budget. */
     if (c->arena) lb_free_pages(c->arena, (size_t)c->arena_bytes);
-    c->arena_bytes = plan.pinned_bytes + plan.ring_slots * plan.ring_slot_bytes + plan.lru_slots * plan.lru_slot_bytes;
+    c->arena_bytes =
+        plan->pinned_bytes + plan->ring_slots * plan->ring_slot_bytes + plan->lru_slots * plan->lru_slot_bytes;
     c->arena = lb_alloc_pages((size_t)c->arena_bytes);
+    if (!c->arena) {
+        c->arena_bytes = 0;
+        c->closing = 1; /* without memory nothing works any more */
+        return LB_CACHE_NO_MEMORY;
+    }
     count_memory(c, -c->slots_in_use);
     c->n_slots = 0;
-    c->n_order = c->arena ? n : 0;
+    c->n_order = n;
     c->position = c->read_position = 0;
+    c->n_hints = 0;
     for (int32_t b = 0; b < c->n_blocks; b++) {
         c->blocks[b].slot = -1;
         c->blocks[b].position = positions[b];
         c->blocks[b].kind = kinds[b];
         c->blocks[b].hinted = 0;
     }
-    c->n_hints = 0;
-    free(kinds);
-    free(positions);
-    for (int kind = PINNED; kind <= LRU; kind++) c->pools[kind] = (pool_t){0, 0, {-1, -1}, {-1, -1}, {-1, -1}};
-    if (!c->arena) {
-        c->arena_bytes = 0;
-        c->closing = 1; /* without memory nothing works any more */
-        return LB_CACHE_NO_MEMORY;
-    }
-    if (n) memcpy(c->order, order, (size_t)n * sizeof *order);
+    for (int kind = 0; kind < 3; kind++) c->pools[kind] = (pool_t){0, 0, {-1, -1}, {-1, -1}, {-1, -1}};
     int64_t used = 0;
     for (int32_t i = 0; i < n; i++) {
         block_t *b = &c->blocks[order[i]];
-        if (b->kind != PINNED) continue;
+        c->order[i] = order[i];
+        if (b->kind != LB_PINNED) continue;
         b->slot = c->n_slots;
-        c->slots[c->n_slots++] = (slot_t){.memory = c->arena + used, .block = order[i], .kind = PINNED};
+        c->slots[c->n_slots++] = (slot_t){.memory = c->arena + used, .block = order[i], .kind = LB_PINNED};
         used += span(b);
     }
-    c->stats.pinned_bytes = plan.pinned_bytes;
     c->stats.pinned_blocks = c->n_slots;
-    c->stats.ring_slots = add_slots(c, RING, plan.ring_slots, plan.ring_slot_bytes, &used);
-    c->stats.lru_slots = add_slots(c, LRU, plan.lru_slots, plan.lru_slot_bytes, &used);
-    c->stats.ring_slot_bytes = plan.ring_slot_bytes;
-    c->stats.lru_slot_bytes = plan.lru_slot_bytes;
+    c->stats.pinned_bytes = plan->pinned_bytes;
+    c->stats.ring_slots = add_slots(c, LB_RING, plan->ring_slots, plan->ring_slot_bytes, &used);
+    c->stats.lru_slots = add_slots(c, LB_LRU, plan->lru_slots, plan->lru_slot_bytes, &used);
+    c->stats.ring_slot_bytes = plan->ring_slot_bytes;
+    c->stats.lru_slot_bytes = plan->lru_slot_bytes;
+    assert(used == c->arena_bytes);
     return 0;
+}
+
+/* Drops what is resident and divides the memory anew. */
+static int32_t lay_out(lb_cache *c, const int32_t *order, int32_t n, int64_t lru_bytes, int64_t *smallest) {
+    const size_t n_blocks = (size_t)c->n_blocks;
+    int64_t *spans = malloc(n_blocks * sizeof *spans);
+    int32_t *positions = malloc(n_blocks * sizeof *positions);
+    uint8_t *kinds = malloc(n_blocks);
+    lb_block_plan plan = {0};
+    int32_t result = spans && positions && kinds ? 0 : LB_CACHE_NO_MEMORY;
+    if (!result) {
+        for (int32_t b = 0; b < c->n_blocks; b++) {
+            spans[b] = span(&c->blocks[b]);
+            positions[b] = -1;
+        }
+        for (int32_t i = 0; i < n && !result; i++) {
+            if (order[i] < 0 || order[i] >= c->n_blocks || positions[order[i]] >= 0)
+                result = LB_CACHE_NO_BLOCK;
+            else
+                positions[order[i]] = i;
+        }
+    }
+    if (!result) {
+        const int64_t room = (c->stats.budget - c->bookkeeping) / PAGE * PAGE;
+        if (!lb_plan_blocks(spans, positions, c->n_blocks, order, n, room, lru_bytes, kinds, &plan)) {
+            *smallest = c->bookkeeping + plan.smallest;
+            result = LB_CACHE_BUDGET;
+        }
+    }
+    if (!result) result = move_in(c, &plan, positions, kinds, order, n);
+    free(spans);
+    free(positions);
+    free(kinds);
+    return result;
 }
 
 /* --- reading ---------------------------------------------------------------------------------------------------- */
@@ -327,24 +267,25 @@ static int64_t uses_until(const lb_cache *c, int32_t s) {
     return (distance % n + n) % n;
 }
 
+/* Whether what was read ahead first is past its use: whoever was to use it has jumped over it. */
+static int is_stale(const lb_cache *c) {
+    const int32_t s = c->pools[LB_RING].ahead.first;
+    const int64_t behind = s < 0 ? 0 : c->n_order - uses_until(c, s);
+    return behind > STRAGGLERS && behind <= c->n_order / 2;
+}
+
 /* A slot for a block that is not resident, or -1. Readers leave alone what was read ahead and is yet to be used. */
 static int32_t take_slot(lb_cache *c, const block_t *b, int why) {
-    if (b->kind == PINNED) return b->slot;
+    if (b->kind == LB_PINNED) return b->slot;
     pool_t *pool = &c->pools[b->kind];
     int32_t s = pool->free.first;
     if (why == AHEAD && c->starving) return -1;
     if (s < 0) s = pool->used.first;
-    if (s < 0 && b->kind == RING && pool->ahead.first >= 0) {
-        const int64_t behind = c->n_order - uses_until(c, pool->ahead.first);
-        if (behind > STRAGGLERS && behind <= c->n_order / 2) {
-            s = pool->ahead.first; /* whoever was to use it has jumped over it */
-        } else if (why == DEMAND) {
-            s = pool->ahead.last; /* what is needed last, and to be read again before anything later */
-            const int64_t position = c->position + uses_until(c, s);
-            if (c->read_position > position) c->read_position = position;
-        }
-    } else if (s < 0 && why == DEMAND) {
-        s = pool->ahead.first;
+    if (s < 0 && (b->kind == LB_RING ? is_stale(c) : why == DEMAND)) s = pool->ahead.first;
+    if (s < 0 && b->kind == LB_RING && why == DEMAND && pool->ahead.last >= 0) {
+        s = pool->ahead.last; /* what is needed last, and to be read again before anything later */
+        const int64_t position = c->position + uses_until(c, s);
+        if (c->read_position > position) c->read_position = position;
     }
     if (s < 0) return -1;
     slot_t *slot = &c->slots[s];
@@ -379,7 +320,7 @@ static int32_t fill_slot(lb_cache *c, int32_t block, int32_t s, int why) {
         c->stats.errors++;
         count_memory(c, -slot_bytes(c, slot));
         slot->state = EMPTY;
-        if (slot->kind != PINNED) {
+        if (slot->kind != LB_PINNED) {
             b->slot = -1;
             append(c, &c->pools[slot->kind].free, s);
         }
@@ -400,6 +341,15 @@ static int32_t at_position(const lb_cache *c, int64_t position) {
     return c->order[(position % c->n_order + c->n_order) % c->n_order];
 }
 
+/* Moves the read position to a block that is not resident, and returns that; -1: all are. */
+static int32_t seek(lb_cache *c) {
+    for (; c->read_position < c->position + c->n_order; c->read_position++) {
+        const int32_t block = at_position(c, c->read_position);
+        if (!is_resident(c, &c->blocks[block])) return block;
+    }
+    return -1;
+}
+
 /* The next block to read ahead and a slot for it, or -1. */
 static int32_t next_to_read(lb_cache *c, int32_t *s) {
     while (c->n_hints) {
@@ -410,17 +360,22 @@ static int32_t next_to_read(lb_cache *c, int32_t *s) {
         b->hinted = 0;
         if (!is_resident(c, b) && (*s = take_slot(c, b, AHEAD)) >= 0) return block;
     }
-    while (c->read_position < c->position + c->n_order) {
-        const int32_t block = at_position(c, c->read_position);
-        const block_t *b = &c->blocks[block];
-        if (!is_resident(c, b)) {
-            if ((*s = take_slot(c, b, AHEAD)) < 0) return -1;
-            c->read_position++;
-            return block;
-        }
-        c->read_position++;
+    const int32_t block = seek(c);
+    if (block < 0 || (*s = take_slot(c, &c->blocks[block], AHEAD)) < 0) return -1;
+    c->read_position++;
+    return block;
+}
+
+/* Wakes a reader if it would find something to do: where all blocks are resident they sleep on. */
+static void wake_reader(lb_cache *c) {
+    if (!c->n_hints) {
+        const int32_t block = seek(c);
+        if (block < 0) return;
+        const pool_t *ring = &c->pools[LB_RING];
+        const int has_slot = ring->free.first >= 0 || ring->used.first >= 0 || is_stale(c);
+        if (c->blocks[block].kind == LB_RING && (c->starving || !has_slot)) return;
     }
-    return -1;
+    lb_cond_wake_one(&c->work);
 }
 
 static LB_THREAD_RESULT reader_main(void *argument) {
@@ -433,8 +388,9 @@ static LB_THREAD_RESULT reader_main(void *argument) {
             lb_cond_wait(&c->work, &c->lock);
             continue;
         }
+        wake_reader(c);
         const int32_t error = fill_slot(c, block, s, AHEAD); /* whoever needs the block meets the error again */
-        if (!error && c->slots[s].kind != PINNED) append(c, list_of(c, &c->slots[s]), s);
+        if (!error && c->slots[s].kind != LB_PINNED) append(c, list_of(c, &c->slots[s]), s);
     }
     lb_mutex_unlock(&c->lock);
     return 0;
@@ -455,14 +411,14 @@ static void advance(lb_cache *c, int32_t position) {
     } else {
         return;
     }
-    lb_cond_wake_one(&c->work);
+    wake_reader(c);
 }
 
 /* --- the interface ---------------------------------------------------------------------------------------------- */
 
 const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error) {
     int64_t start = 0;
-    int missed = 0;
+    int missed = 0, late = 0;
     *error = 0;
     if (is_forked(c)) return *error = LB_CACHE_FORKED, NULL;
     if (block < 0 || block >= c->n_blocks) return *error = LB_CACHE_NO_BLOCK, NULL;
@@ -478,13 +434,13 @@ const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int
         }
         slot = b->slot >= 0 ? &c->slots[b->slot] : NULL;
         if (slot && slot->state == READY && !c->pausing) {
-            if (slot->refs == 0 && slot->kind != PINNED) unlink_slot(c, list_of(c, slot), b->slot);
+            if (slot->refs == 0 && slot->kind != LB_PINNED) unlink_slot(c, list_of(c, slot), b->slot);
             break;
         }
         const int reading = slot && slot->state == READING;
         if (!missed) {
             missed = 1;
-            c->stats.late += reading;
+            late = reading;
             start = lb_nanoseconds();
         }
         if (!reading && !c->pausing) {
@@ -516,10 +472,11 @@ const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int
         c->refs++;
         c->stats.hits += !missed;
         c->stats.misses += missed;
+        c->stats.late += late;
     }
     if (missed) {
         c->stats.wait_ns += lb_nanoseconds() - start;
-        lb_cond_wake_one(&c->work); /* readers make way for those who wait for a slot */
+        wake_reader(c); /* readers make way for those who wait for a slot */
     }
     if (--c->inside == 0 && c->closing) lb_cond_wake_all(&c->changed);
     lb_mutex_unlock(&c->lock);
@@ -532,12 +489,12 @@ void lb_cache_release(lb_cache *c, int32_t block) {
     slot_t *slot = &c->slots[s];
     assert(slot->refs > 0 && slot->state == READY);
     c->refs--;
-    if (--slot->refs == 0 && slot->kind != PINNED) {
+    if (--slot->refs == 0 && slot->kind != LB_PINNED) {
         append(c, &c->pools[slot->kind].used, s);
         if (c->starving)
             lb_cond_wake_all(&c->changed);
         else
-            lb_cond_wake_one(&c->work);
+            wake_reader(c);
     }
     lb_mutex_unlock(&c->lock);
 }
@@ -548,7 +505,7 @@ void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) {
     for (int32_t i = 0; i < n; i++) {
         if (blocks[i] < 0 || blocks[i] >= c->n_blocks) continue;
         block_t *b = &c->blocks[blocks[i]];
-        if (b->hinted || b->kind == RING || is_resident(c, b)) continue;
+        if (b->hinted || b->kind == LB_RING || is_resident(c, b)) continue;
         b->hinted = 1; /* so that the queue, which holds every block once, never overflows */
         c->hints[(c->first_hint + c->n_hints++) % c->n_blocks] = blocks[i];
     }
@@ -614,7 +571,7 @@ lb_cache *lb_cache_new(const lb_source *sources, int32_t n_sources, const int64_
         c->blocks[b].offset = table[3 * b + 1];
         c->blocks[b].length = table[3 * b + 2];
     }
-    n_readers = clamp(n_readers, 0, MAX_READERS);
+    if (n_readers > MAX_READERS) n_readers = MAX_READERS;
     c->bookkeeping =
         (int64_t)(sizeof *c + (size_t)n_sources * sizeof *sources + n * (sizeof(block_t) + sizeof(slot_t) + 8)) +
         n_readers * READER_BYTES;
