@@ -26,6 +26,7 @@ from .generation import Clock, GeneratedText, Generation, LogprobRecorder, Timin
 from .sampling import SamplingParams
 from .tokenizers import Tokenizer, from_gguf_metadata, load_tokenizer
 from .tokenizers.llama2c import tokenizer_beside
+from .traps import find_traps
 from .weights import FLOAT_WEIGHTS, HEADS, read_weights
 
 __all__ = ["Generation", "Model", "Perplexity", "Timings", "TokenLogprob", "load"]
@@ -138,11 +139,12 @@ def _from_file(
         tokenizer = _tokenizer_of(file)
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise FormatError(f"{tokenizer.vocab_size} token texts for a vocabulary of {config.vocab_size}")
+        description = {**describe(file), "warnings": find_traps(file, config, tokenizer)}
     except (FormatError, UnsupportedModelError) as error:
         if str(error).startswith(str(file.path)):
             raise
         raise type(error)(f"{file.path}: {error}") from None
-    return Model(transformer, config, tokenizer, describe(file), time.perf_counter() - start)
+    return Model(transformer, config, tokenizer, description, time.perf_counter() - start)
 
 
 def build(
@@ -458,7 +460,10 @@ class Model:
         )
 
     def info(self) -> dict[str, Any]:
-        """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set."""
+        """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set.
+
+        ``warnings`` lists what in the file is guessed, contradicts itself, or is known to ruin the text elsewhere.
+        """
         t, c = self._transformer, self.config
         kv_bytes = KVCache(t, t.context).nbytes // (-(-t.context // 16) * 16)  # reserved in blocks of 16 positions
         return {
@@ -468,6 +473,7 @@ class Model:
             "context_length": c.context_length,
             "layers": c.n_layers,
             "hidden_size": c.hidden_size,
+            "tied_embeddings": c.tied_embeddings,
             "weight_bytes": t.weight_bytes,
             "scratch_bytes": t.scratch_bytes,
             "kv_bytes_per_token": kv_bytes,
