@@ -326,8 +326,10 @@ def _copy_metadata(
     """Every key as it was, but for those that describe the old file rather than the model."""
     types: Mapping[str, str] = getattr(file, "metadata_types", {})
     replaced = {"general.architecture", "general.alignment", "general.file_type", "general.quantization_version"}
+    # config.json names a BOS for tokenizers that have none, so nothing but the tokenizer's own word counts.
+    dropped = (*_OF_THE_CONTAINER, "tokenizer.ggml.") if tokenizer else _OF_THE_CONTAINER
     for key, value in file.metadata.items():
-        if key not in replaced and key not in tokenizer and key != _PAIRING and not key.startswith(_OF_THE_CONTAINER):
+        if key not in replaced and key != _PAIRING and not key.startswith(dropped):
             writer.add_metadata(key, value, types.get(key))
     writer.add_metadata("general.file_type", file_type, "u32")
     writer.add_metadata("general.quantization_version", 2, "u32")

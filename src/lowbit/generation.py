@@ -86,6 +86,8 @@ class GeneratedText:
 
     def __init__(self, tokenizer: Tokenizer | None, stops: tuple[str, ...], ends: frozenset[int]) -> None:
         self._decoder = tokenizer.stream_decoder() if tokenizer is not None else None
+        # Models often have more tokens than their tokenizer, to make a round number; those have no text.
+        self._known = tokenizer.vocab_size if tokenizer is not None else 0
         self._stops = StopBuffer(stops)
         self._ends = ends
         self._pieces: list[str] = []
@@ -98,7 +100,7 @@ class GeneratedText:
             self.stopped = True
             return self._emit(self._rest())
         self.tokens.append(token)
-        if self._decoder is None:
+        if self._decoder is None or token >= self._known:
             return ""
         piece, self.stopped = self._stops.push(self._decoder.push(token))
         return self._emit(piece)

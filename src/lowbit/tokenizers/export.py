@@ -3,8 +3,8 @@
 GGUF knows two kinds that matter here: ``llama``, SentencePiece's BPE with a score per token, and ``gpt2``, byte-level
 BPE with merges and the name of a splitting rule. A ``tokenizer.json`` with merges over text rather than bytes is a
 SentencePiece vocabulary in another form: its scores follow from the order of the merges. What GGUF has no key for
-(Unicode normalisation, names that swallow white space, a prefix at the start alone) gets a key of lowbit's own; other
-programs do not look at it.
+(Unicode normalisation, names that swallow white space, a space before text that begins with none) gets a key of
+lowbit's own; other programs do not look at it.
 
 Nothing is taken on trust: the keys are made into a tokenizer again, and that one must treat every token and a set of
 awkward texts as the folder's does.
@@ -28,7 +28,7 @@ from .gpt2 import NORMALIZER_KEY, STRIP_KEYS
 from .hub import read_settings
 from .modelproto import ModelProto, read_model_proto
 from .splitting import BY_NAME, GPT2
-from .spm import PREFIX_ONCE_KEY
+from .spm import PREFIX_KEY
 from .tiktoken import is_rank_file, read_rank_file
 from .tokenizer_json import read_tokenizer_json
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, looks_like_byte
@@ -164,10 +164,12 @@ def _scored(parts: Parts, path: str) -> Keys:
     recipe, vocabulary = parts.recipe, parts.vocabulary
     normalizer, steps = list(recipe.normalizer), list(recipe.pre_tokenizer)
     spaces = [step for step in steps if step["type"] == "Metaspace" and not step["split"]]
+    scheme = "never"
     if normalizer in ([_PREFIX, _SPACE], [_SPACE]) and not steps:
-        scheme = "always" if _PREFIX in normalizer else "never"
+        prefix = _PREFIX in normalizer
     elif not normalizer and len(spaces) == len(steps) == 1:
         scheme = str(spaces[0]["prepend_scheme"])
+        prefix = scheme != "never"
     else:
         raise _no_words(path, "splits text by a rule that has no name there")
     if recipe.ignore_merges:
@@ -183,11 +185,11 @@ def _scored(parts: Parts, path: str) -> Keys:
         "tokenizer.ggml.tokens": (tokens, "string"),
         "tokenizer.ggml.scores": (_scores(parts, path), "f32"),
         "tokenizer.ggml.token_type": (types, "i32"),
-        "tokenizer.ggml.add_space_prefix": (scheme != "never", "bool"),
+        "tokenizer.ggml.add_space_prefix": (prefix, "bool"),
         "tokenizer.ggml.remove_extra_whitespaces": (False, "bool"),
     }
-    if scheme == "first":
-        keys[PREFIX_ONCE_KEY] = (True, "bool")
+    if scheme != "never":
+        keys[PREFIX_KEY] = (scheme, "string")
     return keys
 
 
@@ -223,9 +225,11 @@ def _scores(parts: Parts, path: str) -> np.ndarray:
 
 def _fill_up(keys: Keys, vocab_size: int) -> None:
     tokens, kind = keys["tokenizer.ggml.tokens"]
+    # SentencePiece writes out the names of unused tokens; these have no text.
+    filler_type = CONTROL if keys["tokenizer.ggml.model"][0] == "llama" else UNUSED
     tokens = [text or b"[PAD%d]" % i for i, text in enumerate(tokens)]
     tokens += [b"[PAD%d]" % i for i in range(len(tokens), vocab_size)]
-    for key, filler in (("token_type", UNUSED), ("scores", -1e9)):
+    for key, filler in (("token_type", filler_type), ("scores", -1e9)):
         if f"tokenizer.ggml.{key}" in keys:
             values, value_kind = keys[f"tokenizer.ggml.{key}"]
             padded = np.full(vocab_size, filler, values.dtype)

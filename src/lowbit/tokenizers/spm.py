@@ -16,9 +16,9 @@ from .metadata import get, special_id
 from .modelproto import read_model_proto, write_bpe_model, write_model_proto
 from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Specs, Vocabulary, looks_like_byte
 
-__all__ = ["PREFIX_ONCE_KEY", "SentencePieceTokenizer", "from_gguf", "from_model_file"]
+__all__ = ["PREFIX_KEY", "SentencePieceTokenizer", "from_gguf", "from_model_file"]
 
-PREFIX_ONCE_KEY = "lowbit.tokenizer.prefix_once"
+PREFIX_KEY = "lowbit.tokenizer.space_prefix"
 """A key of lowbit's own, since GGUF has none."""
 
 _UNK_SURFACE = " \N{DOUBLE QUESTION MARK} ".encode()
@@ -41,8 +41,9 @@ class SentencePieceTokenizer(Tokenizer):
         SentencePiece's own settings, if the file has them; otherwise they are made from `specs`.
     unk_surface : bytes
         What an unknown token decodes to.
-    prefix_once : bool
-        The space before the text is put there at its start alone, and not after each control token.
+    prefix : str
+        Where a space is put before text that begins with none: ``first`` at the start alone, ``always`` after each
+        control token too. Empty for SentencePiece's own rule, which puts one before any text.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class SentencePieceTokenizer(Tokenizer):
         eos_ids: set[int] | None = None,
         rest: bytes | None = None,
         unk_surface: bytes = _UNK_SURFACE,
-        prefix_once: bool = False,
+        prefix: str = "",
     ) -> None:
+        import sentencepiece
+
         ends = {eos_id, *(eos_ids or ())} | {i for i, t in enumerate(vocabulary.tokens) if t in END_MARKERS}
         self.eos_ids = frozenset(i for i in ends if i is not None)
         # Some converters forget to mark these; text from a user must not be able to begin or end a turn.
@@ -71,12 +74,17 @@ class SentencePieceTokenizer(Tokenizer):
         self._vocabulary = vocabulary
         self._bytes = vocabulary.token_bytes(unk_surface, specs.escape_whitespaces)
         self._prefix = b"" if not specs.add_dummy_prefix else SPACE if specs.escape_whitespaces else b" "
+        self._own_prefix = prefix
+        if prefix:
+            specs = replace(specs, add_dummy_prefix=False)
         proto, self._proto_unk = (
             write_bpe_model(vocabulary, specs) if rest is None else write_model_proto(vocabulary, rest)
         )
-        self._processor = self._inner = _processor(proto, path)
-        if prefix_once and specs.add_dummy_prefix and rest is None:
-            self._inner = _processor(write_bpe_model(vocabulary, replace(specs, add_dummy_prefix=False))[0], path)
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(proto)
+        except RuntimeError as error:
+            raise FormatError(f"{path}: sentencepiece refuses this vocabulary: {_one_line(error)}") from error
 
     def token_bytes(self, token: int, first: bool = False) -> bytes:
         self._check_id(token)
@@ -90,7 +98,9 @@ class SentencePieceTokenizer(Tokenizer):
         return self._vocabulary.tokens[token].decode("utf-8", "replace")
 
     def _encode_text(self, text: str, start: bool) -> list[int]:
-        ids: list[int] = (self._processor if start else self._inner).EncodeAsIds(text)
+        if self._own_prefix and (start or self._own_prefix == "always") and text[0] not in " ▁":
+            text = " " + text
+        ids: list[int] = self._processor.EncodeAsIds(text)
         if self._proto_unk != self.unk_id and self._proto_unk in ids:
             instead = [] if self.unk_id is None else [self.unk_id]
             ids = [j for i in ids for j in (instead if i == self._proto_unk else [i])]
@@ -158,7 +168,7 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> SentencePieceTokenizer:
         unk_id=unk,
         add_bos=get(metadata, "add_bos_token", bool, path, default=True),
         eos_ids={i for i in (special("eot"), special("eom")) if i is not None},
-        prefix_once=metadata.get(PREFIX_ONCE_KEY) is True,
+        prefix=_prefix(metadata, path),
     )
 
 
@@ -186,15 +196,11 @@ def from_model_file(data: bytes, path: str) -> SentencePieceTokenizer:
     )
 
 
-def _processor(proto: bytes, path: str) -> Any:
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(proto)
-    except RuntimeError as error:
-        raise FormatError(f"{path}: sentencepiece refuses this vocabulary: {_one_line(error)}") from error
-    return processor
+def _prefix(metadata: Mapping[str, Any], path: str) -> str:
+    prefix = metadata.get(PREFIX_KEY, "")
+    if not isinstance(prefix, str) or prefix not in ("", "first", "always"):
+        raise UnsupportedModelError(f"{path}: {PREFIX_KEY} is {str(prefix)[:40]!r}, not first or always")
+    return prefix
 
 
 def _version(text: str) -> tuple[int, ...]:
