@@ -322,7 +322,7 @@ cdef class Transformer:
         free_aligned(self.layers)
 
     def _make_rope(self, config):
-        """cos and sin of position * theta**(-2j/d) / factor, made in double."""
+        """rope_scale times cos and sin of position * theta**(-2j/d) / factor, made in double."""
         cdef const float[:, ::1] view
         inverse = config.rope_theta ** (-np.arange(0, self.rope_dim, 2, dtype=np.float64) / self.rope_dim)
         if config.rope_factors:
@@ -331,7 +331,7 @@ cdef class Transformer:
             inverse = inverse / np.asarray(config.rope_factors, np.float64)
         angles = np.arange(self.context, dtype=np.float64)[:, None] * inverse
         for name, values in (("cos", np.cos(angles)), ("sin", np.sin(angles))):
-            values = np.ascontiguousarray(values, np.float32)
+            values = np.ascontiguousarray(values * config.rope_scale, np.float32)
             self.keep.append(values)
             view = values
             if name == "cos":
@@ -526,6 +526,45 @@ cdef class Transformer:
                     self._head(0, rows, &out[start, 0])
                 elif start + rows == n:
                     self._head(rows - 1, 1, self.logits)
+            if self.failed:
+                self.pager.check(self.failed)
+            cache.length += rows
+            start += rows
+        return result
+
+    def hidden_states(self, KVCache cache not None, const int32_t[::1] tokens not None):
+        """Append tokens to a sequence, and return what the output head would read.
+
+        Parameters
+        ----------
+        cache : KVCache
+        tokens : ndarray of int32, shape (n,)
+
+        Returns
+        -------
+        ndarray of float32, shape (n, hidden_size)
+            After the last RMSNorm.
+
+        Raises
+        ------
+        ContextLengthError, ValueError
+            As from `prefill`.
+        """
+        cdef int64_t start = 0, n = tokens.shape[0]
+        cdef int32_t rows, i
+        cdef float[:, ::1] out
+        self._check(cache, tokens)
+        result = np.empty((n, self.hidden), np.float32)
+        out = result
+        while start < n:
+            rows = <int32_t>min(n - start, <int64_t>self.batch)
+            with nogil:
+                for i in range(rows):
+                    self._row(i, tokens[start + i], cache, cache.length + i)
+                self._forward(rows)
+                for i in range(rows):
+                    table.rms_norm(self.x + <size_t>i * self.hidden, self.output_norm, self.hidden, self.eps,
+                                   &out[start + i, 0])
             if self.failed:
                 self.pager.check(self.failed)
             cache.length += rows

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -23,15 +23,16 @@ from .errors import ContextLengthError, FormatError, LowbitError, MemoryBudgetEr
 from .families import find_family
 from .formats import open_model
 from .formats.base import ModelFile
-from .generation import Clock, GeneratedText, Generation, Timings
+from .generation import Clock, GeneratedText, Generation, LogprobRecorder, Timings, TokenLogprob
 from .memory import Budget, MemoryPlan, parse_size
 from .paging import Paging
 from .sampling import SamplingParams
 from .tokenizers import Tokenizer, from_gguf_metadata, load_tokenizer
 from .tokenizers.llama2c import tokenizer_beside
+from .traps import find_traps
 from .weights import FLOAT_WEIGHTS, HEADS, read_weights
 
-__all__ = ["Generation", "Model", "Perplexity", "Timings", "load"]
+__all__ = ["Generation", "Model", "Perplexity", "Timings", "TokenLogprob", "load"]
 
 DEFAULT_CONTEXT = 8192
 """Most tokens that a model gets room for unless the caller asks for more."""
@@ -148,12 +149,13 @@ def _from_file(
         transformer, config = build(file, threads, context, kv_type, head, weights=weights, budget=budget)
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise FormatError(f"{tokenizer.vocab_size} token texts for a vocabulary of {config.vocab_size}")
+        description = {**describe(file), "warnings": find_traps(file, config, tokenizer)}
     except (FormatError, UnsupportedModelError) as error:
         if str(error).startswith(str(file.path)):
             raise
         raise type(error)(f"{file.path}: {error}") from None
     plan = None if budget is None else budget.plan
-    return Model(transformer, config, tokenizer, describe(file), time.perf_counter() - start, plan)
+    return Model(transformer, config, tokenizer, description, time.perf_counter() - start, plan)
 
 
 def build(
@@ -274,16 +276,24 @@ class Model:
         return self._tokenizer
 
     @overload
-    def generate(self, prompt: str, *, speculate: bool = ..., **sampling: Any) -> Generation: ...
-    @overload
-    def generate(self, prompt: Sequence[int], *, speculate: bool = ..., **sampling: Any) -> Generation: ...
-    @overload
-    def generate(self, prompt: Sequence[str], *, speculate: bool = ..., **sampling: Any) -> list[Generation]: ...
+    def generate(
+        self, prompt: str, *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
+    ) -> Generation: ...
     @overload
     def generate(
-        self, prompt: Sequence[Sequence[int]], *, speculate: bool = ..., **sampling: Any
+        self, prompt: Sequence[int], *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[str], *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
     ) -> list[Generation]: ...
-    def generate(self, prompt: Any, *, speculate: bool = False, **sampling: Any) -> Generation | list[Generation]:
+    @overload
+    def generate(
+        self, prompt: Sequence[Sequence[int]], *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
+    ) -> list[Generation]: ...
+    def generate(
+        self, prompt: Any, *, speculate: bool = False, logprobs: int | None = None, **sampling: Any
+    ) -> Generation | list[Generation]:
         """Continue a text, or several texts at once.
 
         Parameters
@@ -294,6 +304,11 @@ class Model:
         speculate : bool
             Propose tokens that followed the same words earlier in the text, and check several in one pass. The text
             is the same; repetitive text comes sooner.
+        logprobs : int, optional
+            Also report, for each generated token, its log-probability and this many of the likeliest tokens in its
+            place, 0 to 100. These are natural logarithms of what the model itself predicts, before temperature, cuts
+            and penalties. The text is the same, but is made one token and one prompt at a time: `speculate` and the
+            sharing of a list do not speed it up.
         **sampling
             Fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, seed, stop.
 
@@ -309,15 +324,15 @@ class Model:
             If a setting is out of range, or an entry of a list is empty.
         """
         params = SamplingParams(**sampling)
-        if isinstance(prompt, (list, tuple)) and (not prompt or not isinstance(prompt[0], (int, np.integer))):
+        several = isinstance(prompt, (list, tuple)) and (not prompt or not isinstance(prompt[0], (int, np.integer)))
+        if logprobs is not None:
+            record = LogprobRecorder(self._tokenizer, logprobs)
+            if not several:
+                return self._with_logprobs(self._prompt_ids(prompt), params, record)
+            return [self._with_logprobs(ids, params, record) for ids in self._entries(prompt)]
+        if several:
             return self._generate_batch(prompt, params)
-        run = self._generate(self._prompt_ids(prompt), params, DECODE_BURST, speculate)
-        while True:
-            try:
-                next(run)
-            except StopIteration as end:
-                result: Generation = end.value
-                return result
+        return _last(self._generate(self._prompt_ids(prompt), params, DECODE_BURST, speculate))
 
     def stream(
         self, prompt: str | Sequence[int], *, speculate: bool = False, **sampling: Any
@@ -381,6 +396,50 @@ class Model:
             out: np.ndarray = self._transformer.prefill(self._new_cache(len(ids)), ids, True)
             return out
 
+    @overload
+    def embed(self, texts: str, pooling: str = ...) -> np.ndarray: ...
+    @overload
+    def embed(self, texts: Sequence[int], pooling: str = ...) -> np.ndarray: ...
+    @overload
+    def embed(self, texts: Sequence[str], pooling: str = ...) -> np.ndarray: ...
+    @overload
+    def embed(self, texts: Sequence[Sequence[int]], pooling: str = ...) -> np.ndarray: ...
+    def embed(self, texts: Any, pooling: str = "last") -> np.ndarray:
+        """Turn texts into vectors: what the output head reads, after the last RMSNorm.
+
+        Parameters
+        ----------
+        texts : str, sequence of int, or a list of these
+            Texts are encoded as for `generate`, with BOS where the model wants it; token ids are taken as they are.
+        pooling : str
+            ``last`` takes the vector of the last token, which has seen the whole text; ``mean`` the mean over all
+            tokens, BOS among them.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_texts, hidden_size)
+            Not normalised. One text is a list of one.
+
+        Raises
+        ------
+        ContextLengthError
+            If a text does not fit into the context.
+        ValueError
+            If there is no text, one has no token, or `pooling` is neither of the above.
+        """
+        if pooling not in ("last", "mean"):
+            raise ValueError(f"pooling must be last or mean, not {pooling!r}")
+        one = isinstance(texts, str) or (len(texts) and isinstance(texts[0], (int, np.integer)))
+        entries = [self._prompt_ids(text) for text in ([texts] if one else texts)]
+        if not entries:
+            raise ValueError("there is no text to embed")
+        vectors = np.empty((len(entries), self.config.hidden_size), np.float32)
+        for vector, ids in zip(vectors, entries):
+            with self._lock:
+                states = self._transformer.hidden_states(self._new_cache(len(ids)), ids)
+            vector[:] = states[-1] if pooling == "last" else states.mean(axis=0, dtype=np.float64)
+        return vectors
+
     def perplexity(self, text: str) -> Perplexity:
         """Score a text: BOS first, then every token is predicted from those before it.
 
@@ -423,7 +482,10 @@ class Model:
         )
 
     def info(self) -> dict[str, Any]:
-        """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set."""
+        """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set.
+
+        ``warnings`` lists what in the file is guessed, contradicts itself, or is known to ruin the text elsewhere.
+        """
         t, c = self._transformer, self.config
         kv_bytes = KVCache(t, t.context).nbytes // (-(-t.context // 16) * 16)  # reserved in blocks of 16 positions
         return {
@@ -433,6 +495,7 @@ class Model:
             "context_length": c.context_length,
             "layers": c.n_layers,
             "hidden_size": c.hidden_size,
+            "tied_embeddings": c.tied_embeddings,
             "weight_bytes": t.weight_bytes,
             "scratch_bytes": t.scratch_bytes,
             "kv_bytes_per_token": kv_bytes,
@@ -473,8 +536,9 @@ class Model:
         return self._ids(ids)
 
     def _generate(
-        self, ids: np.ndarray, params: SamplingParams, burst: int, speculate: bool
-    ) -> Generator[str, None, Generation]:
+        self, ids: np.ndarray, params: SamplingParams, burst: int, speculate: bool,
+        look: Callable[[int], None] | None = None,
+    ) -> Generator[str, None, Generation]:  # fmt: skip
         text = GeneratedText(self._tokenizer, params.stop, self._ends)
         clock = Clock()
         sampler = self._sampler(params, ids)
@@ -482,7 +546,8 @@ class Model:
             sequence, self._kept = self._kept or _Sequence(self._new_cache(self.context), ids[:0]), None
         reused = sequence.shared_prefix(ids)
         try:
-            for token in self._tokens(sequence, ids, reused, sampler, params.max_tokens, burst, speculate, clock):
+            made = self._tokens(sequence, ids, reused, sampler, params.max_tokens, burst, speculate, clock, look)
+            for token in made:
                 piece = text.push(token)
                 if piece:
                     yield piece
@@ -497,9 +562,12 @@ class Model:
 
     def _tokens(
         self, sequence: _Sequence, ids: np.ndarray, reused: int, sampler: Sampler, n: int, burst: int,
-        speculate: bool, clock: Clock,
+        speculate: bool, clock: Clock, look: Callable[[int], None] | None,
     ) -> Iterator[int]:  # fmt: skip
-        """Make up to n tokens after `ids`, in bursts of which the first has one token, so that it comes at once."""
+        """Make up to n tokens after `ids`, in bursts of which the first has one token, so that it comes at once.
+
+        `look` is called after each burst of one, while the logits that the token was chosen from are still there.
+        """
         stop = np.array(sorted(self._ends), np.int32)
         size, pending, made = 1, np.array([-1], np.int32), [-1]
         while made:
@@ -513,6 +581,8 @@ class Model:
                 history = sequence.tokens if speculate else None
                 with clock.decoding():
                     [made] = self._transformer.decode([sequence.cache], [sampler], pending, min(n, size), stop, history)
+                if look is not None and made:
+                    look(made[0])
                 sequence.tokens = np.concatenate([sequence.tokens, np.array(made, np.int32)])
             yield from made
             n -= len(made)
@@ -520,10 +590,23 @@ class Model:
                 return
             pending, size = sequence.tokens[-1:], burst
 
-    def _generate_batch(self, prompts: Sequence[Any], params: SamplingParams) -> list[Generation]:
+    def _with_logprobs(self, ids: np.ndarray, params: SamplingParams, record: LogprobRecorder) -> Generation:
+        found: list[TokenLogprob] = []
+
+        def look(token: int) -> None:
+            found.append(record(token, self._transformer.last_logits()))
+
+        out = _last(self._generate(ids, params, 1, False, look))
+        return replace(out, logprobs=found[: len(out.tokens)])  # without the token that ended the text
+
+    def _entries(self, prompts: Sequence[Any]) -> list[np.ndarray]:
+        """Token ids of each entry of a batch."""
         if not all(len(prompt) for prompt in prompts):
             raise ValueError("an entry of the batch is empty")
-        entries = [self._prompt_ids(prompt) for prompt in prompts]
+        return [self._prompt_ids(prompt) for prompt in prompts]
+
+    def _generate_batch(self, prompts: Sequence[Any], params: SamplingParams) -> list[Generation]:
+        entries = self._entries(prompts)
         results: list[Generation] = []
         with self._lock:
             while len(results) < len(entries):
@@ -590,3 +673,13 @@ class Model:
         )  # fmt: skip
         sampler.note(ids.tolist())
         return sampler
+
+
+def _last(run: Generator[str, None, Generation]) -> Generation:
+    """Run a generation to its end."""
+    while True:
+        try:
+            next(run)
+        except StopIteration as end:
+            result: Generation = end.value
+            return result

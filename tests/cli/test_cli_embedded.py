@@ -203,3 +203,17 @@ def test_unknown_instruction_set_is_an_error(lowbit_command, arguments):
 
 def test_unknown_random_shape_is_an_error(lowbit_command):
     assert_one_clear_line(lowbit_command("bench", "--random", "12"), "12", "0.7B")
+
+
+def test_logprobs_come_with_json_alone(lowbit_command, embedded):
+    arguments = ["generate", PROMPT, "-n", "4", "--temperature", "0", "--logprobs", "2"]
+    told = json.loads(lowbit_command(*arguments, "--json").stdout)
+    out = embedded.generate(PROMPT, max_tokens=4, temperature=0, logprobs=2)
+    assert [(one["token"], one["piece"], one["logprob"]) for one in told["logprobs"]] == [
+        (one.token, one.piece, one.logprob) for one in out.logprobs
+    ]
+    assert [[t["token"] for t in one["top"]] for one in told["logprobs"]] == [
+        [token for token, _, _ in one.top] for one in out.logprobs
+    ]
+    assert lowbit_command(*arguments).returncode == 2
+    assert b"at most 100" in lowbit_command("generate", PROMPT, "--json", "--logprobs", "101").stderr

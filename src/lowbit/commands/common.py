@@ -25,6 +25,7 @@ __all__ = [
     "read_text",
     "sampling_values",
     "whole",
+    "without_controls",
 ]
 
 
@@ -151,5 +152,9 @@ def print_table(rows: Iterable[Iterable[str]], numeric: bool = False) -> None:
 
 def printable(text: str) -> str:
     """Return one line without control characters, for text that may come from a hostile file."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    return without_controls(" ".join(text.split()))
+
+
+def without_controls(text: str) -> str:
+    """Return the text with every character that does not print written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
