@@ -233,7 +233,7 @@ cdef class Transformer:
     cdef float eps
     cdef Layer *layers
     cdef Part token_embd
-    cdef Pager pager
+    cdef readonly Pager pager
     cdef int failed             # status of a paged matrix that could not be read, 0 if all is well
     cdef Linear output
     cdef const float *output_norm
