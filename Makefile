@@ -10,7 +10,7 @@ WHEELS := $(BUILD)/wheel
 SOURCES := $(shell find src cmake pyproject.toml CMakeLists.txt README.md LICENSE -type f -not -name '*.pyc' 2>/dev/null)
 C_SOURCES := $(shell find src/kernels -name '*.c' -o -name '*.h')
 CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
-PYTHON_SOURCES := $(wildcard src tests bench examples)
+PYTHON_SOURCES := $(wildcard src tests bench examples tools)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint types format selftest bench wheel sdist clean
