@@ -286,6 +286,16 @@ def test_a_tokenizer_that_gguf_has_no_words_for_is_left_out_and_said_so(converte
     assert len(lowbit.load(file, threads=1).generate([1, 2], max_tokens=3, temperature=0).tokens) == 3
 
 
+def test_the_command_says_why_there_is_no_tokenizer(converted, tmp_path, capsys):
+    from lowbit import cli
+
+    folder, _ = converted({}, expect="none")
+    assert cli.main(["convert", str(folder), str(tmp_path / "out.gguf"), "--type", "f16"]) == 0
+    told = capsys.readouterr()
+    assert "without a tokenizer: the folder has none\n" in told.err
+    assert str(tmp_path / "out.gguf") in told.out
+
+
 def test_keys_that_make_another_tokenizer_are_not_written(converted, monkeypatch):
     """What GGUF cannot say is found by comparing, even if nobody thought of it."""
     from lowbit.tokenizers import export
