@@ -21,7 +21,6 @@ help:  ## list the targets
 demo: $(VENV)/.installed  ## install lowbit and let it tell a story
 	@$(BIN)/lowbit info
 	@echo
-	@echo 'Until a trained model is packaged, the embedded one has random weights, and what it writes is noise:'
 	@echo '$$ lowbit generate "Once upon a time"'
 	@$(BIN)/lowbit generate "Once upon a time"
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from . import assets
 from ._kernels import dispatch
 from ._kernels.probe import read_bandwidth
 from ._kernels.sampler import Sampler
 from ._kernels.transformer import KVCache
+from .assets import EMBEDDED_MODEL
 from .errors import ContextLengthError
 from .formats import open_model
 from .formats.base import ModelFile, TensorInfo
@@ -168,10 +168,8 @@ def run(
         file: ModelFile
         if random is not None:
             file = RandomModel(random, max(4096, need))
-        elif path is None:
-            file = stack.enter_context(open_model(stack.enter_context(assets.embedded_model())))
         else:
-            file = stack.enter_context(open_model(path))
+            file = stack.enter_context(open_model(EMBEDDED_MODEL if path is None else path))
         transformer, config = build(file, max(counts), context)
         load_seconds = time.perf_counter() - start
     if need > transformer.context:
