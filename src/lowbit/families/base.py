@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..errors import FormatError
-from .rope import yarn_factors
+from .rope import yarn_factors, yarn_magnitude
 
 __all__ = ["Family"]
 
@@ -81,6 +81,7 @@ class Family:
             rope_dim=keys.whole("rope.dimension_count", 2, head_dim, default=head_dim),
             rope_pairing=keys.choice("lowbit.rope_pairing", ("adjacent", "halves"), self.rope_pairing),
             rope_factors=keys.rope_factors(head_dim),
+            rope_scale=keys.rope_scale(),
             activation=self.activation,
             attn_sub_norm=self.sub_norms,
             ffn_sub_norm=self.sub_norms,
@@ -147,9 +148,6 @@ class _Keys:
             return ()
         if kind == "linear":
             return (factor,) * (rope_dim // 2)
-        magnitude = self.real("rope.scaling.attn_factor", 1e-6, 1e6, default=1.0)
-        if not math.isclose(magnitude * (0.1 * math.log(max(factor, 1.0)) + 1.0), 1.0, rel_tol=1e-6):
-            raise FormatError("YaRN that makes queries and keys longer is not supported")
         return yarn_factors(
             rope_dim,
             self.real("rope.freq_base", 1.0001, 1e12, default=10000.0),
@@ -158,3 +156,10 @@ class _Keys:
             self.real("rope.scaling.yarn_beta_fast", 1e-3, 1e6, default=32.0),
             self.real("rope.scaling.yarn_beta_slow", 1e-3, 1e6, default=1.0),
         )
+
+    def rope_scale(self) -> float:
+        """YaRN's factor of cosines and sines; the file holds it as a share of the one that YaRN itself proposes."""
+        if self.metadata.get(self.prefix + "rope.scaling.type") != "yarn":
+            return 1.0
+        magnitude = yarn_magnitude(self.real("rope.scaling.factor", 1e-6, 1e6))
+        return magnitude * self.real("rope.scaling.attn_factor", 1e-6, 1e6, default=1.0)

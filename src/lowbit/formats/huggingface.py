@@ -27,6 +27,7 @@ from lowbit.formats.strict_json import parse_object
 __all__ = ["HuggingFaceFolder"]
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_TOKENIZER_CONFIG_BYTES = 16 << 20
 MAX_SHARDS = 1024
 FLOATS = ("F32", "F16", "BF16")
 _WHOLE = {
@@ -68,7 +69,7 @@ class HuggingFaceFolder:
             translation = self._config()
             stored = self._open_shards()
             self.architecture = translation.architecture
-            self.metadata: Mapping[str, Any] = translation.metadata
+            self.metadata: Mapping[str, Any] = {**translation.metadata, **self._chat_template()}
             self._tensors: dict[str, TensorInfo] = {}
             self.tensors: Mapping[str, TensorInfo] = self._tensors
             self._take(stored, translation)
@@ -136,6 +137,24 @@ class HuggingFaceFolder:
 
     def _config(self) -> Translation:
         return translate(self._json("config.json", MAX_CONFIG_BYTES))
+
+    def _chat_template(self) -> dict[str, str]:
+        """The key of the chat template, from a file of its own or tokenizer_config.json; empty if there is none."""
+        template: Any = None
+        if (self._folder / "chat_template.jinja").exists():
+            try:
+                with open(self._inside("chat_template.jinja"), "rb") as file:
+                    template = file.read(MAX_CONFIG_BYTES + 1).decode()
+            except (OSError, UnicodeDecodeError) as error:
+                raise FormatError("chat_template.jinja cannot be read, or is no text") from error
+        elif (self._folder / "tokenizer_config.json").exists():
+            template = self._json("tokenizer_config.json", MAX_TOKENIZER_CONFIG_BYTES).get("chat_template")
+            if isinstance(template, list):  # several, by name
+                named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+                template = named[0].get("template") if named else None
+        if template is not None and (not isinstance(template, str) or len(template) > MAX_CONFIG_BYTES):
+            raise FormatError(f"has a chat template that is no text of at most {MAX_CONFIG_BYTES} characters")
+        return {} if template is None else {"tokenizer.chat_template": template}
 
     def _open_shards(self) -> dict[str, SafetensorsFile]:
         """Open the files with weights; return each tensor's file."""

@@ -20,7 +20,15 @@ from .stream import StopBuffer, StreamDecoder
 from .tiktoken import from_rank_file, is_rank_file
 from .tokenizer_json import from_tokenizer_json
 
-__all__ = ["StopBuffer", "StreamDecoder", "Tokenizer", "from_gguf_metadata", "load_tokenizer"]
+__all__ = [
+    "StopBuffer",
+    "StreamDecoder",
+    "Tokenizer",
+    "find_tokenizer_file",
+    "from_gguf_metadata",
+    "load_tokenizer",
+    "read_tokenizer_file",
+]
 
 # One row per value of tokenizer.ggml.model.
 KINDS: dict[str, Callable[[Mapping[str, Any], str], Tokenizer]] = {
@@ -60,9 +68,9 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
     settings = Settings()
     if path.is_dir():
         settings = read_settings(path)
-        path = _tokenizer_in(path)
+        path = find_tokenizer_file(path)
     name = str(path)
-    data = _read(name)
+    data = read_tokenizer_file(name)
     start = data[:4]
     if start == b"GGUF":
         tokenizer = _from_gguf_file(name)
@@ -127,7 +135,7 @@ def _beside_checkpoint(path: str) -> str | None:
     return None
 
 
-def _read(path: str) -> bytes:
+def read_tokenizer_file(path: str) -> bytes:
     """Return the whole file, or the first four bytes of a GGUF file."""
     try:
         with open(path, "rb") as file:
@@ -152,7 +160,8 @@ def _from_gguf_file(path: str) -> Tokenizer:
         model.close()
 
 
-def _tokenizer_in(folder: Path) -> Path:
+def find_tokenizer_file(folder: Path) -> Path:
+    """Return the file of a folder that its tokenizer is read from; FormatError if there is none."""
     for name in _FOLDER_FILES:
         if (folder / name).is_file():
             return folder / name
