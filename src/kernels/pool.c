@@ -34,18 +34,21 @@ static struct {
     lb_work_fn *work;
     void *context;
     int32_t n_units, chunk;
+    int32_t shares; /* twice the number of threads */
     int32_t n_workers;
     int64_t solo_until, solo_ns;
 } pool;
 
 static lb_atomic pool_ready;
 
+/* Near the end less is taken at a time, half a thread's share of what is left: so all threads end at about one time. */
 static void take_units(void) {
-    for (;;) {
-        const int32_t begin = lb_atomic_add(&pool.next_unit, pool.chunk);
-        if (begin >= pool.n_units) return;
-        const int32_t end = pool.n_units - begin < pool.chunk ? pool.n_units : begin + pool.chunk;
-        pool.work(pool.context, begin, end);
+    int32_t begin = lb_atomic_load(&pool.next_unit), left;
+    while ((left = pool.n_units - begin) > 0) {
+        const int32_t share = left / pool.shares > 1 ? left / pool.shares : 1;
+        const int32_t taken = share < pool.chunk ? share : pool.chunk;
+        if (lb_atomic_swap_if(&pool.next_unit, begin, begin + taken)) pool.work(pool.context, begin, begin + taken);
+        begin = lb_atomic_load(&pool.next_unit);
     }
 }
 
@@ -126,6 +129,7 @@ void lb_parallel(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk
     pool.context = context;
     pool.n_units = n_units;
     pool.chunk = chunk;
+    pool.shares = 2 * n_threads;
     lb_atomic_store(&pool.next_unit, 0);
     lb_atomic_store(&pool.limit, n_threads - 1);
     const int32_t job =

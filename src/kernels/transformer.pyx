@@ -132,6 +132,17 @@ cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nog
         table.attention(&c.args, c.n_rows - 1 - unit // c.args.n_kv_heads, unit % c.args.n_kv_heads)
 
 
+cdef struct AddWork:
+    float *x                        # (n_rows, n)
+    const float *y
+    int32_t n
+
+
+cdef void add_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef AddWork *c = <AddWork *>context
+    table.add(c.x + <int64_t>begin * c.n, c.y + <int64_t>begin * c.n, (end - begin) * c.n)
+
+
 cdef struct GluWork:
     float *gate_up                  # (n_rows, 2 n)
     int32_t n
@@ -419,6 +430,7 @@ cdef class Transformer:
         cdef RopeWork rope
         cdef AttentionWork attention
         cdef GluWork glu
+        cdef AddWork add
         cdef int32_t q_size = self.n_heads * self.head_dim, chunk = 1 if n_rows < 4 * self.threads else 4, i
         cdef int64_t work = 0
         cdef const lb_kv *kv = self.kv + <size_t>index * self.batch
@@ -442,14 +454,16 @@ cdef class Transformer:
                  self.threads if work > ATTENTION_GRAIN else 1)
 
         self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)
-        table.add(self.x, self.wide, n_rows * self.hidden)
+        add.x, add.y, add.n = self.x, self.wide, self.hidden
+        parallel(add_work, &add, n_rows, chunk, self.threads)
 
         self._apply(&layer.gate_up, self.x, self.hidden, self.hidden, layer.ffn_norm, n_rows, self.wide)
         glu.gate_up, glu.n, glu.relu2 = self.wide, self.intermediate, self.relu2
         parallel(glu_work, &glu, n_rows, chunk, self.threads)
         self._apply(&layer.ffn_down, self.wide, 2 * self.intermediate, self.intermediate, layer.ffn_sub_norm, n_rows,
                     self.attended)
-        table.add(self.x, self.attended, n_rows * self.hidden)
+        add.y = self.attended
+        parallel(add_work, &add, n_rows, chunk, self.threads)
 
     cdef void _row(self, int32_t row, int32_t token, KVCache cache, int32_t position) noexcept nogil:
         """Set one row of the batch."""
