@@ -37,11 +37,9 @@ static float largest_magnitude(const float *x, int32_t n) {
     return lb_bits_to_float(most);
 }
 
-/* v_exp of the template. */
-LB_INLINE float exponential(float x) {
-    const float lowest = -87.3f;
-    if (!(x >= lowest)) return 0.0f;
-    const float t = x > 88.0f ? 88.0f : x;
+/* v_exp of the template, without its upper bound: x is at most 88. */
+LB_INLINE float exponential(float t) {
+    if (!(t >= -87.3f)) return 0.0f;
     const int32_t n = (int32_t)lrintf(t * 1.44269504f);
     const float nf = (float)n;
     const float r = (t - nf * 0.693359375f) - nf * -2.12194440e-4f;
@@ -56,8 +54,10 @@ LB_INLINE float exponential(float x) {
     return p * lb_bits_to_float((uint32_t)(n + 127) << 23);
 }
 
+LB_INLINE float at_most_88(float x) { return x > 88.0f ? 88.0f : x; }
+
 void lb_exp__mmx(const float *x, float shift, float factor, int32_t n, float *out) {
-    for (int32_t i = 0; i < n; i++) out[i] = exponential((x[i] - shift) * factor);
+    for (int32_t i = 0; i < n; i++) out[i] = exponential(at_most_88((x[i] - shift) * factor));
 }
 
 void lb_add__mmx(float *x, const float *y, int32_t n) {
@@ -105,7 +105,7 @@ void lb_glu__mmx(float *gate, const float *up, int32_t n, int32_t relu2) {
             const float a = g > 0.0f ? g : 0.0f;
             gate[i] = a * a * up[i];
         } else {
-            gate[i] = g / (1.0f + exponential(0.0f - g)) * up[i];
+            gate[i] = g / (1.0f + exponential(at_most_88(0.0f - g))) * up[i];
         }
     }
 }
@@ -155,7 +155,13 @@ enum { SPAN = 64 }; /* positions between two looks at the running maximum, as in
 LB_INLINE float score(const void *keys, ptrdiff_t at, const float *q, int32_t dim, const int32_t type) {
     float even = 0.0f, odd = 0.0f;
     int32_t d = 0;
-    LB_UNROLL(4)
+    for (; d + 8 <= dim; d += 8, at += 128) {
+        LB_UNROLL(4)
+        for (int i = 0; i < 8; i += 2) {
+            even = even + cached(keys, at + 16 * i, type) * q[d + i];
+            odd = odd + cached(keys, at + 16 * i + 16, type) * q[d + i + 1];
+        }
+    }
     for (; d + 1 < dim; d += 2, at += 32) {
         even = even + cached(keys, at, type) * q[d];
         odd = odd + cached(keys, at + 16, type) * q[d + 1];
@@ -205,8 +211,12 @@ LB_INLINE void attend(const lb_attention_args *a, const lb_kv *kv, const float *
         for (int32_t c = 0; c < dim; c++) {
             ptrdiff_t at = values + c;
             float sum = total[c];
-            LB_UNROLL(4)
-            for (int32_t i = 0; i < n; i++, at += padded) sum = sum + cached(kv->values, at, type) * weights[i];
+            int32_t i = 0;
+            for (; i + 8 <= n; i += 8, at += 8 * padded) {
+                LB_UNROLL(8)
+                for (int j = 0; j < 8; j++) sum = sum + cached(kv->values, at + j * padded, type) * weights[i + j];
+            }
+            for (; i < n; i++, at += padded) sum = sum + cached(kv->values, at, type) * weights[i];
             total[c] = sum;
         }
     }

@@ -17,9 +17,6 @@
  *
  * MMX and the x87 share their registers: all integers of a row group first, then _mm_empty(), then the floats.
  */
-#include <mmintrin.h>
-#include <string.h>
-
 #include "scale.h"
 
 enum {
@@ -52,31 +49,37 @@ LB_INLINE __m64 load(const uint8_t *w) { return *(const __m64 *)(const void *)w;
 
 LB_INLINE void words8(const uint8_t *w, const spread_u8 *x, __m64 *sums, const int words) {
     const __m64 mask = _mm_set1_pi16(0xff);
-    for (int pair = 0; pair < LB_ROWS / 2; pair++) {
+    for (int pair = 0; pair < LB_ROWS / 2; pair++, w += 8) {
         __m64 sum = sums[pair];
+        LB_ONE_POINTER(w);
+        LB_ONE_POINTER(x);
         LB_UNROLL(8)
         for (int t = 0; t < words; t++) {
-            const __m64 v = load(w + 64 * t + 8 * pair);
+            const __m64 v = load(w + 64 * t);
             sum = dot(sum, _mm_and_si64(v, mask), x[t][0]);
             sum = dot(sum, _mm_srli_pi16(v, 8), x[t][1]);
         }
         sums[pair] = sum;
+        LB_IN_ORDER();
     }
 }
 
 LB_INLINE void words4(const uint8_t *w, const spread_u4 *x, __m64 *sums, const int words) {
     const __m64 mask = _mm_set1_pi16(0x0f);
-    for (int pair = 0; pair < LB_ROWS / 2; pair++) {
+    for (int pair = 0; pair < LB_ROWS / 2; pair++, w += 8) {
         __m64 sum = sums[pair];
+        LB_ONE_POINTER(w);
+        LB_ONE_POINTER(x);
         LB_UNROLL(4)
         for (int t = 0; t < words; t++) {
-            const __m64 v = load(w + 64 * t + 8 * pair);
+            const __m64 v = load(w + 64 * t);
             sum = dot(sum, _mm_and_si64(v, mask), x[t][0]);
             sum = dot(sum, _mm_srli_pi16(v, 4), x[t][1]);
             sum = dot(sum, _mm_srli_pi16(v, 8), x[t][2]);
             sum = dot(sum, _mm_srli_pi16(v, 12), x[t][3]);
         }
         sums[pair] = sum;
+        LB_IN_ORDER();
     }
 }
 
@@ -131,34 +134,49 @@ LB_INLINE void add_words(window *win, const lb_matrix *m, const uint8_t *w, cons
     }
 }
 
+/* A row group's integer sums of one scale group, and its scales. */
+typedef struct {
+    union {
+        __m64 pairs[LB_ROWS / 2];
+        int32_t rows[LB_ROWS];
+    } sums;
+    float small_scales[LB_ROWS];
+} group;
+
 LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group, int32_t token, window *win,
-                                  const int eight) {
+                                  int small, const int eight) {
     const lb_matrix *m = args->w;
     const lb_activations *a = args->x;
     const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
     const int32_t group_words = m->group_cols / (eight ? 4 : 8), offset = eight ? 128 : 8;
-    float y[LB_ROWS] = {0};
-    union {
-        __m64 pairs[LB_ROWS / 2];
-        int32_t rows[LB_ROWS];
-    } sums[GROUPS];
+    float y[LB_ROWS] = {0}, memory[LB_ROWS];
+    group groups[GROUPS];
 
     for (int32_t first = 0; first < m->n_groups; first += GROUPS) {
         const int32_t n = m->n_groups - first < GROUPS ? m->n_groups - first : GROUPS;
         for (int32_t i = 0; i < n; i++) {
             const int32_t g = first + i;
             const __m64 start = _mm_set1_pi32(-offset * a->sum[(ptrdiff_t)token * a->n_groups + g]);
-            for (int pair = 0; pair < LB_ROWS / 2; pair++) sums[i].pairs[pair] = start;
+            LB_UNROLL(8)
+            for (int pair = 0; pair < LB_ROWS / 2; pair++) groups[i].sums.pairs[pair] = start;
             add_words(win, m, w, x, g * group_words, g == m->n_groups - 1 ? m->words : (g + 1) * group_words,
-                      sums[i].pairs, eight);
+                      groups[i].sums.pairs, eight);
+            if (small) {
+                lb_small_scales((const uint16_t *)m->scales + ((size_t)row_group * m->n_groups + g) * LB_ROWS,
+                                groups[i].small_scales);
+            }
         }
         _mm_empty();
         if (args->sums) {
-            lb_store_sums(args, token, row_group, sums[0].rows);
+            lb_store_sums(args, token, row_group, groups[0].sums.rows);
             return;
         }
-        for (int32_t i = 0; i < n; i++) lb_add_scaled(args, token, row_group, first + i, sums[i].rows, y);
+        for (int32_t i = 0; i < n; i++) {
+            const float x_scale = a->scale[(ptrdiff_t)token * a->n_groups + first + i];
+            const float *scales = lb_scales(m, row_group, first + i, small ? groups[i].small_scales : NULL, memory);
+            lb_add_scaled(groups[i].sums.rows, scales, small ? x_scale * 0x1p112f : x_scale, y);
+        }
     }
     lb_store_rows(args, token, row_group, y);
 }
@@ -166,9 +184,11 @@ LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group,
 LB_INLINE void multiply(const lb_matmul_args *args, int32_t begin, int32_t end, const int eight) {
     window win;
     for (int32_t token = 0; token < args->x->n_tokens; token++) {
+        const int small = !args->sums && args->w->scales_f16 &&
+                          lb_has_room(args->x->scale + (ptrdiff_t)token * args->x->n_groups, args->x->n_groups);
         win.begin = win.end = 0;
         for (int32_t row_group = begin; row_group < end; row_group++) {
-            multiply_row_group(args, row_group, token, &win, eight);
+            multiply_row_group(args, row_group, token, &win, small, eight);
         }
     }
 }

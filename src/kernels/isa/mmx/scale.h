@@ -2,6 +2,7 @@
 #ifndef LB_MMX_SCALE_H
 #define LB_MMX_SCALE_H
 
+#include <mmintrin.h>
 #include <string.h>
 
 #include "../../half.h"
@@ -17,31 +18,56 @@
 #endif
 
 /*
- * y += sum * (weight scale * activation scale), as the other instruction sets do.
- *
- * A float16 moved into the place of a float32's exponent and mantissa is 2**112 times too small, for subnormals as for
- * normal numbers. The activation scale takes this back, in double: the product of 11 and 24 bits is exact there, so that
- * it is rounded once, as the product of two floats is.
+ * Two hints for GCC, which plans for more registers than these CPUs have: keep the loads where they are written, and
+ * take a pointer as it is, so that all that is read through it is an offset and not a pointer of its own.
  */
-LB_INLINE void lb_add_scaled(const lb_matmul_args *args, int32_t token, int32_t row_group, int32_t group,
-                             const int32_t *sums, float *y) {
-    const lb_matrix *m = args->w;
+#if defined(__GNUC__)
+#define LB_IN_ORDER() __asm__ volatile("" ::: "memory")
+#define LB_ONE_POINTER(p) __asm__("" : "+r"(p))
+#else
+#define LB_IN_ORDER()
+#define LB_ONE_POINTER(p)
+#endif
+
+/*
+ * Float16 scales, moved into the place of exponent and mantissa of a float32: that is 2**112 times too small, for
+ * subnormals as for normal numbers. The activation scale takes it back, unless it has no room for that: then (with
+ * activations of eight million) the scales are converted one by one. No x87 instruction may run before _mm_empty().
+ */
+LB_INLINE void lb_small_scales(const uint16_t *halves, float *small) {
+    const __m64 zero = _mm_setzero_si64(), mask = _mm_set1_pi32((int)0x8fffe000u);
+    LB_UNROLL(4)
+    for (int r = 0; r < LB_ROWS; r += 4) {
+        const __m64 four = *(const __m64 *)(const void *)(halves + r);
+        const __m64 low = _mm_unpacklo_pi16(zero, four), high = _mm_unpackhi_pi16(zero, four);
+        *(__m64 *)(void *)(small + r) = _mm_and_si64(_mm_srai_pi32(low, 3), mask);
+        *(__m64 *)(void *)(small + r + 2) = _mm_and_si64(_mm_srai_pi32(high, 3), mask);
+    }
+}
+
+/* Whether the scales of a token are so small that they have room for 2**112: positive floats are ordered as integers. */
+LB_INLINE int lb_has_room(const float *scales, int32_t n) {
+    int room = 1;
+    for (int32_t i = 0; i < n; i++) room &= lb_float_to_bits(scales[i]) < lb_float_to_bits(65536.0f);
+    return room;
+}
+
+/* The scales of one row group and scale group as floats; `small` is what lb_small_scales made, or NULL. */
+LB_INLINE const float *lb_scales(const lb_matrix *m, int32_t row_group, int32_t group, const float *small,
+                                 float *memory) {
     const size_t at = ((size_t)row_group * m->n_groups + group) * LB_ROWS;
-    const float x_scale = args->x->scale[(ptrdiff_t)token * args->x->n_groups + group];
-    if (m->scales_f16) {
-        const int16_t *halves = (const int16_t *)m->scales + at;
-        const double factor = x_scale * 0x1p112;
-        uint32_t small[LB_ROWS];
-        LB_UNROLL(16)
-        for (int r = 0; r < LB_ROWS; r++) small[r] = (uint32_t)(halves[r] * (1 << 13)) & 0x8fffe000u;
-        LB_UNROLL(16)
-        for (int r = 0; r < LB_ROWS; r++) {
-            y[r] = y[r] + (float)sums[r] * (float)(lb_bits_to_float(small[r]) * factor);
-        }
-    } else {
-        const float *scales = (const float *)m->scales + at;
-        LB_UNROLL(16)
-        for (int r = 0; r < LB_ROWS; r++) y[r] = y[r] + (float)sums[r] * (scales[r] * x_scale);
+    if (small) return small;
+    if (!m->scales_f16) return (const float *)m->scales + at;
+    for (int r = 0; r < LB_ROWS; r++) memory[r] = lb_half_to_float(((const uint16_t *)m->scales)[at + r]);
+    return memory;
+}
+
+/* y += sum * (weight scale * activation scale), as the other instruction sets do it. */
+LB_INLINE void lb_add_scaled(const int32_t *sums, const float *scales, float x_scale, float *y) {
+    LB_UNROLL(16)
+    for (int r = 0; r < LB_ROWS; r++) {
+        y[r] = y[r] + (float)sums[r] * (scales[r] * x_scale);
+        LB_IN_ORDER();
     }
 }
 

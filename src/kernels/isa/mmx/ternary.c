@@ -14,8 +14,6 @@
  * An entry is read with 32 bits, whose upper half is of no consequence: a 32-bit addition needs no prefix, and the
  * lower half of a sum depends on lower halves alone. Sums: at most 128 * 128 = 2**14 in a block, 2**7 * 2**18 in a row.
  */
-#include <mmintrin.h>
-
 #include "scale.h"
 
 enum {
@@ -90,6 +88,23 @@ static void add_block(const lb_matrix *m, const int8_t *x, int32_t row_group, in
     if (words & 1) add_words(at, w, stride, n, sums, 1);
 }
 
+static void add_scaled(const lb_matmul_args *args, int32_t token, int32_t row_group, int32_t n, int32_t group,
+                       int32_t (*sums)[LB_ROWS], float (*y)[LB_ROWS]) {
+    const lb_matrix *m = args->w;
+    const float *x_scale = args->x->scale + (ptrdiff_t)token * args->x->n_groups + group;
+    const int small = m->scales_f16 && lb_has_room(x_scale, 1);
+    float memory[LB_ROWS];
+    for (int32_t i = 0; i < n; i++) {
+        if (small) {
+            lb_small_scales((const uint16_t *)m->scales + ((size_t)(row_group + i) * m->n_groups + group) * LB_ROWS,
+                            memory);
+            _mm_empty();
+        }
+        const float *scales = lb_scales(m, row_group + i, group, small ? memory : NULL, memory);
+        lb_add_scaled(sums[i], scales, small ? *x_scale * 0x1p112f : *x_scale, y[i]);
+    }
+}
+
 static void multiply_strip(const lb_matmul_args *args, int32_t token, int32_t row_group, int32_t n) {
     const lb_matrix *m = args->w;
     const int8_t *x = args->x->q + (ptrdiff_t)token * args->x->stride;
@@ -109,7 +124,7 @@ static void multiply_strip(const lb_matmul_args *args, int32_t token, int32_t ro
             for (int32_t i = 0; i < n; i++) lb_store_sums(args, token, row_group + i, sums[i]);
             return;
         }
-        for (int32_t i = 0; i < n; i++) lb_add_scaled(args, token, row_group + i, g, sums[i], y[i]);
+        add_scaled(args, token, row_group, n, g, sums, y);
     }
     for (int32_t i = 0; i < n; i++) lb_store_rows(args, token, row_group + i, y[i]);
 }
