@@ -109,7 +109,12 @@ class RandomModel:
         shift = zlib.crc32(name.encode())
         if info.type == "F16":
             digits = np.resize(np.roll(self._digits.reshape(-1), shift), info.shape)
-            return ((digits.astype(np.float32) - 1) * (1.2 / np.sqrt(info.shape[1]))).astype(np.float16).reshape(-1).view(np.uint8)
+            return (
+                ((digits.astype(np.float32) - 1) * (1.2 / np.sqrt(info.shape[1])))
+                .astype(np.float16)
+                .reshape(-1)
+                .view(np.uint8)
+            )
         source = self._ternary if info.type == "TQ2_0" else self._bytes
         raw = np.resize(np.roll(source, shift % len(source)), info.nbytes)
         block, at, scale = {

@@ -58,7 +58,8 @@ def report(result: dict[str, Any]) -> str:
     speed = f"{1 / seconds:.2f} tokens/s" if 0 < seconds < 1 else f"{seconds:.1f} s per token"
     return (
         f"{result['name']}: {result['isa']}, loaded in {result['load_seconds']:.1f} s, prompt of "
-        f"{result['prompt_tokens']} in {result['prompt_seconds']:.1f} s, {speed}, peak {result['peak_kb'] / 1024:.1f} MB"
+        f"{result['prompt_tokens']} in {result['prompt_seconds']:.1f} s, {speed}, "
+        f"peak {result['peak_kb'] / 1024:.1f} MB"
     )
 
 

@@ -37,7 +37,8 @@ def story_model(folder: Path) -> str:
 def random_model(folder: Path, shape: str) -> str:
     """Write a model of random ternary weights, with the benchmark's own writer."""
     spec = importlib.util.spec_from_file_location("random_gguf", SOURCE / "bench" / "random_gguf.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return str(module.write_random_gguf(shape, folder).name)
@@ -49,8 +50,20 @@ def series(folder: Path) -> list[dict[str, Any]]:
     prompt = "One day, a dog"
     runs = [
         {"name": "story", "model": story, "prompt": prompt, "tokens": 160, "rss_limit": 32},
-        {"name": "15M", "model": random_model(folder, "15M"), "prompt": list(range(1, 9)), "tokens": 24, "rss_limit": 64},
-        {"name": "1B in 64 MB", "model": random_model(folder, "1B"), "prompt": [1, 400], "tokens": 2, "max_ram": "64MB"},
+        {
+            "name": "15M",
+            "model": random_model(folder, "15M"),
+            "prompt": list(range(1, 9)),
+            "tokens": 24,
+            "rss_limit": 64,
+        },
+        {
+            "name": "1B in 64 MB",
+            "model": random_model(folder, "1B"),
+            "prompt": [1, 400],
+            "tokens": 2,
+            "max_ram": "64MB",
+        },
     ]
     for run in runs:
         model = lowbit.load(folder / str(run["model"]), context=min(512, 8 * int(str(run["tokens"]))))

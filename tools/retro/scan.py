@@ -26,7 +26,9 @@ ISA_TABLE = Path(__file__).resolve().parents[2] / "cmake" / "isa.cmake"
 
 # Of SSE, SSE2 and SSSE3 on MMX registers, of SSE without any register, and of later extensions on general registers.
 NEWER = set(
-    """
+    re.findall(
+        r"\S+",
+        """
     pshufw pavgb pavgw pmulhuw pmaxub pmaxsw pminub pminsw psadbw pextrw pinsrw pmovmskb movntq maskmovq
     paddq psubq pmuludq movq2dq movdq2q cvtps2pi cvtpi2ps cvttps2pi cvtpd2pi cvtpi2pd cvttpd2pi
     pshufb palignr pmaddubsw pmulhrsw pabsb pabsw pabsd phaddw phaddd phaddsw phsubw phsubd phsubsw
@@ -35,7 +37,8 @@ NEWER = set(
     fisttp fisttps fisttpl fisttpll monitor mwait
     popcnt lzcnt tzcnt crc32 crc32b crc32w crc32l movbe andn bextr blsi blsr blsmsk bzhi pdep pext mulx rorx sarx shlx
     shrx adcx adox rdrand rdseed rdtscp
-    """.split()
+    """,
+    )
 )
 WIDE = re.compile(r"%[xyz]mm|%k[0-7]\b")
 

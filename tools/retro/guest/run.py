@@ -1,6 +1,6 @@
 """One run on the Pentium II machine: generate greedily, and report as one line of JSON after the text.
 
-    python3 run.py RUNS.JSON NAME
+python3 run.py RUNS.JSON NAME
 """
 
 from __future__ import annotations
