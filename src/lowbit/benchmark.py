@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +20,10 @@ from .errors import ContextLengthError
 from .formats import open_model
 from .formats.base import ModelFile, TensorInfo
 from .formats.ggml_types import tensor_nbytes
+from .memory import resident_bytes
 from .model import build, check_threads
 
-__all__ = ["SHAPES", "RandomModel", "resident_bytes", "run"]
+__all__ = ["SHAPES", "RandomModel", "run"]
 
 SHAPES: dict[str, dict[str, Any]] = {
     "13M": {"hidden": 256, "layers": 6, "wide": 768, "heads": 4, "kv_heads": 4, "vocab": 32000},
@@ -136,32 +136,6 @@ class RandomModel:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def resident_bytes() -> int:
-    """Return the memory of this process that is really in use, in bytes."""
-    if sys.platform.startswith("linux"):
-        with open("/proc/self/statm") as f:
-            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    try:
-        import resource
-    except ImportError:  # Windows
-        import ctypes
-        from ctypes import wintypes
-
-        class Counters(ctypes.Structure):
-            _fields_ = [("cb", wintypes.DWORD), ("faults", wintypes.DWORD)] + [
-                (f"size{i}", ctypes.c_size_t) for i in range(8)
-            ]
-
-        counters = Counters()
-        windll: Any = getattr(ctypes, "windll")  # noqa: B009 - exists on Windows only
-        windll.psapi.GetProcessMemoryInfo(
-            windll.kernel32.GetCurrentProcess(), ctypes.byref(counters), ctypes.sizeof(counters)
-        )
-        return int(counters.size1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def run(

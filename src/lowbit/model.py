@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
@@ -18,11 +19,13 @@ from ._kernels import dispatch
 from ._kernels.sampler import Sampler
 from ._kernels.transformer import KV_TYPES, KVCache, Transformer
 from .config import ModelConfig
-from .errors import ContextLengthError, FormatError, LowbitError, UnsupportedModelError
+from .errors import ContextLengthError, FormatError, LowbitError, MemoryBudgetError, UnsupportedModelError
 from .families import find_family
 from .formats import open_model
 from .formats.base import ModelFile
 from .generation import Clock, GeneratedText, Generation, Timings
+from .memory import Budget, MemoryPlan, parse_size
+from .paging import Paging
 from .sampling import SamplingParams
 from .tokenizers import Tokenizer, from_gguf_metadata, load_tokenizer
 from .tokenizers.llama2c import tokenizer_beside
@@ -74,11 +77,14 @@ def load(
     threads : int, optional
         Threads to compute with; None takes the cores that this process may use.
     max_ram : str or int, optional
-        Not supported yet.
+        Most memory for weights, keys and values, and everything else that the model takes: ``"64MB"``, or bytes.
+        What does not fit is read from the file for each token; the text is the same. Without it, all weights stay in
+        memory.
     sparsity : float
         Not supported yet.
     context : int, optional
-        Room for this many tokens; None takes the model's own context, but at most 8192.
+        Room for this many tokens; None takes the model's own context, but at most 8192, and with `max_ram` what fits
+        into an eighth of it.
     kv_type : str
         How keys and values of past tokens are kept: ``f32`` as they are, ``f16`` in half and ``int8`` in a quarter of
         the memory, with small differences. ``auto`` is ``f32`` up to 32 KB per token, and ``f16`` for larger models.
@@ -100,11 +106,14 @@ def load(
         If the file is missing, damaged, or not a model file.
     UnsupportedModelError
         If the file is sound, but lowbit does not know its architecture, tensor types or tokenizer.
+    MemoryBudgetError
+        If `max_ram` is too little; the message names the smallest that works.
     ValueError
         If a setting is out of range.
     """
-    if max_ram is not None or sparsity != 0.0:
-        raise LowbitError("max_ram and sparsity are not supported by this version")
+    budget = None if max_ram is None else Budget(parse_size(max_ram))
+    if sparsity != 0.0:
+        raise LowbitError("sparsity is not supported by this version")
     if kv_type not in ("auto", *KV_TYPES):
         raise ValueError(f"kv_type must be one of auto, {', '.join(KV_TYPES)}, not {kv_type!r}")
     if head not in HEADS:
@@ -115,9 +124,9 @@ def load(
     start = time.perf_counter()
     if path is None:
         with assets.embedded_model() as embedded, open_model(embedded) as file:
-            return _from_file(file, threads, context, kv_type, head, weights, start)
+            return _from_file(file, threads, context, kv_type, head, weights, budget, start)
     with open_model(path) as file:
-        return _from_file(file, threads, context, kv_type, head, weights, start)
+        return _from_file(file, threads, context, kv_type, head, weights, budget, start)
 
 
 def check_threads(threads: int | None) -> int:
@@ -130,42 +139,51 @@ def check_threads(threads: int | None) -> int:
 
 
 def _from_file(
-    file: ModelFile, threads: int, context: int | None, kv_type: str, head: str, weights: str, start: float
-) -> Model:
+    file: ModelFile, threads: int, context: int | None, kv_type: str, head: str, weights: str, budget: Budget | None,
+    start: float,
+) -> Model:  # fmt: skip
     """Read a model, and name the file in every complaint."""
     try:
-        transformer, config = build(file, threads, context, kv_type, head, weights=weights)
-        tokenizer = _tokenizer_of(file)
+        tokenizer = _tokenizer_of(file)  # first, so that a budget can count it
+        transformer, config = build(file, threads, context, kv_type, head, weights=weights, budget=budget)
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise FormatError(f"{tokenizer.vocab_size} token texts for a vocabulary of {config.vocab_size}")
     except (FormatError, UnsupportedModelError) as error:
         if str(error).startswith(str(file.path)):
             raise
         raise type(error)(f"{file.path}: {error}") from None
-    return Model(transformer, config, tokenizer, describe(file), time.perf_counter() - start)
+    plan = None if budget is None else budget.plan
+    return Model(transformer, config, tokenizer, describe(file), time.perf_counter() - start, plan)
 
 
 def build(
     file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = 256,
-    weights: str = "auto",
+    weights: str = "auto", budget: Budget | None = None,
 ) -> tuple[Transformer, ModelConfig]:  # fmt: skip
-    """Pack a file's weights into a transformer."""
+    """Pack a file's weights into a transformer, or leave them in the file if there is a budget."""
     family = find_family(file.architecture)
     config = family.config(file.metadata, file.architecture, tied="output.weight" not in file.tensors)
-    if context is None:
-        context = min(config.context_length, DEFAULT_CONTEXT)
-    elif isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= config.context_length:
+    most = min(config.context_length, DEFAULT_CONTEXT)
+    if context is not None and (
+        isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= config.context_length
+    ):
         raise ValueError(f"context must be a whole number from 1 to {config.context_length}, not {context!r}")
     if kv_type == "auto":
         kv_type = "f32" if 8 * config.n_layers * config.n_kv_heads * config.head_dim <= EXACT_KV_BYTES else "f16"
-    read = read_weights(file, config, family, threads, head, weights)
+    paging = None if budget is None else Paging(file, budget.block_bytes)
+    read = read_weights(file, config, family, threads, head, weights, paging)
     if read.rope_factors:
         config = replace(config, rope_factors=read.rope_factors)
-    transformer = Transformer(
-        config, read.layers, read.token_embd, read.output, read.output_norm, context, threads,
-        min(batch, context), kv_type,
-    )  # fmt: skip
-    return transformer, config
+
+    def make(context: int, batch: int) -> Transformer:
+        return Transformer(
+            config, read.layers, read.token_embd, read.output, read.output_norm, context, threads,
+            min(batch, context), kv_type, None if paging is None else paging.pager,
+        )  # fmt: skip
+
+    if budget is None or paging is None:
+        return make(context or most, batch), config
+    return budget.fit(make, paging, context, most, batch), config
 
 
 def _tokenizer_of(file: ModelFile) -> Tokenizer | None:
@@ -231,11 +249,14 @@ class Model:
         tokenizer: Tokenizer | None,
         description: dict[str, Any],
         load_seconds: float,
+        plan: MemoryPlan | None = None,
     ) -> None:
         self._transformer = transformer
         self._tokenizer = tokenizer
         self._description = description
         self._load_seconds = load_seconds
+        self._plan = plan
+        self._caches: weakref.WeakSet[KVCache] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._kept: _Sequence | None = None  # of the last call, for a next one that begins alike
         # Story models begin the next text with BOS, so that ends a text too.
@@ -357,7 +378,7 @@ class Model:
         """
         ids = self._ids(token_ids)
         with self._lock:
-            out: np.ndarray = self._transformer.prefill(KVCache(self._transformer, len(ids)), ids, True)
+            out: np.ndarray = self._transformer.prefill(self._new_cache(len(ids)), ids, True)
             return out
 
     def perplexity(self, text: str) -> Perplexity:
@@ -384,10 +405,11 @@ class Model:
             raise ValueError("there is nothing to predict in an empty text")
         nats = 0.0
         with self._lock:
-            cache = KVCache(self._transformer, len(ids))
-            for start in range(0, len(ids) - 1, SCORE_ROWS):
-                piece = ids[start : start + SCORE_ROWS]
-                target = ids[start + 1 : start + 1 + SCORE_ROWS]
+            cache = self._new_cache(len(ids))
+            rows = SCORE_ROWS if self._plan is None else self._plan.logit_rows
+            for start in range(0, len(ids) - 1, rows):
+                piece = ids[start : start + rows]
+                target = ids[start + 1 : start + 1 + rows]
                 logits = self._transformer.prefill(cache, piece, True)[: len(target)].astype(np.float64)
                 top = logits.max(1)
                 total = top + np.log(np.exp(logits - top[:, None]).sum(1))
@@ -416,12 +438,25 @@ class Model:
             "kv_bytes_per_token": kv_bytes,
             "threads": t.threads,
             "isa": dispatch.active(),
+            "memory": None if self._plan is None else self._plan.as_dict() | t.cache_stats(),
         }
 
     def __repr__(self) -> str:
         return f"<lowbit.Model {self._description['path']}>"
 
     # --- generation ---
+
+    def _new_cache(self, capacity: int) -> KVCache:
+        """Memory for a sequence. Under a plan there is room for one whole context, all sequences together."""
+        cache = KVCache(self._transformer, capacity)
+        if self._plan is not None:
+            if self._kept is not None:
+                self._caches.discard(self._kept.cache)
+                self._kept = None
+            if sum(other.nbytes for other in self._caches) + cache.nbytes > self._plan.kv:
+                raise MemoryBudgetError("another stream holds the memory for keys and values: end it first")
+            self._caches.add(cache)
+        return cache
 
     def _ids(self, tokens: Sequence[int]) -> np.ndarray:
         ids = np.ascontiguousarray(tokens, dtype=np.int32)
@@ -444,7 +479,7 @@ class Model:
         clock = Clock()
         sampler = self._sampler(params, ids)
         with self._lock:  # held only while computing: a stream may wait for its reader for long
-            sequence, self._kept = self._kept or _Sequence(KVCache(self._transformer, self.context), ids[:0]), None
+            sequence, self._kept = self._kept or _Sequence(self._new_cache(self.context), ids[:0]), None
         reused = sequence.shared_prefix(ids)
         try:
             for token in self._tokens(sequence, ids, reused, sampler, params.max_tokens, burst, speculate, clock):
@@ -489,12 +524,24 @@ class Model:
         if not all(len(prompt) for prompt in prompts):
             raise ValueError("an entry of the batch is empty")
         entries = [self._prompt_ids(prompt) for prompt in prompts]
-        results = []
-        most = self._transformer.batch
+        results: list[Generation] = []
         with self._lock:
-            for start in range(0, len(entries), most):
-                results += self._batch(entries[start : start + most], params)
+            while len(results) < len(entries):
+                group = self._group(entries[len(results) :], params.max_tokens)
+                results += self._batch(group, params)
         return results
+
+    def _group(self, entries: list[np.ndarray], max_tokens: int) -> list[np.ndarray]:
+        """As many of the entries as can be decoded together: by the batch, or by the memory of a plan."""
+        if self._plan is None:
+            return entries[: self._transformer.batch]
+        room, count = self.context, 0
+        while count < min(len(entries), self._plan.logit_rows):
+            room -= min(self.context, len(entries[count]) + max_tokens + 15) // 16 * 16  # as caches are laid out
+            if room < 0 and count:
+                break
+            count += 1
+        return entries[:count]
 
     def _batch(self, entries: list[np.ndarray], params: SamplingParams) -> list[Generation]:
         stop = np.array(sorted(self._ends), np.int32)
@@ -503,7 +550,7 @@ class Model:
         clock = Clock()
         caches, last = [], []
         for ids, sampler, text in zip(entries, samplers, texts):
-            cache = KVCache(self._transformer, min(self.context, len(ids) + params.max_tokens))
+            cache = self._new_cache(min(self.context, len(ids) + params.max_tokens))
             self._transformer.prefill(cache, ids)
             first = np.array([-1], np.int32)
             [made] = self._transformer.decode([cache], [sampler], first, min(1, params.max_tokens), stop)

@@ -37,7 +37,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     add("-m", "--model", metavar="FILE", help="model file (default: the embedded model)")
     add("-t", "--threads", type=whole(1), metavar="N", help="threads (default: one per core)")
-    add("--max-ram", metavar="SIZE", help="most memory to use, such as 64MB (not supported yet)")
+    add(
+        "--max-ram",
+        metavar="SIZE",
+        help="most memory for the model, such as 64MB; what does not fit is read again and again",
+    )
     add("--sparsity", type=float, metavar="F", help="share of activations to skip (not supported yet)")
     add("--context", type=whole(1), metavar="N", help="tokens to make room for (default: as the model says)")
     add("--kv-type", metavar="TYPE", help="keep past keys and values as f32, f16 or int8 (default: auto, f32 if small)")
