@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
 WHEELS := $(BUILD)/wheel
+WHEELS_I686 := $(BUILD)/wheel-i686
+# The machine of 1997: a gigabyte and half an hour to make, so it can be kept elsewhere.
+RETRO := $(BUILD)/retro
 
 # What the wheel is made of: a change to any of these rebuilds it.
 SOURCES := $(shell find src cmake pyproject.toml CMakeLists.txt README.md LICENSE -type f -not -name '*.pyc' 2>/dev/null)
@@ -13,10 +16,11 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard src tests bench examples tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types format selftest bench wheel sdist clean
+.PHONY: help demo test check lint types format selftest bench wheel sdist clean \
+	wheel-i686 test-i386 test-i386-native retro retro-shell
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(VENV)/.installed  ## install lowbit and let it tell a story
 	@$(BIN)/lowbit info
@@ -55,6 +59,20 @@ bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 
 wheel: $(WHEELS)/.built  ## build the wheel into build/wheel
 
+wheel-i686: $(WHEELS_I686)/.built  ## cross-compile the wheel for 32-bit x86 (a Pentium II and later) into build/wheel-i686
+
+test-i386: $(WHEELS_I686)/.built  ## run all tests with that wheel in a 32-bit Debian (root)
+	RETRO=$(RETRO) tools/retro/test.sh $(WHEELS_I686)/*.whl $(PYTEST_ARGS)
+
+test-i386-native:  ## the same with a wheel that is built there
+	RETRO=$(RETRO) tools/retro/test.sh "" $(PYTEST_ARGS)
+
+retro: $(WHEELS_I686)/.built $(VENV)/.installed  ## boot a Pentium II with 128 MB in emulation and let it tell a story (root)
+	RETRO=$(RETRO) tools/retro/machine.sh run $(WHEELS_I686)/*.whl $(abspath $(BIN))/python
+
+retro-shell: $(WHEELS_I686)/.built $(VENV)/.installed  ## the same machine with a person at its serial console (root)
+	RETRO=$(RETRO) tools/retro/machine.sh shell $(WHEELS_I686)/*.whl $(abspath $(BIN))/python
+
 sdist: $(VENV)/.tools  ## build the source distribution into build/sdist
 	$(BIN)/python -m build --sdist --outdir $(BUILD)/sdist .
 
@@ -69,6 +87,10 @@ $(WHEELS)/.built: $(VENV)/.created $(SOURCES)
 	@echo "building the wheel"
 	rm -rf $(WHEELS)
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir $(WHEELS) --config-settings=build-dir=$(BUILD)/cmake .
+	touch $@
+
+$(WHEELS_I686)/.built: $(SOURCES) tools/retro/common.sh tools/retro/wheel.sh tools/retro/scan.py
+	RETRO=$(RETRO) tools/retro/wheel.sh $(WHEELS_I686)
 	touch $@
 
 # The version does not change between builds, so only --force-reinstall replaces the package; its

@@ -13,6 +13,7 @@
 #include "pool.h"
 
 #include "os.h"
+#include "x87.h"
 
 enum { OPEN = 1 << 15, INSIDE = OPEN - 1, NEXT_JOB = 1 << 16 };
 
@@ -55,6 +56,7 @@ static void take_units(void) {
 static LB_THREAD_RESULT worker_main(void *argument) {
     const int32_t index = (int32_t)(intptr_t)argument;
     int32_t seen = 0;
+    lb_begin_floats(); /* this thread does nothing else */
     for (;;) {
         int32_t state = lb_atomic_load(&pool.state);
         if (state >> 16 == seen >> 16) {
@@ -97,7 +99,7 @@ static void start_pool(void) {
 
 void lb_pool_after_fork(void) { lb_atomic_store(&pool_ready, 0); }
 
-void lb_parallel(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) {
+static void run_job(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) {
     if (n_threads > LB_MAX_THREADS) n_threads = LB_MAX_THREADS;
     if (n_threads <= 1 || n_units <= chunk) {
         if (n_units > 0) work(context, 0, n_units);
@@ -163,4 +165,10 @@ void lb_parallel(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk
         }
     }
     lb_mutex_unlock(&pool.job_lock);
+}
+
+void lb_parallel(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) {
+    const int32_t mode = lb_begin_floats();
+    run_job(work, context, n_units, chunk, n_threads);
+    lb_end_floats(mode);
 }
