@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import FormatError
+from .attention import causal_attention
 
 __all__ = ["BitNet", "BitNetShape", "Quantisation", "bit_linear", "keep_largest", "quantise_activations", "ternary"]
 
@@ -170,13 +171,7 @@ class Block(nn.Module):
         heads = heads.view(batch, time, shape.n_heads + 2 * shape.n_kv_heads, shape.head_dim)
         turned, v = torch.split(heads, [shape.n_heads + shape.n_kv_heads, shape.n_kv_heads], 2)
         q, k = torch.split(rotate(turned, cos, sin), [shape.n_heads, shape.n_kv_heads], 2)
-        repeat = shape.n_heads // shape.n_kv_heads
-        k, v = k.repeat_interleave(repeat, 2), v.repeat_interleave(repeat, 2)
-        # float32: with heads this narrow, torch's attention on a CPU is slower in bfloat16
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        mixed = (
-            functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, time, width)
-        )
+        mixed = causal_attention(q, k, v, self.compute)
         mixed = rms_norm(mixed, self.attn_sub_norm, shape.norm_eps)
         x = x + self._drop(self._linear(mixed, self.attn_output))
         normed = rms_norm(x, self.ffn_norm, shape.norm_eps)
