@@ -13,10 +13,10 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard src tests bench examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types format selftest bench wheel sdist clean
+.PHONY: help demo train-demo test check lint types format selftest bench wheel sdist clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 demo: $(VENV)/.installed  ## install lowbit and let it tell a story
 	@$(BIN)/lowbit info
@@ -24,6 +24,10 @@ demo: $(VENV)/.installed  ## install lowbit and let it tell a story
 	@echo 'Until a trained model is packaged, the embedded one has random weights, and what it writes is noise:'
 	@echo '$$ lowbit generate "Once upon a time"'
 	@$(BIN)/lowbit generate "Once upon a time"
+
+train-demo: $(VENV)/.installed  ## train a tiny model in five minutes (installs PyTorch), and let it tell a story
+	@$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[train]"
+	@$(BIN)/python examples/train_demo.py $(BUILD)/train-demo
 
 # The tests run from their own folder, so that only the installed package can be imported.
 test: check  ## lint, check types and run all tests against the installed wheel

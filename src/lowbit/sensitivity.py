@@ -59,10 +59,13 @@ class Calibration:
         self.threads, self.pieces, self.bytes = check_threads(threads), list[np.ndarray](), 0
         left = tokens
         for document in read_documents([text]):
-            ids = np.array(tokenizer.encode(document, add_bos=True), np.int32)[: left + 1]
+            ids = np.array(tokenizer.encode(document, add_bos=True), np.int32)
+            if len(ids) > left + 1:
+                ids = ids[: left + 1]
+                document = tokenizer.decode(ids[1:].tolist())
             for start in range(0, len(ids) - 1, WINDOW):
                 self.pieces.append(ids[start : start + WINDOW + 1])
-            self.bytes += len(tokenizer.decode(ids[1:].tolist()).encode())
+            self.bytes += len(document.encode())
             left -= len(ids) - 1
             if left <= 0:
                 break
