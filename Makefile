@@ -16,7 +16,7 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard src tests bench examples tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types format selftest bench wheel sdist clean \
+.PHONY: help demo train-demo test check lint types format selftest bench wheel sdist clean \
 	wheel-i686 test-i386 test-i386-native retro retro-shell
 
 help:  ## list the targets
@@ -27,6 +27,10 @@ demo: $(VENV)/.installed  ## install lowbit and let it tell a story
 	@echo
 	@echo '$$ lowbit generate "Once upon a time"'
 	@$(BIN)/lowbit generate "Once upon a time"
+
+train-demo: $(VENV)/.installed  ## train a tiny model in five minutes (installs PyTorch), and let it tell a story
+	@$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[train]"
+	@$(BIN)/python examples/train_demo.py $(BUILD)/train-demo
 
 # The tests run from their own folder, so that only the installed package can be imported.
 test: check  ## lint, check types and run all tests against the installed wheel
