@@ -167,7 +167,7 @@ class HuggingFaceFolder:
                 stored[tensor] = shard
         for tensor, name in weight_map.items():
             if tensor not in stored:
-                raise FormatError(f"{name} lacks the tensor {tensor!r} that {index} expects there")
+                raise FormatError(f"{name} lacks the tensor {tensor[:80]!r} that {index} expects there")
         return stored
 
     def _take(self, stored: dict[str, SafetensorsFile], translation: Translation) -> None:
