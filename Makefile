@@ -13,7 +13,7 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard src tests bench examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types format selftest bench wheel sdist clean
+.PHONY: help demo test check lint types format selftest sanitize bench wheel sdist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -48,6 +48,18 @@ format: $(VENV)/.tools  ## format Python and C
 selftest:  ## compare every micro-kernel with plain C, under emulation too where it is installed
 	$(PYTHON) tests/selftest/run.py $(BUILD)/selftest --emulate
 
+# Everything compiled, in a build and an environment of its own, watched while the tests run: see docs/safety.md. Python
+# takes its memory from malloc, so that a buffer of Python's has an end that is watched, too.
+SANITIZED := $(BUILD)/sanitize
+SANITIZE_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
+SANITIZE_RUN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
+	LOWBIT_SANITIZED=1 ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+
+sanitize: $(SANITIZED)/.installed  ## run the tests on kernels and parsers built with AddressSanitizer and UBSan
+	$(PYTHON) tests/selftest/run.py $(SANITIZED)/selftest --sanitize
+	cd tests && $(SANITIZE_RUN) $(abspath $(SANITIZED))/venv/bin/python -m pytest -p no:cacheprovider $(PYTEST_ARGS) \
+		chat cli convert families formats fuzz kernels model quantize reference tokenizers train
+
 bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[bench]"
 	mkdir -p $(BUILD)/bench
@@ -77,6 +89,16 @@ $(WHEELS)/.built: $(VENV)/.created $(SOURCES)
 $(VENV)/.installed: $(WHEELS)/.built
 	$(BIN)/pip install --quiet $(WHEELS)/*.whl
 	$(BIN)/pip install --quiet --no-deps --force-reinstall $(WHEELS)/*.whl
+	touch $@
+
+$(SANITIZED)/.installed: $(SOURCES)
+	@echo "building with AddressSanitizer and UBSan"
+	$(PYTHON) -m venv $(SANITIZED)/venv
+	rm -rf $(SANITIZED)/wheel
+	CFLAGS="$(SANITIZE_FLAGS)" $(SANITIZED)/venv/bin/pip wheel --quiet --no-deps --wheel-dir $(SANITIZED)/wheel \
+		--config-settings=build-dir=$(SANITIZED)/cmake .
+	$(SANITIZED)/venv/bin/pip install --quiet "$$(ls $(SANITIZED)/wheel/*.whl)[test]"
+	$(SANITIZED)/venv/bin/pip install --quiet --no-deps --force-reinstall $(SANITIZED)/wheel/*.whl
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.installed

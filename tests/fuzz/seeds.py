@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from mutation import Count, Group, Number, Raw, Sized, Varint
 
-__all__ = ["CONFIG", "INDEX", "LLAMA3_PATTERN", "SAFETENSORS", "TOKENIZER_JSON", "TREES", "gguf", "safetensors"]
+__all__ = ["CONFIG", "INDEX", "SAFETENSORS", "TOKENIZER_JSON", "TREES", "gguf", "llama", "safetensors", "vocabulary"]
 
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 FIELDS = 12
@@ -76,61 +76,83 @@ _LETTERS = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256)
 _BYTE_LEVEL = [*_LETTERS, "ab", "abc", "Ġa", "<s>", "</s>"]
 _MERGES = ["a b", "ab c", "Ġ a"]
 
-_SPM_KEYS = [
-    ("general.architecture", STRING, "llama"),
-    ("tokenizer.ggml.model", STRING, "llama"),
-    ("tokenizer.ggml.tokens", STRING, [word for word, _ in _WORDS]),
-    ("tokenizer.ggml.scores", F32, [-float(i) for i in range(len(_WORDS))]),
-    ("tokenizer.ggml.token_type", I32, [kind for _, kind in _WORDS]),
-    ("tokenizer.ggml.bos_token_id", U32, 1),
-    ("tokenizer.ggml.eos_token_id", U32, 2),
-    ("tokenizer.ggml.unknown_token_id", U32, 0),
-    ("tokenizer.ggml.add_space_prefix", BOOL, 1),
-]
-_BPE_KEYS = [
-    ("general.architecture", STRING, "qwen2"),
-    ("tokenizer.ggml.model", STRING, "gpt2"),
-    ("tokenizer.ggml.pre", STRING, "llama-bpe"),
-    ("tokenizer.ggml.tokens", STRING, _BYTE_LEVEL),
-    ("tokenizer.ggml.token_type", I32, [1] * (len(_BYTE_LEVEL) - 2) + [3, 3]),
-    ("tokenizer.ggml.merges", STRING, _MERGES),
-    ("tokenizer.ggml.bos_token_id", U32, len(_BYTE_LEVEL) - 2),
-    ("tokenizer.ggml.add_bos_token", BOOL, 1),
-]
+Keys = dict[str, tuple[int, Any]]
+N_WORDS = len(_WORDS)
 
 
-def _model(kind: int, cols: int) -> Group:
-    """A Llama of one layer, with linear weights of one type."""
+def words_with(at: int, word: str) -> list[str]:
+    """The words of the SentencePiece vocabulary, one of them another."""
+    return [word if i == at else old for i, (old, _) in enumerate(_WORDS)]
+
+
+def _changed(keys: Keys, changes: dict[str, tuple[int, Any] | None]) -> list[tuple[str, int, Any]]:
+    merged = {**keys, **changes}
+    return [(key, *value) for key, value in merged.items() if value is not None]
+
+
+def vocabulary(kind: str, **changes: Any) -> Group:
+    """A GGUF file with nothing but a vocabulary: SentencePiece (``llama``) or byte-level (``gpt2``)."""
+    keys: Keys = {"general.architecture": (STRING, "llama"), "tokenizer.ggml.model": (STRING, kind)}
+    if kind == "llama":
+        keys |= {
+            "tokenizer.ggml.tokens": (STRING, [word for word, _ in _WORDS]),
+            "tokenizer.ggml.scores": (F32, [-float(i) for i in range(N_WORDS)]),
+            "tokenizer.ggml.token_type": (I32, [kind for _, kind in _WORDS]),
+            "tokenizer.ggml.bos_token_id": (U32, 1),
+            "tokenizer.ggml.eos_token_id": (U32, 2),
+            "tokenizer.ggml.unknown_token_id": (U32, 0),
+            "tokenizer.ggml.add_space_prefix": (BOOL, 1),
+        }
+    else:
+        keys |= {
+            "tokenizer.ggml.pre": (STRING, "llama-bpe"),
+            "tokenizer.ggml.tokens": (STRING, _BYTE_LEVEL),
+            "tokenizer.ggml.token_type": (I32, [1] * (len(_BYTE_LEVEL) - 2) + [3, 3]),
+            "tokenizer.ggml.merges": (STRING, _MERGES),
+            "tokenizer.ggml.bos_token_id": (U32, len(_BYTE_LEVEL) - 2),
+            "tokenizer.ggml.add_bos_token": (BOOL, 1),
+        }
+    return gguf(_changed(keys, changes), [])
+
+
+def llama(
+    kind: int, cols: int, instead: Sequence[tuple[str, tuple[int, ...], int, bytes]] = (), head_dim: int = 0,
+    **changes: Any,
+) -> Group:  # fmt: skip
+    """A Llama of one layer with linear weights of one type; `instead` replaces tensors, `changes` keys."""
     hidden, wide = max(HIDDEN, cols), max(WIDE, cols)
-    keys = [
-        ("general.architecture", STRING, "llama"),
-        ("general.name", STRING, "seed"),
-        ("general.alignment", U32, 32),
-        ("llama.vocab_size", U32, 16),
-        ("llama.context_length", U32, CONTEXT),
-        ("llama.embedding_length", U32, hidden),
-        ("llama.block_count", U32, 1),
-        ("llama.feed_forward_length", U32, [wide]),
-        ("llama.attention.head_count", U32, HEADS),
-        ("llama.attention.head_count_kv", U32, 1),
-        ("llama.attention.key_length", U32, hidden // HEADS),
-        ("llama.attention.layer_norm_rms_epsilon", F32, 1e-5),
-        ("llama.rope.freq_base", F32, 10000.0),
-        ("llama.rope.dimension_count", U32, hidden // HEADS),
-        ("llama.rope.scaling.type", STRING, "linear"),
-        ("llama.rope.scaling.factor", F32, 2.0),
-        ("tokenizer.chat_template", STRING, "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"),
-    ]
-    tensors = [("token_embd.weight", (hidden, 16), 0, _floats(16, hidden))]
+    head_dim = head_dim or hidden // HEADS
+    keys: Keys = {
+        "general.architecture": (STRING, "llama"),
+        "general.name": (STRING, "seed"),
+        "general.alignment": (U32, 32),
+        "llama.vocab_size": (U32, 16),
+        "llama.context_length": (U32, CONTEXT),
+        "llama.embedding_length": (U32, hidden),
+        "llama.block_count": (U32, 1),
+        "llama.feed_forward_length": (U32, [wide]),
+        "llama.attention.head_count": (U32, HEADS),
+        "llama.attention.head_count_kv": (U32, 1),
+        "llama.attention.key_length": (U32, head_dim),
+        "llama.attention.value_length": (U32, head_dim),
+        "llama.attention.layer_norm_rms_epsilon": (F32, 1e-5),
+        "llama.rope.freq_base": (F32, 10000.0),
+        "llama.rope.dimension_count": (U32, head_dim),
+        "llama.rope.scaling.type": (STRING, "linear"),
+        "llama.rope.scaling.factor": (F32, 2.0),
+        "tokenizer.chat_template": (STRING, "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"),
+    }
+    tensors = {"token_embd.weight": ((hidden, 16), 0, _floats(16, hidden))}
     for name, rows, n_in in (
-        ("attn_q", hidden, hidden), ("attn_k", hidden // 2, hidden), ("attn_v", hidden // 2, hidden),
-        ("attn_output", hidden, hidden), ("ffn_gate", wide, hidden), ("ffn_up", wide, hidden),
+        ("attn_q", HEADS * head_dim, hidden), ("attn_k", head_dim, hidden), ("attn_v", head_dim, hidden),
+        ("attn_output", hidden, HEADS * head_dim), ("ffn_gate", wide, hidden), ("ffn_up", wide, hidden),
         ("ffn_down", hidden, wide),
     ):  # fmt: skip
-        tensors.append((f"blk.0.{name}.weight", (n_in, rows), kind, _weights(kind, rows * n_in)))
+        tensors[f"blk.0.{name}.weight"] = (n_in, rows), kind, _weights(kind, rows * n_in)
     for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
-        tensors.append((f"{name}.weight", (hidden,), 0, _floats(hidden)))
-    return gguf(keys, tensors)
+        tensors[f"{name}.weight"] = (hidden,), 0, _floats(hidden)
+    tensors |= {name: (shape, kind, raw) for name, shape, kind, raw in instead}
+    return gguf(_changed(keys, changes), [(name, *rest) for name, rest in tensors.items()])
 
 
 def llama2c(version: int) -> Group:
@@ -166,8 +188,8 @@ def _flag(number: int, value: int) -> Group:
     return Group([Varint(number << 3), Varint(value)])
 
 
-def tokenizer_model() -> Group:
-    """A SentencePiece model."""
+def tokenizer_model(table: bytes = b"") -> Group:
+    """A SentencePiece model, perhaps with a normalisation table."""
     pieces = [
         _message(1, [_message(1, [Raw(word.encode())]), Varint(21), Number("<f", -float(i)), _flag(3, kind)])
         for i, (word, kind) in enumerate(_WORDS)
@@ -175,6 +197,8 @@ def tokenizer_model() -> Group:
     pieces = _shortened(pieces)
     trainer = _message(2, [_flag(3, 2), _flag(35, 1), _message(44, [Raw(b" ? ")]), _message(46, [Raw(b"<s>")])])
     normalizer = _message(3, [_message(1, [Raw(b"identity")]), _flag(3, 1), _flag(4, 0), _flag(5, 1)])
+    if table:
+        normalizer = _message(3, [_message(1, [Raw(b"nmt_nfkc")]), _message(2, [Raw(table)])])
     return Group([Group(pieces), trainer, normalizer])
 
 
@@ -272,10 +296,11 @@ def weights(shard: str) -> Group:
 
 
 TREES: dict[str, list[Group]] = {
-    "gguf": [_model(kind, cols) for kind, cols in ((0, 0), (8, 0), (36, 128))]
+    "gguf": [llama(kind, cols) for kind, cols in ((0, 0), (8, 0), (36, 128))]
     + [gguf([("general.architecture", STRING, "llama"), ("k", BOOL, [0, 1]), ("general.alignment", U32, 32)],
-            [("a", (256, 2), 35, _weights(35, 512)), ("b", (256,), 34, _weights(34, 256)), ("c", (2, 1, 1, 2), 0, bytes(16))])],
-    "gguf_tokenizer": [gguf(_SPM_KEYS, []), gguf(_BPE_KEYS, [])],
+            [("a", (256, 2), 35, _weights(35, 512)), ("b", (256,), 34, _weights(34, 256)),
+             ("c", (2, 1, 1, 2), 0, bytes(16))])],
+    "gguf_tokenizer": [vocabulary("llama"), vocabulary("gpt2")],
     "llama2c": [llama2c(version) for version in (0, 1, 2)],
     "tokenizer_bin": [tokenizer_bin()],
     "tokenizer_model": [tokenizer_model()],

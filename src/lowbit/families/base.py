@@ -18,6 +18,8 @@ __all__ = ["Family"]
 MAX_LAYERS = 1024
 MAX_VOCAB = 1 << 20
 MAX_CONTEXT = 1 << 24
+MAX_HEAD = 512
+"""Published models have heads of up to 256 channels; the tables of rotary positions grow with them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Family:
         hidden = keys.whole("embedding_length", 1, 1 << 18)
         heads = keys.whole("attention.head_count", 1, 1 << 14)
         kv_heads = keys.whole("attention.head_count_kv", 1, heads, default=heads)
-        head_dim = keys.whole("attention.key_length", 2, 1 << 14, default=hidden // heads)
+        head_dim = keys.whole("attention.key_length", 2, MAX_HEAD, default=hidden // heads)
         if keys.whole("attention.value_length", 1, 1 << 14, default=head_dim) != head_dim:
             raise FormatError("keys and values have different lengths")
         window = keys.whole("attention.sliding_window", 0, MAX_CONTEXT, default=0)
