@@ -51,7 +51,6 @@ selftest:  ## compare every micro-kernel with plain C, under emulation too where
 # Everything compiled, in a build and an environment of its own, watched while the tests run: see docs/safety.md. Python
 # takes its memory from malloc, so that a buffer of Python's has an end that is watched, too.
 SANITIZED := $(BUILD)/sanitize
-SANITIZE_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1
 SANITIZE_RUN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
 	LOWBIT_SANITIZED=1 ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 
@@ -95,8 +94,8 @@ $(SANITIZED)/.installed: $(SOURCES)
 	@echo "building with AddressSanitizer and UBSan"
 	$(PYTHON) -m venv $(SANITIZED)/venv
 	rm -rf $(SANITIZED)/wheel
-	CFLAGS="$(SANITIZE_FLAGS)" $(SANITIZED)/venv/bin/pip wheel --quiet --no-deps --wheel-dir $(SANITIZED)/wheel \
-		--config-settings=build-dir=$(SANITIZED)/cmake .
+	$(SANITIZED)/venv/bin/pip wheel --quiet --no-deps --wheel-dir $(SANITIZED)/wheel \
+		--config-settings=build-dir=$(SANITIZED)/cmake --config-settings=cmake.define.LOWBIT_SANITIZE=ON .
 	$(SANITIZED)/venv/bin/pip install --quiet "$$(ls $(SANITIZED)/wheel/*.whl)[test]"
 	$(SANITIZED)/venv/bin/pip install --quiet --no-deps --force-reinstall $(SANITIZED)/wheel/*.whl
 	touch $@
