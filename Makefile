@@ -16,7 +16,7 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard src tests bench examples tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train-demo test check lint types format selftest bench wheel sdist clean \
+.PHONY: help demo train-demo test check lint types format selftest sanitize bench wheel sdist clean \
 	wheel-i686 test-i386 test-i386-native retro retro-shell
 
 help:  ## list the targets
@@ -54,6 +54,17 @@ format: $(VENV)/.tools  ## format Python and C
 
 selftest:  ## compare every micro-kernel with plain C, under emulation too where it is installed
 	$(PYTHON) tests/selftest/run.py $(BUILD)/selftest --emulate
+
+# Everything compiled, in a build and an environment of its own, watched while the tests run: see docs/safety.md. Python
+# takes its memory from malloc, so that a buffer of Python's has an end that is watched, too.
+SANITIZED := $(BUILD)/sanitize
+SANITIZE_RUN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
+	LOWBIT_SANITIZED=1 ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+
+sanitize: $(SANITIZED)/.installed  ## run the tests on kernels and parsers built with AddressSanitizer and UBSan
+	$(PYTHON) tests/selftest/run.py $(SANITIZED)/selftest --sanitize
+	cd tests && $(SANITIZE_RUN) $(abspath $(SANITIZED))/venv/bin/python -m pytest -p no:cacheprovider $(PYTEST_ARGS) \
+		chat cli convert families formats fuzz kernels model quantize reference tokenizers train
 
 bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[bench]"
@@ -102,6 +113,16 @@ $(WHEELS_I686)/.built: $(SOURCES) tools/retro/common.sh tools/retro/wheel.sh too
 $(VENV)/.installed: $(WHEELS)/.built
 	$(BIN)/pip install --quiet $(WHEELS)/*.whl
 	$(BIN)/pip install --quiet --no-deps --force-reinstall $(WHEELS)/*.whl
+	touch $@
+
+$(SANITIZED)/.installed: $(SOURCES)
+	@echo "building with AddressSanitizer and UBSan"
+	$(PYTHON) -m venv $(SANITIZED)/venv
+	rm -rf $(SANITIZED)/wheel
+	$(SANITIZED)/venv/bin/pip wheel --quiet --no-deps --wheel-dir $(SANITIZED)/wheel \
+		--config-settings=build-dir=$(SANITIZED)/cmake --config-settings=cmake.define.LOWBIT_SANITIZE=ON .
+	$(SANITIZED)/venv/bin/pip install --quiet "$$(ls $(SANITIZED)/wheel/*.whl)[test]"
+	$(SANITIZED)/venv/bin/pip install --quiet --no-deps --force-reinstall $(SANITIZED)/wheel/*.whl
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.installed

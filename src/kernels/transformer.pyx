@@ -340,9 +340,11 @@ cdef class Transformer:
             if len(config.rope_factors) != len(inverse):
                 raise FormatError(f"{len(config.rope_factors)} RoPE factors for {len(inverse)} pairs of channels")
             inverse = inverse / np.asarray(config.rope_factors, np.float64)
-        angles = np.arange(self.context, dtype=np.float64)[:, None] * inverse
-        for name, values in (("cos", np.cos(angles)), ("sin", np.sin(angles))):
-            values = np.ascontiguousarray(values * config.rope_scale, np.float32)
+        for name, function in (("cos", np.cos), ("sin", np.sin)):
+            values = np.empty((self.context, len(inverse)), np.float32)
+            for start in range(0, self.context, 256):  # doubles of all positions would take four times the table
+                positions = np.arange(start, min(start + 256, self.context), dtype=np.float64)
+                values[start:start + 256] = function(positions[:, None] * inverse) * config.rope_scale
             self.keep.append(values)
             view = values
             if name == "cos":
