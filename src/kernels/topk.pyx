@@ -309,21 +309,25 @@ cdef class SparseScratch:
 
     cdef int reserve(self, const lb_matrix *m, int32_t threads) except -1:
         """Take memory enough for this matrix too."""
-        cdef size_t lines = lb_lines(m.n_rows), parts = max(m.n_groups, MOST_PARTS)
+        cdef size_t lines = lb_lines(m.n_rows), parts = max(m.n_groups, MOST_PARTS), nbytes
         self.cols = max(self.cols, <size_t>m.n_cols + LB_CHANNELS * parts + LB_CHANNELS)
         self.groups = max(self.groups, parts + 1)
         self.parts = max(self.parts, parts * lines * LB_LINE_ROWS * 4)
         self.thread_bytes = max(self.thread_bytes, <size_t>4 * 64 * (m.words + m.n_groups))
         self.threads = max(self.threads, threads)
+        nbytes = 5 * self.cols + 4 * self.groups + self.parts + self.threads * self.thread_bytes
+        if nbytes == self.nbytes:
+            return 0
         self._free()
         self.channels = <int32_t *>alloc_aligned(4 * self.cols)
         self.values = <int8_t *>alloc_aligned(self.cols)
         self.ends = <int32_t *>alloc_aligned(4 * self.groups)
         self.partial = <int32_t *>alloc_aligned(self.parts)
         self.row_groups = <uint8_t *>alloc_aligned(self.threads * self.thread_bytes)
+        self.nbytes = nbytes
         if not (self.channels and self.values and self.ends and self.partial and self.row_groups):
+            self.nbytes = 0
             raise MemoryError("no memory for sparse products")
-        self.nbytes = 5 * self.cols + 4 * self.groups + self.parts + self.threads * self.thread_bytes
         return 0
 
     cdef int32_t _list(self, const int8_t *q, int32_t begin, int32_t end, int32_t n) noexcept nogil:
@@ -423,7 +427,8 @@ def sparse_matmul(PackedMatrix w not None, const float[:, ::1] x not None, bint 
     return result
 
 
-def sparse_ternary_matmul(PackedMatrix packed not None, x, k=None, threshold=None, int32_t threads=1):
+def sparse_ternary_matmul(PackedMatrix packed not None, x, k=None, threshold=None, int32_t threads=1,
+                          SparseScratch scratch=None):
     """Multiply packed ternary weights by the int8 activations that count.
 
     Parameters
@@ -436,6 +441,8 @@ def sparse_ternary_matmul(PackedMatrix packed not None, x, k=None, threshold=Non
     threshold : float, optional
         Only magnitudes of at least this count.
     threads : int
+    scratch : SparseScratch, optional
+        Memory that several calls can share, one after the other.
 
     Returns
     -------
@@ -452,7 +459,6 @@ def sparse_ternary_matmul(PackedMatrix packed not None, x, k=None, threshold=Non
     cdef lb_activations a
     cdef int8_t[:, ::1] padded
     cdef int32_t[:, ::1] sums, out
-    cdef SparseScratch scratch = SparseScratch()
     cdef PackedMatrix w = packed if packed.m.tiles else channel_major(packed, threads)
     x = np.asarray(x)
     if x.dtype != np.int8 or x.ndim not in (1, 2):
@@ -473,6 +479,7 @@ def sparse_ternary_matmul(PackedMatrix packed not None, x, k=None, threshold=Non
         whole = np.zeros((len(rows), padded_cols(&w.m)), np.int8)
         whole[:, :w.m.n_cols] = rows
         padded, sums, out = whole, rows.sum(1, dtype=np.int32, keepdims=True), result
+        scratch = scratch or SparseScratch()
         scratch.reserve(&w.m, threads)
         a.q, a.sum, a.scale, a.x = &padded[0, 0], &sums[0, 0], NULL, NULL
         a.stride, a.n_groups, a.n_tokens = padded.shape[1], 1, len(rows)

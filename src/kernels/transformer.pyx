@@ -253,7 +253,8 @@ cdef class Transformer:
     cdef public int32_t threads, most_logits     # most_logits: rows whose logits `decode` may hold
     cdef int32_t kv_type, rope_dim, q_stride, n_groups, logits_rows
     cdef bint halves, relu2, per_token
-    cdef public bint sparse_prefill         # rows of prompts are sparse as well
+    cdef readonly bint sparse_decode        # not all inputs count in rows that decode
+    cdef public bint sparse_prefill         # nor in those of prompts
     cdef bint sparse_rows
     cdef SparseScratch sparse
     cdef float eps
@@ -438,6 +439,7 @@ cdef class Transformer:
         """
         cdef int32_t i
         cdef Linear *linear
+        self.sparse_decode = True
         for i, named in enumerate(rules):
             for name, (keep, threshold) in named.items():
                 linear = self._named(i, name)
@@ -652,6 +654,7 @@ cdef class Transformer:
         self._check(cache, tokens)
         result = np.empty((n, self.hidden), np.float32)
         out = result
+        self.sparse_rows = self.sparse_prefill
         while start < n:
             rows = <int32_t>min(n - start, <int64_t>self.batch)
             with nogil:

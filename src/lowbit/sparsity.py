@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from ._kernels.transformer import Transformer
 from .config import ModelConfig
 from .errors import FormatError
 from .formats.base import ModelFile
-from .formats.strict_json import load_json
+from .formats.strict_json import MAX_BYTES, parse_object
 
 __all__ = [
     "LINEARS", "NONE", "Setting", "Sparsity", "apply", "arrange", "histograms", "identity", "parse", "read_thresholds",
@@ -32,7 +32,7 @@ __all__ = [
 
 LINEARS = ("qkv", "attn_output", "gate_up", "ffn_down")
 """The linear layers of a transformer block by what they compute: those that read the same input are one."""
-Setting = float | Mapping[str, float] | str | os.PathLike[str]
+Setting = Union[float, Mapping[str, float], str, "os.PathLike[str]"]
 """A share for all linear layers, a share by name of the layer, or the path of a thresholds file."""
 MAGNITUDES = 1 << 16
 """Places of a histogram: the upper 16 bits of a float32, without the sign."""
@@ -170,9 +170,7 @@ def write_thresholds(
     path: str | os.PathLike[str], file: ModelFile, target: float, tokens: int, layers: list[dict[str, float]]
 ) -> None:
     """Write a thresholds file: JSON with the model's identity, and for each layer the thresholds by linear layer."""
-    content = {
-        "kind": KIND, "model": identity(file), "target": target, "tokens": tokens, "layers": layers,
-    }  # fmt: skip
+    content = {"kind": KIND, "model": identity(file), "target": target, "tokens": tokens, "layers": layers}
     with open(path, "w", encoding="utf-8") as out:
         json.dump(content, out, indent=1)
         out.write("\n")
@@ -187,10 +185,11 @@ def read_thresholds(path: str, file: ModelFile, n_layers: int) -> list[dict[str,
         If it is missing, damaged, or belongs to another model.
     """
     try:
-        content = load_json(path)
+        with open(path, "rb") as source:
+            content = parse_object(source.read(MAX_BYTES + 1), path)
     except OSError as error:
         raise FormatError(f"{path}: {error.strerror or error}") from None
-    if not isinstance(content, dict) or content.get("kind") != KIND:
+    if content.get("kind") != KIND:
         raise FormatError(f"{path}: not a thresholds file of lowbit")
     if content.get("model") != identity(file):
         raise FormatError(f"{path}: the thresholds belong to another model than {file.path}")

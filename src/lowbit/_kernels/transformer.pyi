@@ -29,6 +29,7 @@ class Transformer:
     threads: int
     most_logits: int
     pager: Pager | None
+    sparse_decode: bool
     sparse_prefill: bool
     scratch_bytes: int
     weight_bytes: int
