@@ -25,8 +25,9 @@ import numpy as np
 import lowbit
 from lowbit import isa
 from lowbit._kernels import dispatch
+from lowbit._kernels.sampler import Sampler
 from lowbit._kernels.topk import SparseScratch
-from lowbit._kernels.transformer import KVCache, Sampler, Transformer
+from lowbit._kernels.transformer import KVCache, Transformer
 from lowbit.benchmark import RandomModel
 from lowbit.calibration import calibrate
 from lowbit.kernels import channel_major, pack_ternary, sparse_ternary_matmul, ternary_matmul
@@ -42,9 +43,10 @@ QUALITY_SHARES = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 FIRST_WORDS = r"\n\s*\n(?=Once upon a time|One day|Once there|There once|In a |A long)"
 
 
-def seconds(call: Callable[[], Any]) -> float:
+def seconds(call: Callable[..., Any], *args: Any, **options: Any) -> float:
+    """How long one call takes."""
     start = time.perf_counter()
-    call()
+    call(*args, **options)
     return time.perf_counter() - start
 
 
@@ -67,10 +69,10 @@ def kernel(repeat: int) -> list[dict[str, Any]]:
             best = np.full((2, copies), np.inf)  # of each copy, so that one lucky repetition is not enough
             for _ in range(repeat):
                 for i in range(copies):
-                    best[0, i] = min(best[0, i], seconds(lambda: ternary_matmul(dense[i], y, threads)))
+                    best[0, i] = min(best[0, i], seconds(ternary_matmul, dense[i], y, threads))
                 for i in range(copies):
-                    run = lambda: sparse_ternary_matmul(sparse[i], y, threads=threads, scratch=scratch)  # noqa: E731
-                    best[1, i] = min(best[1, i], seconds(run))
+                    took = seconds(sparse_ternary_matmul, sparse[i], y, threads=threads, scratch=scratch)
+                    best[1, i] = min(best[1, i], took)
             times = best.mean(1)
             results.append(
                 {
@@ -103,8 +105,8 @@ def decode(shape: str, repeat: int, tokens: int = 4) -> list[dict[str, Any]]:
                 caches[share].truncate(8)
                 sampler = Sampler(model.vocab, 0.0, 0, 1.0, 0.0, 1.0, 0)
                 last, none = np.array([8], np.int32), np.empty(0, np.int32)
-                run = lambda: model.decode([caches[share]], [sampler], last, tokens, none)  # noqa: E731
-                best[share] = min(best[share], seconds(run))
+                took = seconds(model.decode, [caches[share]], [sampler], last, tokens, none)
+                best[share] = min(best[share], took)
         for share in DECODE_SHARES:
             result = {
                 "shape": shape,
