@@ -110,6 +110,10 @@ class SplitGGUF:
         """Return the stored bytes of a tensor as a read-only uint8 view of the mapped file."""
         return self._file_of(name).read(name)
 
+    def locate(self, name: str) -> tuple[str, int]:
+        """Return the path of the file that holds a tensor, and where in it the tensor begins."""
+        return self._file_of(name).locate(name)
+
     def release(self, name: str) -> None:
         """Tell the system that a tensor's bytes are not needed in memory for now; they can still be read."""
         self._file_of(name).release(name)
