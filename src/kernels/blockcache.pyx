@@ -401,13 +401,13 @@ cdef class BlockCache:
         cdef int32_t result, n
         cdef int64_t smallest = 0, lru = min(max(int(lru_bytes), 0), 1 << 62)
         array = _numbers("order", order, 1)
-        if ((array < 0) | (array >= self.n_blocks)).any() or len(np.unique(array)) != len(array):
-            raise FormatError(f"an order names distinct blocks from 0 to {self.n_blocks - 1}")
-        ids = array.astype(np.int32)
-        n = len(array)
+        ids = np.clip(array, -1, self.n_blocks).astype(np.int32)
+        n = min(ids.shape[0], self.n_blocks + 1)    # so many cannot be distinct
         cdef lb_cache *c = self._engine()
         with nogil:
             result = lb_cache_set_order(c, &ids[0] if n else NULL, n, lru, &smallest)
+        if result == LB_CACHE_NO_BLOCK:
+            raise FormatError(f"an order names distinct blocks from 0 to {self.n_blocks - 1}")
         if result == LB_CACHE_BUDGET:
             raise MemoryBudgetError(f"this order of blocks needs a budget of {smallest} bytes", smallest)
         if result:

@@ -2,7 +2,7 @@
  * In a cyclic scan the best any policy can do with room for B of N blocks is to hit B - 1 of N - 1 times: it keeps a
  * fixed part, and one block passes through what is left. Here r bytes are left, so that several reads can be under
  * way; that costs the pinned part r bytes, which are read once more per cycle. With m bytes that cannot be resident in
- * any case, r is at most 3 % of m, as far as two slots allow.
+ * any case, r is at most 2 % of m, as far as two slots allow.
  */
 #include "blockplan.h"
 
@@ -62,7 +62,7 @@ int lb_plan_blocks(const int64_t *spans, const int32_t *positions, int32_t n_blo
     }
     int64_t most = total;
     if (total > room) {
-        int64_t ring = (total - room) * 3 / 100;
+        int64_t ring = (total - room) * 2 / 100;
         if (ring > room / 2) ring = room / 2;
         if (ring > MOST_RING_BYTES) ring = MOST_RING_BYTES;
         plan->ring_slots = clamp(ring / plan->ring_slot_bytes, least_ring, n);

@@ -13,8 +13,8 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_weights, free_aligned, lb_activations, lb_matmul_args,
-    lb_matrix, lb_row_groups, parallel, table,
+    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_weights, begin_floats, end_floats, free_aligned,
+    lb_activations, lb_matmul_args, lb_matrix, lb_row_groups, parallel, table,
 )
 
 import numpy as np
@@ -124,7 +124,7 @@ cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_
     cdef int64_t work = <int64_t>w.n_rows * w.n_cols * x.n_tokens, group_bytes
     args.w, args.x, args.y, args.sums, args.y_stride = w, x, y, sums, y_stride
     if threads <= 1 or work < (1 << 18 if is_float(w.format) else 1 << 20):
-        table.matmul[w.format](&args, 0, groups)
+        parallel(multiply_work, &args, groups, groups, 1)
         return
     group_bytes = LB_ROWS * (w.n_cols * <int64_t>value_size(w.format) if is_float(w.format) else w.words * 4)
     chunk = <int32_t>min(<int64_t>groups // (threads * 4), CHUNK_BYTES // group_bytes)
@@ -196,6 +196,7 @@ def quantize_activations(PackedMatrix w not None, const float[:, ::1] x, bint pe
     cdef int8_t[:, :] q
     cdef float[:, ::1] scale
     cdef int32_t[:, ::1] sums
+    cdef int32_t mode
     cdef int64_t i
     if is_float(w.m.format) or x.shape[1] != w.m.n_cols:
         raise FormatError(f"activations of {x.shape[1]} columns do not fit {w!r}")
@@ -203,9 +204,11 @@ def quantize_activations(PackedMatrix w not None, const float[:, ::1] x, bint pe
     scale_out = np.empty((x.shape[0], w.m.n_groups), np.float32)
     sums_out = np.empty((x.shape[0], w.m.n_groups), np.int32)
     q, scale, sums = q_out, scale_out, sums_out
+    mode = begin_floats()
     for i in range(x.shape[0]):
         table.quantize(&x[i, 0], w.m.n_cols, w.m.group_cols, per_token, padded_cols(&w.m), &q[i, 0], &scale[i, 0],
                        &sums[i, 0])
+    end_floats(mode)
     return q_out, scale_out, sums_out
 
 

@@ -132,6 +132,17 @@ cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nog
         table.attention(&c.args, c.n_rows - 1 - unit // c.args.n_kv_heads, unit % c.args.n_kv_heads)
 
 
+cdef struct AddWork:
+    float *x                        # (n_rows, n)
+    const float *y
+    int32_t n
+
+
+cdef void add_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef AddWork *c = <AddWork *>context
+    table.add(c.x + <int64_t>begin * c.n, c.y + <int64_t>begin * c.n, (end - begin) * c.n)
+
+
 cdef struct GluWork:
     float *gate_up                  # (n_rows, 2 n)
     int32_t n
@@ -233,7 +244,7 @@ cdef class Transformer:
     cdef float eps
     cdef Layer *layers
     cdef Part token_embd
-    cdef Pager pager
+    cdef readonly Pager pager
     cdef int failed             # status of a paged matrix that could not be read, 0 if all is well
     cdef Linear output
     cdef const float *output_norm
@@ -329,9 +340,11 @@ cdef class Transformer:
             if len(config.rope_factors) != len(inverse):
                 raise FormatError(f"{len(config.rope_factors)} RoPE factors for {len(inverse)} pairs of channels")
             inverse = inverse / np.asarray(config.rope_factors, np.float64)
-        angles = np.arange(self.context, dtype=np.float64)[:, None] * inverse
-        for name, values in (("cos", np.cos(angles)), ("sin", np.sin(angles))):
-            values = np.ascontiguousarray(values * config.rope_scale, np.float32)
+        for name, function in (("cos", np.cos), ("sin", np.sin)):
+            values = np.empty((self.context, len(inverse)), np.float32)
+            for start in range(0, self.context, 256):  # doubles of all positions would take four times the table
+                positions = np.arange(start, min(start + 256, self.context), dtype=np.float64)
+                values[start:start + 256] = function(positions[:, None] * inverse) * config.rope_scale
             self.keep.append(values)
             view = values
             if name == "cos":
@@ -419,6 +432,7 @@ cdef class Transformer:
         cdef RopeWork rope
         cdef AttentionWork attention
         cdef GluWork glu
+        cdef AddWork add
         cdef int32_t q_size = self.n_heads * self.head_dim, chunk = 1 if n_rows < 4 * self.threads else 4, i
         cdef int64_t work = 0
         cdef const lb_kv *kv = self.kv + <size_t>index * self.batch
@@ -442,14 +456,16 @@ cdef class Transformer:
                  self.threads if work > ATTENTION_GRAIN else 1)
 
         self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)
-        table.add(self.x, self.wide, n_rows * self.hidden)
+        add.x, add.y, add.n = self.x, self.wide, self.hidden
+        parallel(add_work, &add, n_rows, chunk, self.threads)
 
         self._apply(&layer.gate_up, self.x, self.hidden, self.hidden, layer.ffn_norm, n_rows, self.wide)
         glu.gate_up, glu.n, glu.relu2 = self.wide, self.intermediate, self.relu2
         parallel(glu_work, &glu, n_rows, chunk, self.threads)
         self._apply(&layer.ffn_down, self.wide, 2 * self.intermediate, self.intermediate, layer.ffn_sub_norm, n_rows,
                     self.attended)
-        table.add(self.x, self.attended, n_rows * self.hidden)
+        add.y = self.attended
+        parallel(add_work, &add, n_rows, chunk, self.threads)
 
     cdef void _row(self, int32_t row, int32_t token, KVCache cache, int32_t position) noexcept nogil:
         """Set one row of the batch."""

@@ -14,10 +14,10 @@ from typing import Any, overload
 
 import numpy as np
 
-from . import assets
 from ._kernels import dispatch
 from ._kernels.sampler import Sampler
 from ._kernels.transformer import KV_TYPES, KVCache, Transformer
+from .assets import EMBEDDED_MODEL
 from .config import ModelConfig
 from .errors import ContextLengthError, FormatError, LowbitError, MemoryBudgetError, UnsupportedModelError
 from .families import find_family
@@ -123,10 +123,7 @@ def load(
         raise ValueError(f"weights must be one of {', '.join(FLOAT_WEIGHTS)}, not {weights!r}")
     threads = check_threads(threads)
     start = time.perf_counter()
-    if path is None:
-        with assets.embedded_model() as embedded, open_model(embedded) as file:
-            return _from_file(file, threads, context, kv_type, head, weights, budget, start)
-    with open_model(path) as file:
+    with open_model(EMBEDDED_MODEL if path is None else path) as file:
         return _from_file(file, threads, context, kv_type, head, weights, budget, start)
 
 

@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 import lowbit
-from lowbit.assets import embedded_model
+from lowbit.assets import EMBEDDED_MODEL
 
 PROMPT = "once upon a time"
 
@@ -21,8 +21,7 @@ def embedded():
 @pytest.fixture
 def embedded_file(tmp_path):
     """Return a function that writes a damaged copy of the embedded model and returns its path."""
-    with embedded_model() as path:
-        data = pathlib.Path(path).read_bytes()
+    data = pathlib.Path(EMBEDDED_MODEL).read_bytes()
 
     def write(change):
         path = tmp_path / "damaged.gguf"

@@ -19,7 +19,7 @@ from lowbit.train.warmstart import read_model
 
 OPTIONS = (
     "--layers 1 --hidden 128 --intermediate 128 --heads 4 --kv-heads 2 --context 32 --window 32 --type I2_S "
-    "--vocab-size 512 --batch 256 --learning-rate 5e-3 --no-compile --precision float32 --threads 1 --samples 0"
+    "--vocab-size 512 --batch 256 --learning-rate 5e-3 --no-compile --compute float32 --threads 1 --samples 0"
 )
 TINY = OPTIONS.split()
 

@@ -28,6 +28,7 @@ class Transformer:
     batch: int
     threads: int
     most_logits: int
+    pager: Pager | None
     scratch_bytes: int
     weight_bytes: int
     def __init__(

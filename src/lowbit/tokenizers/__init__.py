@@ -8,11 +8,13 @@ never from its name.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UnsupportedModelError
+from ..formats.folder import inside
 from . import gpt2, llama2c, spm
 from .base import Tokenizer
 from .hub import Settings, read_settings
@@ -138,6 +140,8 @@ def _beside_checkpoint(path: str) -> str | None:
 def read_tokenizer_file(path: str) -> bytes:
     """Return the whole file, or the first four bytes of a GGUF file."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # asked before opening: opening a pipe would wait for a writer
+            raise FormatError(f"{path}: is not a regular file")
         with open(path, "rb") as file:
             start = file.read(4)
             if start == b"GGUF":
@@ -164,5 +168,8 @@ def find_tokenizer_file(folder: Path) -> Path:
     """Return the file of a folder that its tokenizer is read from; FormatError if there is none."""
     for name in _FOLDER_FILES:
         if (folder / name).is_file():
-            return folder / name
+            try:
+                return inside(folder, name)
+            except FormatError as error:
+                raise FormatError(f"{folder}: {error}") from None
     raise FormatError(f"{folder}: holds no {', '.join(_FOLDER_FILES)}")
