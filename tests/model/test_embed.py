@@ -60,7 +60,7 @@ def _head(path):
 
 
 def test_a_memory_budget_changes_no_vector(write_llama):
-    path = write_llama(kind="Q8_0")
+    path = write_llama(kind="Q8_0", wide=64)
     resident, paged = lowbit.load(path), lowbit.load(path, max_ram="64MB")
     assert (paged.embed(IDS) == resident.embed(IDS)).all()
     np.testing.assert_allclose(paged.embed(IDS, "mean"), resident.embed(IDS, "mean"), rtol=1e-6)
