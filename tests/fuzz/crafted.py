@@ -20,7 +20,6 @@ from seeds import BOOL, F32, I32, STRING, U32
 __all__ = ["CRAFTED"]
 
 TESTS = Path(__file__).resolve().parents[1]
-U8, ARRAY = 0, 9
 
 
 def _module(folder: str, name: str) -> ModuleType:
@@ -134,12 +133,10 @@ CRAFTED: dict[str, dict[str, Any]] = {
         "token of a megabyte": lambda: vocabulary(**{"tokenizer.ggml.tokens": (STRING, seeds.words_with(3, "x" * 2**20))}),
         "score that is no number": lambda: vocabulary(**{"tokenizer.ggml.scores": (F32, [float("nan")] * seeds.N_WORDS)}),
         "tokens are a number": lambda: vocabulary(**{"tokenizer.ggml.tokens": (U32, 7)}),
-        "2**20 tokens and no scores": lambda: vocabulary(
+        "a million tokens and no scores": lambda: vocabulary(
             **{"tokenizer.ggml.tokens": (STRING, ["ab"] * 2**20), "tokenizer.ggml.scores": None}
         ),
-        "more tokens than a vocabulary": lambda: vocabulary(
-            **{"tokenizer.ggml.tokens": (STRING, [""] * (2**20 + 1))}
-        ),
+        "more tokens than a vocabulary": lambda: vocabulary(**{"tokenizer.ggml.tokens": (STRING, [""] * (2**20 + 1))}),
         "merge that makes no token": lambda: vocabulary("gpt2", **{"tokenizer.ggml.merges": (STRING, ["a b", "b zz"])}),
         "merge longer than any token": lambda: vocabulary(
             "gpt2", **{"tokenizer.ggml.merges": (STRING, ["a " + "b" * 10**6])}
@@ -195,7 +192,7 @@ CRAFTED: dict[str, dict[str, Any]] = {
         "of brackets": b'{"model": [' + b"[]," * 2 * 10**6 + b"[]]}",
         "of empty texts": b'{"model": [' + b'"",' * 2 * 10**6 + b'""]}',
         "of objects": b'{"model": [' + b"{}," * 2 * 10**6 + b"{}]}",
-        "merges of nothing": tokenizer(merges=[["", ""]] * 10**6),
+        "a million merges of nothing": tokenizer(merges=[["", ""]] * 10**6),
         "nested": b'{"model":' * 10**5,
         "a number of 5000 digits": b'{"model":' + b"9" * 5000 + b"}",
         "a key twice": b'{"model": {}, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
