@@ -106,9 +106,7 @@ def _tree(name: str, file: str, consume: Callable[[Path], None]) -> Target:
     )
 
 
-def _json(
-    value: Any, file: str, consume: Callable[[Path], None], beside: tuple[tuple[str, bytes], ...] = ()
-) -> Target:
+def _json(value: Any, file: str, consume: Callable[[Path], None], beside: tuple[tuple[str, bytes], ...] = ()) -> Target:
     return Target(file, consume, (json.dumps(value).encode(),), lambda below: mutate_json(value, below), beside)
 
 

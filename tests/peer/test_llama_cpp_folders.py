@@ -37,8 +37,8 @@ LLAMA3 = ("LlamaForCausalLM", "llama", {"rope_parameters": {
 QWEN3 = ("Qwen3ForCausalLM", "qwen3", {"rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "head_dim": 128})
 FAMILIES = {"llama": LLAMA, "llama3": LLAMA3, "qwen3": QWEN3}
 SEEDS = {"llama": 0, "llama3": 8, "qwen3": 2}
-"""Of models in which no two best logits lie so close together that llama.cpp's rounding of activations to 8 bits, which
-differs in the last place, chooses the other: with other seeds a token differs here and there."""
+"""Of models in which no two best logits lie so close together that rounding decides: llama.cpp keeps the scale of 32
+activations in float16, lowbit in float32. With other seeds a token differs here and there for Q8_0."""
 PROMPT = [1, 17, 5, 80, 33, 2, 64, 9]
 
 

@@ -14,8 +14,8 @@ __all__ = ["Settings", "parse_json", "read_settings"]
 
 _MAX_BYTES = 16 << 20
 _MAX_QUOTES, _MAX_LISTS, _MAX_OBJECTS = 1 << 22, 3 << 18, 1 << 16
-"""What makes parsed JSON larger than its text. The largest vocabularies have three million quotes, half a million merges
-that may each be a list of two texts, and some thousand added tokens, which are objects."""
+"""What makes parsed JSON larger than its text. The largest vocabularies have three million quotes, half a million
+merges that may each be a list of two texts, and some thousand added tokens, which are objects."""
 _FILES = ("special_tokens_map.json", "tokenizer_config.json", "config.json", "generation_config.json")
 
 
