@@ -13,7 +13,7 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard src tests bench examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types format selftest bench wheel sdist clean
+.PHONY: help demo test check lint types format selftest stress bench wheel sdist clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -47,6 +47,9 @@ format: $(VENV)/.tools  ## format Python and C
 
 selftest:  ## compare every micro-kernel with plain C, under emulation too where it is installed
 	$(PYTHON) tests/selftest/run.py $(BUILD)/selftest --emulate
+
+stress:  ## run the block cache under ThreadSanitizer and AddressSanitizer, 10 minutes each
+	$(PYTHON) tests/blockcache/stress.py $(BUILD)/stress --seconds 600
 
 bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[bench]"

@@ -8,7 +8,6 @@
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -299,7 +298,8 @@ cdef class BlockCache:
         source, offset, length = self._table[block].tolist()
         name = self._names[source]
         if error == LB_CACHE_TRUNCATED:
-            raise FormatError(f"{name}: the file has become shorter, block {block} ({length} bytes at {offset}) is cut off")
+            place = f"{length} bytes at {offset}"
+            raise FormatError(f"{name}: the file has become shorter, block {block} ({place}) is cut off")
         failure, self._failure = self._failure, None
         raise OSError(error, os.strerror(error), name) from failure
 
