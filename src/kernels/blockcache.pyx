@@ -91,7 +91,8 @@ cdef int64_t read_object(void *context, void *buffer, int64_t n_bytes, int64_t o
         return view.shape[0]
     except BaseException as failure:
         source.cache._failure = failure
-        return -(getattr(failure, "errno", None) or errno.EIO)
+        code = getattr(failure, "errno", None)
+        return -(code if isinstance(code, int) and 0 < code < 1 << 31 else errno.EIO)
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ cdef class BlockCache:
         sources = list(sources)
         self._table = _numbers("blocks", blocks, 3)
         self._sources, self._names = [], []
-        if len(self._table) == 0 or len(self._table) >= 1 << 31:
+        if len(self._table) == 0 or len(self._table) > 1 << 30:
             raise FormatError(f"a cache of {len(self._table)} blocks")
         if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)):
             raise FormatError(f"the budget must be a number of bytes, not {budget!r}")
@@ -301,6 +302,8 @@ cdef class BlockCache:
             place = f"{length} bytes at {offset}"
             raise FormatError(f"{name}: the file has become shorter, block {block} ({place}) is cut off")
         failure, self._failure = self._failure, None
+        if failure is not None and not isinstance(failure, Exception):
+            raise failure       # Ctrl-C, while an object was being asked
         raise OSError(error, os.strerror(error), name) from failure
 
     cdef lb_cache *_engine(self) except NULL:
