@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import threading
 import time
 import weakref
@@ -668,7 +667,7 @@ class Model:
         ]
 
     def _sampler(self, params: SamplingParams, ids: np.ndarray) -> Sampler:
-        seed = secrets.randbits(64) if params.seed is None else params.seed
+        seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         sampler = Sampler(
             self.config.vocab_size, params.temperature, params.top_k, params.top_p, params.min_p,
             params.repeat_penalty, seed,

@@ -33,7 +33,7 @@ make_kernel() {
         done
         # The disk answers a moment after its driver is there.
         printf 'until busybox mount -o ro /dev/sda /root 2>/dev/null; do busybox sleep 1; done\n'
-        printf 'busybox mount --move /dev /root/dev\nexec busybox switch_root /root /sbin/init\n'
+        printf 'busybox mount -o move /dev /root/dev\nexec busybox switch_root /root /sbin/init\n'
     } >"$folder/initramfs/init"
     chmod +x "$folder/initramfs/init"
     (cd "$folder/initramfs" && find . | cpio --quiet -o -H newc -R 0:0 | gzip -9) >"$RETRO/initramfs.gz"
@@ -57,9 +57,9 @@ make_system() {
         "$folder"/usr/lib/python3.11/{test,idlelib,lib2to3,ensurepip,pydoc_data,turtledemo}
     cp "$WHEELS"/*.whl "$ROOT/wheels"
     # MarkupSafe is compiled for the same reason as numpy.
-    inside /venv/bin/pip install --quiet --no-compile --target "/machine/$SITE" --no-binary markupsafe \
-        /wheels/*.whl tqdm jinja2
-    inside chroot /machine python3 -m compileall -q --invalidation-mode unchecked-hash /usr/lib || true
+    inside sh -c "/venv/bin/pip install --quiet --no-compile --target /machine/$SITE --no-binary markupsafe \
+        /wheels/*.whl tqdm jinja2"
+    inside chroot /machine python3 -m compileall -q --invalidation-mode unchecked-hash /usr/lib
 }
 
 # The disk of the system, with lowbit.
@@ -86,7 +86,7 @@ make_models() {
 make_image() { # folder, file
     rm -f "$2"
     truncate -s $(($(du -sm "$1" | cut -f1) * 5 / 4 + 16))M "$2"
-    /usr/sbin/mke2fs -q -t ext4 -O ^metadata_csum_seed,^orphan_file -m 0 -d "$1" "$2"
+    /usr/sbin/mke2fs -q -t ext4 -m 0 -d "$1" "$2"
 }
 
 step kernel "a kernel for a Pentium II" make_kernel "${MODULES[@]}"
