@@ -79,7 +79,7 @@ def main(folder: Path, minutes: float) -> None:
     model = BitNet(BitNetShape(512, **SHAPE), compute_type("auto", "cpu"))
     speed = training_speed(model, BATCH, BATCH, 128, steps=2)
     seconds = SHARE * (60 * minutes - (time.monotonic() - begun))
-    steps = max(20, min(MOST_STEPS, int(seconds * speed / BATCH)))
+    steps = max(5, min(MOST_STEPS, int(seconds * speed / BATCH)))
     print(f"{speed:,.0f} tokens/s on this machine: {steps} steps of {BATCH} tokens from {text}", file=sys.stderr)
     train(
         Project(

@@ -94,7 +94,7 @@ def test_every_matrix_gets_the_type_asked_for_and_the_rest_stays(llama, tmp_path
 
 def test_a_ternary_model_made_ternary_computes_the_same(llama, tmp_path, text):
     done = quantize_model(llama(architecture="bitnet"), tmp_path / "out.gguf", head="f16", text=text)
-    assert done.after == pytest.approx(done.before, rel=1e-3)
+    assert done.after == pytest.approx(done.before, rel=5e-3)  # scales are rounded to float16
     assert all(tensor.error < 1e-3 for tensor in done.tensors)
 
 
