@@ -29,7 +29,15 @@ BATCH = 1024
 MOST_STEPS = 2500  # beyond this the small text is known
 SHARE = 0.7  # of the time is for training; the rest for vocabulary, measuring, export and a busy machine
 
-PEOPLE = [("Lily", "she"), ("Tom", "he"), ("Mia", "she"), ("Ben", "he"), ("Anna", "she"), ("Max", "he"), ("Sara", "she")]
+PEOPLE = [
+    ("Lily", "she"),
+    ("Tom", "he"),
+    ("Mia", "she"),
+    ("Ben", "he"),
+    ("Anna", "she"),
+    ("Max", "he"),
+    ("Sara", "she"),
+]
 FRIENDS = ["a small bird", "an old dog", "a green frog", "a shy cat", "a little mouse", "a kind bear", "a quick rabbit"]
 PLACES = ["the park", "the garden", "the forest", "the beach", "the farm", "the river", "the big hill"]
 THINGS = ["a red ball", "a shiny key", "a blue kite", "a yellow boat", "a warm hat", "a sweet apple", "a round stone"]
