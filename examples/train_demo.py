@@ -14,8 +14,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 import lowbit
 from lowbit.train.loop import Schedule
 from lowbit.train.model import BitNet, BitNetShape

@@ -71,23 +71,22 @@ def test_samples_continue_held_out_text_and_can_be_had_again(tmp_path, corpus, s
     out, other = tmp_path / "model.gguf", tmp_path / "held.txt"
     other.write_text("\n<|endoftext|>\n".join(stories[:2]), encoding="utf-8")
     run(corpus, "-o", out, "--steps", 12, *TINY, "--validation", other, "--samples", 3, "--seed", 5)
-    samples = (
-        (tmp_path / "model.gguf.train" / "samples.txt").read_text(encoding="utf-8").rstrip("\n").split("\n\n----\n\n")
-    )
+    text = (tmp_path / "model.gguf.train" / "samples.txt").read_text(encoding="utf-8")
+    samples = text.removesuffix("\n").split("\n\n----\n\n")
     assert len(samples) == 3
     model = lowbit.load(out)
     for i, sample in enumerate(samples):
         start, _, made = sample.partition("|")
         assert stories[i % 2].startswith(start)
-        again = model.generate(start, max_tokens=16, temperature=0.7, seed=5 + i).text
-        assert made == again.rstrip("\n") if i == 2 else made == again
+        assert made == model.generate(start, max_tokens=16, temperature=0.7, seed=5 + i).text
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_good_checkpoint(tmp_path, corpus):
     pytest.importorskip("resource", reason="needs POSIX resource limits")
     out = tmp_path / "model.gguf"
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(corpus), "-o", str(out), "--steps", "9", "--checkpoint-seconds", "0.001", *TINY],
+        [sys.executable, "-c", LIMITED, str(corpus), "-o", str(out), "--steps", "9", "--checkpoint-seconds", "0.001",
+         *TINY],
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
