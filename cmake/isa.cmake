@@ -4,6 +4,7 @@
 #          NEEDS <flag of isa/cpu.h, empty for none>  FLAGS <of GCC and Clang>  MSVC <of Visual C++>)
 
 lb_isa(NAME portable    FOR ".*"                         NEEDS ""           FLAGS ""  MSVC "")
+lb_isa(NAME mmx         FOR "x86_64|x86|i[3-6]86"        NEEDS "MMX"        FLAGS "-mmmx"  MSVC "")
 lb_isa(NAME sse2        FOR "x86_64|amd64|x86|i[3-6]86"  NEEDS "SSE2"       FLAGS "-msse2 -mfpmath=sse"  MSVC "")
 lb_isa(NAME ssse3       FOR "x86_64|amd64|x86|i[3-6]86"  NEEDS "SSSE3"      FLAGS "-mssse3 -mfpmath=sse"  MSVC "")
 lb_isa(NAME avx2        FOR "x86_64|amd64"               NEEDS "AVX2"       FLAGS "-mavx2 -mf16c"  MSVC "/arch:AVX2")

@@ -18,6 +18,7 @@ from lowbit._kernels.dispatch cimport (
     lb_kv, lb_matrix, parallel, table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, matrix_row, multiply, padded_cols, row_stride
+from lowbit._kernels.paging cimport PagedMatrix, Pager
 from lowbit._kernels.sampler cimport Sampler
 
 import numpy as np
@@ -131,6 +132,17 @@ cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nog
         table.attention(&c.args, c.n_rows - 1 - unit // c.args.n_kv_heads, unit % c.args.n_kv_heads)
 
 
+cdef struct AddWork:
+    float *x                        # (n_rows, n)
+    const float *y
+    int32_t n
+
+
+cdef void add_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef AddWork *c = <AddWork *>context
+    table.add(c.x + <int64_t>begin * c.n, c.y + <int64_t>begin * c.n, (end - begin) * c.n)
+
+
 cdef struct GluWork:
     float *gate_up                  # (n_rows, 2 n)
     int32_t n
@@ -211,8 +223,8 @@ cdef class Transformer:
     layers : list of dict
         Per layer: ``attn_norm``, ``ffn_norm`` and, where the family has them, ``attn_sub_norm``, ``ffn_sub_norm``,
         ``attn_q_norm``, ``attn_k_norm``, ``qkv_bias`` (float32 arrays); ``qkv``, ``attn_output``, ``gate_up``,
-        ``ffn_down`` (lists of PackedMatrix whose outputs lie side by side).
-    token_embd, output : PackedMatrix
+        ``ffn_down`` (lists of PackedMatrix or PagedMatrix whose outputs lie side by side).
+    token_embd, output : PackedMatrix or PagedMatrix
         (vocab_size, hidden_size); the same object if tied.
     output_norm : ndarray of float32, shape (hidden_size,)
     context : int
@@ -222,14 +234,18 @@ cdef class Transformer:
         Most rows that one pass takes.
     kv_type : str
         ``f32``, ``f16`` or ``int8``.
+    pager : Pager, optional
+        That of the paged matrices, if there are any; to be started before the first pass.
     """
     cdef readonly int32_t n_layers, n_heads, n_kv_heads, head_dim, hidden, intermediate, vocab, context, batch
-    cdef public int32_t threads
+    cdef public int32_t threads, most_logits     # most_logits: rows whose logits `decode` may hold
     cdef int32_t kv_type, rope_dim, q_stride, n_groups, logits_rows
     cdef bint halves, relu2, per_token
     cdef float eps
     cdef Layer *layers
-    cdef const lb_matrix *token_embd
+    cdef Part token_embd
+    cdef readonly Pager pager
+    cdef int failed             # status of a paged matrix that could not be read, 0 if all is well
     cdef Linear output
     cdef const float *output_norm
     cdef const float *cos
@@ -249,8 +265,8 @@ cdef class Transformer:
     cdef int32_t *positions
     cdef int32_t *tokens
 
-    def __cinit__(self, config, list layers, PackedMatrix token_embd, PackedMatrix output, output_norm,
-                  int32_t context, int32_t threads, int32_t batch=256, str kv_type="f32"):
+    def __cinit__(self, config, list layers, token_embd, output, output_norm,
+                  int32_t context, int32_t threads, int32_t batch=256, str kv_type="f32", Pager pager=None):
         cdef int32_t i, wide
         cdef size_t rows = batch
         self.keep = []
@@ -291,11 +307,12 @@ cdef class Transformer:
             one.attn_output = self._linear(layer["attn_output"], q_size, self.hidden)
             one.gate_up = self._linear(layer["gate_up"], self.hidden, 2 * self.intermediate)
             one.ffn_down = self._linear(layer["ffn_down"], self.intermediate, self.hidden)
+        self.pager = pager
         self.output = self._linear([output], self.hidden, self.vocab)
+        self.token_embd = self.output.parts[0]
         if token_embd is not output:
-            self._linear([token_embd], self.hidden, self.vocab)
+            self.token_embd = self._linear([token_embd], self.hidden, self.vocab).parts[0]
             self.embedding_bytes = token_embd.nbytes
-        self.token_embd = &token_embd.m
         self.output_norm = self._vector(output_norm, self.hidden)
 
         wide = max(q_size + 2 * kv_size, 2 * self.intermediate, self.hidden)
@@ -304,7 +321,7 @@ cdef class Transformer:
         self.wide = <float *>self._scratch(rows * wide * 4)
         self.attended = <float *>self._scratch(rows * max(q_size, self.hidden) * 4)
         self.logits = <float *>self._scratch(<size_t>self.vocab * 4)
-        self.logits_rows = 1
+        self.logits_rows, self.most_logits = 1, batch
         self.q8 = <int8_t *>self._scratch(rows * self.q_stride)
         self.scales = <float *>self._scratch(rows * self.n_groups * 4)
         self.sums = <int32_t *>self._scratch(rows * self.n_groups * 4)
@@ -316,16 +333,18 @@ cdef class Transformer:
         free_aligned(self.layers)
 
     def _make_rope(self, config):
-        """cos and sin of position * theta**(-2j/d) / factor, made in double."""
+        """rope_scale times cos and sin of position * theta**(-2j/d) / factor, made in double."""
         cdef const float[:, ::1] view
         inverse = config.rope_theta ** (-np.arange(0, self.rope_dim, 2, dtype=np.float64) / self.rope_dim)
         if config.rope_factors:
             if len(config.rope_factors) != len(inverse):
                 raise FormatError(f"{len(config.rope_factors)} RoPE factors for {len(inverse)} pairs of channels")
             inverse = inverse / np.asarray(config.rope_factors, np.float64)
-        angles = np.arange(self.context, dtype=np.float64)[:, None] * inverse
-        for name, values in (("cos", np.cos(angles)), ("sin", np.sin(angles))):
-            values = np.ascontiguousarray(values, np.float32)
+        for name, function in (("cos", np.cos), ("sin", np.sin)):
+            values = np.empty((self.context, len(inverse)), np.float32)
+            for start in range(0, self.context, 256):  # doubles of all positions would take four times the table
+                positions = np.arange(start, min(start + 256, self.context), dtype=np.float64)
+                values[start:start + 256] = function(positions[:, None] * inverse) * config.rope_scale
             self.keep.append(values)
             view = values
             if name == "cos":
@@ -347,19 +366,25 @@ cdef class Transformer:
 
     cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out) except *:
         cdef Linear linear
-        cdef PackedMatrix matrix
+        cdef const lb_matrix *m
         linear.n_parts, linear.n_out, linear.bias = len(parts), n_out, NULL
         if not 1 <= len(parts) <= MAX_PARTS or sum(part.shape[0] for part in parts) != n_out:
             raise FormatError(f"matrices {parts} do not have {n_out} rows together")
         for i, matrix in enumerate(parts):
-            if matrix.m.n_cols != n_in:
+            linear.parts[i].paged = NULL
+            if isinstance(matrix, PagedMatrix):
+                m = &(<PagedMatrix>matrix).m
+                linear.parts[i].paged = <void *>matrix
+            else:
+                m = &(<PackedMatrix?>matrix).m
+            if m.n_cols != n_in:
                 raise FormatError(f"{matrix!r} stands where {n_in} inputs belong")
+            linear.parts[i].m = m
             self.keep.append(matrix)
             self.weight_bytes += matrix.nbytes
-            linear.parts[i] = &matrix.m
-            if not is_float(matrix.m.format):
-                self.q_stride = max(self.q_stride, row_stride(&matrix.m))
-                self.n_groups = max(self.n_groups, matrix.m.n_groups)
+            if not is_float(m.format):
+                self.q_stride = max(self.q_stride, row_stride(m))
+                self.n_groups = max(self.n_groups, m.n_groups)
         return linear
 
     cdef void *_scratch(self, size_t n_bytes) except NULL:
@@ -384,7 +409,7 @@ cdef class Transformer:
         work.x, work.x_stride, work.n, work.weight, work.out, work.eps = x, x_stride, n_in, norm, self.h, self.eps
         work.q, work.scale, work.sum, work.per_token = self.q8, self.scales, self.sums, self.per_token
         for part in range(linear.n_parts):
-            m = linear.parts[part]
+            m = linear.parts[part].m
             work.reader = NULL if is_float(m.format) else m
             work.q_stride = 0 if is_float(m.format) else row_stride(m)
             work.n_groups = m.n_groups
@@ -395,7 +420,10 @@ cdef class Transformer:
             a.q, a.scale, a.sum, a.n_groups, a.n_tokens = self.q8, self.scales, self.sums, m.n_groups, n_rows
             a.x = work.x
             a.stride = <int32_t>(work.x_stride if is_float(m.format) else work.q_stride)
-            multiply(m, &a, out, NULL, linear.n_out, self.threads)
+            if linear.parts[part].paged == NULL:
+                multiply(m, &a, out, NULL, linear.n_out, self.threads)
+            elif not self.failed:
+                self.failed = (<PagedMatrix>linear.parts[part].paged).multiply_paged(&a, out, linear.n_out, self.threads)
             out += m.n_rows
             before = m
 
@@ -404,6 +432,7 @@ cdef class Transformer:
         cdef RopeWork rope
         cdef AttentionWork attention
         cdef GluWork glu
+        cdef AddWork add
         cdef int32_t q_size = self.n_heads * self.head_dim, chunk = 1 if n_rows < 4 * self.threads else 4, i
         cdef int64_t work = 0
         cdef const lb_kv *kv = self.kv + <size_t>index * self.batch
@@ -427,14 +456,16 @@ cdef class Transformer:
                  self.threads if work > ATTENTION_GRAIN else 1)
 
         self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)
-        table.add(self.x, self.wide, n_rows * self.hidden)
+        add.x, add.y, add.n = self.x, self.wide, self.hidden
+        parallel(add_work, &add, n_rows, chunk, self.threads)
 
         self._apply(&layer.gate_up, self.x, self.hidden, self.hidden, layer.ffn_norm, n_rows, self.wide)
         glu.gate_up, glu.n, glu.relu2 = self.wide, self.intermediate, self.relu2
         parallel(glu_work, &glu, n_rows, chunk, self.threads)
         self._apply(&layer.ffn_down, self.wide, 2 * self.intermediate, self.intermediate, layer.ffn_sub_norm, n_rows,
                     self.attended)
-        table.add(self.x, self.attended, n_rows * self.hidden)
+        add.y = self.attended
+        parallel(add_work, &add, n_rows, chunk, self.threads)
 
     cdef void _row(self, int32_t row, int32_t token, KVCache cache, int32_t position) noexcept nogil:
         """Set one row of the batch."""
@@ -446,10 +477,18 @@ cdef class Transformer:
     cdef void _forward(self, int32_t n_rows) noexcept nogil:
         """Take the rows that were set through all layers; the result is in x."""
         cdef int32_t i
+        self.failed = 0
         for i in range(n_rows):
-            matrix_row(self.token_embd, self.tokens[i], self.x + <size_t>i * self.hidden)
+            self._embed(self.tokens[i], self.x + <size_t>i * self.hidden)
         for i in range(self.n_layers):
-            self._layer(i, n_rows)
+            if not self.failed:
+                self._layer(i, n_rows)
+
+    cdef void _embed(self, int32_t token, float *out) noexcept nogil:
+        if self.token_embd.paged == NULL:
+            matrix_row(self.token_embd.m, token, out)
+        elif not self.failed:
+            self.failed = (<PagedMatrix>self.token_embd.paged).row(token, out)
 
     cdef void _head(self, int32_t row, int32_t n_rows, float *logits) noexcept nogil:
         self._apply(&self.output, self.x + <size_t>row * self.hidden, self.hidden, self.hidden, self.output_norm,
@@ -503,6 +542,47 @@ cdef class Transformer:
                     self._head(0, rows, &out[start, 0])
                 elif start + rows == n:
                     self._head(rows - 1, 1, self.logits)
+            if self.failed:
+                self.pager.check(self.failed)
+            cache.length += rows
+            start += rows
+        return result
+
+    def hidden_states(self, KVCache cache not None, const int32_t[::1] tokens not None):
+        """Append tokens to a sequence, and return what the output head would read.
+
+        Parameters
+        ----------
+        cache : KVCache
+        tokens : ndarray of int32, shape (n,)
+
+        Returns
+        -------
+        ndarray of float32, shape (n, hidden_size)
+            After the last RMSNorm.
+
+        Raises
+        ------
+        ContextLengthError, ValueError
+            As from `prefill`.
+        """
+        cdef int64_t start = 0, n = tokens.shape[0]
+        cdef int32_t rows, i
+        cdef float[:, ::1] out
+        self._check(cache, tokens)
+        result = np.empty((n, self.hidden), np.float32)
+        out = result
+        while start < n:
+            rows = <int32_t>min(n - start, <int64_t>self.batch)
+            with nogil:
+                for i in range(rows):
+                    self._row(i, tokens[start + i], cache, cache.length + i)
+                self._forward(rows)
+                for i in range(rows):
+                    table.rms_norm(self.x + <size_t>i * self.hidden, self.output_norm, self.hidden, self.eps,
+                                   &out[start + i, 0])
+            if self.failed:
+                self.pager.check(self.failed)
             cache.length += rows
             start += rows
         return result
@@ -535,10 +615,10 @@ cdef class Transformer:
         cdef Sequence *all
         cdef KVCache cache
         cdef Sampler sampler
-        if not 1 <= count <= self.batch or count != len(samplers) or count != pending.shape[0]:
-            raise ValueError(f"{count} sequences do not fit together, or not into a batch of {self.batch}")
+        if not 1 <= count <= min(self.batch, self.most_logits) or count != len(samplers) or count != pending.shape[0]:
+            raise ValueError(f"{count} sequences do not fit together, or not into a batch of {self.most_logits}")
         if history is not None:
-            draft = min(<int32_t>MAX_DRAFT, self.batch - 1)
+            draft = min(<int32_t>MAX_DRAFT, min(self.batch, self.most_logits) - 1)
             said_owner = np.empty(len(history) + n + 1, np.int32)
             said_owner[:len(history)] = history
             said = said_owner
@@ -558,9 +638,12 @@ cdef class Transformer:
             all[i].done = all[i].n <= 0
         if history is not None and count == 1:
             all[0].said, all[0].n_said = &said[0], len(history)
+        self.failed = 0
         with nogil:
             while self._step(all, count, &stop[0] if stop.shape[0] else NULL, stop.shape[0], draft):
                 pass
+        if self.failed:
+            self.pager.check(self.failed)
         return [result[i, :all[i].made].tolist() for i in range(count)]
 
     cdef bint _step(self, Sequence *all, int32_t count, const int32_t *stop, int64_t n_stop,
@@ -584,6 +667,8 @@ cdef class Transformer:
         if rows > 0:
             self._forward(rows)
             self._head(0, rows, self.logits)
+            if self.failed:
+                return False
         first = 0
         for i in range(count):
             s = &all[i]
@@ -620,8 +705,12 @@ cdef class Transformer:
     @property
     def bytes_per_token(self):
         """Bytes of weights that decoding one token reads: all but the rows of the embedding that are not looked up."""
-        unread = 0 if self.token_embd == self.output.parts[0] else self.embedding_bytes
+        unread = 0 if self.token_embd.m == self.output.parts[0].m else self.embedding_bytes
         return self.weight_bytes - unread
+
+    def cache_stats(self):
+        """What the cache of paged matrices did so far (`BlockCache.stats`); empty if all is resident."""
+        return {} if self.pager is None else self.pager.cache.stats()
 
     def last_logits(self):
         """Return a copy of the logits that the next token is chosen from, float32, shape (vocab_size,)."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ._kernels.blockcache import BlockCache
 from ._kernels.matrix import PackedMatrix, matmul, matmul_sums, quantize_activations
 from ._kernels.ternary import pack_ternary, ternary_matmul, unpack_ternary
 
 __all__ = [
+    "BlockCache",
     "PackedMatrix",
     "matmul",
     "matmul_sums",

@@ -28,7 +28,7 @@ SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover
 # Targets that qemu-user emulates, with its CPU models and the best instruction set that each of them has.
 EMULATED = {
     "x86_64": {"qemu64": "sse2", "Conroe": "ssse3", "Nehalem": "ssse3", "Haswell": "avx2"},
-    "i686": {"coreduo": "sse2", "n270": "ssse3"},
+    "i686": {"pentium2": "mmx", "coreduo": "sse2", "n270": "ssse3"},
     "aarch64": {"cortex-a53": "neon", "neoverse-n1": "neondot"},
 }
 

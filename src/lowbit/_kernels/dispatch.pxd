@@ -97,6 +97,9 @@ ctypedef void work_fn(void *context, int32_t begin, int32_t end) noexcept nogil
 
 cdef const lb_kernels *table
 cdef void parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) noexcept nogil
+# Around kernels that are called without `parallel`: floats round as everywhere, also on an x87 (x87.h).
+cdef int32_t begin_floats() noexcept nogil
+cdef void end_floats(int32_t before) noexcept nogil
 cdef void register_portable_ternary(lb_matmul_fn *matmul) noexcept
 cdef void *alloc_aligned(size_t n_bytes) noexcept nogil
 cdef void *alloc_weights(size_t n_bytes) noexcept nogil

@@ -7,9 +7,15 @@ cdef enum:
     MAX_PARTS = 3       # matrices that read the same input
 
 
+# A matrix: resident, or a PagedMatrix whose shape m is.
+cdef struct Part:
+    const lb_matrix *m
+    void *paged             # NULL if resident
+
+
 # Matrices that read the same input, and write their outputs side by side.
 cdef struct Linear:
-    const lb_matrix *parts[MAX_PARTS]
+    Part parts[MAX_PARTS]
     int32_t n_parts
     int32_t n_out
     const float *bias       # (n_out,), or NULL
@@ -34,6 +40,7 @@ cdef class KVCache:
     cdef readonly int32_t length        # positions that are filled
     cdef size_t layer_bytes, values_at, key_scales_at, value_scales_at, key_stride, value_stride, scale_stride
     cdef char *memory
+    cdef object __weakref__
 
     cdef lb_kv layer(self, int32_t index) noexcept nogil
     cdef void advance(self) noexcept nogil

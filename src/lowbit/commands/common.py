@@ -25,6 +25,7 @@ __all__ = [
     "read_text",
     "sampling_values",
     "whole",
+    "without_controls",
 ]
 
 
@@ -37,7 +38,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     add("-m", "--model", metavar="FILE", help="model file (default: the embedded model)")
     add("-t", "--threads", type=whole(1), metavar="N", help="threads (default: one per core)")
-    add("--max-ram", metavar="SIZE", help="most memory to use, such as 64MB (not supported yet)")
+    add(
+        "--max-ram",
+        metavar="SIZE",
+        help="most memory for the model, such as 64MB; what does not fit is read again and again",
+    )
     add("--sparsity", type=float, metavar="F", help="share of activations to skip (not supported yet)")
     add("--context", type=whole(1), metavar="N", help="tokens to make room for (default: as the model says)")
     add("--kv-type", metavar="TYPE", help="keep past keys and values as f32, f16 or int8 (default: auto, f32 if small)")
@@ -147,5 +152,9 @@ def print_table(rows: Iterable[Iterable[str]], numeric: bool = False) -> None:
 
 def printable(text: str) -> str:
     """Return one line without control characters, for text that may come from a hostile file."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    return without_controls(" ".join(text.split()))
+
+
+def without_controls(text: str) -> str:
+    """Return the text with every character that does not print written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -152,7 +152,7 @@ def _model_class(keys: _Keys) -> tuple[str, _ModelClass]:
     if not names:
         names = [name for name, kind in _CLASSES.items() if kind.model_types == (model_type,)]
     if len(names) != 1 or names[0] not in _CLASSES:
-        shown = ", ".join(name[:40] for name in names[:4]) or f"of type {model_type[:40]!r}"
+        shown = ", ".join(repr(name[:40]) for name in names[:4]) or f"of type {model_type[:40]!r}"
         raise UnsupportedModelError(f"models {shown} are not supported; lowbit runs {', '.join(_CLASSES)}")
     kind = _CLASSES[names[0]]
     if model_type not in kind.model_types:

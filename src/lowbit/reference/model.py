@@ -10,7 +10,7 @@ from ..config import ModelConfig
 from .layers import attention, gated_feed_forward, rms_norm, rope, softmax
 from .quantization import FloatLinear, Linear
 
-__all__ = ["Weights", "forward", "greedy", "nats_per_token"]
+__all__ = ["Weights", "forward", "greedy", "hidden_states", "nats_per_token"]
 
 Weights = Mapping[str, "np.ndarray | Linear"]
 """Weights by role: the GGUF tensor name without ``.weight``, and with ``_bias`` for ``.bias``."""
@@ -49,6 +49,24 @@ def forward(config: ModelConfig, weights: Weights, token_ids: Sequence[int] | np
     -------
     ndarray of float64, shape (n, vocab)
     """
+    head = _as_linear(weights["token_embd" if config.tied_embeddings else "output"])
+    return head(hidden_states(config, weights, token_ids), config.activation_quant)
+
+
+def hidden_states(config: ModelConfig, weights: Weights, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Compute what the output head reads after each token.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    weights, token_ids
+        As for `forward`.
+
+    Returns
+    -------
+    ndarray of float64, shape (n, hidden)
+        After the last RMSNorm.
+    """
 
     def vector(role: str) -> np.ndarray:
         return np.asarray(weights[role], dtype=np.float64)
@@ -69,7 +87,10 @@ def forward(config: ModelConfig, weights: Weights, token_ids: Sequence[int] | np
             return y
         if config.qk_norm:
             y = norm(f"{block}.attn_{name}_norm", y)
-        return rope(y, positions, config.rope_theta, config.rope_dim, config.rope_pairing, config.rope_factors)
+        return rope(
+            y, positions, config.rope_theta, config.rope_dim, config.rope_pairing, config.rope_factors,
+            config.rope_scale,
+        )  # fmt: skip
 
     ids = np.asarray(token_ids, dtype=np.int64)
     n = len(ids)
@@ -92,7 +113,7 @@ def forward(config: ModelConfig, weights: Weights, token_ids: Sequence[int] | np
             gated = norm(f"{block}.ffn_sub_norm", gated)
         x = x + linear(f"{block}.ffn_down", gated)
 
-    return linear("token_embd" if config.tied_embeddings else "output", norm("output_norm", x))
+    return norm("output_norm", x)
 
 
 def _as_linear(layer: np.ndarray | Linear) -> Linear:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
+from ..formats.folder import inside
 
 __all__ = ["Settings", "parse_json", "read_settings"]
 
@@ -34,11 +35,14 @@ def read_settings(folder: Path) -> Settings:
     Raises
     ------
     FormatError
-        If one is not a JSON object, or is larger than 16 MiB.
+        If one is not a JSON object, is larger than 16 MiB, or is a link that leads out of the folder.
     """
     settings = Settings()
     for name in _FILES:
-        path = folder / name
+        try:
+            path = inside(folder, name)
+        except FormatError as error:
+            raise FormatError(f"{folder}: {error}") from None
         if not path.is_file():
             continue
         try:

@@ -3,7 +3,8 @@
 Of the message only these fields matter here (google/sentencepiece, ``sentencepiece_model.proto``)::
 
     1 pieces (repeated): 1 text, 2 score (float32), 3 type (default 1, normal)
-    2 trainer_spec:      3 model_type (2 is BPE), 35 byte_fallback, 44 unk_surface, 46 bos_piece, 47 eos_piece
+    2 trainer_spec:      3 model_type (2 is BPE), 24 treat_whitespace_as_suffix, 35 byte_fallback, 44 unk_surface,
+                         46 bos_piece, 47 eos_piece
     3 normalizer_spec:   1 name, 2 precompiled_charsmap, 3 add_dummy_prefix, 4 remove_extra_whitespaces,
                          5 escape_whitespaces
     5 denormalizer_spec
@@ -39,7 +40,7 @@ class ModelProto:
     bos_piece: bytes
     eos_piece: bytes
     plain: bool
-    """It is a BPE model that takes text as it is, with no Unicode normalisation."""
+    """It is a BPE model that takes text as it is, with no Unicode normalisation, and spaces before words."""
     rest: bytes
     """All fields other than the pieces, as stored."""
 
@@ -86,7 +87,7 @@ def read_model_proto(data: bytes, path: str) -> ModelProto:
         _bytes(trainer.get(44)) or _DEFAULT_SURFACE,
         _bytes(trainer.get(46)) or b"<s>",
         _bytes(trainer.get(47)) or b"</s>",
-        trainer.get(3) == _BPE and not normalizer.get(2) and not has_denormalizer,
+        trainer.get(3) == _BPE and not trainer.get(24) and not normalizer.get(2) and not has_denormalizer,
         bytes(rest),
     )
 

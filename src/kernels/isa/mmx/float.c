@@ -1,0 +1,239 @@
+/*
+ * The float operations for a CPU with MMX and no SSE: they run on the x87, one value at a time.
+ *
+ * Same operations in the same order as float_template.h, so a compiler that rounds every result to float gives the same
+ * bits. What differs is the order of the loops: the template keeps sixteen sums side by side, which the eight registers
+ * of the x87 would keep in memory; here each sum is finished before the next begins, and stays in a register.
+ *
+ * An int8 key or value becomes a float by look-up: the x87 cannot load one, and via memory it takes an instruction more.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "scale.h"
+
+#define LB_FOUR(n) n, (n) + 1, (n) + 2, (n) + 3
+#define LB_SIXTEEN(n) LB_FOUR(n), LB_FOUR((n) + 4), LB_FOUR((n) + 8), LB_FOUR((n) + 12)
+#define LB_SIXTY_FOUR(n) LB_SIXTEEN(n), LB_SIXTEEN((n) + 16), LB_SIXTEEN((n) + 32), LB_SIXTEEN((n) + 48)
+
+static const float of_int8[256] = {LB_SIXTY_FOUR(-128), LB_SIXTY_FOUR(-64), LB_SIXTY_FOUR(0), LB_SIXTY_FOUR(64)};
+
+/* Sixteen sums, added as a binary tree. */
+static float add_lanes(float *lanes) {
+    for (int half = 8; half; half /= 2) {
+        for (int i = 0; i < half; i++) lanes[i] = lanes[i] + lanes[i + half];
+    }
+    return lanes[0];
+}
+
+/* Without their signs, floats are in the order of their bits. */
+static float largest_magnitude(const float *x, int32_t n) {
+    uint32_t most = 0;
+    LB_UNROLL(4)
+    for (int32_t i = 0; i < n; i++) {
+        const uint32_t magnitude = lb_float_to_bits(x[i]) & 0x7fffffffu;
+        most = magnitude > most ? magnitude : most;
+    }
+    return lb_bits_to_float(most);
+}
+
+/* v_exp of the template, without its upper bound: x is at most 88. */
+LB_INLINE float exponential(float t) {
+    if (!(t >= -87.3f)) return 0.0f;
+    const int32_t n = (int32_t)lrintf(t * 1.44269504f);
+    const float nf = (float)n;
+    const float r = (t - nf * 0.693359375f) - nf * -2.12194440e-4f;
+    float p = 1.0f / 5040;
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * lb_bits_to_float((uint32_t)(n + 127) << 23);
+}
+
+LB_INLINE float at_most_88(float x) { return x > 88.0f ? 88.0f : x; }
+
+void lb_exp__mmx(const float *x, float shift, float factor, int32_t n, float *out) {
+    for (int32_t i = 0; i < n; i++) out[i] = exponential(at_most_88((x[i] - shift) * factor));
+}
+
+void lb_add__mmx(float *x, const float *y, int32_t n) {
+    LB_UNROLL(4)
+    for (int32_t i = 0; i < n; i++) x[i] = x[i] + y[i];
+}
+
+void lb_rms_norm__mmx(const float *x, const float *weight, int32_t n, float eps, float *out) {
+    float lanes[16];
+    for (int32_t lane = 0; lane < 16; lane++) {
+        float sum = 0.0f;
+        LB_UNROLL(4)
+        for (int32_t i = lane; i < n; i += 16) sum = sum + x[i] * x[i];
+        lanes[lane] = sum;
+    }
+    const float factor = 1.0f / sqrtf(add_lanes(lanes) / (float)n + eps);
+    LB_UNROLL(4)
+    for (int32_t i = 0; i < n; i++) out[i] = x[i] * factor * weight[i];
+}
+
+void lb_quantize__mmx(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded, int8_t *q,
+                      float *scale, int32_t *sum) {
+    float largest = per_token ? largest_magnitude(x, n) : 0.0f;
+    for (int32_t start = 0; start < n; start += group_cols) {
+        const int32_t end = n - start < group_cols ? n : start + group_cols;
+        if (!per_token) largest = largest_magnitude(x + start, end - start);
+        const float s = 127.0f / (largest > 1e-5f ? largest : 1e-5f);
+        int32_t total = 0;
+        LB_UNROLL(4)
+        for (int32_t i = start; i < end; i++) {
+            const int32_t rounded = (int32_t)lrintf(x[i] * s);
+            total += rounded;
+            q[i] = (int8_t)rounded;
+        }
+        *scale++ = 1.0f / s;
+        *sum++ = total;
+    }
+    memset(q + n, 0, (size_t)(padded - n));
+}
+
+void lb_glu__mmx(float *gate, const float *up, int32_t n, int32_t relu2) {
+    for (int32_t i = 0; i < n; i++) {
+        const float g = gate[i];
+        if (relu2) {
+            const float a = g > 0.0f ? g : 0.0f;
+            gate[i] = a * a * up[i];
+        } else {
+            gate[i] = g / (1.0f + exponential(at_most_88(0.0f - g))) * up[i];
+        }
+    }
+}
+
+/* --- the KV cache and attention ------------------------------------------------------------------------------------ */
+
+LB_INLINE float cached(const void *base, ptrdiff_t at, const int32_t type) {
+    if (type == LB_KV_F16) return lb_half_to_float(((const uint16_t *)base)[at]);
+    if (type == LB_KV_I8) return of_int8[((const int8_t *)base)[at] + 128];
+    return ((const float *)base)[at];
+}
+
+static void store_one(void *base, ptrdiff_t at, float x, int32_t type) {
+    if (type == LB_KV_F16) {
+        ((uint16_t *)base)[at] = lb_float_to_half(x);
+    } else if (type == LB_KV_I8) {
+        ((int8_t *)base)[at] = (int8_t)lrintf(x);
+    } else {
+        ((float *)base)[at] = x;
+    }
+}
+
+void lb_kv_store__mmx(const float *k, const float *v, const lb_kv *kv, const lb_attention_args *shape,
+                      int32_t position) {
+    const int32_t dim = shape->head_dim, padded = (dim + 15) / 16 * 16, type = shape->kv_type;
+    for (int32_t head = 0; head < shape->n_kv_heads; head++, k += dim, v += dim) {
+        const ptrdiff_t key = head * kv->key_stride + (ptrdiff_t)(position / 16) * dim * 16 + position % 16;
+        const ptrdiff_t value = head * kv->value_stride + (ptrdiff_t)position * padded;
+        float k_factor = 1.0f, v_factor = 1.0f;
+        if (type == LB_KV_I8) {
+            const float k_most = largest_magnitude(k, dim), v_most = largest_magnitude(v, dim);
+            kv->key_scales[head * kv->scale_stride + position] = k_most / 127.0f;
+            kv->value_scales[head * kv->scale_stride + position] = v_most / 127.0f;
+            k_factor = k_most > 0 ? 127.0f / k_most : 0.0f;
+            v_factor = v_most > 0 ? 127.0f / v_most : 0.0f;
+        }
+        for (int32_t i = 0; i < dim; i++) {
+            store_one(kv->keys, key + (ptrdiff_t)i * 16, k[i] * k_factor, type);
+            store_one(kv->values, value + i, v[i] * v_factor, type);
+        }
+        for (int32_t i = dim; i < padded; i++) store_one(kv->values, value + i, 0.0f, type);
+    }
+}
+
+enum { SPAN = 64 }; /* positions between two looks at the running maximum, as in the template */
+
+LB_INLINE float score(const void *keys, ptrdiff_t at, const float *q, int32_t dim, const int32_t type) {
+    float even = 0.0f, odd = 0.0f;
+    int32_t d = 0;
+    for (; d + 8 <= dim; d += 8, at += 128) {
+        LB_UNROLL(4)
+        for (int i = 0; i < 8; i += 2) {
+            even = even + cached(keys, at + 16 * i, type) * q[d + i];
+            odd = odd + cached(keys, at + 16 * i + 16, type) * q[d + i + 1];
+        }
+    }
+    for (; d + 1 < dim; d += 2, at += 32) {
+        even = even + cached(keys, at, type) * q[d];
+        odd = odd + cached(keys, at + 16, type) * q[d + 1];
+    }
+    if (d < dim) even = even + cached(keys, at, type) * q[d];
+    return even + odd;
+}
+
+/* From the scores of one span to weights: updates the running maximum and sum, and rescales `total` if need be. */
+static void soften(float *weights, int32_t n, int32_t dim, float *total, float *highest, float *weight_sum) {
+    float top = weights[0], lanes[16] = {0};
+    for (int32_t i = 1; i < n; i++) top = top > weights[i] ? top : weights[i];
+    if (top > *highest) {
+        const float shrink = exponential(*highest - top); /* exp(-inf) is 0: nothing was added yet */
+        *weight_sum *= shrink;
+        for (int32_t c = 0; c < dim; c++) total[c] = total[c] * shrink;
+        *highest = top;
+    }
+    const float shift = *highest;
+    for (int32_t i = 0; i < n; i++) {
+        const float w = exponential(weights[i] - shift);
+        weights[i] = w;
+        lanes[i % 16] = lanes[i % 16] + w;
+    }
+    *weight_sum += add_lanes(lanes);
+}
+
+LB_INLINE void attend(const lb_attention_args *a, const lb_kv *kv, const float *q, float *out, int32_t kv_head,
+                      int32_t count, const int32_t type) {
+    const int32_t dim = a->head_dim, padded = (dim + 15) / 16 * 16;
+    const float *key_scales = kv->key_scales + kv_head * kv->scale_stride;
+    const float *value_scales = kv->value_scales + kv_head * kv->scale_stride;
+    float total[LB_MAX_HEAD_DIM], weights[SPAN], highest = -INFINITY, weight_sum = 0.0f;
+    memset(total, 0, (size_t)dim * sizeof *total);
+    for (int32_t start = 0; start < count; start += SPAN) {
+        const int32_t n = count - start < SPAN ? count - start : SPAN;
+        const ptrdiff_t keys = kv_head * kv->key_stride + (ptrdiff_t)start * dim;
+        const ptrdiff_t values = kv_head * kv->value_stride + (ptrdiff_t)start * padded;
+        for (int32_t i = 0; i < n; i++) {
+            weights[i] = score(kv->keys, keys + (ptrdiff_t)(i / 16) * dim * 16 + i % 16, q, dim, type);
+            if (type == LB_KV_I8) weights[i] = weights[i] * key_scales[start + i];
+        }
+        soften(weights, n, dim, total, &highest, &weight_sum);
+        if (type == LB_KV_I8) {
+            for (int32_t i = 0; i < n; i++) weights[i] = weights[i] * value_scales[start + i];
+        }
+        for (int32_t c = 0; c < dim; c++) {
+            ptrdiff_t at = values + c;
+            float sum = total[c];
+            int32_t i = 0;
+            for (; i + 8 <= n; i += 8, at += 8 * padded) {
+                LB_UNROLL(8)
+                for (int j = 0; j < 8; j++) sum = sum + cached(kv->values, at + j * padded, type) * weights[i + j];
+            }
+            for (; i < n; i++, at += padded) sum = sum + cached(kv->values, at, type) * weights[i];
+            total[c] = sum;
+        }
+    }
+    for (int32_t c = 0; c < dim; c++) out[c] = total[c] / weight_sum;
+}
+
+void lb_attention__mmx(const lb_attention_args *a, int32_t row, int32_t kv_head) {
+    const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim, count = a->positions[row] + 1;
+    const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
+    float *out = a->out + ((ptrdiff_t)row * a->n_heads + (ptrdiff_t)kv_head * shared) * dim;
+    for (int32_t head = 0; head < shared; head++, q += dim, out += dim) {
+        if (a->kv_type == LB_KV_F16) {
+            attend(a, a->kv + row, q, out, kv_head, count, LB_KV_F16);
+        } else if (a->kv_type == LB_KV_I8) {
+            attend(a, a->kv + row, q, out, kv_head, count, LB_KV_I8);
+        } else {
+            attend(a, a->kv + row, q, out, kv_head, count, LB_KV_F32);
+        }
+    }
+}

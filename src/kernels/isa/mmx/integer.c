@@ -1,0 +1,200 @@
+/*
+ * MMX: four- and eight-bit codes. A 64-bit register holds one word of two rows, and its 16-bit lanes are pairs of bytes:
+ *
+ *     int16 lane       3     2   |   1     0
+ *     bytes           3 2   1 0  |  3 2   1 0        row 1 | row 0
+ *
+ * pmaddwd multiplies four int16 by four int16 and adds pairs of neighbours, so that an int32 lane is a row throughout.
+ *
+ * U8   low byte: masked; high byte: shifted down. Each meets the activation of its column: 8 instructions, 8 weights.
+ * U4   a lane holds four codes n0 + 16 n1 + 256 n2 + 4096 n3. n0 is masked; the other three are shifted down but not
+ *      masked, and what a shifted lane has too much of the higher codes is taken back by the activations:
+ *          n0 x0 + (n1 + 16 n2 + 256 n3) x1 + (n2 + 16 n3) (x2 - 16 x1) + n3 (x3 - 16 x2)  =  n0 x0 + n1 x1 + n2 x2 + n3 x3
+ *      16 instructions, 16 weights.
+ *
+ * Bounds: |x - 16 x'| <= 17 * 128 fits int16. Sums may wrap around in int32, and come out right, because the true sum
+ * fits: of a scale group, U4 15 * 128 * 2**18 < 2**29, U8 255 * 128 * 2**16 < 2**31.
+ *
+ * MMX and the x87 share their registers: all integers of a row group first, then _mm_empty(), then the floats.
+ */
+#include "scale.h"
+
+enum {
+    WINDOW = 512, /* words whose activations are spread at a time: 8 KB (U8), half of the first cache */
+    GROUPS = 32   /* scale groups between one _mm_empty() and the next */
+};
+
+/* Activations of one word, as the lanes of two rows want them: U8 low, high; U4 n0, n1, n2, n3. */
+typedef __m64 spread_u8[2];
+typedef __m64 spread_u4[4];
+
+LB_INLINE __m64 twice(int32_t x, int32_t y) { return _mm_set_pi16((short)y, (short)x, (short)y, (short)x); }
+
+LB_INLINE void spread8(spread_u8 *out, const int8_t *x) {
+    (*out)[0] = twice(x[0], x[2]);
+    (*out)[1] = twice(x[1], x[3]);
+}
+
+LB_INLINE void spread4(spread_u4 *out, const int8_t *x, int32_t field) {
+    const int8_t *y = x + field;
+    (*out)[0] = twice(x[0], x[2]);
+    (*out)[1] = twice(y[0], y[2]);
+    (*out)[2] = twice(x[1] - 16 * y[0], x[3] - 16 * y[2]);
+    (*out)[3] = twice(y[1] - 16 * x[1], y[3] - 16 * x[3]);
+}
+
+LB_INLINE __m64 dot(__m64 sum, __m64 codes, __m64 x) { return _mm_add_pi32(sum, _mm_madd_pi16(codes, x)); }
+
+LB_INLINE __m64 load(const uint8_t *w) { return *(const __m64 *)(const void *)w; }
+
+LB_INLINE void words8(const uint8_t *w, const spread_u8 *x, __m64 *sums, const int words) {
+    const __m64 mask = _mm_set1_pi16(0xff);
+    for (int pair = 0; pair < LB_ROWS / 2; pair++, w += 8) {
+        __m64 sum = sums[pair];
+        LB_ONE_POINTER(w);
+        LB_ONE_POINTER(x);
+        LB_UNROLL(8)
+        for (int t = 0; t < words; t++) {
+            const __m64 v = load(w + 64 * t);
+            sum = dot(sum, _mm_and_si64(v, mask), x[t][0]);
+            sum = dot(sum, _mm_srli_pi16(v, 8), x[t][1]);
+        }
+        sums[pair] = sum;
+        LB_IN_ORDER();
+    }
+}
+
+LB_INLINE void words4(const uint8_t *w, const spread_u4 *x, __m64 *sums, const int words) {
+    const __m64 mask = _mm_set1_pi16(0x0f);
+    for (int pair = 0; pair < LB_ROWS / 2; pair++, w += 8) {
+        __m64 sum = sums[pair];
+        LB_ONE_POINTER(w);
+        LB_ONE_POINTER(x);
+        LB_UNROLL(4)
+        for (int t = 0; t < words; t++) {
+            const __m64 v = load(w + 64 * t);
+            sum = dot(sum, _mm_and_si64(v, mask), x[t][0]);
+            sum = dot(sum, _mm_srli_pi16(v, 4), x[t][1]);
+            sum = dot(sum, _mm_srli_pi16(v, 8), x[t][2]);
+            sum = dot(sum, _mm_srli_pi16(v, 12), x[t][3]);
+        }
+        sums[pair] = sum;
+        LB_IN_ORDER();
+    }
+}
+
+/* The activations of a stretch of words of one token, ready for use. */
+typedef struct {
+    int32_t begin, end;
+    union {
+        spread_u8 eight[WINDOW];
+        spread_u4 four[WINDOW / 2];
+    } x;
+} window;
+
+/* Spreads the words from `word` on, which begins a block. */
+static void fill_window(window *win, const lb_matrix *m, const int8_t *x, int32_t word) {
+    const int eight = m->format == LB_U8;
+    const int32_t block = m->block_cols / (eight ? 4 : 8), most = (eight ? WINDOW : WINDOW / 2) / block * block;
+    win->begin = word;
+    win->end = m->words - word < most ? m->words : word + most;
+    for (int32_t start = word; start < win->end; start += block) {
+        const int32_t words = m->words - start < block ? m->words - start : block;
+        for (int32_t t = 0; t < words; t++) {
+            if (eight) {
+                spread8(&win->x.eight[start - word + t], x + 4 * (start + t));
+            } else {
+                spread4(&win->x.four[start - word + t], x + 8 * start + 4 * t, 4 * words);
+            }
+        }
+    }
+}
+
+/* Adds the products of the words [word, end) of one row group and one token to sums. */
+LB_INLINE void add_words(window *win, const lb_matrix *m, const uint8_t *w, const int8_t *x, int32_t word, int32_t end,
+                         __m64 *sums, const int eight) {
+    const int step = eight ? 8 : 4;
+    while (word < end) {
+        if (word < win->begin || word >= win->end) fill_window(win, m, x, word);
+        const int32_t stop = end < win->end ? end : win->end;
+        for (; stop - word >= step; word += step) {
+            if (eight) {
+                words8(w + 64 * (ptrdiff_t)word, win->x.eight + (word - win->begin), sums, 8);
+            } else {
+                words4(w + 64 * (ptrdiff_t)word, win->x.four + (word - win->begin), sums, 4);
+            }
+        }
+        for (; word < stop; word++) {
+            if (eight) {
+                words8(w + 64 * (ptrdiff_t)word, win->x.eight + (word - win->begin), sums, 1);
+            } else {
+                words4(w + 64 * (ptrdiff_t)word, win->x.four + (word - win->begin), sums, 1);
+            }
+        }
+    }
+}
+
+/* A row group's integer sums of one scale group, and its scales. */
+typedef struct {
+    union {
+        __m64 pairs[LB_ROWS / 2];
+        int32_t rows[LB_ROWS];
+    } sums;
+    float small_scales[LB_ROWS];
+} group;
+
+LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group, int32_t token, window *win,
+                                  int small, const int eight) {
+    const lb_matrix *m = args->w;
+    const lb_activations *a = args->x;
+    const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
+    const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
+    const int32_t group_words = m->group_cols / (eight ? 4 : 8), offset = eight ? 128 : 8;
+    float y[LB_ROWS] = {0}, memory[LB_ROWS];
+    group groups[GROUPS];
+
+    for (int32_t first = 0; first < m->n_groups; first += GROUPS) {
+        const int32_t n = m->n_groups - first < GROUPS ? m->n_groups - first : GROUPS;
+        for (int32_t i = 0; i < n; i++) {
+            const int32_t g = first + i;
+            const __m64 start = _mm_set1_pi32(-offset * a->sum[(ptrdiff_t)token * a->n_groups + g]);
+            LB_UNROLL(8)
+            for (int pair = 0; pair < LB_ROWS / 2; pair++) groups[i].sums.pairs[pair] = start;
+            add_words(win, m, w, x, g * group_words, g == m->n_groups - 1 ? m->words : (g + 1) * group_words,
+                      groups[i].sums.pairs, eight);
+            if (small) {
+                lb_small_scales((const uint16_t *)m->scales + ((size_t)row_group * m->n_groups + g) * LB_ROWS,
+                                groups[i].small_scales);
+            }
+        }
+        _mm_empty();
+        if (args->sums) {
+            lb_store_sums(args, token, row_group, groups[0].sums.rows);
+            return;
+        }
+        for (int32_t i = 0; i < n; i++) {
+            const float x_scale = a->scale[(ptrdiff_t)token * a->n_groups + first + i];
+            const float *scales = lb_scales(m, row_group, first + i, small ? groups[i].small_scales : NULL, memory);
+            lb_add_scaled(groups[i].sums.rows, scales, small ? x_scale * 0x1p112f : x_scale, y);
+        }
+    }
+    lb_store_rows(args, token, row_group, y);
+}
+
+LB_INLINE void multiply(const lb_matmul_args *args, int32_t begin, int32_t end, const int eight) {
+    window win;
+    for (int32_t token = 0; token < args->x->n_tokens; token++) {
+        const int small = !args->sums && args->w->scales_f16 &&
+                          lb_has_room(args->x->scale + (ptrdiff_t)token * args->x->n_groups, args->x->n_groups);
+        win.begin = win.end = 0;
+        for (int32_t row_group = begin; row_group < end; row_group++) {
+            multiply_row_group(args, row_group, token, &win, small, eight);
+        }
+    }
+}
+
+lb_matmul_fn lb_matmul_u4__mmx, lb_matmul_u8__mmx;
+
+void lb_matmul_u4__mmx(const lb_matmul_args *args, int32_t begin, int32_t end) { multiply(args, begin, end, 0); }
+
+void lb_matmul_u8__mmx(const lb_matmul_args *args, int32_t begin, int32_t end) { multiply(args, begin, end, 1); }
