@@ -43,7 +43,7 @@ DECODE_BURST = 32
 SPECULATION_BURST = 9
 """The same for a stream that speculates: as many tokens as one pass can bring."""
 SCORE_ROWS = 64
-"""Positions whose logits are held at a time while scoring."""
+"""Positions whose logits, or hidden states, are held at a time while scoring and embedding."""
 
 
 @dataclass(frozen=True)
@@ -431,10 +431,15 @@ class Model:
         if not entries:
             raise ValueError("there is no text to embed")
         vectors = np.empty((len(entries), self.config.hidden_size), np.float32)
+        rows = SCORE_ROWS if self._plan is None else self._plan.logit_rows
         for vector, ids in zip(vectors, entries):
+            total = np.zeros(self.config.hidden_size)
             with self._lock:
-                states = self._transformer.hidden_states(self._new_cache(len(ids)), ids)
-            vector[:] = states[-1] if pooling == "last" else states.mean(axis=0, dtype=np.float64)
+                cache = self._new_cache(len(ids))
+                for start in range(0, len(ids), rows):
+                    states = self._transformer.hidden_states(cache, ids[start : start + rows])
+                    total += states.sum(axis=0, dtype=np.float64)
+            vector[:] = states[-1] if pooling == "last" else total / len(ids)
         return vectors
 
     def perplexity(self, text: str) -> Perplexity:
