@@ -180,7 +180,7 @@ def allocate(source: Source, options: dict[str, list[Option]], bits: float) -> d
 
     for high in ((*TABLES, "blk.0."), TABLES):
         found = {name: allowed(name, high) for name in options}
-        chosen = {name: 0 for name in options}
+        chosen = dict.fromkeys(options, 0)
         used = sum(choices[0].nbytes for choices in found.values())
         if used <= budget:
             break

@@ -94,7 +94,7 @@ def test_every_matrix_gets_the_type_asked_for_and_the_rest_stays(llama, tmp_path
 
 def test_a_ternary_model_made_ternary_computes_the_same(llama, tmp_path, text):
     done = quantize_model(llama(architecture="bitnet"), tmp_path / "out.gguf", head="f16", text=text)
-    assert done.after == pytest.approx(done.before, rel=1e-3)
+    assert done.after == pytest.approx(done.before, rel=5e-3)  # scales are rounded to float16
     assert all(tensor.error < 1e-3 for tensor in done.tensors)
 
 
@@ -132,7 +132,11 @@ def made_up(source, sensitive):
     options = {}
     for info in source.matrices:
         weights = int(np.prod(info.shape))
-        losses = {"TQ2_0": 5.0, "Q4_0": 1.0, "Q8_0": 0.1} if info.name == sensitive else {"TQ2_0": 0.02, "Q4_0": 0.01, "Q8_0": 0.0}
+        losses = (
+            {"TQ2_0": 5.0, "Q4_0": 1.0, "Q8_0": 0.1}
+            if info.name == sensitive
+            else {"TQ2_0": 0.02, "Q4_0": 0.01, "Q8_0": 0.0}
+        )
         bits = {"TQ2_0": 2.0625, "Q4_0": 4.5, "Q8_0": 8.5}
         options[info.name] = [Option(k, int(bits[k] * weights / 8), bits[k], loss, 0.4) for k, loss in losses.items()]
     return options
@@ -165,7 +169,9 @@ def test_weights_that_stay_exact_get_no_more_bits_than_they_need(llama):
 
 
 def test_a_budget_below_the_smallest_file_is_refused(llama, text, tmp_path):
-    with pytest.raises(LowbitError, match=r"1.5 bits per weight are too few: the smallest file of this model has 2\.39"):
+    with pytest.raises(
+        LowbitError, match=r"1.5 bits per weight are too few: the smallest file of this model has 2\.39"
+    ):
         quantize_model(llama(ternary=False), tmp_path / "out.gguf", bits=1.5, text=text, tokens=20)
     assert not (tmp_path / "out.gguf").exists()
 
