@@ -328,7 +328,7 @@ LB_INLINED void attend(const lb_attention_args *a, const lb_kv *kv, const float 
         const int32_t blocks = (n[heads - 1] + 15) / 16;
         const ptrdiff_t keys = key_base + (ptrdiff_t)start * dim, values = value_base + (ptrdiff_t)start * chunks * 16;
         int32_t b = 0;
-        if (heads <= 2) {
+        if (heads <= LB_HEADS / 2) { /* else there are no registers for the sums of two blocks */
             for (; b + 2 <= blocks; b += 2) {
                 score_blocks(kv, keys + (ptrdiff_t)b * dim * 16, q, q_step, dim, (float (*)[SPAN])(weights[0] + 16 * b),
                              heads, 2, type);
