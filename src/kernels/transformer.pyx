@@ -434,6 +434,7 @@ cdef class Transformer:
         cdef GluWork glu
         cdef AddWork add
         cdef int32_t q_size = self.n_heads * self.head_dim, chunk = 1 if n_rows < 4 * self.threads else 4, i
+        cdef int32_t tiles = (n_rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS
         cdef int64_t work = 0
         cdef const lb_kv *kv = self.kv + <size_t>index * self.batch
 
@@ -452,7 +453,7 @@ cdef class Transformer:
         parallel(rope_work, &rope, n_rows, chunk, self.threads)
         for i in range(n_rows):
             work += <int64_t>(self.positions[i] + 1) * q_size
-        parallel(attention_work, &attention, (n_rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS * self.n_kv_heads, 1,
+        parallel(attention_work, &attention, tiles * self.n_kv_heads, 1,
                  self.threads if work > ATTENTION_GRAIN else 1)
 
         self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)
