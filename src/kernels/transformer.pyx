@@ -505,7 +505,8 @@ cdef class Transformer:
             elif linear.parts[part].paged == NULL:
                 multiply(m, &a, out, NULL, linear.n_out, self.threads)
             elif not self.failed:
-                self.failed = (<PagedMatrix>linear.parts[part].paged).multiply_paged(&a, out, linear.n_out, self.threads)
+                self.failed = (<PagedMatrix>linear.parts[part].paged).multiply_paged(
+                    &a, out, linear.n_out, self.threads)
             out += m.n_rows
             before = m
 
