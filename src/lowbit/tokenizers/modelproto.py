@@ -78,9 +78,7 @@ def read_model_proto(data: bytes, path: str) -> ModelProto:
             rest += data[start:end]
     except (IndexError, struct.error) as error:
         raise FormatError(f"{path}: not a SentencePiece model, or one that is cut off") from error
-    vocabulary = Vocabulary.checked(
-        tokens, np.frombuffer(scores, "<f4"), np.frombuffer(types, np.int64), path
-    )
+    vocabulary = Vocabulary.checked(tokens, np.frombuffer(scores, "<f4"), np.frombuffer(types, np.int64), path)
     if vocabulary.ids_of(BYTE) and not trainer.get(35):
         raise FormatError(f"{path}: the vocabulary has byte tokens, but the model does not use them")
     return ModelProto(
