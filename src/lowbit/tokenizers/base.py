@@ -12,7 +12,7 @@ from .stream import EACH_BYTE, StreamDecoder
 __all__ = ["END_MARKERS", "MAX_PIECES", "MAX_TOKEN_BYTES", "MAX_VOCAB_SIZE", "Tokenizer"]
 
 MAX_VOCAB_SIZE = 2**20
-MAX_PIECES = 2**19
+MAX_PIECES = 3 * 2**17
 """Tokens of a SentencePiece file; published ones have up to 2**18."""
 MAX_TOKEN_BYTES = 4096
 
