@@ -233,7 +233,7 @@ CRAFTED: dict[str, dict[str, Any]] = {
         "length of 2**63": b"\n\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01",
         "varint without an end": b"\n" + b"\xff" * 10**6,
         "a million empty pieces": b"\n\x00" * 2**20,
-        "more pieces than a vocabulary": b"\n\x00" * (2**20 + 1),
+        "more pieces than a vocabulary": b"\n\x03\n\x01a" * (3 * 2**17 + 1),
         "table that leads outside": seeds.tokenizer_model(table=struct.pack("<I", 2**31) + bytes(64)).encode(),
         "table of a byte": seeds.tokenizer_model(table=b"\1").encode(),
         "a group inside of a group": b"\n\x02\x0b\x0b" + b"\x0b" * 10**6,
@@ -241,8 +241,8 @@ CRAFTED: dict[str, dict[str, Any]] = {
     "tokenizer_bin": {
         "token of 2**32 - 1 bytes": seeds.tokenizer_bin().encode() + struct.pack("<fI", 0.0, 2**32 - 1),
         "score that is no number": seeds.tokenizer_bin().encode() + struct.pack("<fI", float("nan"), 1) + b"x",
-        "a million empty tokens": seeds.tokenizer_bin().encode() + bytes(8 << 20),
-        "more tokens than a vocabulary": seeds.tokenizer_bin().encode() + bytes(9 << 20),
+        "half a million empty tokens": seeds.tokenizer_bin().encode() + bytes(4 << 20),
+        "more tokens than a vocabulary": seeds.tokenizer_bin().encode() + bytes(8 << 20),
     },
     "tiktoken": {
         "rank twice": seeds.tiktoken().encode().replace(b" 7\n", b" 8\n"),
