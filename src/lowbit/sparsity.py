@@ -148,7 +148,7 @@ def thresholds_of(counts: Mapping[str, np.ndarray], target: float) -> list[dict[
         for layer, row in zip(result, layers, strict=True):
             below = np.cumsum(row, dtype=np.int64)
             place = int(np.searchsorted(below, target * below[-1]))  # the first place that reaches the share
-            edge = np.array([min(place + 1, 0xFF << 7) << 15], np.uint32).view(np.float32)  # its upper edge
+            edge = np.array([min(place + 1, (0xFF << 8) - 1) << 15], np.uint32).view(np.float32)  # its upper edge
             layer[name] = float(edge[0]) if target > 0 else 0.0
     return result
 

@@ -161,7 +161,8 @@ static void check_shape(const shape *s) {
 }
 
 void test_sparse(void) {
-    static const int32_t rows[] = {1, 16, 63, 257, 600, 1500}, cols[] = {1, 7, 8, 17, 128, 300}, zeros[] = {0, 50, 95, 100};
+    static const int32_t rows[] = {1, 16, 63, 257, 600, 1500}, cols[] = {1, 7, 8, 17, 128, 300},
+                         zeros[] = {0, 50, 95, 100};
     for (int r = 0; r < COUNT(rows); r++) {
         for (int c = 0; c < COUNT(cols); c++) {
             for (int z = 0; z < COUNT(zeros); z++) {

@@ -41,7 +41,8 @@ LB_INLINE void add_eight(const uint8_t *const w[LB_CHANNELS], const int8_t *q, i
     for (int f = 0; f < 4; f++) {
         for (int v = 0; v < 4; v++) {
             int32_t *sums = acc + f * LB_WIDTH + v * (LB_WIDTH / 4);
-            store_acc(sums, dot_eight(first ? no_sums() : load_acc(sums), field_of(a[v], f), qa, field_of(b[v], f), qb));
+            store_acc(sums,
+                      dot_eight(first ? no_sums() : load_acc(sums), field_of(a[v], f), qa, field_of(b[v], f), qb));
         }
     }
 }

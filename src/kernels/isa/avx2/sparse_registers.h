@@ -31,8 +31,8 @@ LB_INLINE four_q broadcast4(const int8_t *q) {
 LB_INLINE i32x16 load_pieces(const int32_t *acc, const int shift) {
     const __m128i *p = (const __m128i *)acc;
     const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(p)), _mm_loadu_si128(p + 2), 1),
-                  high =
-                      _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(p + 4)), _mm_loadu_si128(p + 6), 1);
+                  high = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(p + 4)), _mm_loadu_si128(p + 6),
+                                                 1);
     return (i32x16){_mm256_srai_epi32(low, shift), _mm256_srai_epi32(high, shift)};
 }
 
