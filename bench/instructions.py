@@ -77,7 +77,7 @@ def count(folder: Path, program: Path, shape: str, *more: str) -> Count:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}\n{done.stderr}")
-    total = re.search(r"^(?:summary|totals): (\d+)", profile.read_text(), re.MULTILINE)
+    total = re.search(r"^totals: (\d+)", profile.read_text(), re.MULTILINE)
     if not total or not int(total[1]):
         sys.exit(f"{profile} counts nothing")
     return Count(int(total[1]), int(done.stdout), np.fromfile(logits, np.float32))

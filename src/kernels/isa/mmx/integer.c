@@ -191,6 +191,7 @@ LB_INLINE void multiply(const lb_matmul_args *args, int32_t begin, int32_t end, 
         const int small = !args->sums && args->w->scales_f16 &&
                           lb_has_room(args->x->scale + (ptrdiff_t)token * args->x->n_groups, args->x->n_groups);
         fill_window(&win, args->w, args->x->q + (ptrdiff_t)token * args->x->stride, 0);
+        _mm_empty();
         for (int32_t row_group = begin; row_group < end; row_group++) {
             multiply_row_group(args, row_group, token, &win, small, eight);
         }
