@@ -72,7 +72,9 @@ def main() -> None:
         args.results.write_text(json.dumps(results), encoding="utf-8")
         print(f"{precision}: {results[precision]['bits_per_byte']:.4f} bits/byte", flush=True)
     plot(args.output / "low-precision-training.svg", results)
-    print("| linear layers | mean loss of the last tenth, nats per token | bits per byte, held-out text |\n|---|---|---|")
+    print(
+        "| linear layers | mean loss of the last tenth, nats per token | bits per byte, held-out text |\n|---|---|---|"
+    )
     for precision, result in results.items():
         last = result["loss"][-max(1, len(result["loss"]) // 10) :]
         print(f"| {precision} | {sum(last) / len(last):.3f} | {result['bits_per_byte']:.3f} |")

@@ -14,8 +14,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 import lowbit
 from lowbit.train.loop import Schedule
 from lowbit.train.model import BitNet, BitNetShape
@@ -29,7 +27,15 @@ BATCH = 1024
 MOST_STEPS = 2500  # beyond this the small text is known
 SHARE = 0.7  # of the time is for training; the rest for vocabulary, measuring, export and a busy machine
 
-PEOPLE = [("Lily", "she"), ("Tom", "he"), ("Mia", "she"), ("Ben", "he"), ("Anna", "she"), ("Max", "he"), ("Sara", "she")]
+PEOPLE = [
+    ("Lily", "she"),
+    ("Tom", "he"),
+    ("Mia", "she"),
+    ("Ben", "he"),
+    ("Anna", "she"),
+    ("Max", "he"),
+    ("Sara", "she"),
+]
 FRIENDS = ["a small bird", "an old dog", "a green frog", "a shy cat", "a little mouse", "a kind bear", "a quick rabbit"]
 PLACES = ["the park", "the garden", "the forest", "the beach", "the farm", "the river", "the big hill"]
 THINGS = ["a red ball", "a shiny key", "a blue kite", "a yellow boat", "a warm hat", "a sweet apple", "a round stone"]
@@ -79,7 +85,7 @@ def main(folder: Path, minutes: float) -> None:
     model = BitNet(BitNetShape(512, **SHAPE), compute_type("auto", "cpu"))
     speed = training_speed(model, BATCH, BATCH, 128, steps=2)
     seconds = SHARE * (60 * minutes - (time.monotonic() - begun))
-    steps = max(20, min(MOST_STEPS, int(seconds * speed / BATCH)))
+    steps = max(5, min(MOST_STEPS, int(seconds * speed / BATCH)))
     print(f"{speed:,.0f} tokens/s on this machine: {steps} steps of {BATCH} tokens from {text}", file=sys.stderr)
     train(
         Project(

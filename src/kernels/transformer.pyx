@@ -32,6 +32,7 @@ KV_TYPES = {"f32": LB_KV_F32, "f16": LB_KV_F16, "int8": LB_KV_I8}
 
 cdef enum:
     ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
+    ATTENTION_ROWS = 4              # rows of a unit: those of one prompt share what is read of its keys and values
     MAX_DRAFT = 8                   # tokens proposed at a time by prompt look-up
 
 
@@ -138,10 +139,11 @@ cdef struct AttentionWork:
 
 cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef AttentionWork *c = <AttentionWork *>context
-    cdef int32_t unit
+    cdef int32_t unit, row
     for unit in range(begin, end):
         # the last rows of a prompt have the most positions, so they come first
-        table.attention(&c.args, c.n_rows - 1 - unit // c.args.n_kv_heads, unit % c.args.n_kv_heads)
+        row = ((c.n_rows - 1) // ATTENTION_ROWS - unit // c.args.n_kv_heads) * ATTENTION_ROWS
+        table.attention(&c.args, row, min(<int32_t>ATTENTION_ROWS, c.n_rows - row), unit % c.args.n_kv_heads)
 
 
 cdef struct AddWork:
@@ -503,7 +505,8 @@ cdef class Transformer:
             elif linear.parts[part].paged == NULL:
                 multiply(m, &a, out, NULL, linear.n_out, self.threads)
             elif not self.failed:
-                self.failed = (<PagedMatrix>linear.parts[part].paged).multiply_paged(&a, out, linear.n_out, self.threads)
+                self.failed = (<PagedMatrix>linear.parts[part].paged).multiply_paged(
+                    &a, out, linear.n_out, self.threads)
             out += m.n_rows
             before = m
 
@@ -514,6 +517,7 @@ cdef class Transformer:
         cdef GluWork glu
         cdef AddWork add
         cdef int32_t q_size = self.n_heads * self.head_dim, chunk = 1 if n_rows < 4 * self.threads else 4, i
+        cdef int32_t tiles = (n_rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS
         cdef int64_t work = 0
         cdef const lb_kv *kv = self.kv + <size_t>index * self.batch
 
@@ -532,7 +536,7 @@ cdef class Transformer:
         parallel(rope_work, &rope, n_rows, chunk, self.threads)
         for i in range(n_rows):
             work += <int64_t>(self.positions[i] + 1) * q_size
-        parallel(attention_work, &attention, n_rows * self.n_kv_heads, 1,
+        parallel(attention_work, &attention, tiles * self.n_kv_heads, 1,
                  self.threads if work > ATTENTION_GRAIN else 1)
 
         self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)

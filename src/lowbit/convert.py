@@ -154,8 +154,9 @@ class _Converter:
             raise LowbitError(f"{target}: needs {expected:,} bytes, and {free:,} are free on its disk")
         total, done = sum(int(np.prod(info.shape, dtype=np.int64)) for info in infos), 0
         alignment = self.file.metadata.get("general.alignment", 32)
+        tokenizer, self.result.no_tokenizer = tokenizer_keys(self.file)
         with GGUFWriter(target, self.file.architecture, alignment) as writer:
-            _copy_metadata(self.file, writer, FILE_TYPES[self.kind], self._tokenizer_keys())
+            _copy_metadata(self.file, writer, FILE_TYPES[self.kind], tokenizer)
             for info in infos:
                 writer.add_tensor_info(info.name, self.kinds[info.name], info.shape)
             writer.write_header()
@@ -171,26 +172,6 @@ class _Converter:
                 progress(done, total)
         self.result.path, self.result.nbytes = target, os.path.getsize(target)
         return self.result
-
-    def _tokenizer_keys(self) -> Mapping[str, tuple[Any, str]]:
-        """The tokenizer that lies beside the weights, as GGUF's keys; a GGUF file has it among its own."""
-        if self.file.format == "llama2c":
-            return _vocabulary_beside(self.file)
-        if self.file.format != "huggingface":
-            return {}
-        from .tokenizers import find_tokenizer_file
-        from .tokenizers.export import gguf_keys
-
-        try:
-            find_tokenizer_file(Path(self.file.path))
-        except FormatError:
-            self.result.no_tokenizer = "the folder has none"
-            return {}
-        try:
-            return gguf_keys(self.file.path, self.file.metadata[f"{self.file.architecture}.vocab_size"])
-        except UnsupportedModelError as error:
-            self.result.no_tokenizer = str(error)
-            return {}
 
     def _parts(self, info: TensorInfo) -> Iterator[np.ndarray]:
         """The stored bytes of the new tensor, a few rows at a time."""
@@ -318,6 +299,33 @@ def _refuse_unless_ternary(values: np.ndarray, block: int) -> None:
     largest = magnitudes.max(axis=1, keepdims=True)
     if (np.minimum(magnitudes, largest - magnitudes) > np.float32(NEARLY) * largest).any():
         raise FormatError("is not ternary, and making it so would ruin the model; --type q8_0, q4_0 or f16 keeps it")
+
+
+def tokenizer_keys(file: ModelFile) -> tuple[Mapping[str, tuple[Any, str]], str | None]:
+    """The tokenizer that lies beside a file's weights, as GGUF's keys; a GGUF file has it among its own.
+
+    Returns
+    -------
+    keys : dict of str to (value, type)
+        Empty if there is none to add.
+    reason : str or None
+        Why a folder's tokenizer is not there.
+    """
+    if file.format == "llama2c":
+        return _vocabulary_beside(file), None
+    if file.format != "huggingface":
+        return {}, None
+    from .tokenizers import find_tokenizer_file
+    from .tokenizers.export import gguf_keys
+
+    try:
+        find_tokenizer_file(Path(file.path))
+    except FormatError:
+        return {}, "the folder has none"
+    try:
+        return gguf_keys(file.path, file.metadata[f"{file.architecture}.vocab_size"]), None
+    except UnsupportedModelError as error:
+        return {}, str(error)
 
 
 def _copy_metadata(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import threading
 import time
 import weakref
@@ -44,7 +43,7 @@ DECODE_BURST = 32
 SPECULATION_BURST = 9
 """The same for a stream that speculates: as many tokens as one pass can bring."""
 SCORE_ROWS = 64
-"""Positions whose logits are held at a time while scoring."""
+"""Positions whose logits, or hidden states, are held at a time while scoring and embedding."""
 
 
 @dataclass(frozen=True)
@@ -443,10 +442,15 @@ class Model:
         if not entries:
             raise ValueError("there is no text to embed")
         vectors = np.empty((len(entries), self.config.hidden_size), np.float32)
+        rows = SCORE_ROWS if self._plan is None else self._plan.logit_rows
         for vector, ids in zip(vectors, entries):
+            total = np.zeros(self.config.hidden_size)
             with self._lock:
-                states = self._transformer.hidden_states(self._new_cache(len(ids)), ids)
-            vector[:] = states[-1] if pooling == "last" else states.mean(axis=0, dtype=np.float64)
+                cache = self._new_cache(len(ids))
+                for start in range(0, len(ids), rows):
+                    states = self._transformer.hidden_states(cache, ids[start : start + rows])
+                    total += states.sum(axis=0, dtype=np.float64)
+            vector[:] = states[-1] if pooling == "last" else total / len(ids)
         return vectors
 
     def perplexity(self, text: str) -> Perplexity:
@@ -677,7 +681,7 @@ class Model:
         ]
 
     def _sampler(self, params: SamplingParams, ids: np.ndarray) -> Sampler:
-        seed = secrets.randbits(64) if params.seed is None else params.seed
+        seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         sampler = Sampler(
             self.config.vocab_size, params.temperature, params.top_k, params.top_p, params.min_p,
             params.repeat_penalty, seed,

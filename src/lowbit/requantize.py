@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .convert import FILE_TYPES, _copy_metadata
+from .convert import FILE_TYPES, _copy_metadata, tokenizer_keys
 from .errors import FormatError, LowbitError, UnsupportedModelError
 from .families import find_family
 from .formats import open_model
@@ -189,7 +189,7 @@ def write(source: Source, target: str, kinds: Mapping[str, str], progress: Calla
     commonest = max(set(linear), key=linear.count)
     chosen, done = [], 0
     with GGUFWriter(target, file.architecture, file.metadata.get("general.alignment", 32)) as writer:
-        _copy_metadata(file, writer, FILE_TYPES.get(commonest, 1))
+        _copy_metadata(file, writer, FILE_TYPES.get(commonest, 1), tokenizer_keys(file)[0])
         for info in infos:
             writer.add_tensor_info(info.name, types[info.name], info.shape)
         writer.write_header()

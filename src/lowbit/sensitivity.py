@@ -1,7 +1,9 @@
 """Which tensors bear rounding: measured on a text, one tensor and one type at a time; and bits shared out accordingly.
 
-The losses of tensors that are rounded alone are added up as if they were independent. They are not, and the sum is
-usually too small; it serves to compare tensors, and what the finished file loses is measured on the file itself.
+To second order a tensor's loss grows with the square of its error. One number for each tensor, fitted to what was
+measured, is less noisy than the small losses of 4 and 8 bits themselves. The losses of tensors that are rounded alone
+are then added up as if they were independent. They are not, and the sum is usually too small; it serves to compare
+tensors, and what the finished file loses is measured on the file itself.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -146,6 +148,14 @@ def measure(
     return result
 
 
+def expected(options: list[Option]) -> list[float]:
+    """Return the losses of a tensor's options by the best fit of a multiple of the squared error, none below 0."""
+    squares = [option.error**2 for option in options]
+    scale = sum(option.loss * square for option, square in zip(options, squares, strict=True))
+    scale /= max(sum(square * square for square in squares), 1e-30)
+    return [max(scale, 0.0) * square for square in squares]
+
+
 def allocate(source: Source, options: dict[str, list[Option]], bits: float) -> dict[str, str]:
     """Share out the bits: from the smallest file on, the step that saves most loss per byte comes first.
 
@@ -173,14 +183,19 @@ def allocate(source: Source, options: dict[str, list[Option]], bits: float) -> d
     fixed = sum(tensor_nbytes(source.kept_type(info), info.shape) for info in others)
     budget = bits * source.weights / 8 - fixed
 
+    fitted = {
+        name: [replace(option, loss=loss) for option, loss in zip(found, expected(found), strict=True)]
+        for name, found in options.items()
+    }
+
     def allowed(name: str, high: tuple[str, ...]) -> list[Option]:
         if not name.startswith(high):
-            return options[name]
-        return [o for o in options[name] if o.bits >= HIGH_BITS or o.error <= EXACT]
+            return fitted[name]
+        return [o for o in fitted[name] if o.bits >= HIGH_BITS or o.error <= EXACT]
 
     for high in ((*TABLES, "blk.0."), TABLES):
         found = {name: allowed(name, high) for name in options}
-        chosen = {name: 0 for name in options}
+        chosen = dict.fromkeys(options, 0)
         used = sum(choices[0].nbytes for choices in found.values())
         if used <= budget:
             break

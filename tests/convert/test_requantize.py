@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from lowbit.requantize import Source, encode, error_of, quantize_model, write
 pytest.importorskip("lowbit._kernels.transformer", reason="kernels are not compiled", exc_type=ImportError)
 
 from lowbit import cli
-from lowbit.sensitivity import Calibration, Option, allocate, measure
+from lowbit.sensitivity import Calibration, Option, allocate, expected, measure
 
 TEXT = "One day w1 w2 w3 saw a w77.\n\n\nThen w4 met w5 and w6.\n\n\nThe end of w300."
 
@@ -94,7 +95,7 @@ def test_every_matrix_gets_the_type_asked_for_and_the_rest_stays(llama, tmp_path
 
 def test_a_ternary_model_made_ternary_computes_the_same(llama, tmp_path, text):
     done = quantize_model(llama(architecture="bitnet"), tmp_path / "out.gguf", head="f16", text=text)
-    assert done.after == pytest.approx(done.before, rel=1e-3)
+    assert done.after == pytest.approx(done.before, rel=5e-3)  # scales are rounded to float16
     assert all(tensor.error < 1e-3 for tensor in done.tensors)
 
 
@@ -132,9 +133,16 @@ def made_up(source, sensitive):
     options = {}
     for info in source.matrices:
         weights = int(np.prod(info.shape))
-        losses = {"TQ2_0": 5.0, "Q4_0": 1.0, "Q8_0": 0.1} if info.name == sensitive else {"TQ2_0": 0.02, "Q4_0": 0.01, "Q8_0": 0.0}
-        bits = {"TQ2_0": 2.0625, "Q4_0": 4.5, "Q8_0": 8.5}
-        options[info.name] = [Option(k, int(bits[k] * weights / 8), bits[k], loss, 0.4) for k, loss in losses.items()]
+        losses = (
+            {"TQ2_0": 5.0, "Q4_0": 1.0, "Q8_0": 0.1}
+            if info.name == sensitive
+            else {"TQ2_0": 0.02, "Q4_0": 0.01, "Q8_0": 0.0}
+        )
+        stored = {"TQ2_0": (2.0625, 0.45), "Q4_0": (4.5, 0.09), "Q8_0": (8.5, 0.006)}
+        options[info.name] = [
+            Option(kind, int(stored[kind][0] * weights / 8), stored[kind][0], loss, stored[kind][1])
+            for kind, loss in losses.items()
+        ]
     return options
 
 
@@ -154,6 +162,14 @@ def test_bits_go_to_the_sensitive_tensor_within_the_budget(llama, tmp_path, bits
         assert not any(name.startswith("blk.0.") for name in low)
 
 
+def test_expected_losses_follow_the_squared_error():
+    errors = np.array([0.4, 0.2, 0.1, 0.0])
+    options = [Option("x", 1, 1.0, 3 * e * e, e) for e in errors]
+    assert np.allclose(expected(options), 3 * errors**2)
+    assert expected([replace(option, loss=-option.loss) for option in options]) == [0, 0, 0, 0]
+    assert expected([replace(option, error=0.0) for option in options]) == [0, 0, 0, 0]
+
+
 def test_weights_that_stay_exact_get_no_more_bits_than_they_need(llama):
     with open_model(llama(architecture="bitnet")) as file:
         source = Source(file)
@@ -165,7 +181,9 @@ def test_weights_that_stay_exact_get_no_more_bits_than_they_need(llama):
 
 
 def test_a_budget_below_the_smallest_file_is_refused(llama, text, tmp_path):
-    with pytest.raises(LowbitError, match=r"1.5 bits per weight are too few: the smallest file of this model has 2\.39"):
+    with pytest.raises(
+        LowbitError, match=r"1.5 bits per weight are too few: the smallest file of this model has 2\.39"
+    ):
         quantize_model(llama(ternary=False), tmp_path / "out.gguf", bits=1.5, text=text, tokens=20)
     assert not (tmp_path / "out.gguf").exists()
 

@@ -92,6 +92,28 @@ def test_several_files_are_one_model(write, tmp_path):
             file.read("nothing")
 
 
+def test_weights_are_paged_in_from_the_file_that_has_them(write, tmp_path):
+    convert(write(), tmp_path / "q.gguf", "q8_0")
+    with open_model(tmp_path / "q.gguf") as whole:
+        tensors = {name: (info, whole.read(name).copy()) for name, info in whole.tensors.items()}
+        metadata = {k: (v, whole.metadata_types[k]) for k, v in whole.metadata.items() if k != "general.architecture"}
+    for i in range(2):
+        with GGUFWriter(tmp_path / f"p-{i + 1:05}-of-00002.gguf", "llama") as out:
+            for key, (value, kind) in metadata.items() if i == 0 else ():
+                out.add_metadata(key, value, kind)
+            for key, value in {"split.no": i, "split.count": 2, "split.tensors.count": len(tensors)}.items():
+                out.add_metadata(key, value, "u16")
+            for name in [*tensors][i::2]:
+                info, raw = tensors[name]
+                out.add_tensor(name, info.type, raw, info.shape)
+    first = tmp_path / "p-00001-of-00002.gguf"
+    with open_model(first) as file:
+        assert {file.locate(name)[0] for name in tensors} == {str(first), str(first).replace("p-00001", "p-00002")}
+    ids = [1, 3, 4, 40, 7]
+    resident = lowbit.load(tmp_path / "q.gguf", threads=1)
+    assert (lowbit.load(first, threads=1, max_ram="64MB").logits(ids) == resident.logits(ids)).all()
+
+
 def test_converting_several_files_gives_one(write, tmp_path):
     convert(write(), tmp_path / "a.gguf", "f16")
     convert(tmp_path / "whole.gguf", tmp_path / "b.gguf", "f16")

@@ -59,6 +59,13 @@ def _head(path):
         return file.read("token_embd.weight").view("<f4").reshape(16, 32)
 
 
+def test_a_memory_budget_changes_no_vector(write_llama):
+    path = write_llama(kind="Q8_0", wide=64)
+    resident, paged = lowbit.load(path), lowbit.load(path, max_ram="64MB")
+    assert (paged.embed(IDS) == resident.embed(IDS)).all()
+    np.testing.assert_allclose(paged.embed(IDS, "mean"), resident.embed(IDS, "mean"), rtol=1e-6)
+
+
 def test_embedding_leaves_generation_alone(embedded):
     before = embedded.generate("Once upon a time", max_tokens=8, temperature=0).tokens
     embedded.embed("Something else entirely")

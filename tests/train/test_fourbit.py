@@ -37,7 +37,13 @@ def test_fp4_rounding_equals_the_definition_on_a_table_of_values():
     values = [0.0, 1e-30, 1e30, 1.0, 2.0, 3.0, 0.1, 0.007, 200.0]
     for n in range(-5, 6):
         border = np.float32(4.0**n * 0.625)
-        values += [4.0**n, 2 * 4.0**n, border, np.nextafter(border, np.float32(0)), np.nextafter(border, np.float32(9e9))]
+        values += [
+            4.0**n,
+            2 * 4.0**n,
+            border,
+            np.nextafter(border, np.float32(0)),
+            np.nextafter(border, np.float32(9e9)),
+        ]
     values += np.random.default_rng(0).lognormal(0, 3, 500).tolist()
     table = np.float32(values + [-v for v in values])
     expected = [nearest_power_of_four(float(v)) for v in table]

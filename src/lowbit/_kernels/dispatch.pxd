@@ -86,7 +86,8 @@ cdef extern from "kernels.h":
     ctypedef void lb_quantize_fn(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded,
                                  int8_t *q, float *scale, int32_t *sum) noexcept nogil
     ctypedef void lb_rms_norm_fn(const float *x, const float *weight, int32_t n, float eps, float *out) noexcept nogil
-    ctypedef void lb_attention_fn(const lb_attention_args *args, int32_t row, int32_t kv_head) noexcept nogil
+    ctypedef void lb_attention_fn(
+        const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head) noexcept nogil
     ctypedef void lb_kv_store_fn(const float *k, const float *v, const lb_kv *kv, const lb_attention_args *shape,
                                  int32_t position) noexcept nogil
     ctypedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t relu2) noexcept nogil

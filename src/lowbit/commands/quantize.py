@@ -98,7 +98,10 @@ def _summary(done: Quantized) -> None:
     print(f"{done.path}: {done.nbytes:,} bytes, {done.bits_per_weight:.3f} bits per weight", file=sys.stderr)
     if done.before is not None and done.after is not None:
         change = 100 * (done.after / done.before - 1)
-        print(f"bits/byte on the text: {done.before:.4f} before, {done.after:.4f} after ({change:+.2f} %)", file=sys.stderr)
+        print(
+            f"bits/byte on the text: {done.before:.4f} before, {done.after:.4f} after ({change:+.2f} %)",
+            file=sys.stderr,
+        )
 
 
 def _table(done: Quantized) -> None:

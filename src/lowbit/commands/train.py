@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layers", type=whole(1), metavar="N", help="transformer blocks (default: 8)")
     add("--hidden", type=whole(1), metavar="N", help="width, a multiple of 256 (default: 256)")
     add("--intermediate", type=whole(1), metavar="N", help="feed-forward width, a multiple of 256 (default: 512)")
-    add("--heads", type=whole(1), metavar="N", help="attention heads (default: 8)")
-    add("--kv-heads", type=whole(1), metavar="N", help="key and value heads (default: 4)")
+    add("--heads", type=whole(1), metavar="N", help="attention heads (default: 4)")
+    add("--kv-heads", type=whole(1), metavar="N", help="key and value heads (default: 2)")
     add("--context", type=whole(2), metavar="N", help="longest text in tokens (default: 512)")
     add(
         "--activation",

@@ -132,7 +132,7 @@ class HuggingFaceFolder:
         template: Any = None
         if (self._folder / "chat_template.jinja").exists():
             try:
-                with open(self._inside("chat_template.jinja"), "rb") as file:
+                with open(inside(self._folder, "chat_template.jinja"), "rb") as file:
                     template = file.read(MAX_CONFIG_BYTES + 1).decode()
             except (OSError, UnicodeDecodeError) as error:
                 raise FormatError("chat_template.jinja cannot be read, or is no text") from error

@@ -1,4 +1,4 @@
-"""Causal attention of training: the same mathematics in the two forms that are fastest on a CPU."""
+"""Causal attention of training: the same mathematics in the two forms that are fastest."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["causal_attention"]
+__all__ = ["blockwise_attention", "causal_attention", "fused_attention"]
 
-QUERY_BLOCK = 128
-"""Queries that share one run of keys in the bfloat16 form: only the last part of that run is masked."""
+QUERY_BLOCK = 64
+"""Queries that share one run of keys in `blockwise_attention`: only the last part of that run is masked."""
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, compute: torch.dtype) -> Tensor:
@@ -21,22 +21,35 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, compute: torch.dtype) -> T
     k, v : Tensor of float32, shape (batch, time, kv_heads, head_dim)
         Neighbouring query heads share a key and value head.
     compute : torch.float32 or torch.bfloat16
-        Of the matrix products. In bfloat16 the scores and their softmax are rounded to it too; float32 is exact.
+        Of the matrix products. float32 is exact; in bfloat16, on a CPU, where torch.compile fuses what lies between
+        the products, scores and their softmax are rounded to it too.
 
     Returns
     -------
     Tensor of float32, shape (batch, time, heads * head_dim)
     """
+    if compute == torch.bfloat16 and q.device.type == "cpu" and torch.compiler.is_compiling():
+        return blockwise_attention(q, k, v, compute)
+    return fused_attention(q, k, v)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention by torch's own operator; arguments as in `causal_attention`."""
+    share = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(share, 2), v.repeat_interleave(share, 2)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, compute: torch.dtype) -> Tensor:
+    """Attention as plain batched products; arguments as in `causal_attention`.
+
+    Torch's operator on a CPU spends most of its time outside of the matrix products when heads are narrow. Here all
+    queries of a block that read the same keys go into one product.
+    """
     batch, time, heads, width = q.shape
     kv_heads = k.shape[2]
     share = heads // kv_heads
-    if compute == torch.float32:
-        k, v = k.repeat_interleave(share, 2), v.repeat_interleave(share, 2)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return mixed.transpose(1, 2).reshape(batch, time, heads * width)
-    # Torch's own attention spends most of its time outside of the matrix products when heads are this narrow. Here the
-    # products are plain batched ones, over all queries that read the same keys.
     q = (q * width**-0.5).to(compute).view(batch, time, kv_heads, share, width).permute(0, 2, 3, 1, 4)
     k, v = (t.to(compute).transpose(1, 2).reshape(batch * kv_heads, time, width) for t in (k, v))
     mixed = []

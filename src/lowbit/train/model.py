@@ -49,8 +49,8 @@ class BitNetShape:
     hidden_size: int = 256
     intermediate_size: int = 512
     n_layers: int = 8
-    n_heads: int = 8
-    n_kv_heads: int = 4
+    n_heads: int = 4
+    n_kv_heads: int = 2
     context_length: int = 512
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
@@ -210,7 +210,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Update the residual stream, float32 (batch, time, hidden)."""
         shape = self.shape
-        batch, time, width = x.shape
+        batch, time, _ = x.shape
         normed = rms_norm(x, self.attn_norm, shape.norm_eps)
         heads = self._linear(normed, 0)
         heads = heads.view(batch, time, shape.n_heads + 2 * shape.n_kv_heads, shape.head_dim)

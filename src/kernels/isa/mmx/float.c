@@ -200,9 +200,11 @@ LB_INLINE void attend(const lb_attention_args *a, const lb_kv *kv, const float *
         const int32_t n = count - start < SPAN ? count - start : SPAN;
         const ptrdiff_t keys = kv_head * kv->key_stride + (ptrdiff_t)start * dim;
         const ptrdiff_t values = kv_head * kv->value_stride + (ptrdiff_t)start * padded;
-        for (int32_t i = 0; i < n; i++) {
-            weights[i] = score(kv->keys, keys + (ptrdiff_t)(i / 16) * dim * 16 + i % 16, q, dim, type);
-            if (type == LB_KV_I8) weights[i] = weights[i] * key_scales[start + i];
+        for (int32_t b = 0; b < n; b += 16) {
+            for (int32_t i = b; i < n && i < b + 16; i++) {
+                const float one = score(kv->keys, keys + (ptrdiff_t)b * dim + (i - b), q, dim, type);
+                weights[i] = type == LB_KV_I8 ? one * key_scales[start + i] : one;
+            }
         }
         soften(weights, n, dim, total, &highest, &weight_sum);
         if (type == LB_KV_I8) {
