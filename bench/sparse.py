@@ -175,13 +175,13 @@ def plot(figures: dict[str, Any]) -> None:
             fig.savefig(DOCS / "sparsity-speed.svg", metadata={"Date": None})
         if "quality" in figures:
             fig, ax = plt.subplots(figsize=(5.2, 3.2))
-            shares = [f["sparsity"] for f in figures["quality"]]
             for name, label, style in (
                 ("top_k", "all linear layers, top-k", "o-"), ("thresholds", "all, calibrated thresholds", "s-"),
                 ("qkv", "only qkv", ":"), ("attn_output", "only attn_output", ":"), ("gate_up", "only gate_up", ":"),
                 ("ffn_down", "only ffn_down", ":"),
             ):  # fmt: skip
-                ax.plot(shares, [f[name] for f in figures["quality"]], style, label=label)
+                here = [(f["sparsity"], f[name]) for f in figures["quality"] if name in f]
+                ax.plot(*zip(*here), style, label=label)
             ax.set_xlabel("share of inputs that is skipped")
             ax.set_ylabel("bits per byte")
             ax.legend(fontsize=7)
