@@ -225,7 +225,7 @@ LB_INLINE void attend(const lb_attention_args *a, const lb_kv *kv, const float *
     for (int32_t c = 0; c < dim; c++) out[c] = total[c] / weight_sum;
 }
 
-void lb_attention__mmx(const lb_attention_args *a, int32_t row, int32_t kv_head) {
+static void attend_row(const lb_attention_args *a, int32_t row, int32_t kv_head) {
     const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim, count = a->positions[row] + 1;
     const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
     float *out = a->out + ((ptrdiff_t)row * a->n_heads + (ptrdiff_t)kv_head * shared) * dim;
@@ -238,4 +238,9 @@ void lb_attention__mmx(const lb_attention_args *a, int32_t row, int32_t kv_head)
             attend(a, a->kv + row, q, out, kv_head, count, LB_KV_F32);
         }
     }
+}
+
+lb_attention_fn lb_attention__mmx; /* so that the compiler compares it with the table's */
+void lb_attention__mmx(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head) {
+    for (int32_t i = 0; i < rows; i++) attend_row(a, row + i, kv_head);
 }
