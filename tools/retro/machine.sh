@@ -32,7 +32,7 @@ make_kernel() {
             printf 'busybox insmod /lib/modules/%s\n' "$(basename "$name")"
         done
         # The disk answers a moment after its driver is there.
-        printf 'until busybox mount -o ro /dev/sda /root 2>/dev/null; do busybox sleep 1; done\n'
+        printf 'until busybox mount -t ext4 -o ro /dev/sda /root 2>/dev/null; do busybox sleep 1; done\n'
         printf 'busybox mount -o move /dev /root/dev\nexec busybox switch_root /root /sbin/init\n'
     } >"$folder/initramfs/init"
     chmod +x "$folder/initramfs/init"
