@@ -109,7 +109,9 @@ def table(results: dict[str, dict[str, Count]]) -> str:
     """The counts in millions, and how many times as many the float code needs."""
     lines = ["| | " + " | ".join(results) + " |", "|---|" + "---:|" * len(results)]
     for name in (*FLOAT_FLAGS, *LOWBIT):
-        lines.append(f"| {name} | " + " | ".join(f"{c[name].instructions / 1e6:.2f} M" for c in results.values()) + " |")
+        lines.append(
+            f"| {name} | " + " | ".join(f"{c[name].instructions / 1e6:.2f} M" for c in results.values()) + " |"
+        )
     for flags in FLOAT_FLAGS:
         for ours in LOWBIT:
             ratios = [c[flags].instructions / c[ours].instructions for c in results.values()]

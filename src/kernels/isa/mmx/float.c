@@ -5,7 +5,8 @@
  * bits. What differs is the order of the loops: the template keeps sixteen sums side by side, which the eight registers
  * of the x87 would keep in memory; here each sum is finished before the next begins, and stays in a register.
  *
- * An int8 key or value becomes a float by look-up: the x87 cannot load one, and via memory it takes an instruction more.
+ * An int8 key or value becomes a float by look-up: the x87 cannot load one, and via memory it takes an instruction
+ * more.
  */
 #include <math.h>
 #include <string.h>
@@ -110,7 +111,8 @@ void lb_glu__mmx(float *gate, const float *up, int32_t n, int32_t relu2) {
     }
 }
 
-/* --- the KV cache and attention ------------------------------------------------------------------------------------ */
+/* --- the KV cache and attention ------------------------------------------------------------------------------------
+ */
 
 LB_INLINE float cached(const void *base, ptrdiff_t at, const int32_t type) {
     if (type == LB_KV_F16) return lb_half_to_float(((const uint16_t *)base)[at]);

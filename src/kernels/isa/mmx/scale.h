@@ -45,7 +45,8 @@ LB_INLINE void lb_small_scales(const uint16_t *halves, float *small) {
     }
 }
 
-/* Whether the scales of a token are so small that they have room for 2**112: positive floats are ordered as integers. */
+/* Whether the scales of a token are so small that they have room for 2**112: positive floats are ordered as integers.
+ */
 LB_INLINE int lb_has_room(const float *scales, int32_t n) {
     int room = 1;
     for (int32_t i = 0; i < n; i++) room &= lb_float_to_bits(scales[i]) < lb_float_to_bits(65536.0f);
