@@ -5,25 +5,32 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
 WHEELS := $(BUILD)/wheel
+WHEELS_I686 := $(BUILD)/wheel-i686
+# The machine of 1997: a gigabyte and half an hour to make, so it can be kept elsewhere.
+RETRO := $(BUILD)/retro
 
 # What the wheel is made of: a change to any of these rebuilds it.
 SOURCES := $(shell find src cmake pyproject.toml CMakeLists.txt README.md LICENSE -type f -not -name '*.pyc' 2>/dev/null)
 C_SOURCES := $(shell find src/kernels -name '*.c' -o -name '*.h')
 CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
-PYTHON_SOURCES := $(wildcard src tests bench examples)
+PYTHON_SOURCES := $(wildcard src tests bench examples tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types format selftest bench wheel sdist clean
+.PHONY: help demo train-demo test check lint types format selftest sanitize stress bench wheel sdist clean \
+	wheel-i686 test-i386 test-i386-native retro retro-shell
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(VENV)/.installed  ## install lowbit and let it tell a story
 	@$(BIN)/lowbit info
 	@echo
-	@echo 'Until a trained model is packaged, the embedded one has random weights, and what it writes is noise:'
 	@echo '$$ lowbit generate "Once upon a time"'
 	@$(BIN)/lowbit generate "Once upon a time"
+
+train-demo: $(VENV)/.installed  ## train a tiny model in five minutes (installs PyTorch), and let it tell a story
+	@$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[train]"
+	@$(BIN)/python examples/train_demo.py $(BUILD)/train-demo
 
 # The tests run from their own folder, so that only the installed package can be imported.
 test: check  ## lint, check types and run all tests against the installed wheel
@@ -48,6 +55,20 @@ format: $(VENV)/.tools  ## format Python and C
 selftest:  ## compare every micro-kernel with plain C, under emulation too where it is installed
 	$(PYTHON) tests/selftest/run.py $(BUILD)/selftest --emulate
 
+# Everything compiled, in a build and an environment of its own, watched while the tests run: see docs/safety.md. Python
+# takes its memory from malloc, so that a buffer of Python's has an end that is watched, too.
+SANITIZED := $(BUILD)/sanitize
+SANITIZE_RUN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
+	LOWBIT_SANITIZED=1 ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+
+sanitize: $(SANITIZED)/.installed  ## run the tests on kernels and parsers built with AddressSanitizer and UBSan
+	$(PYTHON) tests/selftest/run.py $(SANITIZED)/selftest --sanitize
+	cd tests && $(SANITIZE_RUN) $(abspath $(SANITIZED))/venv/bin/python -m pytest -p no:cacheprovider $(PYTEST_ARGS) \
+		chat cli convert families formats fuzz kernels model quantize reference tokenizers train
+
+stress:  ## run the block cache under ThreadSanitizer and AddressSanitizer, 10 minutes each
+	$(PYTHON) tests/blockcache/stress.py $(BUILD)/stress --seconds 600
+
 bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[bench]"
 	mkdir -p $(BUILD)/bench
@@ -55,6 +76,20 @@ bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 	$(BIN)/python bench/report.py --kernels $(BUILD)/bench/kernels.json
 
 wheel: $(WHEELS)/.built  ## build the wheel into build/wheel
+
+wheel-i686: $(WHEELS_I686)/.built  ## cross-compile the wheel for 32-bit x86 (a Pentium II and later) into build/wheel-i686
+
+test-i386: $(WHEELS_I686)/.built  ## run all tests with that wheel in a 32-bit Debian (root)
+	RETRO=$(RETRO) tools/retro/test.sh $(WHEELS_I686)/*.whl $(PYTEST_ARGS)
+
+test-i386-native:  ## the same with a wheel that is built there
+	RETRO=$(RETRO) tools/retro/test.sh "" $(PYTEST_ARGS)
+
+retro: $(WHEELS_I686)/.built $(VENV)/.installed  ## boot a Pentium II with 128 MB in emulation and let it tell a story (root)
+	RETRO=$(RETRO) tools/retro/machine.sh run $(WHEELS_I686)/*.whl $(abspath $(BIN))/python
+
+retro-shell: $(WHEELS_I686)/.built $(VENV)/.installed  ## the same machine with a person at its serial console (root)
+	RETRO=$(RETRO) tools/retro/machine.sh shell $(WHEELS_I686)/*.whl $(abspath $(BIN))/python
 
 sdist: $(VENV)/.tools  ## build the source distribution into build/sdist
 	$(BIN)/python -m build --sdist --outdir $(BUILD)/sdist .
@@ -72,11 +107,25 @@ $(WHEELS)/.built: $(VENV)/.created $(SOURCES)
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir $(WHEELS) --config-settings=build-dir=$(BUILD)/cmake .
 	touch $@
 
+$(WHEELS_I686)/.built: $(SOURCES) tools/retro/common.sh tools/retro/wheel.sh tools/retro/scan.py
+	RETRO=$(RETRO) tools/retro/wheel.sh $(WHEELS_I686)
+	touch $@
+
 # The version does not change between builds, so only --force-reinstall replaces the package; its
 # dependencies are left alone.
 $(VENV)/.installed: $(WHEELS)/.built
 	$(BIN)/pip install --quiet $(WHEELS)/*.whl
 	$(BIN)/pip install --quiet --no-deps --force-reinstall $(WHEELS)/*.whl
+	touch $@
+
+$(SANITIZED)/.installed: $(SOURCES)
+	@echo "building with AddressSanitizer and UBSan"
+	$(PYTHON) -m venv $(SANITIZED)/venv
+	rm -rf $(SANITIZED)/wheel
+	$(SANITIZED)/venv/bin/pip wheel --quiet --no-deps --wheel-dir $(SANITIZED)/wheel \
+		--config-settings=build-dir=$(SANITIZED)/cmake --config-settings=cmake.define.LOWBIT_SANITIZE=ON .
+	$(SANITIZED)/venv/bin/pip install --quiet "$$(ls $(SANITIZED)/wheel/*.whl)[test]"
+	$(SANITIZED)/venv/bin/pip install --quiet --no-deps --force-reinstall $(SANITIZED)/wheel/*.whl
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.installed

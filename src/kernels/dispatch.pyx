@@ -27,6 +27,10 @@ cdef extern from "pool.h":
     void lb_parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) noexcept nogil
     void lb_pool_after_fork() noexcept nogil
 
+cdef extern from "x87.h":
+    int32_t lb_begin_floats() noexcept nogil
+    void lb_end_floats(int32_t before) noexcept nogil
+
 cdef extern from "os.h":
     int32_t lb_cores() noexcept nogil
     int64_t lb_nanoseconds() noexcept nogil
@@ -41,6 +45,14 @@ _active = -1
 
 cdef void parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) noexcept nogil:
     lb_parallel(work, context, n_units, chunk, n_threads)
+
+
+cdef int32_t begin_floats() noexcept nogil:
+    return lb_begin_floats()
+
+
+cdef void end_floats(int32_t before) noexcept nogil:
+    lb_end_floats(before)
 
 
 cdef void register_portable_ternary(lb_matmul_fn *matmul) noexcept:

@@ -13,8 +13,8 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_weights, free_aligned, lb_activations, lb_matmul_args,
-    lb_matrix, lb_row_groups, parallel, table,
+    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_weights, begin_floats, end_floats, free_aligned,
+    lb_activations, lb_matmul_args, lb_matrix, lb_row_groups, parallel, table,
 )
 
 import numpy as np
@@ -124,7 +124,7 @@ cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_
     cdef int64_t work = <int64_t>w.n_rows * w.n_cols * x.n_tokens, group_bytes
     args.w, args.x, args.y, args.sums, args.y_stride = w, x, y, sums, y_stride
     if threads <= 1 or work < (1 << 18 if is_float(w.format) else 1 << 20):
-        table.matmul[w.format](&args, 0, groups)
+        parallel(multiply_work, &args, groups, groups, 1)
         return
     group_bytes = LB_ROWS * (w.n_cols * <int64_t>value_size(w.format) if is_float(w.format) else w.words * 4)
     chunk = <int32_t>min(<int64_t>groups // (threads * 4), CHUNK_BYTES // group_bytes)
@@ -155,6 +155,8 @@ def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads
     cdef int32_t[:, ::1] out, sums
     cdef int8_t[:, ::1] padded
     cdef int64_t m = x.shape[0]
+    if w.m.tiles:
+        raise FormatError("a channel-major matrix takes sparse products")
     if is_float(w.m.format) or w.m.n_groups != 1:
         raise FormatError("integer sums need integer weights with one scale per row")
     if x.shape[1] != w.m.n_cols:
@@ -196,6 +198,7 @@ def quantize_activations(PackedMatrix w not None, const float[:, ::1] x, bint pe
     cdef int8_t[:, :] q
     cdef float[:, ::1] scale
     cdef int32_t[:, ::1] sums
+    cdef int32_t mode
     cdef int64_t i
     if is_float(w.m.format) or x.shape[1] != w.m.n_cols:
         raise FormatError(f"activations of {x.shape[1]} columns do not fit {w!r}")
@@ -203,9 +206,11 @@ def quantize_activations(PackedMatrix w not None, const float[:, ::1] x, bint pe
     scale_out = np.empty((x.shape[0], w.m.n_groups), np.float32)
     sums_out = np.empty((x.shape[0], w.m.n_groups), np.int32)
     q, scale, sums = q_out, scale_out, sums_out
+    mode = begin_floats()
     for i in range(x.shape[0]):
         table.quantize(&x[i, 0], w.m.n_cols, w.m.group_cols, per_token, padded_cols(&w.m), &q[i, 0], &scale[i, 0],
                        &sums[i, 0])
+    end_floats(mode)
     return q_out, scale_out, sums_out
 
 
@@ -236,6 +241,8 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False,
     cdef int8_t[:, :] q
     cdef float[:, ::1] scale, out
     cdef int32_t[:, ::1] sums
+    if w.m.tiles:
+        raise FormatError("a channel-major matrix takes sparse products")
     if x.shape[1] != w.m.n_cols:
         raise FormatError(f"activations of {x.shape[1]} columns do not fit weights of {w.m.n_cols}")
     result = np.empty((x.shape[0], w.m.n_rows), np.float32)
@@ -254,26 +261,6 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False,
 
 
 # --- filling -----------------------------------------------------------------------------------------------------
-
-cdef struct BlockLayout:
-    # How a stored block (of a TQ2_0, I2_S, Q4_0 or Q8_0 tensor) becomes words.
-    int32_t block_bytes
-    int32_t codes_at    # offset of the codes in the stored block
-    int32_t scale_at    # offset of the float16 scale, -1 if there is none
-    int32_t words       # 32-bit words of codes in the stored block
-    bint reverse        # the first of four 2-bit fields is the highest
-    uint32_t flip       # turns signed codes into unsigned ones
-
-cdef struct FillBlocks:
-    const lb_matrix *m
-    const uint8_t *source
-    BlockLayout layout
-    int32_t first_group     # where the rows go
-    int32_t rows
-    int32_t blocks_per_row
-    bint one_scale          # the scale is set apart; blocks whose stored scale is 0 become zeros
-    int32_t bad             # a code that does not exist, or a scale that is not finite
-
 
 cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef FillBlocks *c = <FillBlocks *>context
@@ -444,6 +431,18 @@ cdef dict LAYOUTS = {
     "Q4_0": ("u4", 32, 18, 2, 0, 4, False, 0),
     "Q8_0": ("u8", 32, 34, 2, 0, 8, False, 0x80808080),
 }
+
+
+cdef BlockLayout block_layout(str type, const lb_matrix *m) except *:
+    """How stored blocks of a type become words of a matrix; FormatError if they do not fit it."""
+    if type not in LAYOUTS:
+        raise FormatError(f"{type} is not packed by blocks")
+    format, cols, block_bytes, codes_at, scale_at, words, reverse, flip = LAYOUTS[type]
+    if FORMATS[format] != m.format or m.n_cols % cols:
+        raise FormatError(f"{type} needs rows of a multiple of {cols} weights, not {m.n_cols}")
+    return BlockLayout(cols, block_bytes, codes_at, scale_at, words, reverse, flip)
+
+
 FLOAT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 BLOCK_TYPES = {name: layout[:2] for name, layout in LAYOUTS.items()}
 
@@ -484,7 +483,6 @@ cdef class PackedMatrix:
         if is_float(self.m.format):
             self.m.block_cols = self.m.group_cols = n_cols
             self.m.n_groups = 1
-            code_bytes = <size_t>lb_row_groups(n_rows) * LB_ROWS * n_cols * value_size(self.m.format)
         else:
             block = block_cols or BLOCK_COLS[format]
             group = group_cols or n_cols
@@ -500,8 +498,8 @@ cdef class PackedMatrix:
             self.m.n_groups = (n_cols + group - 1) // group
             self.m.words = n_cols // block * (block // (4 * fields)) + -(-(n_cols % block) // (4 * fields))
             self.m.scales_f16 = scales_f16
-            code_bytes = <size_t>lb_row_groups(n_rows) * self.m.words * 64
             scale_bytes = <size_t>lb_row_groups(n_rows) * self.m.n_groups * LB_ROWS * (2 if scales_f16 else 4)
+        code_bytes = lb_row_groups(n_rows) * self.group_code_bytes()
         self.m.codes = <const uint8_t *>alloc_weights(code_bytes)
         self.m.scales = alloc_weights(scale_bytes)
         if self.m.codes == NULL or self.m.scales == NULL:
@@ -518,12 +516,9 @@ cdef class PackedMatrix:
         """Rows and columns beyond the matrix have weight 0 and scale 0; rows in it are all written by fill."""
         cdef lb_matrix *m = &self.m
         cdef int32_t last = lb_row_groups(m.n_rows) - 1
-        cdef size_t group_bytes, scale_bytes
+        cdef size_t group_bytes = self.group_code_bytes(), scale_bytes
         cdef int fill = 0
-        if is_float(m.format):
-            group_bytes = <size_t>m.n_cols * LB_ROWS * value_size(m.format)
-        else:
-            group_bytes = <size_t>m.words * 64
+        if not is_float(m.format):
             fill = 0x55 if m.format == LB_U2 else 0x88 if m.format == LB_U4 else 0x80
             scale_bytes = <size_t>m.n_groups * LB_ROWS * (2 if m.scales_f16 else 4)
             memset(<uint8_t *>m.scales + last * scale_bytes, 0, scale_bytes)
@@ -544,7 +539,14 @@ cdef class PackedMatrix:
         """Columns that share a scale."""
         return self.m.group_cols
 
+    @property
+    def n_groups(self):
+        """Scales of a row."""
+        return self.m.n_groups
+
     def _check_rows(self, int64_t first_row, int64_t rows):
+        if self.m.tiles:
+            raise FormatError("a channel-major matrix cannot be filled")
         if first_row % LB_ROWS or first_row < 0 or rows < 1 or first_row + rows > self.m.n_rows:
             raise FormatError(f"rows {first_row} to {first_row + rows} do not fit a matrix of {self.m.n_rows} rows")
         if rows % LB_ROWS and first_row + rows != self.m.n_rows:
@@ -566,19 +568,14 @@ cdef class PackedMatrix:
         """
         cdef FillBlocks c
         self._check_rows(first_row, rows)
-        if type not in LAYOUTS:
-            raise FormatError(f"{type} is not packed by blocks")
-        format, cols, block_bytes, codes_at, scale_at, words, reverse, flip = LAYOUTS[type]
-        if FORMATS[format] != self.m.format or self.m.n_cols % cols:
-            raise FormatError(f"{type} needs rows of a multiple of {cols} weights, not {self.m.n_cols}")
+        c.layout = block_layout(type, &self.m)
         c.one_scale = scale is not None
         if c.one_scale == bool(self.m.scales_f16):
             raise FormatError("a matrix of float32 scales needs the scale, one of float16 scales takes the stored ones")
-        if not c.one_scale and (self.m.group_cols != min(cols, self.m.n_cols) or scale_at < 0):
+        if not c.one_scale and (self.m.group_cols != min(c.layout.cols, self.m.n_cols) or c.layout.scale_at < 0):
             raise FormatError(f"{type} does not store a scale for each {self.m.group_cols} weights")
-        c.layout = BlockLayout(block_bytes, codes_at, scale_at, words, reverse, flip)
-        c.blocks_per_row = self.m.n_cols // cols
-        if <size_t>raw.shape[0] < <size_t>rows * c.blocks_per_row * block_bytes:
+        c.blocks_per_row = self.m.n_cols // c.layout.cols
+        if <size_t>raw.shape[0] < <size_t>rows * c.blocks_per_row * c.layout.block_bytes:
             raise FormatError(f"{raw.shape[0]} bytes are too few for {rows} rows of {type}")
         c.m = &self.m
         c.source = &raw[0]
@@ -663,6 +660,30 @@ cdef class PackedMatrix:
         if c.bad:
             raise FormatError("a weight is not finite, or too large")
 
+    cdef size_t group_code_bytes(self):
+        """Bytes of the codes, or float values, of one row group."""
+        if is_float(self.m.format):
+            return <size_t>self.m.n_cols * LB_ROWS * value_size(self.m.format)
+        return <size_t>self.m.words * 64
+
+    def groups(self):
+        """Return the row groups one after the other, each with its codes and then its scales.
+
+        Returns
+        -------
+        ndarray of uint8, shape (row groups, bytes)
+        """
+        cdef size_t n = lb_row_groups(self.m.n_rows), codes = self.group_code_bytes(), scales = self.nbytes // n - codes
+        cdef uint8_t[:, ::1] out
+        cdef size_t g
+        result = np.empty((n, codes + scales), np.uint8)
+        out = result
+        for g in range(n):
+            memcpy(&out[g, 0], self.m.codes + g * codes, codes)
+            if scales:
+                memcpy(&out[g, codes], <const uint8_t *>self.m.scales + g * scales, scales)
+        return result
+
     def rows(self, indices):
         """Dequantise rows.
 
@@ -676,6 +697,8 @@ cdef class PackedMatrix:
         """
         cdef float[:, ::1] out
         cdef int64_t row
+        if self.m.tiles:
+            raise FormatError("a channel-major matrix has no rows of its own")
         result = np.empty((len(indices), self.m.n_cols), np.float32)
         out = result
         for position, row in enumerate(indices):

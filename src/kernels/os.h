@@ -1,16 +1,21 @@
-/* The few operating-system primitives that lowbit uses: threads, a clock, the number of cores. POSIX and Windows. */
+/* The few operating-system primitives that lowbit uses: threads, a clock, cores, memory, files. POSIX and Windows. */
 #ifndef LB_OS_H
 #define LB_OS_H
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#ifndef _FILE_OFFSET_BITS
+#define _FILE_OFFSET_BITS 64
+#endif
+#include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>
 
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
 #include <intrin.h>
+#include <io.h>
 #include <malloc.h>
 #include <windows.h>
 
@@ -24,10 +29,27 @@ static inline void lb_mutex_unlock(lb_mutex *m) { LeaveCriticalSection(m); }
 static inline void lb_cond_init(lb_cond *c) { InitializeConditionVariable(c); }
 static inline void lb_cond_wait(lb_cond *c, lb_mutex *m) { SleepConditionVariableCS(c, m, INFINITE); }
 static inline void lb_cond_wake_all(lb_cond *c) { WakeAllConditionVariable(c); }
+static inline void lb_cond_wake_one(lb_cond *c) { WakeConditionVariable(c); }
+/* Waits for a time at most; may wake early. */
+static inline void lb_cond_wait_for(lb_cond *c, lb_mutex *m, int64_t nanoseconds) {
+    SleepConditionVariableCS(c, m, (DWORD)(nanoseconds / 1000000 + 1));
+}
+static inline void lb_mutex_destroy(lb_mutex *m) { DeleteCriticalSection(m); }
+static inline void lb_cond_destroy(lb_cond *c) { (void)c; }
 static inline int lb_thread_start(DWORD(WINAPI *f)(void *), void *arg) {
     HANDLE h = CreateThread(NULL, 0, f, arg, 0, NULL);
     if (h) CloseHandle(h);
     return h != NULL;
+}
+/* A thread that is waited for. */
+typedef HANDLE lb_thread;
+static inline int lb_thread_run(lb_thread *thread, DWORD(WINAPI *f)(void *), void *arg) {
+    *thread = CreateThread(NULL, 0, f, arg, 0, NULL);
+    return *thread != NULL;
+}
+static inline void lb_thread_join(lb_thread thread) {
+    WaitForSingleObject(thread, INFINITE);
+    CloseHandle(thread);
 }
 static inline void lb_yield(void) { SwitchToThread(); }
 static inline int32_t lb_cores(void) {
@@ -46,6 +68,25 @@ static inline int64_t lb_nanoseconds(void) {
 static inline void *lb_alloc_aligned(size_t bytes) { return _aligned_malloc(bytes ? bytes : 1, 64); }
 static inline void *lb_alloc_huge(size_t bytes) { return lb_alloc_aligned(bytes); }
 static inline void lb_free_aligned(void *p) { _aligned_free(p); }
+/* Whole pages of zeros, which cost memory only once they are written; they go back to the system at once. */
+static inline void *lb_alloc_pages(size_t bytes) {
+    return VirtualAlloc(NULL, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+}
+static inline void lb_free_pages(void *p, size_t bytes) {
+    (void)bytes;
+    VirtualFree(p, 0, MEM_RELEASE);
+}
+/* Reads from a place in a file, leaving its position alone. Returns the bytes read, 0 at the end, or minus errno. */
+static inline int64_t lb_read_at(int fd, void *buffer, size_t bytes, int64_t offset) {
+    OVERLAPPED at = {0};
+    DWORD got = 0;
+    at.Offset = (DWORD)offset;
+    at.OffsetHigh = (DWORD)(offset >> 32);
+    if (ReadFile((HANDLE)_get_osfhandle(fd), buffer, bytes > 1 << 30 ? 1 << 30 : (DWORD)bytes, &got, &at)) return got;
+    return GetLastError() == ERROR_HANDLE_EOF ? 0 : -EIO;
+}
+static inline void lb_expect_no_reuse(int fd) { (void)fd; }
+static inline void lb_forget_cached(int fd, int64_t offset, int64_t bytes) { (void)fd, (void)offset, (void)bytes; }
 
 typedef volatile LONG lb_atomic;
 static inline int32_t lb_atomic_load(lb_atomic *a) { return InterlockedOr(a, 0); }
@@ -57,6 +98,7 @@ static inline int lb_atomic_swap_if(lb_atomic *a, int32_t expected, int32_t v) {
 }
 
 #else
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -73,12 +115,30 @@ static inline void lb_mutex_unlock(lb_mutex *m) { pthread_mutex_unlock(m); }
 static inline void lb_cond_init(lb_cond *c) { pthread_cond_init(c, NULL); }
 static inline void lb_cond_wait(lb_cond *c, lb_mutex *m) { pthread_cond_wait(c, m); }
 static inline void lb_cond_wake_all(lb_cond *c) { pthread_cond_broadcast(c); }
+static inline void lb_cond_wake_one(lb_cond *c) { pthread_cond_signal(c); }
+/* Waits for a time at most; may wake early. */
+static inline void lb_cond_wait_for(lb_cond *c, lb_mutex *m, int64_t nanoseconds) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    nanoseconds += until.tv_nsec;
+    until.tv_sec += (time_t)(nanoseconds / 1000000000);
+    until.tv_nsec = (long)(nanoseconds % 1000000000);
+    pthread_cond_timedwait(c, m, &until);
+}
+static inline void lb_mutex_destroy(lb_mutex *m) { pthread_mutex_destroy(m); }
+static inline void lb_cond_destroy(lb_cond *c) { pthread_cond_destroy(c); }
 static inline int lb_thread_start(void *(*f)(void *), void *arg) {
     pthread_t thread;
     if (pthread_create(&thread, NULL, f, arg) != 0) return 0;
     pthread_detach(thread);
     return 1;
 }
+/* A thread that is waited for. */
+typedef pthread_t lb_thread;
+static inline int lb_thread_run(lb_thread *thread, void *(*f)(void *), void *arg) {
+    return pthread_create(thread, NULL, f, arg) == 0;
+}
+static inline void lb_thread_join(lb_thread thread) { pthread_join(thread, NULL); }
 static inline void lb_yield(void) { sched_yield(); }
 /* The cores that this process may use, which can be fewer than the machine has. */
 static inline int32_t lb_cores(void) {
@@ -112,6 +172,40 @@ static inline void *lb_alloc_huge(size_t bytes) {
     return lb_alloc_aligned(bytes);
 }
 static inline void lb_free_aligned(void *p) { free(p); }
+/* Whole pages of zeros, which cost memory only once they are written; they go back to the system at once. */
+static inline void *lb_alloc_pages(size_t bytes) {
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+#if defined(MADV_HUGEPAGE)
+    madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    return p;
+}
+static inline void lb_free_pages(void *p, size_t bytes) { munmap(p, bytes); }
+/* Reads from a place in a file, leaving its position alone. Returns the bytes read, 0 at the end, or minus errno. */
+static inline int64_t lb_read_at(int fd, void *buffer, size_t bytes, int64_t offset) {
+    for (;;) {
+        const ssize_t got = pread(fd, buffer, bytes, (off_t)offset);
+        if (got >= 0 || errno != EINTR) return got < 0 ? -errno : got;
+    }
+}
+/* Blocks of this file are kept by whoever reads them: the page cache need not read on, nor keep them. */
+static inline void lb_expect_no_reuse(int fd) {
+#if defined(POSIX_FADV_RANDOM)
+    posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+#elif defined(F_NOCACHE)
+    fcntl(fd, F_NOCACHE, 1);
+#else
+    (void)fd;
+#endif
+}
+static inline void lb_forget_cached(int fd, int64_t offset, int64_t bytes) {
+#if defined(POSIX_FADV_DONTNEED)
+    posix_fadvise(fd, (off_t)offset, (off_t)bytes, POSIX_FADV_DONTNEED);
+#else
+    (void)fd, (void)offset, (void)bytes;
+#endif
+}
 
 typedef volatile int32_t lb_atomic;
 static inline int32_t lb_atomic_load(lb_atomic *a) { return __atomic_load_n(a, __ATOMIC_ACQUIRE); }

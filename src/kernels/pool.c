@@ -13,6 +13,7 @@
 #include "pool.h"
 
 #include "os.h"
+#include "x87.h"
 
 enum { OPEN = 1 << 15, INSIDE = OPEN - 1, NEXT_JOB = 1 << 16 };
 
@@ -34,24 +35,28 @@ static struct {
     lb_work_fn *work;
     void *context;
     int32_t n_units, chunk;
+    int32_t shares; /* twice the number of threads */
     int32_t n_workers;
     int64_t solo_until, solo_ns;
 } pool;
 
 static lb_atomic pool_ready;
 
+/* Near the end less is taken at a time, half a thread's share of what is left: so all threads end at about one time. */
 static void take_units(void) {
-    for (;;) {
-        const int32_t begin = lb_atomic_add(&pool.next_unit, pool.chunk);
-        if (begin >= pool.n_units) return;
-        const int32_t end = pool.n_units - begin < pool.chunk ? pool.n_units : begin + pool.chunk;
-        pool.work(pool.context, begin, end);
+    int32_t begin = lb_atomic_load(&pool.next_unit), left;
+    while ((left = pool.n_units - begin) > 0) {
+        const int32_t share = left / pool.shares > 1 ? left / pool.shares : 1;
+        const int32_t taken = share < pool.chunk ? share : pool.chunk;
+        if (lb_atomic_swap_if(&pool.next_unit, begin, begin + taken)) pool.work(pool.context, begin, begin + taken);
+        begin = lb_atomic_load(&pool.next_unit);
     }
 }
 
 static LB_THREAD_RESULT worker_main(void *argument) {
     const int32_t index = (int32_t)(intptr_t)argument;
     int32_t seen = 0;
+    lb_begin_floats(); /* this thread does nothing else */
     for (;;) {
         int32_t state = lb_atomic_load(&pool.state);
         if (state >> 16 == seen >> 16) {
@@ -94,7 +99,7 @@ static void start_pool(void) {
 
 void lb_pool_after_fork(void) { lb_atomic_store(&pool_ready, 0); }
 
-void lb_parallel(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) {
+static void run_job(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) {
     if (n_threads > LB_MAX_THREADS) n_threads = LB_MAX_THREADS;
     if (n_threads <= 1 || n_units <= chunk) {
         if (n_units > 0) work(context, 0, n_units);
@@ -126,6 +131,7 @@ void lb_parallel(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk
     pool.context = context;
     pool.n_units = n_units;
     pool.chunk = chunk;
+    pool.shares = 2 * n_threads;
     lb_atomic_store(&pool.next_unit, 0);
     lb_atomic_store(&pool.limit, n_threads - 1);
     const int32_t job =
@@ -159,4 +165,10 @@ void lb_parallel(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk
         }
     }
     lb_mutex_unlock(&pool.job_lock);
+}
+
+void lb_parallel(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) {
+    const int32_t mode = lb_begin_floats();
+    run_job(work, context, n_units, chunk, n_threads);
+    lb_end_floats(mode);
 }

@@ -9,7 +9,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcpy
 
-from lowbit._kernels.dispatch cimport table
+from lowbit._kernels.dispatch cimport begin_floats, end_floats, table
 
 
 cdef inline uint64_t rotate(uint64_t x, int k) noexcept nogil:
@@ -87,7 +87,7 @@ cdef class Sampler:
 
     cdef int32_t sample(self, const float *logits) noexcept nogil:
         """Return the next token."""
-        cdef int32_t i, n, best, kept, token
+        cdef int32_t i, n, best, kept, token, mode
         cdef double total, limit, running
         if self.repeat_penalty != 1.0:
             memcpy(self.penalised, logits, sizeof(float) * <size_t>self.vocab_size)
@@ -109,8 +109,10 @@ cdef class Sampler:
         n = self.select(logits)
         for i in range(n):
             self.penalised[i] = self.candidates[i].logit
+        mode = begin_floats()
         table.exp(self.penalised, self.candidates[0].logit, <float>min(1.0 / self.temperature, 1e30), n,
                   self.probabilities)
+        end_floats(mode)
         kept = n
         if self.top_p < 1.0:
             total = 0

@@ -5,12 +5,14 @@
 2. A family is data: norms that are there or not, the pairing of RoPE, the activation, and how activations become int8.
 3. All memory is taken before the first token: scratch for a batch of rows, and a cache per sequence that is only
    committed as it fills. Between tokens there is no allocation and no Python.
-4. Work is handed to the pool in row groups (products), rows (norms) and (row, head) pairs (attention). Small work
+4. Rows that decode may be sparse: of the inputs of a linear layer, after its norm and before they become int8, only
+   the largest count. Matrices for these are channel-major (`topk.pyx`), and inputs that are 0 cost nothing.
+5. Work is handed to the pool in row groups (products), rows (norms) and (row, head) pairs (attention). Small work
    stays on the calling thread, where it is done sooner than a thread wakes up.
 """
 from libc.math cimport sqrt
 from libc.stddef cimport size_t
-from libc.stdint cimport int8_t, int32_t, int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t
 from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport (
@@ -18,7 +20,9 @@ from lowbit._kernels.dispatch cimport (
     lb_kv, lb_matrix, parallel, table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, matrix_row, multiply, padded_cols, row_stride
+from lowbit._kernels.paging cimport PagedMatrix, Pager
 from lowbit._kernels.sampler cimport Sampler
+from lowbit._kernels.topk cimport SparseScratch, count_magnitudes, keep_from, keep_largest
 
 import numpy as np
 
@@ -28,6 +32,7 @@ KV_TYPES = {"f32": LB_KV_F32, "f16": LB_KV_F16, "int8": LB_KV_I8}
 
 cdef enum:
     ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
+    ATTENTION_ROWS = 4              # rows of a unit: those of one prompt share what is read of its keys and values
     MAX_DRAFT = 8                   # tokens proposed at a time by prompt look-up
 
 
@@ -89,7 +94,7 @@ cdef class KVCache:
 # --- work units of the pool --------------------------------------------------------------------------------------
 
 cdef struct NormWork:
-    # Normalise rows, and quantise them for the matrix that reads them.
+    # Normalise rows, keep the inputs that count, and quantise them for the matrix that reads them.
     const float *x
     const float *weight             # NULL: no norm
     float *out
@@ -102,6 +107,9 @@ cdef struct NormWork:
     int32_t n_groups
     float eps
     bint per_token
+    int32_t keep                    # 0: all
+    float threshold
+    uint32_t *histogram
 
 
 cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
@@ -113,6 +121,12 @@ cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
         if c.weight != NULL:
             table.rms_norm(x, c.weight, c.n, c.eps, c.out + i * c.n)
             x = c.out + i * c.n
+        if c.histogram != NULL:
+            count_magnitudes(x, c.n, c.histogram)
+        if c.keep > 0:              # what is not normalised is scratch memory too
+            keep_largest(<float *>x, c.n, c.keep)
+        if c.threshold > 0:
+            keep_from(<float *>x, c.n, c.threshold)
         if c.reader != NULL:
             table.quantize(x, c.n, c.reader.group_cols, c.per_token, padded_cols(c.reader), c.q + i * c.q_stride,
                            c.scale + i * c.n_groups, c.sum + i * c.n_groups)
@@ -125,10 +139,22 @@ cdef struct AttentionWork:
 
 cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef AttentionWork *c = <AttentionWork *>context
-    cdef int32_t unit
+    cdef int32_t unit, row
     for unit in range(begin, end):
         # the last rows of a prompt have the most positions, so they come first
-        table.attention(&c.args, c.n_rows - 1 - unit // c.args.n_kv_heads, unit % c.args.n_kv_heads)
+        row = ((c.n_rows - 1) // ATTENTION_ROWS - unit // c.args.n_kv_heads) * ATTENTION_ROWS
+        table.attention(&c.args, row, min(<int32_t>ATTENTION_ROWS, c.n_rows - row), unit % c.args.n_kv_heads)
+
+
+cdef struct AddWork:
+    float *x                        # (n_rows, n)
+    const float *y
+    int32_t n
+
+
+cdef void add_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef AddWork *c = <AddWork *>context
+    table.add(c.x + <int64_t>begin * c.n, c.y + <int64_t>begin * c.n, (end - begin) * c.n)
 
 
 cdef struct GluWork:
@@ -211,8 +237,8 @@ cdef class Transformer:
     layers : list of dict
         Per layer: ``attn_norm``, ``ffn_norm`` and, where the family has them, ``attn_sub_norm``, ``ffn_sub_norm``,
         ``attn_q_norm``, ``attn_k_norm``, ``qkv_bias`` (float32 arrays); ``qkv``, ``attn_output``, ``gate_up``,
-        ``ffn_down`` (lists of PackedMatrix whose outputs lie side by side).
-    token_embd, output : PackedMatrix
+        ``ffn_down`` (lists of PackedMatrix or PagedMatrix whose outputs lie side by side).
+    token_embd, output : PackedMatrix or PagedMatrix
         (vocab_size, hidden_size); the same object if tied.
     output_norm : ndarray of float32, shape (hidden_size,)
     context : int
@@ -222,14 +248,22 @@ cdef class Transformer:
         Most rows that one pass takes.
     kv_type : str
         ``f32``, ``f16`` or ``int8``.
+    pager : Pager, optional
+        That of the paged matrices, if there are any; to be started before the first pass.
     """
     cdef readonly int32_t n_layers, n_heads, n_kv_heads, head_dim, hidden, intermediate, vocab, context, batch
-    cdef public int32_t threads
+    cdef public int32_t threads, most_logits     # most_logits: rows whose logits `decode` may hold
     cdef int32_t kv_type, rope_dim, q_stride, n_groups, logits_rows
     cdef bint halves, relu2, per_token
+    cdef readonly bint sparse_decode        # not all inputs count in rows that decode
+    cdef public bint sparse_prefill         # nor in those of prompts
+    cdef bint sparse_rows
+    cdef SparseScratch sparse
     cdef float eps
     cdef Layer *layers
-    cdef const lb_matrix *token_embd
+    cdef Part token_embd
+    cdef readonly Pager pager
+    cdef int failed             # status of a paged matrix that could not be read, 0 if all is well
     cdef Linear output
     cdef const float *output_norm
     cdef const float *cos
@@ -249,8 +283,8 @@ cdef class Transformer:
     cdef int32_t *positions
     cdef int32_t *tokens
 
-    def __cinit__(self, config, list layers, PackedMatrix token_embd, PackedMatrix output, output_norm,
-                  int32_t context, int32_t threads, int32_t batch=256, str kv_type="f32"):
+    def __cinit__(self, config, list layers, token_embd, output, output_norm,
+                  int32_t context, int32_t threads, int32_t batch=256, str kv_type="f32", Pager pager=None):
         cdef int32_t i, wide
         cdef size_t rows = batch
         self.keep = []
@@ -273,6 +307,7 @@ cdef class Transformer:
         self.eps = config.norm_eps
         self._make_rope(config)
 
+        self.sparse = SparseScratch()
         self.q_stride = self.n_groups = 1
         self.layers = <Layer *>alloc_aligned(sizeof(Layer) * <size_t>self.n_layers)
         if self.layers == NULL:
@@ -291,11 +326,12 @@ cdef class Transformer:
             one.attn_output = self._linear(layer["attn_output"], q_size, self.hidden)
             one.gate_up = self._linear(layer["gate_up"], self.hidden, 2 * self.intermediate)
             one.ffn_down = self._linear(layer["ffn_down"], self.intermediate, self.hidden)
+        self.pager = pager
         self.output = self._linear([output], self.hidden, self.vocab)
+        self.token_embd = self.output.parts[0]
         if token_embd is not output:
-            self._linear([token_embd], self.hidden, self.vocab)
+            self.token_embd = self._linear([token_embd], self.hidden, self.vocab).parts[0]
             self.embedding_bytes = token_embd.nbytes
-        self.token_embd = &token_embd.m
         self.output_norm = self._vector(output_norm, self.hidden)
 
         wide = max(q_size + 2 * kv_size, 2 * self.intermediate, self.hidden)
@@ -304,28 +340,31 @@ cdef class Transformer:
         self.wide = <float *>self._scratch(rows * wide * 4)
         self.attended = <float *>self._scratch(rows * max(q_size, self.hidden) * 4)
         self.logits = <float *>self._scratch(<size_t>self.vocab * 4)
-        self.logits_rows = 1
+        self.logits_rows, self.most_logits = 1, batch
         self.q8 = <int8_t *>self._scratch(rows * self.q_stride)
         self.scales = <float *>self._scratch(rows * self.n_groups * 4)
         self.sums = <int32_t *>self._scratch(rows * self.n_groups * 4)
         self.kv = <lb_kv *>self._scratch(rows * self.n_layers * sizeof(lb_kv))
         self.positions = <int32_t *>self._scratch(rows * 4)
         self.tokens = <int32_t *>self._scratch(rows * 4)
+        self.scratch_bytes += self.sparse.nbytes
 
     def __dealloc__(self):
         free_aligned(self.layers)
 
     def _make_rope(self, config):
-        """cos and sin of position * theta**(-2j/d) / factor, made in double."""
+        """rope_scale times cos and sin of position * theta**(-2j/d) / factor, made in double."""
         cdef const float[:, ::1] view
         inverse = config.rope_theta ** (-np.arange(0, self.rope_dim, 2, dtype=np.float64) / self.rope_dim)
         if config.rope_factors:
             if len(config.rope_factors) != len(inverse):
                 raise FormatError(f"{len(config.rope_factors)} RoPE factors for {len(inverse)} pairs of channels")
             inverse = inverse / np.asarray(config.rope_factors, np.float64)
-        angles = np.arange(self.context, dtype=np.float64)[:, None] * inverse
-        for name, values in (("cos", np.cos(angles)), ("sin", np.sin(angles))):
-            values = np.ascontiguousarray(values, np.float32)
+        for name, function in (("cos", np.cos), ("sin", np.sin)):
+            values = np.empty((self.context, len(inverse)), np.float32)
+            for start in range(0, self.context, 256):  # doubles of all positions would take four times the table
+                positions = np.arange(start, min(start + 256, self.context), dtype=np.float64)
+                values[start:start + 256] = function(positions[:, None] * inverse) * config.rope_scale
             self.keep.append(values)
             view = values
             if name == "cos":
@@ -347,19 +386,28 @@ cdef class Transformer:
 
     cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out) except *:
         cdef Linear linear
-        cdef PackedMatrix matrix
+        cdef const lb_matrix *m
         linear.n_parts, linear.n_out, linear.bias = len(parts), n_out, NULL
+        linear.keep, linear.threshold, linear.histogram = 0, 0, NULL
         if not 1 <= len(parts) <= MAX_PARTS or sum(part.shape[0] for part in parts) != n_out:
             raise FormatError(f"matrices {parts} do not have {n_out} rows together")
         for i, matrix in enumerate(parts):
-            if matrix.m.n_cols != n_in:
+            linear.parts[i].paged = NULL
+            if isinstance(matrix, PagedMatrix):
+                m = &(<PagedMatrix>matrix).m
+                linear.parts[i].paged = <void *>matrix
+            else:
+                m = &(<PackedMatrix?>matrix).m
+            if m.n_cols != n_in:
                 raise FormatError(f"{matrix!r} stands where {n_in} inputs belong")
+            linear.parts[i].m = m
             self.keep.append(matrix)
             self.weight_bytes += matrix.nbytes
-            linear.parts[i] = &matrix.m
-            if not is_float(matrix.m.format):
-                self.q_stride = max(self.q_stride, row_stride(&matrix.m))
-                self.n_groups = max(self.n_groups, matrix.m.n_groups)
+            if m.tiles:
+                self.sparse.reserve(m, self.threads)
+            if not is_float(m.format):
+                self.q_stride = max(self.q_stride, row_stride(m))
+                self.n_groups = max(self.n_groups, m.n_groups)
         return linear
 
     cdef void *_scratch(self, size_t n_bytes) except NULL:
@@ -369,6 +417,59 @@ cdef class Transformer:
         self.scratch_bytes += n_bytes
         view = owner
         return <void *>((<size_t>&view[0] + 63) // 64 * 64)
+
+    cdef Linear *_named(self, int32_t layer, str name) except NULL:
+        cdef Layer *one = &self.layers[layer]
+        if name == "qkv":
+            return &one.qkv
+        if name == "attn_output":
+            return &one.attn_output
+        if name == "gate_up":
+            return &one.gate_up
+        if name == "ffn_down":
+            return &one.ffn_down
+        raise ValueError(f"there is no linear layer {name!r}")
+
+    def sparsify(self, list rules):
+        """Say which inputs of the linear layers count in rows that decode.
+
+        Parameters
+        ----------
+        rules : list of dict
+            Per layer of the model: name of a linear layer to (keep, threshold). Of its n inputs those of the `keep`
+            largest magnitudes count (0: all), if their magnitude is at least `threshold`.
+        """
+        cdef int32_t i
+        cdef Linear *linear
+        self.sparse_decode = True
+        for i, named in enumerate(rules):
+            for name, (keep, threshold) in named.items():
+                linear = self._named(i, name)
+                linear.keep, linear.threshold = keep, threshold
+
+    def observe(self, const int32_t[::1] tokens not None, dict histograms not None):
+        """Count how large the inputs of linear layers are, over a text.
+
+        Parameters
+        ----------
+        tokens : ndarray of int32, shape (n,)
+        histograms : dict of str to ndarray of uint32, shape (n_layers, 65536)
+            Per linear layer; a magnitude counts at the upper 16 bits of its float32, without the sign. Added to.
+        """
+        cdef uint32_t[:, ::1] view
+        cdef int32_t i, threads = self.threads
+        for name, counts in histograms.items():
+            view = counts
+            for i in range(self.n_layers):
+                self._named(i, name).histogram = &view[i, 0]
+        self.threads = 1            # the counters are not shared
+        try:
+            self.prefill(KVCache(self, len(tokens)), tokens)
+        finally:
+            self.threads = threads
+            for name in histograms:
+                for i in range(self.n_layers):
+                    self._named(i, name).histogram = NULL
 
     # --- the pass ---
 
@@ -383,8 +484,11 @@ cdef class Transformer:
         cdef float *out = y
         work.x, work.x_stride, work.n, work.weight, work.out, work.eps = x, x_stride, n_in, norm, self.h, self.eps
         work.q, work.scale, work.sum, work.per_token = self.q8, self.scales, self.sums, self.per_token
+        work.keep = linear.keep if self.sparse_rows else 0
+        work.threshold = linear.threshold if self.sparse_rows else 0
+        work.histogram = linear.histogram
         for part in range(linear.n_parts):
-            m = linear.parts[part]
+            m = linear.parts[part].m
             work.reader = NULL if is_float(m.format) else m
             work.q_stride = 0 if is_float(m.format) else row_stride(m)
             work.n_groups = m.n_groups
@@ -392,10 +496,17 @@ cdef class Transformer:
                 parallel(norm_work, &work, n_rows, chunk, self.threads)
             if norm != NULL:
                 work.x, work.x_stride, work.weight = self.h, n_in, NULL
+            work.keep, work.threshold, work.histogram = 0, 0, NULL
             a.q, a.scale, a.sum, a.n_groups, a.n_tokens = self.q8, self.scales, self.sums, m.n_groups, n_rows
             a.x = work.x
             a.stride = <int32_t>(work.x_stride if is_float(m.format) else work.q_stride)
-            multiply(m, &a, out, NULL, linear.n_out, self.threads)
+            if m.tiles:
+                self.sparse.multiply(m, &a, out, NULL, linear.n_out, self.threads)
+            elif linear.parts[part].paged == NULL:
+                multiply(m, &a, out, NULL, linear.n_out, self.threads)
+            elif not self.failed:
+                self.failed = (<PagedMatrix>linear.parts[part].paged).multiply_paged(
+                    &a, out, linear.n_out, self.threads)
             out += m.n_rows
             before = m
 
@@ -404,7 +515,9 @@ cdef class Transformer:
         cdef RopeWork rope
         cdef AttentionWork attention
         cdef GluWork glu
+        cdef AddWork add
         cdef int32_t q_size = self.n_heads * self.head_dim, chunk = 1 if n_rows < 4 * self.threads else 4, i
+        cdef int32_t tiles = (n_rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS
         cdef int64_t work = 0
         cdef const lb_kv *kv = self.kv + <size_t>index * self.batch
 
@@ -423,18 +536,20 @@ cdef class Transformer:
         parallel(rope_work, &rope, n_rows, chunk, self.threads)
         for i in range(n_rows):
             work += <int64_t>(self.positions[i] + 1) * q_size
-        parallel(attention_work, &attention, n_rows * self.n_kv_heads, 1,
+        parallel(attention_work, &attention, tiles * self.n_kv_heads, 1,
                  self.threads if work > ATTENTION_GRAIN else 1)
 
         self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)
-        table.add(self.x, self.wide, n_rows * self.hidden)
+        add.x, add.y, add.n = self.x, self.wide, self.hidden
+        parallel(add_work, &add, n_rows, chunk, self.threads)
 
         self._apply(&layer.gate_up, self.x, self.hidden, self.hidden, layer.ffn_norm, n_rows, self.wide)
         glu.gate_up, glu.n, glu.relu2 = self.wide, self.intermediate, self.relu2
         parallel(glu_work, &glu, n_rows, chunk, self.threads)
         self._apply(&layer.ffn_down, self.wide, 2 * self.intermediate, self.intermediate, layer.ffn_sub_norm, n_rows,
                     self.attended)
-        table.add(self.x, self.attended, n_rows * self.hidden)
+        add.y = self.attended
+        parallel(add_work, &add, n_rows, chunk, self.threads)
 
     cdef void _row(self, int32_t row, int32_t token, KVCache cache, int32_t position) noexcept nogil:
         """Set one row of the batch."""
@@ -446,10 +561,18 @@ cdef class Transformer:
     cdef void _forward(self, int32_t n_rows) noexcept nogil:
         """Take the rows that were set through all layers; the result is in x."""
         cdef int32_t i
+        self.failed = 0
         for i in range(n_rows):
-            matrix_row(self.token_embd, self.tokens[i], self.x + <size_t>i * self.hidden)
+            self._embed(self.tokens[i], self.x + <size_t>i * self.hidden)
         for i in range(self.n_layers):
-            self._layer(i, n_rows)
+            if not self.failed:
+                self._layer(i, n_rows)
+
+    cdef void _embed(self, int32_t token, float *out) noexcept nogil:
+        if self.token_embd.paged == NULL:
+            matrix_row(self.token_embd.m, token, out)
+        elif not self.failed:
+            self.failed = (<PagedMatrix>self.token_embd.paged).row(token, out)
 
     cdef void _head(self, int32_t row, int32_t n_rows, float *logits) noexcept nogil:
         self._apply(&self.output, self.x + <size_t>row * self.hidden, self.hidden, self.hidden, self.output_norm,
@@ -472,7 +595,8 @@ cdef class Transformer:
         cache : KVCache
         tokens : ndarray of int32, shape (n,)
         every : bool
-            Return the logits after each token; otherwise only the last ones are computed, and kept for `decode`.
+            Return the logits after each token, which are then computed as those of decoded tokens are; otherwise only
+            the last ones are computed, and kept for `decode`.
 
         Returns
         -------
@@ -492,6 +616,7 @@ cdef class Transformer:
         result = np.empty((n, self.vocab), np.float32) if every else None
         if every and n:
             out = result
+        self.sparse_rows = every or self.sparse_prefill
         start = 0
         while start < n:
             rows = <int32_t>min(n - start, <int64_t>self.batch)
@@ -503,6 +628,48 @@ cdef class Transformer:
                     self._head(0, rows, &out[start, 0])
                 elif start + rows == n:
                     self._head(rows - 1, 1, self.logits)
+            if self.failed:
+                self.pager.check(self.failed)
+            cache.length += rows
+            start += rows
+        return result
+
+    def hidden_states(self, KVCache cache not None, const int32_t[::1] tokens not None):
+        """Append tokens to a sequence, and return what the output head would read.
+
+        Parameters
+        ----------
+        cache : KVCache
+        tokens : ndarray of int32, shape (n,)
+
+        Returns
+        -------
+        ndarray of float32, shape (n, hidden_size)
+            After the last RMSNorm.
+
+        Raises
+        ------
+        ContextLengthError, ValueError
+            As from `prefill`.
+        """
+        cdef int64_t start = 0, n = tokens.shape[0]
+        cdef int32_t rows, i
+        cdef float[:, ::1] out
+        self._check(cache, tokens)
+        result = np.empty((n, self.hidden), np.float32)
+        out = result
+        self.sparse_rows = self.sparse_prefill
+        while start < n:
+            rows = <int32_t>min(n - start, <int64_t>self.batch)
+            with nogil:
+                for i in range(rows):
+                    self._row(i, tokens[start + i], cache, cache.length + i)
+                self._forward(rows)
+                for i in range(rows):
+                    table.rms_norm(self.x + <size_t>i * self.hidden, self.output_norm, self.hidden, self.eps,
+                                   &out[start + i, 0])
+            if self.failed:
+                self.pager.check(self.failed)
             cache.length += rows
             start += rows
         return result
@@ -535,10 +702,10 @@ cdef class Transformer:
         cdef Sequence *all
         cdef KVCache cache
         cdef Sampler sampler
-        if not 1 <= count <= self.batch or count != len(samplers) or count != pending.shape[0]:
-            raise ValueError(f"{count} sequences do not fit together, or not into a batch of {self.batch}")
+        if not 1 <= count <= min(self.batch, self.most_logits) or count != len(samplers) or count != pending.shape[0]:
+            raise ValueError(f"{count} sequences do not fit together, or not into a batch of {self.most_logits}")
         if history is not None:
-            draft = min(<int32_t>MAX_DRAFT, self.batch - 1)
+            draft = min(<int32_t>MAX_DRAFT, min(self.batch, self.most_logits) - 1)
             said_owner = np.empty(len(history) + n + 1, np.int32)
             said_owner[:len(history)] = history
             said = said_owner
@@ -558,9 +725,13 @@ cdef class Transformer:
             all[i].done = all[i].n <= 0
         if history is not None and count == 1:
             all[0].said, all[0].n_said = &said[0], len(history)
+        self.sparse_rows = True
+        self.failed = 0
         with nogil:
             while self._step(all, count, &stop[0] if stop.shape[0] else NULL, stop.shape[0], draft):
                 pass
+        if self.failed:
+            self.pager.check(self.failed)
         return [result[i, :all[i].made].tolist() for i in range(count)]
 
     cdef bint _step(self, Sequence *all, int32_t count, const int32_t *stop, int64_t n_stop,
@@ -584,6 +755,8 @@ cdef class Transformer:
         if rows > 0:
             self._forward(rows)
             self._head(0, rows, self.logits)
+            if self.failed:
+                return False
         first = 0
         for i in range(count):
             s = &all[i]
@@ -620,8 +793,12 @@ cdef class Transformer:
     @property
     def bytes_per_token(self):
         """Bytes of weights that decoding one token reads: all but the rows of the embedding that are not looked up."""
-        unread = 0 if self.token_embd == self.output.parts[0] else self.embedding_bytes
+        unread = 0 if self.token_embd.m == self.output.parts[0].m else self.embedding_bytes
         return self.weight_bytes - unread
+
+    def cache_stats(self):
+        """What the cache of paged matrices did so far (`BlockCache.stats`); empty if all is resident."""
+        return {} if self.pager is None else self.pager.cache.stats()
 
     def last_logits(self):
         """Return a copy of the logits that the next token is chosen from, float32, shape (vocab_size,)."""

@@ -20,7 +20,7 @@ from .errors import (
 if TYPE_CHECKING:
     from . import isa, kernels
     from .config import ModelConfig
-    from .generation import Generation, Timings
+    from .generation import Generation, Timings, TokenLogprob
     from .model import Model, Perplexity, load
     from .sampling import SamplingParams
     from .tokenizers import load_tokenizer
@@ -33,6 +33,7 @@ _LAZY = {
     "Generation": "generation",
     "Perplexity": "model",
     "Timings": "generation",
+    "TokenLogprob": "generation",
     "ModelConfig": "config",
     "SamplingParams": "sampling",
     "load_tokenizer": "tokenizers",
@@ -51,6 +52,7 @@ __all__ = [
     "Perplexity",
     "SamplingParams",
     "Timings",
+    "TokenLogprob",
     "UnsupportedISAError",
     "UnsupportedModelError",
     "__version__",

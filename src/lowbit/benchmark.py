@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,33 +11,41 @@ from typing import Any
 
 import numpy as np
 
-from . import assets
 from ._kernels import dispatch
 from ._kernels.probe import read_bandwidth
 from ._kernels.sampler import Sampler
 from ._kernels.transformer import KVCache
+from .assets import EMBEDDED_MODEL
 from .errors import ContextLengthError
 from .formats import open_model
 from .formats.base import ModelFile, TensorInfo
 from .formats.ggml_types import tensor_nbytes
+from .memory import resident_bytes
 from .model import build, check_threads
+from .sparsity import Setting, parse
 
-__all__ = ["SHAPES", "RandomModel", "resident_bytes", "run"]
+__all__ = ["SHAPES", "RandomModel", "run"]
 
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "13M": {"hidden": 256, "layers": 6, "wide": 768, "heads": 4, "kv_heads": 4, "vocab": 32000},
+    "15M": {"hidden": 288, "layers": 6, "wide": 768, "heads": 6, "kv_heads": 6, "vocab": 32000, "tied": True},
     "110M": {"hidden": 768, "layers": 12, "wide": 2048, "heads": 12, "kv_heads": 12, "vocab": 32000},
     "0.7B": {"hidden": 1536, "layers": 24, "wide": 4096, "heads": 16, "kv_heads": 16, "vocab": 32000},
+    "1B": {
+        "hidden": 2048, "layers": 22, "wide": 5632, "heads": 32, "kv_heads": 4, "vocab": 32000, "tied": True,
+        "table": "Q4_0",
+    },
     "2.4B": {"hidden": 2560, "layers": 30, "wide": 6912, "heads": 20, "kv_heads": 5, "vocab": 128256},
-}
-"""Llama shapes with random ternary weights and an 8-bit head, named by their parameters."""
+}  # fmt: skip
+"""Llama shapes with random ternary weights, named by their parameters; embedding and head have 8 bits but for 1B."""
 
 
 class RandomModel:
     """A Llama of one of the `SHAPES` that exists nowhere: its tensors are made when they are read.
 
-    Weights are random ternary TQ2_0, embeddings and head random Q8_0; the same bytes every time. The scales keep the
-    activations of a normal size, so that nothing overflows and no value is special.
+    Weights are random ternary TQ2_0, or ternary F16 where rows are no multiple of 256; embeddings and head are random
+    Q8_0 or Q4_0; the same bytes every time. The scales keep the activations of a normal size, so that nothing overflows
+    and no value is special.
     """
 
     format = "random"
@@ -67,17 +74,19 @@ class RandomModel:
         # all bytes of four valid ternary codes, repeated past a power of two so that the reuse has no short period
         rng = np.random.default_rng(2)
         digits = rng.integers(0, 3, (1_000_003, 4), np.uint8)
+        self._digits = digits
         self._ternary = digits[:, 0] | digits[:, 1] << 2 | digits[:, 2] << 4 | digits[:, 3] << 6
         self._bytes = rng.integers(1, 256, 1_000_003, np.uint8)
 
     @staticmethod
-    def _layout(s: dict[str, int]) -> list[TensorInfo]:
+    def _layout(s: dict[str, Any]) -> list[TensorInfo]:
         hidden, wide, kv = s["hidden"], s["wide"], s["hidden"] // s["heads"] * s["kv_heads"]
-        rows: list[tuple[str, str, tuple[int, ...]]] = [("token_embd", "Q8_0", (s["vocab"], hidden))]
+        table = s.get("table", "Q8_0")
+        rows: list[tuple[str, str, tuple[int, ...]]] = [("token_embd", table, (s["vocab"], hidden))]
         for i in range(s["layers"]):
             rows += [(f"blk.{i}.{name}", "F32", (hidden,)) for name in ("attn_norm", "ffn_norm")]
             rows += [
-                (f"blk.{i}.{name}", "TQ2_0", shape)
+                (f"blk.{i}.{name}", "F16" if shape[1] % 256 else "TQ2_0", shape)
                 for name, shape in {
                     "attn_q": (hidden, hidden),
                     "attn_k": (kv, hidden),
@@ -88,7 +97,9 @@ class RandomModel:
                     "ffn_down": (hidden, wide),
                 }.items()
             ]
-        rows += [("output_norm", "F32", (hidden,)), ("output", "Q8_0", (s["vocab"], hidden))]
+        rows += [("output_norm", "F32", (hidden,))]
+        if not s.get("tied"):
+            rows += [("output", table, (s["vocab"], hidden))]
         return [TensorInfo(name + ".weight", kind, shape, 0, tensor_nbytes(kind, shape)) for name, kind, shape in rows]
 
     def read(self, name: str) -> np.ndarray:
@@ -96,10 +107,22 @@ class RandomModel:
         info = self.tensors[name]
         if info.type == "F32":
             return np.ones(info.shape, np.float32).view(np.uint8)
-        source, block, codes_at = (self._ternary, 66, 0) if info.type == "TQ2_0" else (self._bytes, 34, 2)
-        raw = np.resize(np.roll(source, zlib.crc32(name.encode()) % len(source)), info.nbytes)
-        scale = np.float16(1.2 / np.sqrt(info.shape[1])) if info.type == "TQ2_0" else np.float16(1 / 127)
-        at = block - 2 if codes_at == 0 else 0
+        shift = zlib.crc32(name.encode())
+        if info.type == "F16":
+            digits = np.resize(np.roll(self._digits.reshape(-1), shift), info.shape)
+            return (
+                ((digits.astype(np.float32) - 1) * (1.2 / np.sqrt(info.shape[1])))
+                .astype(np.float16)
+                .reshape(-1)
+                .view(np.uint8)
+            )
+        source = self._ternary if info.type == "TQ2_0" else self._bytes
+        raw = np.resize(np.roll(source, shift % len(source)), info.nbytes)
+        block, at, scale = {
+            "TQ2_0": (66, 64, np.float16(1.2 / np.sqrt(info.shape[1]))),
+            "Q8_0": (34, 0, np.float16(1 / 127)),
+            "Q4_0": (18, 0, np.float16(1 / 8)),
+        }[info.type]
         raw.reshape(-1, block)[:, at : at + 2] = np.frombuffer(scale.tobytes(), np.uint8)
         return raw
 
@@ -116,32 +139,6 @@ class RandomModel:
         self.close()
 
 
-def resident_bytes() -> int:
-    """Return the memory of this process that is really in use, in bytes."""
-    if sys.platform.startswith("linux"):
-        with open("/proc/self/statm") as f:
-            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    try:
-        import resource
-    except ImportError:  # Windows
-        import ctypes
-        from ctypes import wintypes
-
-        class Counters(ctypes.Structure):
-            _fields_ = [("cb", wintypes.DWORD), ("faults", wintypes.DWORD)] + [
-                (f"size{i}", ctypes.c_size_t) for i in range(8)
-            ]
-
-        counters = Counters()
-        windll: Any = getattr(ctypes, "windll")  # noqa: B009 - exists on Windows only
-        windll.psapi.GetProcessMemoryInfo(
-            windll.kernel32.GetCurrentProcess(), ctypes.byref(counters), ctypes.sizeof(counters)
-        )
-        return int(counters.size1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
-
-
 def run(
     path: str | os.PathLike[str] | None = None,
     random: str | None = None,
@@ -151,6 +148,7 @@ def run(
     context: int | None = None,
     repeat: int = 3,
     progress: Callable[[int, int], None] | None = None,
+    sparsity: Setting = 0.0,
 ) -> list[dict[str, Any]]:
     """Measure a model.
 
@@ -170,6 +168,8 @@ def run(
         Runs, of which the best counts.
     progress : callable, optional
         Called with the number of steps done, and of all steps.
+    sparsity : float, mapping of str to float, or path
+        As for `lowbit.load`; holds while decoding.
 
     Returns
     -------
@@ -194,11 +194,9 @@ def run(
         file: ModelFile
         if random is not None:
             file = RandomModel(random, max(4096, need))
-        elif path is None:
-            file = stack.enter_context(open_model(stack.enter_context(assets.embedded_model())))
         else:
-            file = stack.enter_context(open_model(path))
-        transformer, config = build(file, max(counts), context)
+            file = stack.enter_context(open_model(EMBEDDED_MODEL if path is None else path))
+        transformer, config = build(file, max(counts), context, sparse=parse(sparsity))
         load_seconds = time.perf_counter() - start
     if need > transformer.context:
         raise ContextLengthError(f"{need} tokens do not fit into a context of {transformer.context}")

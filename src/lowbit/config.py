@@ -43,6 +43,8 @@ class ModelConfig:
     """Which channels form a rotated pair: (2j, 2j+1), or (j, j + rope_dim/2)."""
     rope_factors: tuple[float, ...] = ()
     """Divisors of the rotary frequencies, one per pair; empty means all 1."""
+    rope_scale: float = 1.0
+    """Factor of the cosines and sines, so of the length of rotated queries and keys (YaRN's attention factor)."""
     activation: Literal["silu", "relu2"] = "silu"
     """Gate of the feed-forward layer: SiLU, or squared ReLU."""
     attn_sub_norm: bool = False

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ NEARLY = 1e-3
 _PAIRING = "lowbit.rope_pairing"
 """Set where a source pairs rotated channels otherwise than files of its architecture do."""
 
+_OF_THE_CONTAINER = ("split.", "llama2c.")
 _TABLES = ("token_embd.weight", "output.weight")
 _LINEAR = re.compile(r"blk\.\d+\.(attn_[qkv]|attn_output|attn_qkv|ffn_gate|ffn_up|ffn_down)\.weight")
 
@@ -57,6 +59,8 @@ class Conversion:
     """Size of the new file."""
     instead: dict[str, str] = field(default_factory=dict)
     """Tensors whose rows do not suit the type asked for, and the type they have instead."""
+    no_tokenizer: str | None = None
+    """Why the new file has no tokenizer, if the source is a folder and the file has none."""
 
 
 def convert(
@@ -150,8 +154,9 @@ class _Converter:
             raise LowbitError(f"{target}: needs {expected:,} bytes, and {free:,} are free on its disk")
         total, done = sum(int(np.prod(info.shape, dtype=np.int64)) for info in infos), 0
         alignment = self.file.metadata.get("general.alignment", 32)
+        tokenizer, self.result.no_tokenizer = tokenizer_keys(self.file)
         with GGUFWriter(target, self.file.architecture, alignment) as writer:
-            _copy_metadata(self.file, writer, FILE_TYPES[self.kind])
+            _copy_metadata(self.file, writer, FILE_TYPES[self.kind], tokenizer)
             for info in infos:
                 writer.add_tensor_info(info.name, self.kinds[info.name], info.shape)
             writer.write_header()
@@ -296,18 +301,48 @@ def _refuse_unless_ternary(values: np.ndarray, block: int) -> None:
         raise FormatError("is not ternary, and making it so would ruin the model; --type q8_0, q4_0 or f16 keeps it")
 
 
-def _copy_metadata(file: ModelFile, writer: GGUFWriter, file_type: int) -> None:
+def tokenizer_keys(file: ModelFile) -> tuple[Mapping[str, tuple[Any, str]], str | None]:
+    """The tokenizer that lies beside a file's weights, as GGUF's keys; a GGUF file has it among its own.
+
+    Returns
+    -------
+    keys : dict of str to (value, type)
+        Empty if there is none to add.
+    reason : str or None
+        Why a folder's tokenizer is not there.
+    """
+    if file.format == "llama2c":
+        return _vocabulary_beside(file), None
+    if file.format != "huggingface":
+        return {}, None
+    from .tokenizers import find_tokenizer_file
+    from .tokenizers.export import gguf_keys
+
+    try:
+        find_tokenizer_file(Path(file.path))
+    except FormatError:
+        return {}, "the folder has none"
+    try:
+        return gguf_keys(file.path, file.metadata[f"{file.architecture}.vocab_size"]), None
+    except UnsupportedModelError as error:
+        return {}, str(error)
+
+
+def _copy_metadata(
+    file: ModelFile, writer: GGUFWriter, file_type: int, tokenizer: Mapping[str, tuple[Any, str]]
+) -> None:
     """Every key as it was, but for those that describe the old file rather than the model."""
     types: Mapping[str, str] = getattr(file, "metadata_types", {})
     replaced = {"general.architecture", "general.alignment", "general.file_type", "general.quantization_version"}
+    # config.json names a BOS for tokenizers that have none, so nothing but the tokenizer's own word counts.
+    dropped = (*_OF_THE_CONTAINER, "tokenizer.ggml.") if tokenizer else _OF_THE_CONTAINER
     for key, value in file.metadata.items():
-        if key not in replaced and key != _PAIRING and not key.startswith(("split.", "llama2c.")):
+        if key not in replaced and key != _PAIRING and not key.startswith(dropped):
             writer.add_metadata(key, value, types.get(key))
     writer.add_metadata("general.file_type", file_type, "u32")
     writer.add_metadata("general.quantization_version", 2, "u32")
-    if file.format == "llama2c":
-        for key, (value, kind) in _vocabulary_beside(file).items():
-            writer.add_metadata(key, value, kind)
+    for key, (value, kind) in tokenizer.items():
+        writer.add_metadata(key, value, kind)
 
 
 def _vocabulary_beside(file: ModelFile) -> dict[str, tuple[Any, str]]:

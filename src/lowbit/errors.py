@@ -1,5 +1,7 @@
 """Every exception that lowbit raises on purpose, under one base."""
 
+from __future__ import annotations
+
 __all__ = [
     "ContextLengthError",
     "FormatError",
@@ -27,7 +29,17 @@ class UnsupportedISAError(LowbitError):
 
 
 class MemoryBudgetError(LowbitError, MemoryError):
-    """The model cannot run within the memory it was given."""
+    """The model cannot run within the memory it was given.
+
+    Attributes
+    ----------
+    smallest : int or None
+        Bytes that would do, if that is known.
+    """
+
+    def __init__(self, message: str = "", smallest: int | None = None) -> None:
+        super().__init__(message)
+        self.smallest = smallest
 
 
 class ContextLengthError(LowbitError, ValueError):

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import numpy as np
 
 from .tokenizers import StopBuffer, Tokenizer
 
-__all__ = ["Clock", "GeneratedText", "Generation", "Timings"]
+__all__ = ["MAX_LOGPROBS", "Clock", "GeneratedText", "Generation", "LogprobRecorder", "Timings", "TokenLogprob"]
+
+MAX_LOGPROBS = 100
+"""Most tokens whose log-probabilities are reported in the place of one."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,18 @@ class Timings:
         return self.decode_tokens / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
 
+class TokenLogprob(NamedTuple):
+    """How likely a token was, to the model."""
+
+    token: int
+    piece: str
+    """Its text; the name of a control token; U+FFFD for what is part of a character. Empty without a tokenizer."""
+    logprob: float
+    """Natural logarithm of its probability, before temperature, cuts and penalties."""
+    top: tuple[tuple[int, str, float], ...]
+    """The likeliest tokens in its place, the first first: token, piece and logprob of each."""
+
+
 @dataclass(frozen=True)
 class Generation:
     """A generated text; `str` gives the text alone."""
@@ -48,6 +65,8 @@ class Generation:
     finish_reason: Literal["stop", "length"]
     """``stop``: the model or a stop string ended the text; ``length``: `max_tokens` or the context did."""
     timings: Timings
+    logprobs: list[TokenLogprob] | None = None
+    """One per entry of `tokens`, if they were asked for."""
 
     def __str__(self) -> str:
         return self.text
@@ -67,6 +86,8 @@ class GeneratedText:
 
     def __init__(self, tokenizer: Tokenizer | None, stops: tuple[str, ...], ends: frozenset[int]) -> None:
         self._decoder = tokenizer.stream_decoder() if tokenizer is not None else None
+        # Models often have more tokens than their tokenizer, to make a round number; those have no text.
+        self._known = tokenizer.vocab_size if tokenizer is not None else 0
         self._stops = StopBuffer(stops)
         self._ends = ends
         self._pieces: list[str] = []
@@ -79,7 +100,7 @@ class GeneratedText:
             self.stopped = True
             return self._emit(self._rest())
         self.tokens.append(token)
-        if self._decoder is None:
+        if self._decoder is None or token >= self._known:
             return ""
         piece, self.stopped = self._stops.push(self._decoder.push(token))
         return self._emit(piece)
@@ -104,6 +125,47 @@ class GeneratedText:
         return Generation(
             "".join(self._pieces), self.tokens, prompt_tokens, "stop" if self.stopped else "length", timings
         )
+
+
+class LogprobRecorder:
+    """Reads the log-probability of a token, and of the likeliest ones, from the logits that it was chosen from.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer, optional
+    top : int
+        How many of the likeliest tokens to report, 0 to `MAX_LOGPROBS`.
+
+    Raises
+    ------
+    ValueError
+        If `top` is out of range.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, top: int) -> None:
+        if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= MAX_LOGPROBS:
+            raise ValueError(f"logprobs must be a whole number from 0 to {MAX_LOGPROBS}, not {top!r}")
+        self._tokenizer, self._top = tokenizer, top
+
+    def __call__(self, token: int, logits: np.ndarray) -> TokenLogprob:
+        scores = logits.astype(np.float64)
+        scores -= scores.max()
+        scores -= np.log(np.exp(scores).sum())
+        best: list[int] = []
+        if self._top:
+            n = min(self._top, len(scores))
+            least = np.partition(scores, -n)[-n]
+            candidates = np.flatnonzero(scores >= least)  # in order of their ids, so the lower of equals comes first
+            best = candidates[np.argsort(-scores[candidates], kind="stable")][:n].tolist()
+        top = tuple((i, self._piece(i), float(scores[i])) for i in best)
+        return TokenLogprob(token, self._piece(token), float(scores[token]), top)
+
+    def _piece(self, token: int) -> str:
+        if self._tokenizer is None or token >= self._tokenizer.vocab_size:
+            return ""
+        if token in self._tokenizer.control_ids:
+            return self._tokenizer.piece(token)
+        return self._tokenizer.token_bytes(token).decode("utf-8", "replace")
 
 
 class Clock:

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
 
-from . import assets
+from . import sparsity as sparsity_settings
 from ._kernels import dispatch
 from ._kernels.sampler import Sampler
 from ._kernels.transformer import KV_TYPES, KVCache, Transformer
+from .assets import EMBEDDED_MODEL
 from .config import ModelConfig
-from .errors import ContextLengthError, FormatError, LowbitError, UnsupportedModelError
+from .errors import ContextLengthError, FormatError, MemoryBudgetError, UnsupportedModelError
 from .families import find_family
 from .formats import open_model
 from .formats.base import ModelFile
-from .generation import Clock, GeneratedText, Generation, Timings
+from .generation import Clock, GeneratedText, Generation, LogprobRecorder, Timings, TokenLogprob
+from .memory import Budget, MemoryPlan, parse_size
+from .paging import Paging
 from .sampling import SamplingParams
 from .tokenizers import Tokenizer, from_gguf_metadata, load_tokenizer
 from .tokenizers.llama2c import tokenizer_beside
+from .traps import find_traps
 from .weights import FLOAT_WEIGHTS, HEADS, read_weights
 
-__all__ = ["Generation", "Model", "Perplexity", "Timings", "load"]
+__all__ = ["Generation", "Model", "Perplexity", "Timings", "TokenLogprob", "load"]
 
 DEFAULT_CONTEXT = 8192
 """Most tokens that a model gets room for unless the caller asks for more."""
@@ -39,7 +43,7 @@ DECODE_BURST = 32
 SPECULATION_BURST = 9
 """The same for a stream that speculates: as many tokens as one pass can bring."""
 SCORE_ROWS = 64
-"""Positions whose logits are held at a time while scoring."""
+"""Positions whose logits, or hidden states, are held at a time while scoring and embedding."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ def load(
     *,
     threads: int | None = None,
     max_ram: str | int | None = None,
-    sparsity: float = 0.0,
+    sparsity: sparsity_settings.Setting = 0.0,
+    sparse_prefill: bool = False,
     context: int | None = None,
     kv_type: str = "auto",
     head: str = "auto",
@@ -74,11 +79,18 @@ def load(
     threads : int, optional
         Threads to compute with; None takes the cores that this process may use.
     max_ram : str or int, optional
-        Not supported yet.
-    sparsity : float
-        Not supported yet.
+        Most memory for weights, keys and values, and everything else that the model takes: ``"64MB"``, or bytes.
+        What does not fit is read from the file for each token; the text is the same. Without it, all weights stay in
+        memory.
+    sparsity : float, mapping of str to float, or path
+        Share of the inputs of each linear layer to skip, from 0 to less than 1: for each generated token those of the
+        smallest magnitudes do not count, which saves time and changes the text. By linear layer: ``{"qkv": 0.4,
+        "attn_output": 0.5, "gate_up": 0.4, "ffn_down": 0.6}``. A path is a thresholds file from ``lowbit calibrate``.
+    sparse_prefill : bool
+        Do the same in prompts. Scores and logits are always those of the sparse model.
     context : int, optional
-        Room for this many tokens; None takes the model's own context, but at most 8192.
+        Room for this many tokens; None takes the model's own context, but at most 8192, and with `max_ram` what fits
+        into an eighth of it.
     kv_type : str
         How keys and values of past tokens are kept: ``f32`` as they are, ``f16`` in half and ``int8`` in a quarter of
         the memory, with small differences. ``auto`` is ``f32`` up to 32 KB per token, and ``f16`` for larger models.
@@ -100,11 +112,13 @@ def load(
         If the file is missing, damaged, or not a model file.
     UnsupportedModelError
         If the file is sound, but lowbit does not know its architecture, tensor types or tokenizer.
+    MemoryBudgetError
+        If `max_ram` is too little; the message names the smallest that works.
     ValueError
         If a setting is out of range.
     """
-    if max_ram is not None or sparsity != 0.0:
-        raise LowbitError("max_ram and sparsity are not supported by this version")
+    budget = None if max_ram is None else Budget(parse_size(max_ram))
+    sparse = sparsity_settings.parse(sparsity)
     if kv_type not in ("auto", *KV_TYPES):
         raise ValueError(f"kv_type must be one of auto, {', '.join(KV_TYPES)}, not {kv_type!r}")
     if head not in HEADS:
@@ -113,11 +127,8 @@ def load(
         raise ValueError(f"weights must be one of {', '.join(FLOAT_WEIGHTS)}, not {weights!r}")
     threads = check_threads(threads)
     start = time.perf_counter()
-    if path is None:
-        with assets.embedded_model() as embedded, open_model(embedded) as file:
-            return _from_file(file, threads, context, kv_type, head, weights, start)
-    with open_model(path) as file:
-        return _from_file(file, threads, context, kv_type, head, weights, start)
+    with open_model(EMBEDDED_MODEL if path is None else path) as file:
+        return _from_file(file, threads, context, kv_type, head, weights, budget, sparse, sparse_prefill, start)
 
 
 def check_threads(threads: int | None) -> int:
@@ -130,41 +141,58 @@ def check_threads(threads: int | None) -> int:
 
 
 def _from_file(
-    file: ModelFile, threads: int, context: int | None, kv_type: str, head: str, weights: str, start: float
-) -> Model:
+    file: ModelFile, threads: int, context: int | None, kv_type: str, head: str, weights: str, budget: Budget | None,
+    sparse: sparsity_settings.Sparsity, sparse_prefill: bool, start: float,
+) -> Model:  # fmt: skip
     """Read a model, and name the file in every complaint."""
     try:
-        transformer, config = build(file, threads, context, kv_type, head, weights=weights)
-        tokenizer = _tokenizer_of(file)
+        tokenizer = _tokenizer_of(file)  # first, so that a budget can count it
+        transformer, config = build(
+            file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse
+        )
+        transformer.sparse_prefill = sparse_prefill
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise FormatError(f"{tokenizer.vocab_size} token texts for a vocabulary of {config.vocab_size}")
+        description = {**describe(file), "warnings": find_traps(file, config, tokenizer)}
     except (FormatError, UnsupportedModelError) as error:
         if str(error).startswith(str(file.path)):
             raise
         raise type(error)(f"{file.path}: {error}") from None
-    return Model(transformer, config, tokenizer, describe(file), time.perf_counter() - start)
+    plan = None if budget is None else budget.plan
+    return Model(transformer, config, tokenizer, description, time.perf_counter() - start, plan)
 
 
 def build(
     file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = 256,
-    weights: str = "auto",
+    weights: str = "auto", budget: Budget | None = None, sparse: sparsity_settings.Sparsity = sparsity_settings.NONE,
 ) -> tuple[Transformer, ModelConfig]:  # fmt: skip
-    """Pack a file's weights into a transformer."""
+    """Pack a file's weights into a transformer, or leave them in the file if there is a budget."""
     family = find_family(file.architecture)
     config = family.config(file.metadata, file.architecture, tied="output.weight" not in file.tensors)
-    if context is None:
-        context = min(config.context_length, DEFAULT_CONTEXT)
-    elif isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= config.context_length:
+    most = min(config.context_length, DEFAULT_CONTEXT)
+    if context is not None and (
+        isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= config.context_length
+    ):
         raise ValueError(f"context must be a whole number from 1 to {config.context_length}, not {context!r}")
     if kv_type == "auto":
         kv_type = "f32" if 8 * config.n_layers * config.n_kv_heads * config.head_dim <= EXACT_KV_BYTES else "f16"
-    read = read_weights(file, config, family, threads, head, weights)
+    paging = None if budget is None else Paging(file, budget.block_bytes)
+    read = read_weights(file, config, family, threads, head, weights, paging)
     if read.rope_factors:
         config = replace(config, rope_factors=read.rope_factors)
-    transformer = Transformer(
-        config, read.layers, read.token_embd, read.output, read.output_norm, context, threads,
-        min(batch, context), kv_type,
-    )  # fmt: skip
+    sparsity_settings.arrange(read.layers, sparse, config.activation, threads)
+
+    def make(context: int, batch: int) -> Transformer:
+        return Transformer(
+            config, read.layers, read.token_embd, read.output, read.output_norm, context, threads,
+            min(batch, context), kv_type, None if paging is None else paging.pager,
+        )  # fmt: skip
+
+    if budget is None or paging is None:
+        transformer = make(context or most, batch)
+    else:
+        transformer = budget.fit(make, paging, context, most, batch)
+    sparsity_settings.apply(transformer, config, sparse, file)
     return transformer, config
 
 
@@ -231,11 +259,14 @@ class Model:
         tokenizer: Tokenizer | None,
         description: dict[str, Any],
         load_seconds: float,
+        plan: MemoryPlan | None = None,
     ) -> None:
         self._transformer = transformer
         self._tokenizer = tokenizer
         self._description = description
         self._load_seconds = load_seconds
+        self._plan = plan
+        self._caches: weakref.WeakSet[KVCache] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._kept: _Sequence | None = None  # of the last call, for a next one that begins alike
         # Story models begin the next text with BOS, so that ends a text too.
@@ -253,16 +284,24 @@ class Model:
         return self._tokenizer
 
     @overload
-    def generate(self, prompt: str, *, speculate: bool = ..., **sampling: Any) -> Generation: ...
-    @overload
-    def generate(self, prompt: Sequence[int], *, speculate: bool = ..., **sampling: Any) -> Generation: ...
-    @overload
-    def generate(self, prompt: Sequence[str], *, speculate: bool = ..., **sampling: Any) -> list[Generation]: ...
+    def generate(
+        self, prompt: str, *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
+    ) -> Generation: ...
     @overload
     def generate(
-        self, prompt: Sequence[Sequence[int]], *, speculate: bool = ..., **sampling: Any
+        self, prompt: Sequence[int], *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self, prompt: Sequence[str], *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
     ) -> list[Generation]: ...
-    def generate(self, prompt: Any, *, speculate: bool = False, **sampling: Any) -> Generation | list[Generation]:
+    @overload
+    def generate(
+        self, prompt: Sequence[Sequence[int]], *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
+    ) -> list[Generation]: ...
+    def generate(
+        self, prompt: Any, *, speculate: bool = False, logprobs: int | None = None, **sampling: Any
+    ) -> Generation | list[Generation]:
         """Continue a text, or several texts at once.
 
         Parameters
@@ -273,6 +312,11 @@ class Model:
         speculate : bool
             Propose tokens that followed the same words earlier in the text, and check several in one pass. The text
             is the same; repetitive text comes sooner.
+        logprobs : int, optional
+            Also report, for each generated token, its log-probability and this many of the likeliest tokens in its
+            place, 0 to 100. These are natural logarithms of what the model itself predicts, before temperature, cuts
+            and penalties. The text is the same, but is made one token and one prompt at a time: `speculate` and the
+            sharing of a list do not speed it up.
         **sampling
             Fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, seed, stop.
 
@@ -288,15 +332,15 @@ class Model:
             If a setting is out of range, or an entry of a list is empty.
         """
         params = SamplingParams(**sampling)
-        if isinstance(prompt, (list, tuple)) and (not prompt or not isinstance(prompt[0], (int, np.integer))):
+        several = isinstance(prompt, (list, tuple)) and (not prompt or not isinstance(prompt[0], (int, np.integer)))
+        if logprobs is not None:
+            record = LogprobRecorder(self._tokenizer, logprobs)
+            if not several:
+                return self._with_logprobs(self._prompt_ids(prompt), params, record)
+            return [self._with_logprobs(ids, params, record) for ids in self._entries(prompt)]
+        if several:
             return self._generate_batch(prompt, params)
-        run = self._generate(self._prompt_ids(prompt), params, DECODE_BURST, speculate)
-        while True:
-            try:
-                next(run)
-            except StopIteration as end:
-                result: Generation = end.value
-                return result
+        return _last(self._generate(self._prompt_ids(prompt), params, DECODE_BURST, speculate))
 
     def stream(
         self, prompt: str | Sequence[int], *, speculate: bool = False, **sampling: Any
@@ -357,8 +401,57 @@ class Model:
         """
         ids = self._ids(token_ids)
         with self._lock:
-            out: np.ndarray = self._transformer.prefill(KVCache(self._transformer, len(ids)), ids, True)
+            out: np.ndarray = self._transformer.prefill(self._new_cache(len(ids)), ids, True)
             return out
+
+    @overload
+    def embed(self, texts: str, pooling: str = ...) -> np.ndarray: ...
+    @overload
+    def embed(self, texts: Sequence[int], pooling: str = ...) -> np.ndarray: ...
+    @overload
+    def embed(self, texts: Sequence[str], pooling: str = ...) -> np.ndarray: ...
+    @overload
+    def embed(self, texts: Sequence[Sequence[int]], pooling: str = ...) -> np.ndarray: ...
+    def embed(self, texts: Any, pooling: str = "last") -> np.ndarray:
+        """Turn texts into vectors: what the output head reads, after the last RMSNorm.
+
+        Parameters
+        ----------
+        texts : str, sequence of int, or a list of these
+            Texts are encoded as for `generate`, with BOS where the model wants it; token ids are taken as they are.
+        pooling : str
+            ``last`` takes the vector of the last token, which has seen the whole text; ``mean`` the mean over all
+            tokens, BOS among them.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_texts, hidden_size)
+            Not normalised. One text is a list of one.
+
+        Raises
+        ------
+        ContextLengthError
+            If a text does not fit into the context.
+        ValueError
+            If there is no text, one has no token, or `pooling` is neither of the above.
+        """
+        if pooling not in ("last", "mean"):
+            raise ValueError(f"pooling must be last or mean, not {pooling!r}")
+        one = isinstance(texts, str) or (len(texts) and isinstance(texts[0], (int, np.integer)))
+        entries = [self._prompt_ids(text) for text in ([texts] if one else texts)]
+        if not entries:
+            raise ValueError("there is no text to embed")
+        vectors = np.empty((len(entries), self.config.hidden_size), np.float32)
+        rows = SCORE_ROWS if self._plan is None else self._plan.logit_rows
+        for vector, ids in zip(vectors, entries):
+            total = np.zeros(self.config.hidden_size)
+            with self._lock:
+                cache = self._new_cache(len(ids))
+                for start in range(0, len(ids), rows):
+                    states = self._transformer.hidden_states(cache, ids[start : start + rows])
+                    total += states.sum(axis=0, dtype=np.float64)
+            vector[:] = states[-1] if pooling == "last" else total / len(ids)
+        return vectors
 
     def perplexity(self, text: str) -> Perplexity:
         """Score a text: BOS first, then every token is predicted from those before it.
@@ -384,10 +477,11 @@ class Model:
             raise ValueError("there is nothing to predict in an empty text")
         nats = 0.0
         with self._lock:
-            cache = KVCache(self._transformer, len(ids))
-            for start in range(0, len(ids) - 1, SCORE_ROWS):
-                piece = ids[start : start + SCORE_ROWS]
-                target = ids[start + 1 : start + 1 + SCORE_ROWS]
+            cache = self._new_cache(len(ids))
+            rows = SCORE_ROWS if self._plan is None else self._plan.logit_rows
+            for start in range(0, len(ids) - 1, rows):
+                piece = ids[start : start + rows]
+                target = ids[start + 1 : start + 1 + rows]
                 logits = self._transformer.prefill(cache, piece, True)[: len(target)].astype(np.float64)
                 top = logits.max(1)
                 total = top + np.log(np.exp(logits - top[:, None]).sum(1))
@@ -401,7 +495,10 @@ class Model:
         )
 
     def info(self) -> dict[str, Any]:
-        """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set."""
+        """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set.
+
+        ``warnings`` lists what in the file is guessed, contradicts itself, or is known to ruin the text elsewhere.
+        """
         t, c = self._transformer, self.config
         kv_bytes = KVCache(t, t.context).nbytes // (-(-t.context // 16) * 16)  # reserved in blocks of 16 positions
         return {
@@ -411,17 +508,31 @@ class Model:
             "context_length": c.context_length,
             "layers": c.n_layers,
             "hidden_size": c.hidden_size,
+            "tied_embeddings": c.tied_embeddings,
             "weight_bytes": t.weight_bytes,
             "scratch_bytes": t.scratch_bytes,
             "kv_bytes_per_token": kv_bytes,
             "threads": t.threads,
             "isa": dispatch.active(),
+            "memory": None if self._plan is None else self._plan.as_dict() | t.cache_stats(),
         }
 
     def __repr__(self) -> str:
         return f"<lowbit.Model {self._description['path']}>"
 
     # --- generation ---
+
+    def _new_cache(self, capacity: int) -> KVCache:
+        """Memory for a sequence. Under a plan there is room for one whole context, all sequences together."""
+        cache = KVCache(self._transformer, capacity)
+        if self._plan is not None:
+            if self._kept is not None:
+                self._caches.discard(self._kept.cache)
+                self._kept = None
+            if sum(other.nbytes for other in self._caches) + cache.nbytes > self._plan.kv:
+                raise MemoryBudgetError("another stream holds the memory for keys and values: end it first")
+            self._caches.add(cache)
+        return cache
 
     def _ids(self, tokens: Sequence[int]) -> np.ndarray:
         ids = np.ascontiguousarray(tokens, dtype=np.int32)
@@ -438,16 +549,18 @@ class Model:
         return self._ids(ids)
 
     def _generate(
-        self, ids: np.ndarray, params: SamplingParams, burst: int, speculate: bool
-    ) -> Generator[str, None, Generation]:
+        self, ids: np.ndarray, params: SamplingParams, burst: int, speculate: bool,
+        look: Callable[[int], None] | None = None,
+    ) -> Generator[str, None, Generation]:  # fmt: skip
         text = GeneratedText(self._tokenizer, params.stop, self._ends)
         clock = Clock()
         sampler = self._sampler(params, ids)
         with self._lock:  # held only while computing: a stream may wait for its reader for long
-            sequence, self._kept = self._kept or _Sequence(KVCache(self._transformer, self.context), ids[:0]), None
+            sequence, self._kept = self._kept or _Sequence(self._new_cache(self.context), ids[:0]), None
         reused = sequence.shared_prefix(ids)
         try:
-            for token in self._tokens(sequence, ids, reused, sampler, params.max_tokens, burst, speculate, clock):
+            made = self._tokens(sequence, ids, reused, sampler, params.max_tokens, burst, speculate, clock, look)
+            for token in made:
                 piece = text.push(token)
                 if piece:
                     yield piece
@@ -458,13 +571,18 @@ class Model:
                 yield piece
         finally:
             self._kept = sequence
+            if self._transformer.sparse_decode and not self._transformer.sparse_prefill:
+                sequence.tokens = sequence.tokens[: len(ids)]  # a prompt is computed anew from what was decoded on
         return text.result(len(ids), clock.timings(self._load_seconds, len(ids), reused, len(text.tokens)))
 
     def _tokens(
         self, sequence: _Sequence, ids: np.ndarray, reused: int, sampler: Sampler, n: int, burst: int,
-        speculate: bool, clock: Clock,
+        speculate: bool, clock: Clock, look: Callable[[int], None] | None,
     ) -> Iterator[int]:  # fmt: skip
-        """Make up to n tokens after `ids`, in bursts of which the first has one token, so that it comes at once."""
+        """Make up to n tokens after `ids`, in bursts of which the first has one token, so that it comes at once.
+
+        `look` is called after each burst of one, while the logits that the token was chosen from are still there.
+        """
         stop = np.array(sorted(self._ends), np.int32)
         size, pending, made = 1, np.array([-1], np.int32), [-1]
         while made:
@@ -478,6 +596,8 @@ class Model:
                 history = sequence.tokens if speculate else None
                 with clock.decoding():
                     [made] = self._transformer.decode([sequence.cache], [sampler], pending, min(n, size), stop, history)
+                if look is not None and made:
+                    look(made[0])
                 sequence.tokens = np.concatenate([sequence.tokens, np.array(made, np.int32)])
             yield from made
             n -= len(made)
@@ -485,16 +605,41 @@ class Model:
                 return
             pending, size = sequence.tokens[-1:], burst
 
-    def _generate_batch(self, prompts: Sequence[Any], params: SamplingParams) -> list[Generation]:
+    def _with_logprobs(self, ids: np.ndarray, params: SamplingParams, record: LogprobRecorder) -> Generation:
+        found: list[TokenLogprob] = []
+
+        def look(token: int) -> None:
+            found.append(record(token, self._transformer.last_logits()))
+
+        out = _last(self._generate(ids, params, 1, False, look))
+        return replace(out, logprobs=found[: len(out.tokens)])  # without the token that ended the text
+
+    def _entries(self, prompts: Sequence[Any]) -> list[np.ndarray]:
+        """Token ids of each entry of a batch."""
         if not all(len(prompt) for prompt in prompts):
             raise ValueError("an entry of the batch is empty")
-        entries = [self._prompt_ids(prompt) for prompt in prompts]
-        results = []
-        most = self._transformer.batch
+        return [self._prompt_ids(prompt) for prompt in prompts]
+
+    def _generate_batch(self, prompts: Sequence[Any], params: SamplingParams) -> list[Generation]:
+        entries = self._entries(prompts)
+        results: list[Generation] = []
         with self._lock:
-            for start in range(0, len(entries), most):
-                results += self._batch(entries[start : start + most], params)
+            while len(results) < len(entries):
+                group = self._group(entries[len(results) :], params.max_tokens)
+                results += self._batch(group, params)
         return results
+
+    def _group(self, entries: list[np.ndarray], max_tokens: int) -> list[np.ndarray]:
+        """As many of the entries as can be decoded together: by the batch, or by the memory of a plan."""
+        if self._plan is None:
+            return entries[: self._transformer.batch]
+        room, count = self.context, 0
+        while count < min(len(entries), self._plan.logit_rows):
+            room -= min(self.context, len(entries[count]) + max_tokens + 15) // 16 * 16  # as caches are laid out
+            if room < 0 and count:
+                break
+            count += 1
+        return entries[:count]
 
     def _batch(self, entries: list[np.ndarray], params: SamplingParams) -> list[Generation]:
         stop = np.array(sorted(self._ends), np.int32)
@@ -503,7 +648,7 @@ class Model:
         clock = Clock()
         caches, last = [], []
         for ids, sampler, text in zip(entries, samplers, texts):
-            cache = KVCache(self._transformer, min(self.context, len(ids) + params.max_tokens))
+            cache = self._new_cache(min(self.context, len(ids) + params.max_tokens))
             self._transformer.prefill(cache, ids)
             first = np.array([-1], np.int32)
             [made] = self._transformer.decode([cache], [sampler], first, min(1, params.max_tokens), stop)
@@ -536,10 +681,20 @@ class Model:
         ]
 
     def _sampler(self, params: SamplingParams, ids: np.ndarray) -> Sampler:
-        seed = secrets.randbits(64) if params.seed is None else params.seed
+        seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         sampler = Sampler(
             self.config.vocab_size, params.temperature, params.top_k, params.top_p, params.min_p,
             params.repeat_penalty, seed,
         )  # fmt: skip
         sampler.note(ids.tolist())
         return sampler
+
+
+def _last(run: Generator[str, None, Generation]) -> Generation:
+    """Run a generation to its end."""
+    while True:
+        try:
+            next(run)
+        except StopIteration as end:
+            result: Generation = end.value
+            return result

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from ._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, MAX_COLS, PackedMatrix
+from ._kernels.paging import PagedMatrix
 from .config import ModelConfig
 from .errors import FormatError, UnsupportedModelError
 from .families import Family
 from .formats.base import ModelFile, TensorInfo
 from .formats.blocks import TERNARY, dequantize, ternary_codes
 from .formats.ggml_types import DECODABLE, type_of
+from .paging import Paging
 from .quantize.ternary import absmean
 
 __all__ = ["FLOAT_WEIGHTS", "HEADS", "Weights", "read_weights"]
@@ -40,7 +42,7 @@ class Weights:
     ----------
     layers : list of dict
         As `lowbit._kernels.transformer.Transformer` takes them.
-    token_embd, output : PackedMatrix
+    token_embd, output : PackedMatrix or PagedMatrix
         The same object if the embeddings are tied.
     output_norm : ndarray of float32, shape (hidden_size,)
     rope_factors : tuple of float
@@ -48,16 +50,19 @@ class Weights:
     """
 
     layers: list[dict[str, Any]]
-    token_embd: PackedMatrix
-    output: PackedMatrix
+    token_embd: PackedMatrix | PagedMatrix
+    output: PackedMatrix | PagedMatrix
     output_norm: np.ndarray
     rope_factors: tuple[float, ...]
 
 
 def read_weights(
-    file: ModelFile, config: ModelConfig, family: Family, threads: int, head: str = "auto", weights: str = "auto"
-) -> Weights:
+    file: ModelFile, config: ModelConfig, family: Family, threads: int, head: str = "auto", weights: str = "auto",
+    paging: Paging | None = None,
+) -> Weights:  # fmt: skip
     """Read and pack every weight of a model; `head` is one of `HEADS`, `weights` one of `FLOAT_WEIGHTS`.
+
+    With `paging`, matrices stay in files, and only norms and biases are read.
 
     Raises
     ------
@@ -66,7 +71,7 @@ def read_weights(
     UnsupportedModelError
         If the file has a tensor that the family does not know: leaving it out would change the text.
     """
-    read = _Reader(file, config, family, threads, head, weights)
+    read = _Reader(file, config, family, threads, head, weights, paging)
     q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     hidden, wide = config.hidden_size, config.intermediate_size
     layers = []
@@ -92,8 +97,9 @@ def read_weights(
             layer["qkv_bias"] = np.concatenate([read.vector(b + n, size, ".bias") for n, size in sizes.items()])
         layers.append(layer)
     output_norm = read.vector("output_norm", hidden)
-    token_embd = read.table("token_embd", config.vocab_size, hidden)
-    output = token_embd if config.tied_embeddings else read.table("output", config.vocab_size, hidden)
+    tied = config.tied_embeddings
+    token_embd = read.table("token_embd", config.vocab_size, hidden, lookup=True, product=tied)
+    output = token_embd if tied else read.table("output", config.vocab_size, hidden)
     rope_factors: tuple[float, ...] = ()
     if "rope_freqs.weight" in file.tensors:
         factors = read.vector("rope_freqs", (config.rope_dim or config.head_dim) // 2)
@@ -152,9 +158,10 @@ class _Reader:
     """Reads tensors by role, checks their shapes, and remembers which were read."""
 
     def __init__(
-        self, file: ModelFile, config: ModelConfig, family: Family, threads: int, head: str, weights: str
-    ) -> None:
-        self.file, self.config, self.family, self.threads = file, config, family, threads
+        self, file: ModelFile, config: ModelConfig, family: Family, threads: int, head: str, weights: str,
+        paging: Paging | None,
+    ) -> None:  # fmt: skip
+        self.file, self.config, self.family, self.threads, self.paging = file, config, family, threads, paging
         self.head, self.weights = head, weights
         self.masters = family.has_masters(file.metadata)
         self.seen: set[str] = set()
@@ -182,19 +189,29 @@ class _Reader:
             raise FormatError(f"the tensor {info.name} has values that are not finite")
         return values
 
-    def table(self, role: str, rows: int, cols: int) -> PackedMatrix:
-        """The embedding or the head: in the type of the file, but large float ones in 8 bits unless told otherwise."""
+    def table(
+        self, role: str, rows: int, cols: int, lookup: bool = False, product: bool = True
+    ) -> PackedMatrix | PagedMatrix:
+        """The embedding or the head: in the type of the file, but large float ones in 8 bits unless told otherwise.
+
+        `lookup` and `product` say what it is for.
+        """
         info = self._find(role + ".weight", (rows, cols))
         rounded = self.head == "q8_0" or (self.head == "auto" and rows * cols >= LARGE_TABLE)
-        packed = self._new("8 bits" if info.type in FLOAT_TYPES and rounded else info.type, rows, cols, None)
+        kind = "8 bits" if info.type in FLOAT_TYPES and rounded else info.type
+        if self.paging is not None:
+            return self._paged(self.paging, kind, info, None, lookup, product)
+        packed = self._new(kind, rows, cols, None)
         self._fill(packed, info, None, 0)
         return packed
 
-    def linear(self, parts: Sequence[tuple[str, int]], cols: int) -> list[PackedMatrix]:
+    def linear(self, parts: Sequence[tuple[str, int]], cols: int) -> list[PackedMatrix] | list[PagedMatrix]:
         """Tensors that read the same input, as one matrix where their types and row counts allow it."""
         infos = [self._find(role + ".weight", (rows, cols)) for role, rows in parts]
         scales = [self._one_scale(info) for info in infos]
         kinds = [self._kind(info) for info in infos]
+        if self.paging is not None:
+            return [self._paged(self.paging, *one) for one in zip(kinds, infos, scales)]
         alike = len({(kind, scale is None) for kind, scale in zip(kinds, scales)}) == 1
         if not alike or any(info.shape[0] % 16 for info in infos[:-1]):
             packed = [self._new(kind, info.shape[0], cols, scale) for kind, info, scale in zip(kinds, infos, scales)]
@@ -262,38 +279,68 @@ class _Reader:
             return PackedMatrix("u8", rows, cols, group_cols=32, scales_f16=True)
         raise UnsupportedModelError(f"weights of type {kind} are not supported yet")
 
-    def _fill(self, matrix: PackedMatrix, info: TensorInfo, one_scale: float | None, row: int) -> None:
-        raw, (rows, cols) = self.file.read(info.name), info.shape
+    def _paged(
+        self, paging: Paging, kind: str, info: TensorInfo, one_scale: float | None, lookup: bool = False,
+        product: bool = True,
+    ) -> PagedMatrix:  # fmt: skip
+        """Leave a tensor in the file if the kernels can take it from there, or pack it into the spill file."""
+        rows, cols = info.shape
+        whole = rows // 16 * 16
+        pattern, tail = self._new(kind, 16, cols, one_scale), None
+        if one_scale is not None:
+            pattern.fill_scales(np.full((16, pattern.n_groups), one_scale, np.float32))
+        if whole < rows:
+            tail = self._new(kind, rows - whole, cols, one_scale)
+            self._fill(tail, info, one_scale, 0, whole)
+        if paging.in_file(info, kind):
+            return paging.stored(info, pattern, tail, lookup=lookup, product=product)
+        offset = paging.begin_spill()
+        for start in range(0, whole, CHUNK_ROWS):
+            part = self._new(kind, min(CHUNK_ROWS, whole - start), cols, one_scale)
+            self._fill(part, info, one_scale, 0, start)
+            paging.spill(part.groups())
+        self.codes.pop(info.name, None)
+        return paging.spilled(offset, rows, pattern, tail, lookup=lookup, product=product)
+
+    def _fill(self, matrix: PackedMatrix, info: TensorInfo, one_scale: float | None, row: int, first: int = 0) -> None:
+        """Fill rows of a matrix from `row` on with those of a tensor from `first` on, as many as there are room for."""
+        raw, (_, cols) = self.file.read(info.name), info.shape
+        rows = min(info.shape[0] - first, matrix.shape[0] - row)
+        part = slice(first, first + rows)
+        kind = type_of(info.type)
+        row_bytes = cols // kind.block_elements * kind.block_bytes
+        stored = raw[first * row_bytes : (first + rows) * row_bytes]
         try:
             if info.name in self.codes:
-                codes, scales = self.codes.pop(info.name)
-                matrix.fill_codes(codes, row, self.threads)
-                matrix.fill_scales(scales, row)
+                codes, scales = self.codes[info.name]
+                matrix.fill_codes(codes[part], row, self.threads)
+                matrix.fill_scales(scales[part], row)
             elif matrix.format in FLOAT_TYPES.values():
-                matrix.fill_floats(raw, rows, row, self.threads)
+                matrix.fill_floats(stored, rows, row, self.threads)
             elif info.type in BLOCK_TYPES:
-                matrix.fill_blocks(info.type, raw, rows, one_scale, row, self.threads)
+                matrix.fill_blocks(info.type, stored, rows, one_scale, row, self.threads)
             elif info.type in TERNARY and matrix.format == "u2":
-                codes, scales = ternary_codes(info.type, raw, info.shape)
+                codes, scales = ternary_codes(info.type, stored, (rows, cols))
                 matrix.fill_codes(codes, row, self.threads)
                 matrix.fill_scales(scales, row)
             elif info.type == "Q8_L2C":
-                n = rows * cols
-                matrix.fill_codes(raw[:n].reshape(rows, cols) ^ np.uint8(128), row, self.threads)
-                matrix.fill_scales(raw[n:].view("<f4").reshape(rows, -1).astype(np.float32), row)
+                n = info.shape[0] * cols
+                codes, scales = raw[:n].reshape(-1, cols)[part], raw[n:].view("<f4").reshape(info.shape[0], -1)[part]
+                matrix.fill_codes(codes ^ np.uint8(128), row, self.threads)
+                matrix.fill_scales(scales.astype(np.float32), row)
             elif info.type in FLOAT_TYPES:
-                matrix.fill_rounded(info.type, raw, rows, row, self.threads)
+                matrix.fill_rounded(info.type, stored, rows, row, self.threads)
             else:
-                self._fill_decoded(matrix, info, raw, row)
+                self._fill_decoded(matrix, info.type, stored.reshape(rows, -1), row)
         except FormatError as error:
             raise FormatError(f"the tensor {info.name}: {error}") from None
+        if rows == info.shape[0]:
+            self.codes.pop(info.name, None)
         self.file.release(info.name)
 
-    def _fill_decoded(self, matrix: PackedMatrix, info: TensorInfo, raw: np.ndarray, row: int) -> None:
+    def _fill_decoded(self, matrix: PackedMatrix, kind: str, stored: np.ndarray, row: int) -> None:
         """Decode a few rows at a time, and round them to 8 bits."""
-        rows, cols = info.shape
-        stored = raw.reshape(rows, -1)
-        for start in range(0, rows, CHUNK_ROWS):
+        for start in range(0, len(stored), CHUNK_ROWS):
             part = stored[start : start + CHUNK_ROWS]
-            values = dequantize(info.type, part.reshape(-1), (len(part), cols))
+            values = dequantize(kind, part.reshape(-1), (len(part), matrix.shape[1]))
             matrix.fill_rounded("F32", values.reshape(-1).view(np.uint8), len(part), row + start, self.threads)

@@ -52,7 +52,12 @@ class RecordingModel:
             decode_tps=2.0,
         )
         return SimpleNamespace(
-            text="".join(self.pieces), tokens=[1, 2, 3, 4], prompt_tokens=5, finish_reason="length", timings=timings
+            text="".join(self.pieces),
+            tokens=[1, 2, 3, 4],
+            prompt_tokens=5,
+            finish_reason="length",
+            timings=timings,
+            logprobs=None,
         )
 
     def generate(self, prompt, **sampling):

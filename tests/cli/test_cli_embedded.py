@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 import lowbit
-from lowbit.assets import embedded_model
+from lowbit.assets import EMBEDDED_MODEL
 
 PROMPT = "once upon a time"
 
@@ -21,8 +21,7 @@ def embedded():
 @pytest.fixture
 def embedded_file(tmp_path):
     """Return a function that writes a damaged copy of the embedded model and returns its path."""
-    with embedded_model() as path:
-        data = pathlib.Path(path).read_bytes()
+    data = pathlib.Path(EMBEDDED_MODEL).read_bytes()
 
     def write(change):
         path = tmp_path / "damaged.gguf"
@@ -184,7 +183,9 @@ def test_prompt_longer_than_the_context_is_an_error(lowbit_command):
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        (["--max-ram", "64MB"], "max_ram"),
+        (["--max-ram", "64 apples"], "64 apples"),
+        (["--max-ram", "0"], "max_ram"),
+        (["--max-ram", "1k"], "at least"),
         (["--sparsity", "0.5"], "sparsity"),
         (["--threads", "100000"], "100000"),
         (["--context", "100000"], "100000"),
@@ -201,3 +202,17 @@ def test_unknown_instruction_set_is_an_error(lowbit_command, arguments):
 
 def test_unknown_random_shape_is_an_error(lowbit_command):
     assert_one_clear_line(lowbit_command("bench", "--random", "12"), "12", "0.7B")
+
+
+def test_logprobs_come_with_json_alone(lowbit_command, embedded):
+    arguments = ["generate", PROMPT, "-n", "4", "--temperature", "0", "--logprobs", "2"]
+    told = json.loads(lowbit_command(*arguments, "--json").stdout)
+    out = embedded.generate(PROMPT, max_tokens=4, temperature=0, logprobs=2)
+    assert [(one["token"], one["piece"], one["logprob"]) for one in told["logprobs"]] == [
+        (one.token, one.piece, one.logprob) for one in out.logprobs
+    ]
+    assert [[t["token"] for t in one["top"]] for one in told["logprobs"]] == [
+        [token for token, _, _ in one.top] for one in out.logprobs
+    ]
+    assert lowbit_command(*arguments).returncode == 2
+    assert b"at most 100" in lowbit_command("generate", PROMPT, "--json", "--logprobs", "101").stderr

@@ -16,6 +16,7 @@ def test_the_command_writes_the_file_and_reports_its_types(llama, tmp_path, caps
     told = json.loads(capsys.readouterr().out)
     assert told == {
         "path": str(out), "bytes": out.stat().st_size, "types": {"Q6_K": 2, "F32": 5, "TQ2_0": 14}, "instead": {},
+        "no_tokenizer": None,
     }  # fmt: skip
     assert open_model(out).tensors["output.weight"].type == "Q6_K"
 

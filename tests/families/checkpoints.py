@@ -24,6 +24,11 @@ YARN = {
     "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "attention_factor": 1.0,
     "rope_theta": 10000.0,
 }  # fmt: skip
+YARN_OWN = {
+    "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 16.0, "beta_slow": 2.0,
+    "rope_theta": 1000000.0,
+}  # fmt: skip
+YARN_MSCALE = {**YARN, "attention_factor": None, "mscale": 2.0, "mscale_all_dim": 0.5}
 PACKED = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"], "quantization_mode": "offline"}
 
 # name: architecture class, model_type, keys of config.json, what the linear weights are, dtype of the floats
@@ -65,6 +70,11 @@ CASES = {
         "Qwen3ForCausalLM", "qwen3",
         {"rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "head_dim": 64, "tie_word_embeddings": True}, "float", "BF16",
     ),
+    "qwen3_yarn": (
+        "Qwen3ForCausalLM", "qwen3",
+        {"rms_norm_eps": 1e-6, "head_dim": 64, "rope_parameters": YARN_OWN}, "float", "BF16",
+    ),
+    "llama_yarn_mscale": ("LlamaForCausalLM", "llama", {"rope_parameters": YARN_MSCALE}, "float", "F16"),
 }  # fmt: skip
 
 SEEDS = {"llama1": 1, "llama_yarn": 1, "bitnet_2b4t": 1, "bitnet_2b4t_masters": 1}

@@ -16,6 +16,9 @@ SIZES = {"embedding_length": 128, "feed_forward_length": 256, "block_count": 1, 
          "attention.head_count_kv": 2, "context_length": 64, "vocab_size": 48}  # fmt: skip
 
 
+YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16}
+
+
 def shapes():
     return {
         "attn_q": (128, 128), "attn_k": (64, 128), "attn_v": (64, 128), "attn_output": (128, 128),
@@ -105,17 +108,18 @@ def test_one_other_magnitude_or_infinity_makes_weights_no_ternary_ones(row):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "extra"),
+    ("architecture", "extra", "keys"),
     [
-        ("qwen2", {"blk.0.attn_q.bias": 128, "blk.0.attn_k.bias": 64, "blk.0.attn_v.bias": 64}),
-        ("qwen3", {"blk.0.attn_q_norm": 32, "blk.0.attn_k_norm": 32}),
+        ("qwen2", {"blk.0.attn_q.bias": 128, "blk.0.attn_k.bias": 64, "blk.0.attn_v.bias": 64}, {}),
+        ("qwen3", {"blk.0.attn_q_norm": 32, "blk.0.attn_k_norm": 32}, {}),
+        ("qwen3", {"blk.0.attn_q_norm": 32, "blk.0.attn_k_norm": 32}, YARN),
     ],
 )
-def test_qwen_in_gguf_runs_as_the_oracle_does(tmp_path, architecture, extra):
+def test_qwen_in_gguf_runs_as_the_oracle_does(tmp_path, architecture, extra, keys):
     from lowbit import reference
     from lowbit.families import find_family
 
-    path = write(tmp_path / "model.gguf", architecture=architecture, extra=extra)
+    path = write(tmp_path / "model.gguf", architecture=architecture, extra=extra, keys=keys)
     with open_model(path) as file:
         config = find_family(architecture).config(file.metadata, architecture, tied=False)
         roles = {
@@ -133,14 +137,17 @@ def test_a_window_shorter_than_the_context_is_refused(tmp_path):
     lowbit.load(write(tmp_path / "b.gguf", keys={"attention.sliding_window": 64}))
 
 
-def test_yarn_in_gguf_is_computed_or_refused(tmp_path):
+def test_yarn_in_gguf_changes_frequencies_and_lengths(tmp_path):
     from lowbit.families.rope import yarn_factors
 
-    keys = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16}
-    with pytest.raises(lowbit.FormatError, match="YaRN"):
-        lowbit.load(write(tmp_path / "a.gguf", keys=keys))
-    keys["rope.scaling.attn_factor"] = 1 / (0.1 * np.log(4.0) + 1)
-    factors = lowbit.load(write(tmp_path / "b.gguf", keys=keys)).config.rope_factors
-    assert factors == yarn_factors(32, 10000.0, 4.0, 16)
-    assert factors[0] == 1.0
-    assert factors[-1] == 4.0
+    config = lowbit.load(write(tmp_path / "a.gguf", keys=YARN)).config
+    assert config.rope_factors == yarn_factors(32, 10000.0, 4.0, 16)
+    assert config.rope_factors[0] == 1.0
+    assert config.rope_factors[-1] == 4.0
+    assert config.rope_scale == pytest.approx(0.1 * np.log(4.0) + 1)
+    keys = {**YARN, "rope.scaling.attn_factor": 0.5}
+    halved = lowbit.load(write(tmp_path / "b.gguf", keys=keys)).config
+    assert halved.rope_scale == pytest.approx(0.5 * config.rope_scale)
+    keys["rope.scaling.attn_factor"] = 0.0
+    with pytest.raises(lowbit.FormatError, match="attn_factor"):
+        lowbit.load(write(tmp_path / "c.gguf", keys=keys))

@@ -137,7 +137,6 @@ UNSUPPORTED = {
     "version 1": (File(version=1).build(), "version 1"),
     "version 4": (File(version=4).build(), "version 4"),
     "big-endian": (File(version=3 << 24).build(), "big-endian"),
-    "split": (File(entries=[ARCHITECTURE, entry("split.count", craft.U16, b"\x02\x00")]).build(), "split"),
     "unknown type": (File(tensors=[Tensor(type=200)]).build(), "200"),
     "removed type": (File(tensors=[Tensor(type=4)]).build(), "Q4_2"),
     "TL1": (File(tensors=[Tensor(type=38)]).build(), "TL1"),

@@ -423,3 +423,12 @@ def test_timings_count_what_was_done(scripted):
     again = model.generate("a", temperature=0).timings
     assert (again.prompt_tokens, again.reused_tokens) == (3, 2)  # the last one is computed again, for its logits
     assert again.prefill_tps == pytest.approx(1 / again.prompt_seconds)
+
+
+def test_tokens_beyond_those_of_the_tokenizer_have_no_text(scripted):
+    from lowbit.generation import GeneratedText
+
+    text = GeneratedText(scripted("bc").tokenizer, (), frozenset())
+    pieces = [text.push(token) for token in (260, 5000, 261)]
+    assert "".join([*pieces, text.finish()]) == "ab"
+    assert text.tokens == [260, 5000, 261]

@@ -49,7 +49,8 @@ for _ in range(n):
 text = b"One day, a dog"
 room = (lib.llama_token * 64)()
 vocab = lib.llama_model_get_vocab(model)
-count = lib.llama_tokenize(vocab, text, len(text), room, 64, True, False)
+known = lib.llama_vocab_type(vocab)  # 0: the file has no vocabulary
+count = lib.llama_tokenize(vocab, text, len(text), room, 64, True, False) if known else 0
 print(json.dumps({"version": lib.__version__, "ids": ids, "size": size, "tokens": list(room[:count])}))
 """
 

@@ -50,6 +50,13 @@ def test_rope_factors_divide_the_frequency(rng):
     np.testing.assert_allclose(rope(x, [12], 1e4, factors=[4.0] * 4), rope(x, [3], 1e4))
 
 
+def test_rope_scale_makes_the_rotated_channels_longer(rng):
+    x = rng.normal(size=(1, 2, 8))
+    scaled = rope(x, [12], 1e4, rope_dim=6, scale=1.5)
+    np.testing.assert_allclose(scaled[..., :6], 1.5 * rope(x, [12], 1e4, rope_dim=6)[..., :6])
+    np.testing.assert_array_equal(scaled[..., 6:], x[..., 6:])
+
+
 def test_rope_leaves_channels_beyond_rope_dim_alone(rng):
     x = rng.normal(size=(4, 2, 16))
     y = rope(x, np.arange(4), 1e4, rope_dim=6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import time
@@ -280,7 +281,7 @@ def test_damaged_sentencepiece_models_never_crash(tmp_path, data):
         for _ in range(rng.randrange(1, 6)):
             bad[rng.randrange(len(bad))] = rng.randrange(256)
         path.write_bytes(bad if rng.random() < 0.7 else bad[: rng.randrange(len(bad))])
-        start = time.perf_counter()
+        start = time.process_time()
         message = ""
         try:
             tok = load_tokenizer(path)
@@ -292,13 +293,33 @@ def test_damaged_sentencepiece_models_never_crash(tmp_path, data):
             assert not set(ids[1:]) & tok.control_ids
         outcomes[not message] += 1
         assert "\n" not in message
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
     assert min(outcomes.values()) > 20
 
 
 def test_many_control_tokens_do_not_slow_parsing(small):
     tok = small.tokenizer(*((f"<|reserved_{i}|>", 3) for i in range(20_000)))
-    start = time.perf_counter()
+    start = time.process_time()
     ids = tok.encode("<|reserved_7|>a<" * 5000, add_bos=False, parse_special=True)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert ids.count(small.first_extra + 7) == 5000
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+@pytest.mark.parametrize("name", ["tokenizer.bin", "tokenizer_config.json", "config.json"])
+def test_links_do_not_lead_out_of_the_folder(tmp_path, name):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_bin(folder / "tokenizer.bin", rows_of_a_bin())
+    (folder / name).touch()
+    (folder / name).rename(tmp_path / "outside")
+    (folder / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(FormatError, match=f"model: {name} is a link that leads out"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_pipe_is_refused_without_waiting_for_a_writer(tmp_path):
+    os.mkfifo(tmp_path / "tokenizer.model")
+    with pytest.raises(FormatError, match="regular"):
+        load_tokenizer(tmp_path / "tokenizer.model")

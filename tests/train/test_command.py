@@ -19,7 +19,7 @@ from lowbit.train.warmstart import read_model
 
 OPTIONS = (
     "--layers 1 --hidden 128 --intermediate 128 --heads 4 --kv-heads 2 --context 32 --window 32 --type I2_S "
-    "--vocab-size 512 --batch 256 --learning-rate 5e-3 --no-compile --precision float32 --threads 1 --samples 0"
+    "--vocab-size 512 --batch 256 --learning-rate 5e-3 --no-compile --compute float32 --threads 1 --samples 0"
 )
 TINY = OPTIONS.split()
 
@@ -29,6 +29,14 @@ from lowbit.commands import train
 parser = argparse.ArgumentParser()
 train.add_arguments(parser)
 sys.exit(train.run(parser.parse_args()))
+"""
+
+
+LIMITED = """
+import resource, sys
+from lowbit.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_200_000, 1_200_000))
+sys.exit(main(["train", *sys.argv[1:]]))
 """
 
 
@@ -54,6 +62,40 @@ def test_a_run_leaves_a_model_a_curve_and_a_checkpoint(tmp_path, corpus, capsys)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "bits/byte on held-out text" in shown.err
+
+
+def test_samples_continue_held_out_text_and_can_be_had_again(tmp_path, corpus, stories):
+    pytest.importorskip("lowbit._kernels.transformer", reason="kernels are not compiled", exc_type=ImportError)
+    import lowbit
+
+    out, other = tmp_path / "model.gguf", tmp_path / "held.txt"
+    other.write_text("\n<|endoftext|>\n".join(stories[:2]), encoding="utf-8")
+    run(corpus, "-o", out, "--steps", 12, *TINY, "--validation", other, "--samples", 3, "--seed", 5)
+    text = (tmp_path / "model.gguf.train" / "samples.txt").read_text(encoding="utf-8")
+    samples = text.removesuffix("\n").split("\n\n----\n\n")
+    assert len(samples) == 3
+    model = lowbit.load(out)
+    for i, sample in enumerate(samples):
+        start, _, made = sample.partition("|")
+        assert stories[i % 2].startswith(start)
+        assert made == model.generate(start, max_tokens=16, temperature=0.7, seed=5 + i).text
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_good_checkpoint(tmp_path, corpus):
+    pytest.importorskip("resource", reason="needs POSIX resource limits")
+    out = tmp_path / "model.gguf"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(corpus), "-o", str(out), "--steps", "9", "--checkpoint-seconds", "0.001",
+         *TINY],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "checkpoint.npz: cannot write the checkpoint" in done.stderr.splitlines()[-1]
+    assert not out.exists()
+    folder = tmp_path / "model.gguf.train"
+    # the first checkpoint, before the optimizer has moments, still had room
+    assert read_progress(folder / "checkpoint.npz")["step"] == 0
+    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint.npz", "vocabulary.gguf"]
 
 
 def test_a_run_killed_in_the_middle_and_resumed_writes_the_same_file(tmp_path, corpus):

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="training needs the extra 'train'")
 from lowbit.config import ModelConfig
 from lowbit.errors import FormatError
 from lowbit.reference import TernaryLinear, forward, quantize_weights_absmean
+from lowbit.train.attention import blockwise_attention, fused_attention
 from lowbit.train.model import BitNetShape, keep_largest, quantise_activations, ternary
 
 
@@ -106,6 +107,24 @@ def test_later_tokens_do_not_change_earlier_logits(make_model):
     b[0, 12:] = torch.randint(3, 512, (8,))
     with torch.no_grad():
         assert torch.allclose(model(a)[0, :12], model(b)[0, :12], atol=1e-5)
+
+
+@pytest.mark.parametrize("time", [1, 63, 64, 65, 150])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_both_forms_of_attention_are_the_same_but_for_rounding(time, heads, kv_heads):
+    shapes = [(2, time, heads, 16), (2, time, kv_heads, 16), (2, time, kv_heads, 16)]
+
+    def run(form, *compute):
+        torch.manual_seed(time)
+        q, k, v = (torch.randn(shape).requires_grad_() for shape in shapes)
+        mixed = form(q, k, v, *compute)
+        (mixed * torch.randn(mixed.shape)).sum().backward()
+        return mixed.detach(), q.grad, k.grad, v.grad
+
+    exact, in_float = run(fused_attention), run(blockwise_attention, torch.float32)
+    for a, b, c in zip(exact, in_float, run(blockwise_attention, torch.bfloat16), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+        assert (a - c).norm() < 0.02 * a.norm() + 1e-4
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ uint32_t lb_cpu_features(void) {
     cpuid(1, 0, one);
     cpuid(7, 0, seven);
     cpuid(7, 1, seven1);
+    if (has(one[D], 15)) found |= LB_CPU_CMOV;
     if (has(one[D], 23)) found |= LB_CPU_MMX;
     if (has(one[D], 26)) found |= LB_CPU_SSE2;
     if (has(one[C], 9)) found |= LB_CPU_SSSE3;

@@ -12,10 +12,14 @@ enum {
     LB_CPU_AVXVNNI = 1 << 4,
     LB_CPU_AVX512VNNI = 1 << 5, /* with F, BW, DQ, VL */
     LB_CPU_NEON = 1 << 6,
-    LB_CPU_NEONDOT = 1 << 7
+    LB_CPU_NEONDOT = 1 << 7,
+    LB_CPU_CMOV = 1 << 8
 };
 
 /* A set of the flags above. */
 uint32_t lb_cpu_features(void);
+
+/* Those of 32-bit x86 that the compiler may use in every file of this build. */
+extern const uint32_t lb_built_for;
 
 #endif

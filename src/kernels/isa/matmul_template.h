@@ -5,6 +5,7 @@
  *     LB_NAME(f)            the exported name of f, such as f__avx2
  *     simd.h                sixteen lanes of float and of int32
  *     LB_TILE               most tokens that one pass over the weights of a row group serves (a power of two)
+ *     LB_LONGEST_TILE       that of an LB_TILED_INT_MATMUL, if one serves more tokens than LB_TILE
  *     LB_FLOAT_TILE         the same for float weights
  *     LB_U8_OFFSET          128 if u8_tile reads unsigned codes, 0 if it subtracts the offset itself
  *     u2_tile, u4_tile, u8_tile
@@ -26,15 +27,7 @@
 #include <string.h>
 
 #include "../kernels.h"
-
-#if defined(_MSC_VER)
-#define LB_INLINE static __forceinline
-#define LB_UNROLL(n)
-#else
-#define LB_INLINE static inline __attribute__((always_inline))
-#define LB_PRAGMA(text) _Pragma(#text)
-#define LB_UNROLL(n) LB_PRAGMA(GCC unroll n)
-#endif
+#include "inline.h"
 
 /* A run of blocks: `full` blocks of `words` words, then one of `tail` words if that is not 0. */
 typedef struct {
@@ -42,6 +35,10 @@ typedef struct {
 } lb_run;
 
 #define LB_AHEAD 2048
+
+#ifndef LB_LONGEST_TILE
+#define LB_LONGEST_TILE LB_TILE
+#endif
 
 typedef void lb_tile_fn(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, int tokens, i32x16 *acc);
 
@@ -73,7 +70,7 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
     const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
     int32_t words_left = m->words;
-    f32x16 y[LB_TILE];
+    f32x16 y[LB_LONGEST_TILE];
     for (int j = 0; j < tokens; j++) y[j] = v_set1(0.0f);
 
     for (int32_t g = 0; g < m->n_groups; g++) {
@@ -83,7 +80,7 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
             run.tail = words_left % block_words;
         }
         const int32_t words = run.full * block_words + run.tail;
-        i32x16 acc[LB_TILE];
+        i32x16 acc[LB_LONGEST_TILE];
         for (int j = 0; j < tokens; j++) {
             acc[j] = vi_set1(-offset * a->sum[(ptrdiff_t)(token + j) * a->n_groups + g]);
         }
@@ -145,23 +142,33 @@ LB_INLINE void lb_float_tile(const lb_matmul_args *args, int32_t row_group, int3
     }
 }
 
-/* Runs `call` for all row groups and tokens, in tiles of most, most/2, ... 1 tokens; `n` is the tile's constant. */
-#define LB_STEP(most, size, call)                           \
-    if ((size) <= (most)) {                                 \
-        for (; tokens - token >= (size); token += (size)) { \
-            enum { n = (size) };                            \
-            call;                                           \
-        }                                                   \
+/*
+ * Runs `call` for all row groups and tokens, in tiles of most, most/2, ... 1 tokens; `n` is the tile's constant. A tile
+ * goes through LB_ROW_BLOCK row groups before the next, so that its activations are read from the second cache, and the
+ * weights of a block stay there until the last tile.
+ */
+#define LB_ROW_BLOCK 8
+#define LB_STEP(most, size, call)                                                 \
+    if ((size) <= (most)) {                                                       \
+        for (; tokens - token >= (size); token += (size)) {                       \
+            enum { n = (size) };                                                  \
+            for (int32_t row_group = block; row_group < block_end; row_group++) { \
+                call;                                                             \
+            }                                                                     \
+        }                                                                         \
     }
-#define LB_FOR_TILES(most, call)                                    \
-    for (int32_t row_group = begin; row_group < end; row_group++) { \
-        int32_t token = 0;                                          \
-        const int32_t tokens = args->x->n_tokens;                   \
-        LB_STEP(most, 16, call)                                     \
-        LB_STEP(most, 8, call)                                      \
-        LB_STEP(most, 4, call)                                      \
-        LB_STEP(most, 2, call)                                      \
-        LB_STEP(most, 1, call)                                      \
+#define LB_FOR_TILES(most, call)                                                           \
+    for (int32_t block = begin; block < end; block += LB_ROW_BLOCK) {                      \
+        const int32_t block_end = end - block < LB_ROW_BLOCK ? end : block + LB_ROW_BLOCK; \
+        const int32_t tokens = args->x->n_tokens;                                          \
+        int32_t token = 0;                                                                 \
+        LB_STEP(most, 64, call)                                                            \
+        LB_STEP(most, 32, call)                                                            \
+        LB_STEP(most, 16, call)                                                            \
+        LB_STEP(most, 8, call)                                                             \
+        LB_STEP(most, 4, call)                                                             \
+        LB_STEP(most, 2, call)                                                             \
+        LB_STEP(most, 1, call)                                                             \
     }
 
 /* The peak is that of a U8 tile whose weights and activations stay in the first cache: 64 weights, one token tile. */
@@ -184,10 +191,11 @@ LB_INLINE void lb_float_tile(const lb_matmul_args *args, int32_t row_group, int3
         return done;                                                            \
     }
 
-#define LB_INT_MATMUL(name, format, offset, tile)                                           \
-    void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) {            \
-        LB_FOR_TILES(LB_TILE, lb_int_tile(args, row_group, token, n, format, offset, tile)) \
+#define LB_TILED_INT_MATMUL(name, format, offset, most, tile)                            \
+    void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) {         \
+        LB_FOR_TILES(most, lb_int_tile(args, row_group, token, n, format, offset, tile)) \
     }
+#define LB_INT_MATMUL(name, format, offset, tile) LB_TILED_INT_MATMUL(name, format, offset, LB_TILE, tile)
 #define LB_FLOAT_MATMUL(name, format)                                                 \
     void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) {      \
         LB_FOR_TILES(LB_FLOAT_TILE, lb_float_tile(args, row_group, token, n, format)) \

@@ -2,6 +2,12 @@
 
 import os
 
+from ..errors import UnsupportedISAError
+from .processor import missing
+
+if missing():  # asked before any other module runs: its first instruction could be one that this CPU does not have
+    raise UnsupportedISAError(f"this build of lowbit needs a CPU with {' and '.join(missing())}, which this one lacks")
+
 from . import dispatch, ternary  # ternary brings the portable ternary kernel with it
 
 dispatch.use(os.environ.get("LOWBIT_ISA") or None)

@@ -1,5 +1,5 @@
 from libc.stddef cimport size_t
-from libc.stdint cimport int8_t, int32_t
+from libc.stdint cimport int8_t, int32_t, uint32_t
 
 from lowbit._kernels.dispatch cimport lb_kv, lb_matrix
 
@@ -7,12 +7,21 @@ cdef enum:
     MAX_PARTS = 3       # matrices that read the same input
 
 
+# A matrix: resident, or a PagedMatrix whose shape m is.
+cdef struct Part:
+    const lb_matrix *m
+    void *paged             # NULL if resident
+
+
 # Matrices that read the same input, and write their outputs side by side.
 cdef struct Linear:
-    const lb_matrix *parts[MAX_PARTS]
+    Part parts[MAX_PARTS]
     int32_t n_parts
     int32_t n_out
     const float *bias       # (n_out,), or NULL
+    int32_t keep            # inputs of largest magnitude that count, 0 for all
+    float threshold         # magnitude from which on inputs count
+    uint32_t *histogram     # of the inputs' magnitudes, or NULL
 
 
 cdef struct Layer:
@@ -34,6 +43,7 @@ cdef class KVCache:
     cdef readonly int32_t length        # positions that are filled
     cdef size_t layer_bytes, values_at, key_scales_at, value_scales_at, key_stride, value_stride, scale_stride
     cdef char *memory
+    cdef object __weakref__
 
     cdef lb_kv layer(self, int32_t index) noexcept nogil
     cdef void advance(self) noexcept nogil

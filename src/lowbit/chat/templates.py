@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import UnsupportedModelError
 from ..tokenizers import Tokenizer
-from .sandbox import render_jinja
+from .sandbox import MAX_TEMPLATE, render_jinja
 
 __all__ = ["TEMPLATES", "Message", "Template", "check_messages", "find_template", "render"]
 
@@ -138,19 +138,24 @@ TEMPLATES = {
 # What a file's template must and must not contain to be the like of a built-in one. Anything that a template does
 # beyond roles and contents (tools, dates, thinking) is a reason to run the file's own.
 _EXTRAS = r"tools|strftime|date_string|think|enable_|namespace|macro|documents"
-_MARKS = (
-    ("llama2", r"\[INST\].*<<SYS>>|<<SYS>>.*\[INST\]", _EXTRAS),
-    ("llama3", r"<\|start_header_id\|>.*<\|eot_id\|>", _EXTRAS),
+_MARKS: tuple[tuple[str, tuple[tuple[str, ...], ...], str], ...] = (
+    ("llama2", (("[INST]", "<<SYS>>"), ("<<SYS>>", "[INST]")), _EXTRAS),
+    ("llama3", (("<|start_header_id|>", "<|eot_id|>"),), _EXTRAS),
     # Qwen 2 and 3 have a part for tools, which is silent when there are none.
-    ("chatml", r"<\|im_start\|>.*<\|im_end\|>", _EXTRAS.replace("tools|", "") + r"|trim|strip|bos_token"),
-    ("qwen3", r"<\|im_start\|>.*</think>.*enable_thinking", r"strftime|date_string|macro|documents|bos_token"),
-    ("bitnet", r"(capitalize|Assistant: ).*<\|eot_id\|>|<\|eot_id\|>.*(capitalize|Assistant: )", _EXTRAS),
+    ("chatml", (("<|im_start|>", "<|im_end|>"),), _EXTRAS.replace("tools|", "") + r"|trim|strip|bos_token"),
+    ("qwen3", (("<|im_start|>", "</think>", "enable_thinking"),), r"strftime|date_string|macro|documents|bos_token"),
+    (
+        "bitnet",
+        tuple(pair for role in ("capitalize", "Assistant: ") for pair in ((role, "<|eot_id|>"), ("<|eot_id|>", role))),
+        _EXTRAS,
+    ),
     (
         "falcon3",
-        r"<\|system\|>.*<\|user\|>.*<\|assistant\|>",
-        _EXTRAS + r"|trim|strip|(user\|>|system\|>)[^<]*(eos_token|</s>|<\|end)",
+        (("<|system|>", "<|user|>", "<|assistant|>"),),
+        _EXTRAS + r"|trim|strip|(user\|>|system\|>)[^<]{0,80}(eos_token|</s>|<\|end)",
     ),
 )
+"""Name, texts one of whose rows must occur in this order, and a pattern that must not: all found in linear time."""
 
 _DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^<{}'\"]+)<\|im_end\|>")
 
@@ -181,11 +186,21 @@ def find_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> Template
         raise UnsupportedModelError("the model has no chat template; it was not made for conversations")
     if not isinstance(source, str):
         raise UnsupportedModelError("the model's chat template is no text")
-    for name, wanted, unwanted in _MARKS:
-        if re.search(wanted, source, re.DOTALL) and not re.search(unwanted, source):
+    for name, wanted, unwanted in _MARKS if len(source) <= MAX_TEMPLATE else ():
+        if any(_in_order(row, source) for row in wanted) and not re.search(unwanted, source):
             default = _DEFAULT_SYSTEM.search(source) if name == "chatml" else None
             return TEMPLATES[name] if default is None else Template(name, _chatml_with(default[1]))
     return Template("jinja", lambda messages, bos, eos: render_jinja(source, messages, bos, eos))
+
+
+def _in_order(marks: Sequence[str], source: str) -> bool:
+    at = 0
+    for mark in marks:
+        at = source.find(mark, at)
+        if at < 0:
+            return False
+        at += len(mark)
+    return True
 
 
 def render(

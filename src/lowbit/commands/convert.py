@@ -1,8 +1,8 @@
 """Convert a model to GGUF.
 
 Linear layers become the type asked for, embedding and output head the type of --head, norms F32. The ternary types
-(tq2_0, tq1_0, i2_s) take ternary weights only. The new file gets its name when it is complete, and replaces one that
-has this name already.
+(tq2_0, tq1_0, i2_s) take ternary weights only. The tokenizer and the chat template of a folder come along. The new file
+gets its name when it is complete, and replaces one that has this name already.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .common import print_json
+from .common import print_json, printable
 
 # As in lowbit.convert, which is too heavy to be imported for a help text.
 TARGET_TYPES = ("tq2_0", "tq1_0", "i2_s", "q8_0", "q4_0", "f16")
@@ -39,8 +39,11 @@ def run(args: argparse.Namespace) -> int:
         done = convert(args.source, args.target, args.type, args.head, progress)
     for name, kind in done.instead.items():
         print(f"{name}: its rows are no whole blocks of the type asked for; stored as {kind}", file=sys.stderr)
+    if done.no_tokenizer is not None:
+        print(f"without a tokenizer: {printable(done.no_tokenizer)}", file=sys.stderr)
     if args.json:
-        print_json({"path": done.path, "bytes": done.nbytes, "types": done.types, "instead": done.instead})
+        names = ("path", "types", "instead", "no_tokenizer")
+        print_json({"bytes": done.nbytes, **{name: getattr(done, name) for name in names}})
     else:
         print(f"{done.path}: {done.nbytes:,} bytes, {', '.join(f'{k} x {n}' for k, n in done.types.items())}")
     return 0

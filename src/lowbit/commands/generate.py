@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .common import (
+    InputError,
     add_model_arguments,
     add_sampling_arguments,
     load_model,
@@ -18,10 +19,11 @@ from .common import (
     printable,
     read_text,
     sampling_values,
+    whole,
 )
 
 if TYPE_CHECKING:
-    from ..model import Generation, Model
+    from ..model import Generation, Model, TokenLogprob
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,16 +33,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--speculate", action="store_true", help="propose tokens from the text so far: same text, sooner"
     )
+    parser.add_argument(
+        "--logprobs", type=whole(0), metavar="N", help="with --json: log-probability of each token, and the N likeliest"
+    )
     add_sampling_arguments(parser)
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..generation import MAX_LOGPROBS
+
+    if args.logprobs is not None and not args.json:
+        raise InputError("--logprobs needs --json")
+    if args.logprobs is not None and args.logprobs > MAX_LOGPROBS:
+        raise InputError(f"--logprobs takes at most {MAX_LOGPROBS}")
     sampling = sampling_values(args)
     prompt = read_text(args.prompt, "prompt")
     model = load_model(args)
     if args.json:
-        out = model.generate(prompt, speculate=args.speculate, **sampling)
+        options = {} if args.logprobs is None else {"logprobs": args.logprobs}
+        out = model.generate(prompt, speculate=args.speculate, **options, **sampling)
         print_json(_as_json(out, sampling["seed"]))
         return 0
     out = _stream(model, prompt, {"speculate": args.speculate, **sampling})
@@ -82,6 +94,7 @@ def _as_json(out: Generation, seed: int) -> dict[str, Any]:
     return {
         "text": out.text,
         "tokens": [int(token) for token in out.tokens],
+        **({} if out.logprobs is None else {"logprobs": [_logprob_as_json(one) for one in out.logprobs]}),
         "prompt_tokens": out.prompt_tokens,
         "finish_reason": out.finish_reason,
         "seed": seed,
@@ -96,3 +109,8 @@ def _as_json(out: Generation, seed: int) -> dict[str, Any]:
             "decode_tps": timings.decode_tps,
         },
     }
+
+
+def _logprob_as_json(one: TokenLogprob) -> dict[str, Any]:
+    top = [{"token": token, "piece": piece, "logprob": logprob} for token, piece, logprob in one.top]
+    return {"token": one.token, "piece": one.piece, "logprob": one.logprob, "top": top}

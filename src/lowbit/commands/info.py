@@ -1,21 +1,28 @@
 """Show what is inside a model file, or what lowbit finds on this machine.
 
-Without a file: the version, the instruction sets, the processor cores and the embedded model.
+Warnings at the end say what in the file is guessed, contradicts itself, or is known to ruin the text elsewhere. Of a
+chat template only the beginning is shown; --template prints all of it. Without a file: the version, the instruction
+sets, the processor cores and the embedded model.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 from typing import Any
 
-from .common import InputError, print_json, print_table, printable
+from .common import InputError, print_json, print_table, printable, without_controls
+
+SHOWN = 60
+"""Characters of a chat template that the table shows."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="FILE", help="model file")
     parser.add_argument("-m", "--model", dest="option", metavar="FILE", help="the same")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with the whole chat template")
+    parser.add_argument("--template", action="store_true", help="print the chat template as it is in the file, no more")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,10 +42,24 @@ def run(args: argparse.Namespace) -> int:
         }
     else:
         info = lowbit.load(path).info()
+    if args.template:
+        return _print_template(info)
     if args.json:
         print_json(info)
-    else:
-        print_table(_rows(info))
+        return 0
+    warnings = (info if path is not None else info["embedded_model"]).pop("warnings", ())
+    print_table(_rows(info))
+    for warning in warnings:
+        print(f"warning: {printable(warning)}")
+    return 0
+
+
+def _print_template(info: dict[str, Any]) -> int:
+    template = info.get("chat_template")
+    if template is None:
+        raise InputError("there is no chat template to print")
+    # Line ends and tabs belong to a template; what else is invisible may steer a terminal.
+    print("\n".join("\t".join(without_controls(part) for part in line.split("\t")) for line in template.split("\n")))
     return 0
 
 
@@ -55,6 +76,18 @@ def _rows(info: dict[str, Any], indent: str = "") -> list[tuple[str, str]]:
             rows.append((label, ", ".join(map(str, value))))
         elif isinstance(value, int) and not isinstance(value, bool):
             rows.append((label, f"{value:,}"))
+        elif key == "chat_template" and value is not None:
+            rows.append((label, _shortened(str(value))))
+        elif isinstance(value, bool):
+            rows.append((label, "yes" if value else "no"))
         else:
             rows.append((label, "-" if value is None else printable(str(value))))
     return rows
+
+
+def _shortened(template: str) -> str:
+    """The beginning of a chat template, its length, and its SHA-256, by which two can be compared."""
+    start = printable(template[:SHOWN])
+    digest = hashlib.sha256(template.encode("utf-8", "surrogatepass")).hexdigest()
+    more = "..." if len(template) > SHOWN else ""
+    return f"{start}{more} ({len(template):,} characters, SHA-256 {digest[:16]})"

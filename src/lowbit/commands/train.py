@@ -19,6 +19,9 @@ from pathlib import Path
 from ..errors import LowbitError
 from .common import InputError, whole
 
+# As in lowbit.train.model, which needs torch.
+PRECISIONS = ("ternary", "int8", "int4-fp4", "float32")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("corpus", nargs="+", metavar="FILE", help="text or JSONL; a file named twice counts twice")
@@ -37,13 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layers", type=whole(1), metavar="N", help="transformer blocks (default: 8)")
     add("--hidden", type=whole(1), metavar="N", help="width, a multiple of 256 (default: 256)")
     add("--intermediate", type=whole(1), metavar="N", help="feed-forward width, a multiple of 256 (default: 512)")
-    add("--heads", type=whole(1), metavar="N", help="attention heads (default: 8)")
-    add("--kv-heads", type=whole(1), metavar="N", help="key and value heads (default: 4)")
+    add("--heads", type=whole(1), metavar="N", help="attention heads (default: 4)")
+    add("--kv-heads", type=whole(1), metavar="N", help="key and value heads (default: 2)")
     add("--context", type=whole(2), metavar="N", help="longest text in tokens (default: 512)")
     add(
         "--activation",
         choices=("relu2", "silu"),
         help="gate: squared ReLU (the default), or SiLU, which llama.cpp runs",
+    )
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="ternary",
+        help="of linear layers; the others are there to compare (default: %(default)s)",
     )
     add("--type", choices=("TQ2_0", "TQ1_0", "I2_S"), default="TQ2_0", help="of ternary weights (default: %(default)s)")
     add("--embedding-type", choices=("Q8_0", "Q4_0", "F16", "F32"), default="Q8_0", help="(default: %(default)s)")
@@ -76,10 +85,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-t", "--threads", type=whole(1), metavar="N", help="threads (default: as torch chooses)")
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add(
-        "--precision",
+        "--compute",
         choices=("auto", "bf16", "float32"),
         default="auto",
-        help="of matrix products (default: %(default)s)",
+        help="of matrix products (default: bf16 where the processor has it)",
     )
     add(
         "--compile", action=argparse.BooleanOptionalAction, help="fuse arithmetic (default: if there is a C++ compiler)"
@@ -143,6 +152,7 @@ def run(args: argparse.Namespace) -> int:
         shape={name: value for name, value in names.items() if value is not None},
         dropout=args.dropout,
         precision=args.precision,
+        compute=args.compute,
         threads=args.threads,
         device=args.device,
         compile=args.compile,

@@ -11,13 +11,15 @@ import numpy as np
 
 from ..config import ModelConfig
 from ..errors import FormatError
-from .rope import yarn_factors
+from .rope import yarn_factors, yarn_magnitude
 
 __all__ = ["Family"]
 
 MAX_LAYERS = 1024
 MAX_VOCAB = 1 << 20
 MAX_CONTEXT = 1 << 24
+MAX_HEAD = 512
+"""Published models have heads of up to 256 channels; the tables of rotary positions grow with them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Family:
         hidden = keys.whole("embedding_length", 1, 1 << 18)
         heads = keys.whole("attention.head_count", 1, 1 << 14)
         kv_heads = keys.whole("attention.head_count_kv", 1, heads, default=heads)
-        head_dim = keys.whole("attention.key_length", 2, 1 << 14, default=hidden // heads)
+        head_dim = keys.whole("attention.key_length", 2, MAX_HEAD, default=hidden // heads)
         if keys.whole("attention.value_length", 1, 1 << 14, default=head_dim) != head_dim:
             raise FormatError("keys and values have different lengths")
         window = keys.whole("attention.sliding_window", 0, MAX_CONTEXT, default=0)
@@ -81,6 +83,7 @@ class Family:
             rope_dim=keys.whole("rope.dimension_count", 2, head_dim, default=head_dim),
             rope_pairing=keys.choice("lowbit.rope_pairing", ("adjacent", "halves"), self.rope_pairing),
             rope_factors=keys.rope_factors(head_dim),
+            rope_scale=keys.rope_scale(),
             activation=self.activation,
             attn_sub_norm=self.sub_norms,
             ffn_sub_norm=self.sub_norms,
@@ -93,6 +96,13 @@ class Family:
     def has_masters(self, metadata: Mapping[str, Any]) -> bool:
         """Whether the float weights of linear layers are masters of ternary ones; the file may say so itself."""
         return bool(metadata.get("lowbit.bit_linear", self.bit_linear))
+
+
+def _shown(value: Any) -> str:
+    """A value from a file for an error message: one line, of bounded length."""
+    if isinstance(value, (list, np.ndarray)):
+        return f"an array of {len(value)}"
+    return repr(value[:80] if isinstance(value, str) else value)
 
 
 _Choice = TypeVar("_Choice", bound=str)
@@ -112,7 +122,7 @@ class _Keys:
         if value is None:
             raise FormatError(f"the key {self.prefix + key} is missing")
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
-            raise FormatError(f"{self.prefix + key} is {value!r}, not a whole number from {low} to {high}")
+            raise FormatError(f"{self.prefix + key} is {_shown(value)}, not a whole number from {low} to {high}")
         return int(value)
 
     def real(self, key: str, low: float, high: float, default: float | None = None) -> float:
@@ -120,13 +130,13 @@ class _Keys:
         if value is None:
             raise FormatError(f"the key {self.prefix + key} is missing")
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
-            raise FormatError(f"{self.prefix + key} is {value!r}, not a number from {low:g} to {high:g}")
+            raise FormatError(f"{self.prefix + key} is {_shown(value)}, not a number from {low:g} to {high:g}")
         return float(value)
 
     def vocabulary(self) -> int:
-        key = "tokenizer.ggml.tokens"
-        if self.prefix + "vocab_size" not in self.metadata and key in self.metadata:
-            return len(self.metadata[key])
+        tokens = self.metadata.get("tokenizer.ggml.tokens")
+        if self.prefix + "vocab_size" not in self.metadata and isinstance(tokens, list):
+            return len(tokens)
         return self.whole("vocab_size", 1, MAX_VOCAB)
 
     def choice(self, key: str, choices: tuple[_Choice, ...], default: _Choice) -> _Choice:
@@ -134,22 +144,19 @@ class _Keys:
         for choice in choices:
             if isinstance(value, str) and value == choice:
                 return choice
-        raise FormatError(f"{key} is {value!r}, not one of {', '.join(map(str, choices))}")
+        raise FormatError(f"{key} is {_shown(value)}, not one of {', '.join(map(str, choices))}")
 
     def rope_factors(self, head_dim: int) -> tuple[float, ...]:
         """RoPE factors of linear scaling and YaRN; others are refused, since ignoring them would ruin the text."""
         kind = self.metadata.get(self.prefix + "rope.scaling.type", "none")
         if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
-            raise FormatError(f"RoPE scaling of type {kind!r} is not supported")
+            raise FormatError(f"RoPE scaling of type {_shown(kind)} is not supported")
         factor = self.real("rope.scaling.factor", 1e-6, 1e6, default=None if kind == "yarn" else 1.0)
         rope_dim = self.whole("rope.dimension_count", 2, head_dim, default=head_dim)
         if kind == "none" or math.isclose(factor, 1.0):
             return ()
         if kind == "linear":
             return (factor,) * (rope_dim // 2)
-        magnitude = self.real("rope.scaling.attn_factor", 1e-6, 1e6, default=1.0)
-        if not math.isclose(magnitude * (0.1 * math.log(max(factor, 1.0)) + 1.0), 1.0, rel_tol=1e-6):
-            raise FormatError("YaRN that makes queries and keys longer is not supported")
         return yarn_factors(
             rope_dim,
             self.real("rope.freq_base", 1.0001, 1e12, default=10000.0),
@@ -158,3 +165,10 @@ class _Keys:
             self.real("rope.scaling.yarn_beta_fast", 1e-3, 1e6, default=32.0),
             self.real("rope.scaling.yarn_beta_slow", 1e-3, 1e6, default=1.0),
         )
+
+    def rope_scale(self) -> float:
+        """YaRN's factor of cosines and sines; the file holds it as a share of the one that YaRN itself proposes."""
+        if self.metadata.get(self.prefix + "rope.scaling.type") != "yarn":
+            return 1.0
+        magnitude = yarn_magnitude(self.real("rope.scaling.factor", 1e-6, 1e6))
+        return magnitude * self.real("rope.scaling.attn_factor", 1e-6, 1e6, default=1.0)

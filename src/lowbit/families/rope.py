@@ -1,4 +1,4 @@
-"""RoPE scalings that are one divisor per pair of channels."""
+"""RoPE scalings: one divisor per pair of channels, and one factor for all of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-__all__ = ["yarn_factors"]
+__all__ = ["yarn_factors", "yarn_magnitude"]
 
 
 def yarn_factors(
@@ -44,3 +44,11 @@ def yarn_factors(
     high = min(math.ceil(pair_that_turns(beta_slow)), rope_dim - 1)
     ramp = np.clip((np.arange(rope_dim // 2) - low) / (high - low if high != low else 0.001), 0.0, 1.0)
     return tuple(float(f) for f in 1.0 / (ramp / factor + 1.0 - ramp))
+
+
+def yarn_magnitude(factor: float, mscale: float = 1.0) -> float:
+    """What YaRN multiplies cosines and sines by, for a context that has become `factor` times as long.
+
+    Source: Peng et al., YaRN (arXiv 2309.00071), section 3.4; `mscale` is DeepSeek's addition.
+    """
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0

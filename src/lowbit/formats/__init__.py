@@ -30,7 +30,12 @@ class Container:
 def _open_gguf(path: str) -> ModelFile:
     from lowbit.formats.gguf import GGUFFile
 
-    return GGUFFile(path)
+    file = GGUFFile(path)
+    if file.parts <= 1:
+        return file
+    from lowbit.formats.gguf_split import SplitGGUF
+
+    return SplitGGUF(file)
 
 
 def _sniff_llama2c(head: bytes) -> bool:

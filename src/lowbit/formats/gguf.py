@@ -100,9 +100,13 @@ class GGUFFile(MappedFile):
     Parameters
     ----------
     path : str or os.PathLike
+    part_of : str, optional
+        Architecture of the model that this file is a further part of; such files state none themselves.
 
     Attributes
     ----------
+    parts : int
+        Files that the model consists of; 1 for most. `lowbit.formats.gguf_split` puts several together.
     metadata_types : dict of str to str
         Name of each value's stored type (``u32``, ``string``, ...); for arrays, that of the elements. With it a
         file's metadata can be written again as it was.
@@ -112,13 +116,14 @@ class GGUFFile(MappedFile):
     FormatError
         If the file breaks a rule of the format.
     UnsupportedModelError
-        If it is sound, but of another version, split, or holds a tensor type that no file alone can describe.
+        If it is sound, but of another version, or holds a tensor type that no file alone can describe.
     """
 
     format = "gguf"
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], part_of: str | None = None) -> None:
         super().__init__(path)
+        self._part_of = part_of
         self.metadata_types: dict[str, str] = {}
         try:
             self._parse(Cursor(self._map, 0))
@@ -144,15 +149,16 @@ class GGUFFile(MappedFile):
             cursor.need(count * smallest, f"a header of {count} {what}")
 
         self.metadata: Mapping[str, Any] = _Metadata(cursor.buffer, self._parse_metadata(cursor, n_keys))
-        self.architecture = self._typed("general.architecture", "string", None)
+        self.architecture = self._typed("general.architecture", "string", self._part_of)
         if not self.architecture or len(self.architecture) > MAX_ARCHITECTURE or not self.architecture.isprintable():
             raise FormatError("has no general.architecture, or one that is no name")
         alignment = self._typed("general.alignment", "u32", spec.DEFAULT_ALIGNMENT)
         if not 0 < alignment <= spec.MAX_ALIGNMENT or alignment & (alignment - 1):
             raise FormatError(f"general.alignment is {alignment}, no power of two up to {spec.MAX_ALIGNMENT}")
-        split_count = self.metadata.get("split.count", 1)
-        if isinstance(split_count, int) and split_count > 1:
-            raise UnsupportedModelError(f"is one of {split_count} parts of a split model; merge them first")
+        parts = self.metadata.get("split.count", 1)
+        if not isinstance(parts, int) or isinstance(parts, bool) or parts < 0:
+            raise FormatError("split.count is no number of files")
+        self.parts = parts
 
         entries = parse_entries(cursor, n_tensors)
         data_start = spec.align_up(cursor.position, alignment)

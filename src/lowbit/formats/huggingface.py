@@ -19,6 +19,7 @@ import numpy as np
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
+from lowbit.formats.folder import inside
 from lowbit.formats.ggml_types import tensor_nbytes
 from lowbit.formats.huggingface_config import LINEARS, Translation, translate
 from lowbit.formats.safetensors import DTYPE_BYTES, SafetensorsFile
@@ -27,6 +28,7 @@ from lowbit.formats.strict_json import parse_object
 __all__ = ["HuggingFaceFolder"]
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_TOKENIZER_CONFIG_BYTES = 16 << 20
 MAX_SHARDS = 1024
 FLOATS = ("F32", "F16", "BF16")
 _WHOLE = {
@@ -68,7 +70,7 @@ class HuggingFaceFolder:
             translation = self._config()
             stored = self._open_shards()
             self.architecture = translation.architecture
-            self.metadata: Mapping[str, Any] = translation.metadata
+            self.metadata: Mapping[str, Any] = {**translation.metadata, **self._chat_template()}
             self._tensors: dict[str, TensorInfo] = {}
             self.tensors: Mapping[str, TensorInfo] = self._tensors
             self._take(stored, translation)
@@ -112,20 +114,8 @@ class HuggingFaceFolder:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _inside(self, name: str) -> Path:
-        """The path of a file of this folder; FormatError if the name, or a link, leads out of it."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}", name):
-            raise FormatError(f"the file name {name[:80]!r} is none, or leads out of the folder")
-        path = self._folder / name
-        folder, target = self._folder.resolve(), path.resolve()
-        # The download cache keeps the files of all snapshots in one folder beside them, and links to these.
-        cached = folder.parent.name == "snapshots" and target.parent == folder.parent.parent / "blobs"
-        if target.parent != folder and not cached:
-            raise FormatError(f"{name} is a link that leads out of the folder")
-        return path
-
     def _json(self, name: str, max_bytes: int) -> dict[str, Any]:
-        path = self._inside(name)
+        path = inside(self._folder, name)
         try:
             if not path.is_file():
                 raise FormatError(f"has no {name}")
@@ -137,6 +127,24 @@ class HuggingFaceFolder:
     def _config(self) -> Translation:
         return translate(self._json("config.json", MAX_CONFIG_BYTES))
 
+    def _chat_template(self) -> dict[str, str]:
+        """The key of the chat template, from a file of its own or tokenizer_config.json; empty if there is none."""
+        template: Any = None
+        if (self._folder / "chat_template.jinja").exists():
+            try:
+                with open(inside(self._folder, "chat_template.jinja"), "rb") as file:
+                    template = file.read(MAX_CONFIG_BYTES + 1).decode()
+            except (OSError, UnicodeDecodeError) as error:
+                raise FormatError("chat_template.jinja cannot be read, or is no text") from error
+        elif (self._folder / "tokenizer_config.json").exists():
+            template = self._json("tokenizer_config.json", MAX_TOKENIZER_CONFIG_BYTES).get("chat_template")
+            if isinstance(template, list):  # several, by name
+                named = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+                template = named[0].get("template") if named else None
+        if template is not None and (not isinstance(template, str) or len(template) > MAX_CONFIG_BYTES):
+            raise FormatError(f"has a chat template that is no text of at most {MAX_CONFIG_BYTES} characters")
+        return {} if template is None else {"tokenizer.chat_template": template}
+
     def _open_shards(self) -> dict[str, SafetensorsFile]:
         """Open the files with weights; return each tensor's file."""
         index, single = "model.safetensors.index.json", "model.safetensors"
@@ -147,7 +155,7 @@ class HuggingFaceFolder:
                         "holds PyTorch pickles, which can run any code when they are read; safetensors are needed"
                     )
                 raise FormatError(f"has neither {single} nor {index}")
-            self._shards.append(SafetensorsFile(self._inside(single)))
+            self._shards.append(SafetensorsFile(inside(self._folder, single)))
             return dict.fromkeys(self._shards[0].tensors, self._shards[0])
         weight_map = self._json(index, 8 << 20).get("weight_map")
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -159,7 +167,7 @@ class HuggingFaceFolder:
         for name in names:
             if not name.endswith(".safetensors"):
                 raise FormatError(f"{index} names {name[:80]!r}, which is no safetensors file")
-            shard = SafetensorsFile(self._inside(name))
+            shard = SafetensorsFile(inside(self._folder, name))
             self._shards.append(shard)
             for tensor in shard.tensors:
                 if weight_map.get(tensor) != name:
@@ -167,7 +175,7 @@ class HuggingFaceFolder:
                 stored[tensor] = shard
         for tensor, name in weight_map.items():
             if tensor not in stored:
-                raise FormatError(f"{name} lacks the tensor {tensor!r} that {index} expects there")
+                raise FormatError(f"{name} lacks the tensor {tensor[:80]!r} that {index} expects there")
         return stored
 
     def _take(self, stored: dict[str, SafetensorsFile], translation: Translation) -> None:

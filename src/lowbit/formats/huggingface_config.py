@@ -18,6 +18,8 @@ from lowbit.errors import FormatError, UnsupportedModelError
 
 __all__ = ["LINEARS", "Translation", "translate"]
 
+MAX_HEAD = 512
+"""Channels of a head; published models have up to 256."""
 LINEARS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -113,6 +115,8 @@ def translate(config: Mapping[str, Any]) -> Translation:
 
     hidden, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
     head_dim = keys.whole("head_dim", kind.head_dim or hidden // heads)
+    if head_dim > MAX_HEAD:  # tables are made of it before the families see it
+        raise FormatError(f"config.json has a head_dim of {head_dim}, limit {MAX_HEAD}")
     context = keys.whole("max_position_embeddings")
     values: dict[str, Any] = {
         "embedding_length": hidden,
@@ -152,7 +156,7 @@ def _model_class(keys: _Keys) -> tuple[str, _ModelClass]:
     if not names:
         names = [name for name, kind in _CLASSES.items() if kind.model_types == (model_type,)]
     if len(names) != 1 or names[0] not in _CLASSES:
-        shown = ", ".join(name[:40] for name in names[:4]) or f"of type {model_type[:40]!r}"
+        shown = ", ".join(repr(name[:40]) for name in names[:4]) or f"of type {model_type[:40]!r}"
         raise UnsupportedModelError(f"models {shown} are not supported; lowbit runs {', '.join(_CLASSES)}")
     kind = _CLASSES[names[0]]
     if model_type not in kind.model_types:

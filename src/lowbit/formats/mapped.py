@@ -66,6 +66,10 @@ class MappedFile:
         info = self._info(name)
         return self._bytes[info.offset : info.offset + info.nbytes]
 
+    def locate(self, name: str) -> tuple[str, int]:
+        """Return the path of the file that holds a tensor, and where in it the tensor begins."""
+        return self.path, self._info(name).offset
+
     def release(self, name: str) -> None:
         """Tell the system that a tensor's bytes are not needed in memory for now; they can still be read."""
         info = self._info(name)

@@ -1,4 +1,4 @@
-"""Ternary weights: from float to codes and scales, and from those to TQ1_0, TQ2_0 and I2_S.
+"""Ternary weights: from float to codes and scales, and from those to TQ1_0, TQ2_0, Q2_0 and I2_S.
 
 A code is a weight plus one: 0, 1, 2 mean -1, 0, +1. Layouts: llama.cpp `ggml-quants.c`, microsoft/BitNet
 `src/ggml-bitnet-mad.cpp`; they are pictured in `lowbit.formats.blocks`.
@@ -11,7 +11,7 @@ import numpy as np
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.quantize.rounding import blocks_of, round_half_away, scale_bytes, scaled
 
-__all__ = ["absmean", "encode_i2_s", "encode_tq1_0", "encode_tq2_0", "pack_codes"]
+__all__ = ["absmean", "encode_i2_s", "encode_tq1_0", "encode_tq2_0", "nearest_ternary", "pack_codes"]
 
 ABSMEAN_FLOOR = 1e-5
 """Smallest scale that BitNet's weight quantisation gives a tensor."""
@@ -48,6 +48,38 @@ def absmean(weights: np.ndarray) -> tuple[np.ndarray, float]:
         raise FormatError("weights are infinite or not a number")
     scale = max(np.float32(np.abs(weights).mean(dtype=np.float64)), np.float32(ABSMEAN_FLOOR))
     return (np.clip(np.rint(weights / scale), -1, 1) + 1).astype(np.uint8), float(scale)
+
+
+def nearest_ternary(weights: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the ternary weights that are nearest in squared error, with a scale for each block of a row.
+
+    If k values are kept, their best scale is their mean magnitude, and the k largest are the ones to keep: the error
+    is then sum(x^2) - (sum of the k largest |x|)^2 / k, and k is tried from 1 to the size of the block. Weights that
+    are ternary already come back as they are.
+
+    Parameters
+    ----------
+    weights : ndarray of float32, shape (rows, cols), finite
+    block : int
+        Weights per scale; divides cols.
+
+    Returns
+    -------
+    codes : ndarray of uint8, shape (rows, cols)
+        0, 1 or 2 for -1, 0 and +1.
+    scales : ndarray of float32, shape (rows, cols / block)
+    """
+    blocks = blocks_of(np.asarray(weights, np.float32), block)
+    magnitudes = np.abs(blocks)
+    largest_first = -np.sort(-magnitudes, axis=1)
+    counts = np.arange(1, block + 1)
+    means = np.cumsum(largest_first, axis=1, dtype=np.float64) / counts
+    kept = (means * means * counts).argmax(axis=1)[:, None]
+    smallest = np.take_along_axis(largest_first, kept, axis=1)
+    scales = np.take_along_axis(means, kept, axis=1).astype(np.float32)
+    codes = np.where(magnitudes >= smallest, np.sign(blocks), 0) + 1
+    rows, cols = weights.shape
+    return codes.astype(np.uint8).reshape(rows, cols), scales.reshape(rows, cols // block)
 
 
 def encode_tq1_0(weights: np.ndarray) -> np.ndarray:
@@ -107,7 +139,7 @@ def pack_codes(type_name: str, codes: np.ndarray, scales: np.ndarray | float) ->
     Parameters
     ----------
     type_name : str
-        ``TQ1_0``, ``TQ2_0`` or ``I2_S``.
+        ``TQ1_0``, ``TQ2_0``, ``Q2_0`` or ``I2_S``.
     codes : ndarray of uint8, shape (rows, cols)
         0, 1 or 2.
     scales : float, or ndarray of float32 that broadcasts to (rows, n_blocks)
@@ -141,12 +173,12 @@ def pack_codes(type_name: str, codes: np.ndarray, scales: np.ndarray | float) ->
         tail = np.zeros(32, np.uint8)
         tail[:4] = given.astype("<f4").reshape(1).view(np.uint8)
         return np.concatenate([_crumbs(codes.reshape(-1, 4, 32), (6, 4, 2, 0)).reshape(-1), tail])
-    blocks = blocks_of(codes, 256)
-    per_block = np.broadcast_to(given, (rows, cols // 256)).reshape(-1, 1)
-    return (_pack_tq1_0 if type_name == "TQ1_0" else _pack_tq2_0)(blocks, per_block).reshape(-1)
+    size = _BLOCK[type_name]
+    per_block = np.broadcast_to(given, (rows, cols // size)).reshape(-1, 1)
+    return _PACKERS[type_name](blocks_of(codes, size), per_block).reshape(-1)
 
 
-_BLOCK = {"TQ1_0": 256, "TQ2_0": 256, "I2_S": 128}
+_BLOCK = {"TQ1_0": 256, "TQ2_0": 256, "Q2_0": 64, "I2_S": 128}
 
 
 def _absmax(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,3 +207,11 @@ def _pack_tq1_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     # q <= 242, so the product fits 16 bits. Rounding up makes the decoder's multiply-and-shift exact.
     packed = (np.concatenate(parts, axis=1) * np.uint16(256) + np.uint16(242)) // np.uint16(243)
     return np.concatenate([packed.astype(np.uint8), scale_bytes(scales)], axis=1)
+
+
+def _pack_q2_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    packed = np.bitwise_or.reduce(codes.reshape(-1, 16, 4) << np.uint8([0, 2, 4, 6]), axis=2)
+    return np.concatenate([scale_bytes(scales), packed], axis=1)
+
+
+_PACKERS = {"TQ1_0": _pack_tq1_0, "TQ2_0": _pack_tq2_0, "Q2_0": _pack_q2_0}

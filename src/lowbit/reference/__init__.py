@@ -11,7 +11,7 @@ All arithmetic is float64 except where a result has to be reproduced bit by bit;
 """
 
 from .layers import attention, gated_feed_forward, relu2, rms_norm, rope, silu, softmax, sparsify, top_k
-from .model import forward, greedy, nats_per_token
+from .model import forward, greedy, hidden_states, nats_per_token
 from .quantization import (
     FloatLinear,
     IntLinear,
@@ -33,6 +33,7 @@ __all__ = [
     "forward",
     "gated_feed_forward",
     "greedy",
+    "hidden_states",
     "int_matmul",
     "nats_per_token",
     "quantize_activations",

@@ -35,6 +35,7 @@ def rope(
     rope_dim: int = 0,
     pairing: Literal["adjacent", "halves"] = "adjacent",
     factors: Sequence[float] = (),
+    scale: float = 1.0,
 ) -> np.ndarray:
     """Rotate pairs of channels by an angle that grows with the position.
 
@@ -52,6 +53,8 @@ def rope(
         Pair j is channels (2j, 2j + 1), or channels (j, j + rope_dim / 2).
     factors : sequence of float, length rope_dim / 2
         Divisors of the frequencies; empty means all 1.
+    scale : float
+        Factor of the rotated channels.
 
     Returns
     -------
@@ -59,7 +62,7 @@ def rope(
 
     Notes
     -----
-    Source: Su et al., RoFormer (arXiv 2104.09864).
+    Source: Su et al., RoFormer (arXiv 2104.09864); the scale is that of YaRN (Peng et al., arXiv 2309.00071).
     """
     rope_dim = rope_dim or x.shape[-1]
     j = np.arange(rope_dim // 2)
@@ -67,9 +70,10 @@ def rope(
     angles = np.multiply.outer(np.asarray(positions, dtype=np.float64), frequencies)[:, None, :]  # (n_tokens, 1, pairs)
     first, second = (2 * j, 2 * j + 1) if pairing == "adjacent" else (j, j + rope_dim // 2)
 
+    cos, sin = scale * np.cos(angles), scale * np.sin(angles)
     out = np.array(x, dtype=np.float64)
-    out[..., first] = x[..., first] * np.cos(angles) - x[..., second] * np.sin(angles)
-    out[..., second] = x[..., first] * np.sin(angles) + x[..., second] * np.cos(angles)
+    out[..., first] = x[..., first] * cos - x[..., second] * sin
+    out[..., second] = x[..., first] * sin + x[..., second] * cos
     return out
 
 

@@ -8,11 +8,13 @@ never from its name.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UnsupportedModelError
+from ..formats.folder import inside
 from . import gpt2, llama2c, spm
 from .base import Tokenizer
 from .hub import Settings, read_settings
@@ -20,7 +22,15 @@ from .stream import StopBuffer, StreamDecoder
 from .tiktoken import from_rank_file, is_rank_file
 from .tokenizer_json import from_tokenizer_json
 
-__all__ = ["StopBuffer", "StreamDecoder", "Tokenizer", "from_gguf_metadata", "load_tokenizer"]
+__all__ = [
+    "StopBuffer",
+    "StreamDecoder",
+    "Tokenizer",
+    "find_tokenizer_file",
+    "from_gguf_metadata",
+    "load_tokenizer",
+    "read_tokenizer_file",
+]
 
 # One row per value of tokenizer.ggml.model.
 KINDS: dict[str, Callable[[Mapping[str, Any], str], Tokenizer]] = {
@@ -60,9 +70,9 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
     settings = Settings()
     if path.is_dir():
         settings = read_settings(path)
-        path = _tokenizer_in(path)
+        path = find_tokenizer_file(path)
     name = str(path)
-    data = _read(name)
+    data = read_tokenizer_file(name)
     start = data[:4]
     if start == b"GGUF":
         tokenizer = _from_gguf_file(name)
@@ -127,9 +137,11 @@ def _beside_checkpoint(path: str) -> str | None:
     return None
 
 
-def _read(path: str) -> bytes:
+def read_tokenizer_file(path: str) -> bytes:
     """Return the whole file, or the first four bytes of a GGUF file."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # asked before opening: opening a pipe would wait for a writer
+            raise FormatError(f"{path}: is not a regular file")
         with open(path, "rb") as file:
             start = file.read(4)
             if start == b"GGUF":
@@ -152,8 +164,12 @@ def _from_gguf_file(path: str) -> Tokenizer:
         model.close()
 
 
-def _tokenizer_in(folder: Path) -> Path:
+def find_tokenizer_file(folder: Path) -> Path:
+    """Return the file of a folder that its tokenizer is read from; FormatError if there is none."""
     for name in _FOLDER_FILES:
         if (folder / name).is_file():
-            return folder / name
+            try:
+                return inside(folder, name)
+            except FormatError as error:
+                raise FormatError(f"{folder}: {error}") from None
     raise FormatError(f"{folder}: holds no {', '.join(_FOLDER_FILES)}")

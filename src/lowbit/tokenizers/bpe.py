@@ -13,7 +13,7 @@ from .base import END_MARKERS, MAX_TOKEN_BYTES, MAX_VOCAB_SIZE, Tokenizer
 from .byte_alphabet import TEXT_LETTERS
 from .names import NameSplitter
 
-__all__ = ["BytePairTokenizer", "Recipe", "Vocabulary", "make_engine"]
+__all__ = ["BytePairTokenizer", "Parts", "Recipe", "Vocabulary", "make_engine"]
 
 _END_NAMES = frozenset(marker.decode() for marker in END_MARKERS)
 _MAX_MERGES = 4 * MAX_VOCAB_SIZE
@@ -71,6 +71,23 @@ class Recipe:
     fuse_unk: bool = False
     byte_level: bool = True
     """Tokens are written in GPT-2's alphabet of bytes; else they are text, with ▁ for a space."""
+
+
+@dataclass
+class Parts:
+    """What a tokenizer file with merges holds, checked and ready to be put together."""
+
+    vocabulary: Vocabulary
+    merges: list[tuple[str, str]]
+    recipe: Recipe
+    bos_id: int | None
+    eos_id: int | None
+    unk_id: int | None = None
+    unk: str | None = None
+    """Token of text that merging cannot write, if the engine needs one."""
+    add_bos: bool = False
+    add_eos: bool = False
+    strip_space: bool = False
 
 
 def make_engine(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,10 @@ from .metadata import get, special_id
 from .modelproto import read_model_proto, write_bpe_model, write_model_proto
 from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Specs, Vocabulary, looks_like_byte
 
-__all__ = ["SentencePieceTokenizer", "from_gguf", "from_model_file"]
+__all__ = ["PREFIX_KEY", "SentencePieceTokenizer", "from_gguf", "from_model_file"]
+
+PREFIX_KEY = "lowbit.tokenizer.space_prefix"
+"""A key of lowbit's own, since GGUF has none."""
 
 _UNK_SURFACE = " \N{DOUBLE QUESTION MARK} ".encode()
 
@@ -37,6 +41,9 @@ class SentencePieceTokenizer(Tokenizer):
         SentencePiece's own settings, if the file has them; otherwise they are made from `specs`.
     unk_surface : bytes
         What an unknown token decodes to.
+    prefix : str
+        Where a space is put before text that begins with none: ``first`` at the start alone, ``always`` after each
+        control token too. Empty for SentencePiece's own rule, which puts one before any text.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class SentencePieceTokenizer(Tokenizer):
         eos_ids: set[int] | None = None,
         rest: bytes | None = None,
         unk_surface: bytes = _UNK_SURFACE,
+        prefix: str = "",
     ) -> None:
         import sentencepiece
 
@@ -66,6 +74,9 @@ class SentencePieceTokenizer(Tokenizer):
         self._vocabulary = vocabulary
         self._bytes = vocabulary.token_bytes(unk_surface, specs.escape_whitespaces)
         self._prefix = b"" if not specs.add_dummy_prefix else SPACE if specs.escape_whitespaces else b" "
+        self._own_prefix = prefix
+        if prefix:
+            specs = replace(specs, add_dummy_prefix=False)
         proto, self._proto_unk = (
             write_bpe_model(vocabulary, specs) if rest is None else write_model_proto(vocabulary, rest)
         )
@@ -87,6 +98,8 @@ class SentencePieceTokenizer(Tokenizer):
         return self._vocabulary.tokens[token].decode("utf-8", "replace")
 
     def _encode_text(self, text: str, start: bool) -> list[int]:
+        if self._own_prefix and (start or self._own_prefix == "always") and text[0] not in " ▁":
+            text = " " + text
         ids: list[int] = self._processor.EncodeAsIds(text)
         if self._proto_unk != self.unk_id and self._proto_unk in ids:
             instead = [] if self.unk_id is None else [self.unk_id]
@@ -123,17 +136,21 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> SentencePieceTokenizer:
     FormatError
         If a key is missing, has another type than GGUF gives it, or contradicts another.
     """
-    tokens = get(metadata, "tokens", list, path)
+    # The tokens come last: a list of them takes more memory than their bytes in the file.
     scores = get(metadata, "scores", np.ndarray, path)
     types = get(metadata, "token_type", np.ndarray, path, default=None)
-    if tokens is None or scores is None:
-        raise FormatError(f"{path}: the vocabulary has no {'tokens' if tokens is None else 'scores'}")
-    if not all(isinstance(token, bytes) for token in tokens):
-        raise FormatError(f"{path}: tokenizer.ggml.tokens must be an array of strings")
+    if scores is None:
+        raise FormatError(f"{path}: the vocabulary has no scores")
     if scores.dtype not in (np.float32, np.int32):
         raise FormatError(f"{path}: tokenizer.ggml.scores must be float32 or int32, not {scores.dtype}")
     if types is not None and types.dtype not in (np.int32, np.uint32):
         raise FormatError(f"{path}: tokenizer.ggml.token_type must be int32 or uint32, not {types.dtype}")
+
+    tokens = get(metadata, "tokens", list, path)
+    if tokens is None:
+        raise FormatError(f"{path}: the vocabulary has no tokens")
+    if not all(isinstance(token, bytes) for token in tokens):
+        raise FormatError(f"{path}: tokenizer.ggml.tokens must be an array of strings")
 
     special = partial(special_id, metadata, n_tokens=len(tokens), path=path)
     bos, eos, unk = special("bos", default=1), special("eos", default=2), special("unknown", default=0)
@@ -155,6 +172,7 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> SentencePieceTokenizer:
         unk_id=unk,
         add_bos=get(metadata, "add_bos_token", bool, path, default=True),
         eos_ids={i for i in (special("eot"), special("eom")) if i is not None},
+        prefix=_prefix(metadata, path),
     )
 
 
@@ -180,6 +198,13 @@ def from_model_file(data: bytes, path: str) -> SentencePieceTokenizer:
         rest=model.rest,
         unk_surface=model.unk_surface,
     )
+
+
+def _prefix(metadata: Mapping[str, Any], path: str) -> str:
+    prefix = metadata.get(PREFIX_KEY, "")
+    if not isinstance(prefix, str) or prefix not in ("", "first", "always"):
+        raise UnsupportedModelError(f"{path}: {PREFIX_KEY} is {str(prefix)[:40]!r}, not first or always")
+    return prefix
 
 
 def _version(text: str) -> tuple[int, ...]:

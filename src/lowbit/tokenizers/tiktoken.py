@@ -9,13 +9,13 @@ from __future__ import annotations
 import binascii
 
 from ..errors import FormatError, UnsupportedModelError
-from .bpe import BytePairTokenizer, Recipe, Vocabulary, make_engine
+from .bpe import BytePairTokenizer, Parts, Recipe, Vocabulary, make_engine
 from .byte_alphabet import to_letters
 from .gpt2 import surface
 from .hub import Settings
 from .splitting import BY_NAME, split_steps
 
-__all__ = ["from_rank_file", "is_rank_file"]
+__all__ = ["from_rank_file", "is_rank_file", "read_rank_file"]
 
 _LLAMA3_RANKS, _LLAMA3_SPECIALS = 128_000, 256
 _MAX_TOKEN = 256
@@ -52,16 +52,27 @@ def from_rank_file(data: bytes, path: str, settings: Settings) -> BytePairTokeni
     UnsupportedModelError
         If it is another vocabulary than Llama 3's.
     """
-    lines = data.split(b"\n")
-    if lines[-1:] == [b""]:
-        lines.pop()
-    if len(lines) != _LLAMA3_RANKS:
+    parts = read_rank_file(data, path, settings)
+    return BytePairTokenizer(
+        parts.vocabulary,
+        make_engine(parts.vocabulary, parts.merges, None, parts.recipe, path),
+        surface,
+        bos_id=parts.bos_id,
+        eos_id=parts.eos_id,
+        add_bos=parts.add_bos,
+        add_eos=parts.add_eos,
+    )
+
+
+def read_rank_file(data: bytes, path: str, settings: Settings) -> Parts:
+    """Check the bytes of a rank file, and recover its merges; as `from_rank_file`, without the library."""
+    if data.count(b"\n") + (data[-1:] != b"\n") != _LLAMA3_RANKS:
         raise UnsupportedModelError(
             f"{path}: tiktoken rank files are not supported, but for that of Llama 3 with its {_LLAMA3_RANKS} tokens"
         )
     tokens: list[bytes] = []
     total = 0
-    for number, line in enumerate(lines):
+    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n")):
         encoded, _, rank = line.partition(b" ")
         try:
             token = binascii.a2b_base64(encoded)
@@ -79,10 +90,10 @@ def from_rank_file(data: bytes, path: str, settings: Settings) -> BytePairTokeni
     vocabulary = Vocabulary(_LLAMA3_RANKS + _LLAMA3_SPECIALS, ids, control)
     splitting = BY_NAME["llama3"]
     recipe = Recipe(pre_tokenizer=split_steps(splitting.patterns), ignore_merges=splitting.ignore_merges)
-    return BytePairTokenizer(
+    return Parts(
         vocabulary,
-        make_engine(vocabulary, _merges(list(ids)), None, recipe, path),
-        surface,
+        _merges(list(ids)),
+        recipe,
         bos_id=control.get(settings.bos or _NAMES[0]),
         eos_id=control.get(settings.eos or _NAMES[1]),
         add_bos=splitting.add_bos if settings.add_bos is None else settings.add_bos,

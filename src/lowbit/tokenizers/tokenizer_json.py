@@ -6,18 +6,19 @@ is not known would give wrong ids, and a pattern of the file's own could take fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import FormatError, UnsupportedModelError
 from .base import MAX_VOCAB_SIZE
-from .bpe import BytePairTokenizer, Recipe, Vocabulary, make_engine
+from .bpe import BytePairTokenizer, Parts, Recipe, Vocabulary, make_engine
 from .gpt2 import surface as byte_level_surface
 from .hub import Settings, parse_json
 from .splitting import COVERING_PATTERNS, KNOWN_PATTERNS
 from .vocabulary import looks_like_byte
 
-__all__ = ["from_tokenizer_json"]
+__all__ = ["from_tokenizer_json", "read_tokenizer_json"]
 
 _BEHAVIORS = ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 _BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<｜begin▁of▁sentence｜>")
@@ -43,6 +44,31 @@ def from_tokenizer_json(data: bytes, path: str, settings: Settings) -> BytePairT
     UnsupportedModelError
         If it has a part that lowbit does not know, or the tokenizers library is not installed.
     """
+    parts = read_tokenizer_json(data, path, settings)
+    recipe = parts.recipe
+
+    def build(scheme: str) -> Any:
+        steps = _with_scheme(recipe.pre_tokenizer, scheme)
+        return make_engine(parts.vocabulary, parts.merges, parts.unk, replace(recipe, pre_tokenizer=steps), path)
+
+    # The library's "first" looks at the whole text, of which it sees only parts here.
+    first_only = any(step.get("prepend_scheme") == "first" for step in recipe.pre_tokenizer)
+    return BytePairTokenizer(
+        parts.vocabulary,
+        build("always"),
+        byte_level_surface if recipe.byte_level else _text_surface,
+        bos_id=parts.bos_id,
+        eos_id=parts.eos_id,
+        unk_id=parts.unk_id,
+        add_bos=parts.add_bos,
+        add_eos=parts.add_eos,
+        strip_space=parts.strip_space,
+        inner_engine=build("never") if first_only else None,
+    )
+
+
+def read_tokenizer_json(data: bytes, path: str, settings: Settings) -> Parts:
+    """Check the bytes of a ``tokenizer.json``; as `from_tokenizer_json`, without the library."""
     root = parse_json(data, path)
     model = root.get("model")
     if not isinstance(model, dict):
@@ -79,29 +105,21 @@ def from_tokenizer_json(data: bytes, path: str, settings: Settings) -> BytePairT
     if unk is not None and not byte_level and not recipe.byte_fallback:
         engine_unk = unk
         vocabulary.ids[unk] = named[unk]
-    merges = reader.merges(model.get("merges"))
-
-    def build(steps: list[dict[str, Any]]) -> Any:
-        made = Recipe(recipe.normalizer, steps, recipe.ignore_merges, recipe.byte_fallback, recipe.fuse_unk, byte_level)
-        return make_engine(vocabulary, merges, engine_unk, made, path)
-
-    # The library's "first" looks at the whole text, of which it sees only parts here.
-    first_only = any(step.get("prepend_scheme") == "first" for step in pre_tokenizer)
-    return BytePairTokenizer(
+    return Parts(
         vocabulary,
-        build(_with_scheme(pre_tokenizer, "always")),
-        byte_level_surface if byte_level else _text_surface,
+        reader.merges(model.get("merges")),
+        recipe,
         bos_id=bos,
         eos_id=eos,
         unk_id=unk_id,
+        unk=engine_unk,
         add_bos=bool(before) if settings.add_bos is None else settings.add_bos,
         add_eos=bool(after) if settings.add_eos is None else settings.add_eos,
         strip_space=strip_space,
-        inner_engine=build(_with_scheme(pre_tokenizer, "never")) if first_only else None,
     )
 
 
-def _with_scheme(steps: list[dict[str, Any]], scheme: str) -> list[dict[str, Any]]:
+def _with_scheme(steps: Sequence[Mapping[str, Any]], scheme: str) -> list[Mapping[str, Any]]:
     return [{**step, "prepend_scheme": scheme} if step.get("prepend_scheme") == "first" else step for step in steps]
 
 
@@ -158,7 +176,8 @@ class _Reader:
                 kind == "Replace"
                 and isinstance(pattern, dict)
                 and _short(pattern.get("String"))
-                and (content == "" or _short(content))
+                and isinstance(content, str)
+                and len(content) <= len(pattern["String"])  # or a few steps make terabytes of a sentence
             ):
                 continue
             raise self.unknown("the normalizer", step)

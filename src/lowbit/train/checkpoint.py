@@ -41,6 +41,8 @@ def save_checkpoint(path: Path, model: BitNet, optimizer: torch.optim.Optimizer,
         for moment in MOMENTS:
             if moment in optimizer.state[parameter]:
                 arrays[f"{moment}/{name}"] = optimizer.state[parameter][moment].cpu().numpy()
+        if "step" in optimizer.state[parameter]:  # fewer than the run's where a parameter joined later
+            arrays[f"updates/{name}"] = optimizer.state[parameter]["step"].cpu().numpy()
     arrays["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
     temporary = path.with_name(path.name + ".new")
     try:
@@ -83,7 +85,8 @@ def load_checkpoint(path: Path, model: BitNet, optimizer: torch.optim.Optimizer)
                     raise FormatError(f"{path}: {name} has shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
                 parameter.data.copy_(value)
                 if f"{MOMENTS[0]}/{name}" in archive:
-                    state: dict[str, Any] = {"step": torch.tensor(float(progress["step"]))}
+                    updates = archive[f"updates/{name}"] if f"updates/{name}" in archive else progress["step"]
+                    state: dict[str, Any] = {"step": torch.tensor(float(updates))}
                     for moment in MOMENTS:
                         state[moment] = torch.from_numpy(archive[f"{moment}/{name}"]).to(parameter.device)
                     optimizer.state[parameter] = state

@@ -143,7 +143,8 @@ def fit(
         If the loss is no longer finite; `checkpoint` then holds the last good state.
     """
     device = model.cos.device
-    parameters = list(model.parameters())
+    exponents = model.grad_exponents
+    parameters = [p for p in model.parameters() if not any(p is exponent for exponent in exponents)]
     matrices = {"params": [p for p in parameters if p.ndim > 1]}  # the first group; norms never decay
     groups = [matrices, {"params": [p for p in parameters if p.ndim < 2]}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
@@ -153,8 +154,9 @@ def fit(
     torch.manual_seed(schedule.seed)
     if resume:
         progress = load_checkpoint(checkpoint, model, optimizer)
-        for name, value in json.loads(json.dumps(same)).items():
-            if progress["same"].get(name) != value:
+        wanted = json.loads(json.dumps(same))
+        for name in {**wanted, **progress["same"]}:
+            if progress["same"].get(name) != wanted.get(name):
                 raise FormatError(f"{checkpoint}: cannot resume, the {name} was {progress['same'].get(name)}")
         start, history = progress["step"], progress["history"]
     windows = {n: Windows(documents, n, schedule.seed) for n in {schedule.length(0), schedule.window}}
@@ -187,6 +189,10 @@ def fit(
                 f"try a lower learning rate; the last good state is in {checkpoint}"
             )
         optimizer.step()
+        for exponent in exponents:
+            if exponent.grad is not None:
+                exponent.data += (exponent.grad / passes).round()
+                exponent.grad = None
         optimizer.zero_grad(set_to_none=True)
         record = {"step": step + 1, "loss": total, "rate": schedule.rate(step), "seconds": time.monotonic() - begun}
         last = step + 1 == schedule.steps

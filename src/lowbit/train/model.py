@@ -1,5 +1,7 @@
 """BitNet b1.58 in torch: float master weights, rounded to ternary in the forward pass, with straight-through gradients.
 
+For comparison the same network can be trained in float32, with 8-bit operands, or with 4-bit operands and gradients.
+
 The linear layers multiply integers: activations rounded to int8 per token, weights rounded to {-1, 0, +1} per tensor.
 Both fit bfloat16 exactly, so the fast bfloat16 matrix product of new CPUs is no approximation of the operands;
 only the rounding of its output differs from the float32 evaluation.
@@ -8,15 +10,32 @@ only the rounding of its output differs from the float32 evaluation.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import FormatError
+from .attention import causal_attention
+from .fourbit import INITIAL_CLIP, INITIAL_EXPONENT, four_bit_linear
 
-__all__ = ["BitNet", "BitNetShape", "Quantisation", "bit_linear", "keep_largest", "quantise_activations", "ternary"]
+__all__ = [
+    "PRECISIONS",
+    "BitNet",
+    "BitNetShape",
+    "Precision",
+    "Quantisation",
+    "bit_linear",
+    "int8_weights",
+    "keep_largest",
+    "quantise_activations",
+    "ternary",
+]
+
+Precision = Literal["ternary", "int8", "int4-fp4", "float32"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""Of the linear layers: ternary weights with 8-bit activations; 8 bits for both; 4 bits for both and for gradients."""
 
 INITIAL_DEVIATION = 0.04
 SCALE_FLOOR = 1e-5  # clamp of mean |W| and of max |x|, as in the BitNet b1.58 checkpoints
@@ -30,8 +49,8 @@ class BitNetShape:
     hidden_size: int = 256
     intermediate_size: int = 512
     n_layers: int = 8
-    n_heads: int = 8
-    n_kv_heads: int = 4
+    n_heads: int = 4
+    n_kv_heads: int = 2
     context_length: int = 512
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
@@ -66,6 +85,8 @@ class Quantisation:
     """0 computes in float (warm start), 1 as the exported file does; between them a linear mix."""
     keep: float = 1.0
     """Share of the input channels of each linear layer that are kept, largest magnitude first (Q-Sparse)."""
+    precision: Precision = "ternary"
+    """Of the linear layers; fixed for a run."""
 
 
 def ternary(weight: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -85,6 +106,24 @@ def ternary(weight: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
     scale = weight.detach().abs().mean().clamp(min=SCALE_FLOOR)
     codes = weight / scale
     return codes + strength * (codes.round().clamp(-1, 1) - codes).detach(), scale
+
+
+def int8_weights(weight: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Round a weight matrix to -127..127 times one scale (absmax), with a straight-through gradient.
+
+    Parameters
+    ----------
+    weight : Tensor of float32
+    strength : share of the rounding that is applied, 0..1
+
+    Returns
+    -------
+    codes : Tensor of float32, the shape of `weight`
+    scale : Tensor of float32, scalar
+    """
+    scale = weight.detach().abs().max().clamp(min=SCALE_FLOOR) / 127
+    codes = weight / scale
+    return codes + strength * (codes.round() - codes).detach(), scale
 
 
 def quantise_activations(x: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -126,13 +165,17 @@ def bit_linear(x: Tensor, weights: tuple[Tensor, ...], quantisation: Quantisatio
 
     The product is of the integer codes; both scales multiply afterwards, so `compute` may be bfloat16.
     """
-    if quantisation.keep < 1:
-        x = keep_largest(x, quantisation.keep)
+    round_weights = int8_weights if quantisation.precision == "int8" else ternary
     codes, scale = quantise_activations(x, quantisation.strength)
-    rounded = [ternary(weight, quantisation.strength) for weight in weights]
+    rounded = [round_weights(weight, quantisation.strength) for weight in weights]
     matrix = torch.cat([weight.to(compute) for weight, _ in rounded])
     scales = torch.cat([weight_scale.expand(weight.shape[0]) for weight, weight_scale in rounded])
     return functional.linear(codes.to(compute), matrix).float() * (scale * scales)
+
+
+INPUTS = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",))
+"""The linear layers of a block, those together that read the same input."""
+MATRICES = tuple(name for names in INPUTS for name in names)
 
 
 class Block(nn.Module):
@@ -160,33 +203,40 @@ class Block(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.randn(size) * INITIAL_DEVIATION))
         for name, width in {"attn_norm": d, "attn_sub_norm": d, "ffn_norm": d, "ffn_sub_norm": f}.items():
             self.register_parameter(name, nn.Parameter(torch.ones(width)))
+        if quantisation.precision == "int4-fp4":
+            self.input_clip = nn.Parameter(torch.full((len(INPUTS),), INITIAL_CLIP))
+            self.grad_exponent = nn.Parameter(torch.full((len(matrices),), INITIAL_EXPONENT))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Update the residual stream, float32 (batch, time, hidden)."""
         shape = self.shape
-        batch, time, width = x.shape
+        batch, time, _ = x.shape
         normed = rms_norm(x, self.attn_norm, shape.norm_eps)
-        heads = self._linear(normed, self.attn_q, self.attn_k, self.attn_v)
+        heads = self._linear(normed, 0)
         heads = heads.view(batch, time, shape.n_heads + 2 * shape.n_kv_heads, shape.head_dim)
         turned, v = torch.split(heads, [shape.n_heads + shape.n_kv_heads, shape.n_kv_heads], 2)
         q, k = torch.split(rotate(turned, cos, sin), [shape.n_heads, shape.n_kv_heads], 2)
-        repeat = shape.n_heads // shape.n_kv_heads
-        k, v = k.repeat_interleave(repeat, 2), v.repeat_interleave(repeat, 2)
-        # float32: with heads this narrow, torch's attention on a CPU is slower in bfloat16
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        mixed = (
-            functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, time, width)
-        )
+        mixed = causal_attention(q, k, v, self.compute)
         mixed = rms_norm(mixed, self.attn_sub_norm, shape.norm_eps)
-        x = x + self._drop(self._linear(mixed, self.attn_output))
+        x = x + self._drop(self._linear(mixed, 1))
         normed = rms_norm(x, self.ffn_norm, shape.norm_eps)
-        gate, up = self._linear(normed, self.ffn_gate, self.ffn_up).chunk(2, -1)
+        gate, up = self._linear(normed, 2).chunk(2, -1)
         gate = gate.relu().square() if shape.activation == "relu2" else functional.silu(gate)
         inner = rms_norm(gate * up, self.ffn_sub_norm, shape.norm_eps)
-        return x + self._drop(self._linear(inner, self.ffn_down))
+        return x + self._drop(self._linear(inner, 3))
 
-    def _linear(self, x: Tensor, *weights: Tensor) -> Tensor:
-        return bit_linear(x, weights, self.quantisation, self.compute)
+    def _linear(self, x: Tensor, which: int) -> Tensor:
+        """Apply the linear layers of one entry of `INPUTS`; outputs side by side."""
+        quantisation, names = self.quantisation, INPUTS[which]
+        weights = tuple(self.get_parameter(name) for name in names)
+        if quantisation.keep < 1:
+            x = keep_largest(x, quantisation.keep)
+        if quantisation.precision in ("ternary", "int8"):
+            return bit_linear(x, weights, quantisation, self.compute)
+        if quantisation.precision == "float32" or not quantisation.strength:
+            return functional.linear(x.to(self.compute), torch.cat(weights).to(self.compute)).float()
+        exponents = tuple(self.grad_exponent[MATRICES.index(name)] for name in names)
+        return four_bit_linear(x, weights, self.input_clip[which], exponents, self.compute)
 
     def _drop(self, x: Tensor) -> Tensor:
         return functional.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -201,22 +251,30 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class BitNet(nn.Module):
     """A BitNet b1.58 language model (sub-norms, gated feed-forward layer, tied embeddings, rotary positions).
 
-    ``dict(model.named_parameters())`` plus ``.weight`` gives the names of the GGUF tensors.
+    ``dict(model.named_parameters())`` plus ``.weight`` gives the names of the GGUF tensors; 4-bit training adds an
+    ``input_clip`` and a ``grad_exponent`` to each block.
 
     Parameters
     ----------
     shape : BitNetShape
     compute : dtype of the matrix products
     dropout : share of the residual updates that is dropped in training
+    precision : of the linear layers, one of `PRECISIONS`
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, shape: BitNetShape, compute: torch.dtype = torch.float32, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        shape: BitNetShape,
+        compute: torch.dtype = torch.float32,
+        dropout: float = 0.0,
+        precision: Precision = "ternary",
+    ) -> None:
         super().__init__()
         self.shape, self.compute = shape, compute
-        self.quantisation = Quantisation()
+        self.quantisation = Quantisation(precision=precision)
         self.token_embd = nn.Parameter(torch.randn(shape.vocab_size, shape.hidden_size) * INITIAL_DEVIATION)
         self.blk = nn.ModuleList(Block(shape, self.quantisation, compute, dropout) for _ in range(shape.n_layers))
         self.output_norm = nn.Parameter(torch.ones(shape.hidden_size))
@@ -225,6 +283,11 @@ class BitNet(nn.Module):
         angle = torch.arange(shape.context_length, dtype=torch.float64)[:, None, None] * frequency
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    @property
+    def grad_exponents(self) -> list[nn.Parameter]:
+        """The exponents of 4-bit training's gradient scales; none otherwise. They follow a rule of their own."""
+        return [p for name, p in self.named_parameters() if name.endswith("grad_exponent")]
 
     @property
     def blocks(self) -> list[Block]:

@@ -20,7 +20,7 @@ from .corpus import encode, read_documents
 from .export import check_exportable, write_gguf
 from .loop import Schedule, fit
 from .measure import bits_per_byte
-from .model import BitNet, BitNetShape
+from .model import BitNet, BitNetShape, Precision
 from .report import Progress, plot_loss
 from .vocabulary import read_vocabulary, train_vocabulary, write_vocabulary
 from .warmstart import grow, read_model
@@ -57,7 +57,9 @@ class Project:
     shape: dict[str, Any] = field(default_factory=dict)
     """Values for `BitNetShape`; what is not given stays at its default, or as in `start_from`."""
     dropout: float = 0.0
-    precision: str = "auto"
+    precision: Precision = "ternary"
+    """Of the linear layers, one of `lowbit.train.model.PRECISIONS`."""
+    compute: str = "auto"
     """Of the matrix products: ``bf16``, ``float32``, or ``auto``, bf16 where the processor multiplies it natively."""
     threads: int | None = None
     device: str = "cpu"
@@ -106,7 +108,7 @@ def train(project: Project) -> Path:
     if tokenizer.vocab_size > 65536:
         raise FormatError(f"{tokenizer.vocab_size} tokens are too many to train; at most 65536")
 
-    compute = compute_type(project.precision, project.device)
+    compute = compute_type(project.compute, project.device)
     torch.manual_seed(project.schedule.seed)
     model = make_model(project, tokenizer.vocab_size, compute).to(project.device)
     check_exportable(model, project.ternary_type)
@@ -123,6 +125,8 @@ def train(project: Project) -> Path:
         schedule = replace(schedule, steps=max(1, round(project.epochs * size / schedule.batch_tokens)))
     digest = hashlib.sha256(b"".join(ids.tobytes() for ids in tokens)).hexdigest()
     identity = {"corpus": digest, "shape": model.shape.as_dict(), "dropout": project.dropout}
+    if project.precision != "ternary":
+        identity["precision"] = project.precision
     parameters = sum(p.numel() for p in model.parameters())
     say(
         f"{parameters:,} parameters; {sum(map(len, tokens)):,} tokens in {len(tokens):,} documents, "
@@ -137,7 +141,7 @@ def train(project: Project) -> Path:
         if teacher is not None:
             teacher.compile()
     # A second model, in float32 and not compiled, measures: as the exported file will compute, in any batch shape.
-    plain = BitNet(model.shape).to(project.device)
+    plain = BitNet(model.shape, precision=project.precision).to(project.device)
 
     def measure() -> float:
         plain.load_state_dict(model.state_dict())
@@ -192,12 +196,12 @@ def hold_out(documents: list[str], seed: int) -> tuple[list[str], list[str]]:
     return [d for d in documents if d not in held], [d for d in dict.fromkeys(documents) if d in held]
 
 
-def compute_type(precision: str, device: str) -> torch.dtype:
+def compute_type(compute: str, device: str) -> torch.dtype:
     """Return the dtype of the matrix products."""
-    if precision == "auto":
+    if compute == "auto":
         native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else has_bf16()
-        precision = "bf16" if native else "float32"
-    return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
+        compute = "bf16" if native else "float32"
+    return {"bf16": torch.bfloat16, "float32": torch.float32}[compute]
 
 
 def has_bf16() -> bool:
@@ -210,11 +214,12 @@ def make_model(project: Project, vocab_size: int, compute: torch.dtype) -> BitNe
     """Make the model, random or grown from `project.start_from`."""
     wanted = {"vocab_size": vocab_size, **project.shape}
     if not project.start_from:
-        return BitNet(BitNetShape(**wanted), compute, project.dropout)
+        return BitNet(BitNetShape(**wanted), compute, project.dropout, project.precision)
     source = read_model(project.start_from)
     # made anew, so that the random part of the model depends on the seed alone
     torch.manual_seed(project.schedule.seed)
-    model = BitNet(BitNetShape(**{**source.shape.as_dict(), **wanted}), compute, project.dropout)
+    shape = BitNetShape(**{**source.shape.as_dict(), **wanted})
+    model = BitNet(shape, compute, project.dropout, project.precision)
     grow(model, source)
     return model
 

@@ -1,11 +1,15 @@
 /*
  * AVX2. vpmaddubsw multiplies unsigned bytes (codes) by signed bytes (activations) and adds neighbours into int16,
  * with saturation; a 32-bit lane holds four columns of one row, so it becomes two int16 sums. They are added up in
- * int16 over one block and widened to int32 at its end. A row group is two halves of eight rows.
+ * int16 over one or two blocks and widened to int32 at the end. A row group is two halves of eight rows.
  *
- * Bounds of the int16 sums over one block:
- *     U2, 128 columns: 32 products of at most 2 * 2 * 128               -> 16,384
- *     U2, one token, fields 1 and 3 left shifted by two bits: 16 of 4 * 512 -> 32,768 = 2**15 only if all
+ * A processor that begins two of these products per cycle has to read no more than two operands for them. So a
+ * broadcast of four activations serves both halves, and the codes four tokens. For 8 tokens and more, the codes of two
+ * blocks are taken apart once, into the first cache.
+ *
+ * Bounds of the int16 sums:
+ *     U2, several tokens, two blocks of 128 columns: 64 products of -2 * 2 * 128 to 2 * 2 * 127 -> -32,768 to 32,512
+ *     U2, one token, one block, fields 1 and 3 left shifted by two bits: 16 of 4 * 512 -> 32,768 = 2**15 only if all
  *         activations are -128 (negative, so it still fits); with +127 it is 32,512
  *     U4, 32 columns: 8 products of at most 2 * 15 * 128                -> 30,720
  *     U8, one product: |w| as unsigned, activation with the sign of w, 2 * 128 * 127 = 32,512; activations of -128
@@ -17,7 +21,10 @@
 #define LB_TILE 8
 #define LB_FLOAT_TILE 2
 #define LB_U8_OFFSET 0
+#define LB_LONGEST_TILE 64
 #include "../matmul_template.h"
+
+enum { MAX_WORDS = 8 }; /* of a block */
 
 LB_INLINE __m256i broadcast4(const int8_t *x) {
     int32_t four;
@@ -31,62 +38,140 @@ LB_INLINE __m256i widen_add(__m256i acc, __m256i sums16) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)));
 }
 
+/* Without the barrier GCC adds products as a tree, which takes more registers than there are. */
+LB_INLINE __m256i dot2(__m256i sums16, __m256i codes, __m256i x) {
+    sums16 = _mm256_add_epi16(sums16, _mm256_maddubs_epi16(codes, x));
+#if defined(__GNUC__)
+    __asm__("" : "+x"(sums16));
+#endif
+    return sums16;
+}
+
 /* One block for one token; four_a are sums of fields 1 and 3, four times their value. */
 LB_INLINE void u2_words(const uint8_t *w, const int8_t *x, const int32_t words, __m256i a[2], __m256i four_a[2]) {
     const __m256i low = _mm256_set1_epi8(3), high = _mm256_set1_epi8(12);
     const int32_t field = 4 * words;
-    __m256i s[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}, four_s[2] = {s[0], s[1]};
+    __m256i sa = _mm256_setzero_si256(), sb = sa, four_sa = sa, four_sb = sa;
+    LB_UNROLL(8)
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
         const __m256i x0 = broadcast4(x), x1 = broadcast4(x + field), x2 = broadcast4(x + 2 * field),
                       x3 = broadcast4(x + 3 * field);
-        for (int h = 0; h < 2; h++) {
-            const __m256i v = load_half(w, h), u = _mm256_srli_epi16(v, 4);
-            s[h] = _mm256_add_epi16(s[h], _mm256_maddubs_epi16(_mm256_and_si256(v, low), x0));
-            four_s[h] = _mm256_add_epi16(four_s[h], _mm256_maddubs_epi16(_mm256_and_si256(v, high), x1));
-            s[h] = _mm256_add_epi16(s[h], _mm256_maddubs_epi16(_mm256_and_si256(u, low), x2));
-            four_s[h] = _mm256_add_epi16(four_s[h], _mm256_maddubs_epi16(_mm256_and_si256(u, high), x3));
-        }
+        const __m256i va = load_half(w, 0), ua = _mm256_srli_epi16(va, 4), vb = load_half(w, 1),
+                      ub = _mm256_srli_epi16(vb, 4);
+        sa = dot2(sa, _mm256_and_si256(va, low), x0);
+        sb = dot2(sb, _mm256_and_si256(vb, low), x0);
+        four_sa = dot2(four_sa, _mm256_and_si256(va, high), x1);
+        four_sb = dot2(four_sb, _mm256_and_si256(vb, high), x1);
+        sa = dot2(sa, _mm256_and_si256(ua, low), x2);
+        sb = dot2(sb, _mm256_and_si256(ub, low), x2);
+        four_sa = dot2(four_sa, _mm256_and_si256(ua, high), x3);
+        four_sb = dot2(four_sb, _mm256_and_si256(ub, high), x3);
     }
-    for (int h = 0; h < 2; h++) {
-        a[h] = widen_add(a[h], s[h]);
-        four_a[h] = widen_add(four_a[h], four_s[h]);
-    }
+    a[0] = widen_add(a[0], sa);
+    a[1] = widen_add(a[1], sb);
+    four_a[0] = widen_add(four_a[0], four_sa);
+    four_a[1] = widen_add(four_a[1], four_sb);
 }
 
 LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, i32x16 *acc) {
     __m256i a[2] = {acc->a, acc->b}, four_a[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (int32_t b = 0; b < run.full; b++, w += run.words * 64, x += 16 * run.words) {
-        u2_words(w, x, run.words, a, four_a);
+    if (run.words == 8) {
+        for (int32_t b = 0; b < run.full; b++, w += 8 * 64, x += 128) u2_words(w, x, 8, a, four_a);
+    } else {
+        for (int32_t b = 0; b < run.full; b++, w += run.words * 64, x += 16 * run.words) {
+            u2_words(w, x, run.words, a, four_a);
+        }
     }
     if (run.tail) u2_words(w, x, run.tail, a, four_a);
     acc->a = _mm256_add_epi32(a[0], _mm256_srai_epi32(four_a[0], 2));
     acc->b = _mm256_add_epi32(a[1], _mm256_srai_epi32(four_a[1], 2));
 }
 
-LB_INLINE void u2_half(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, int half,
-                       __m256i *acc) {
+/* The int16 sums of sixteen rows for two or four tokens; named one by one, so that they stay in registers. */
+#define LB_SUMS16 \
+    __m256i s0a = _mm256_setzero_si256(), s0b = s0a, s1a = s0a, s1b = s0a, s2a = s0a, s2b = s0a, s3a = s0a, s3b = s0a
+#define LB_DOT2(j, codes_a, codes_b, x)         \
+    {                                           \
+        const __m256i four = broadcast4(x);     \
+        s##j##a = dot2(s##j##a, codes_a, four); \
+        s##j##b = dot2(s##j##b, codes_b, four); \
+    }
+#define LB_DOT2_ALL(codes_a, codes_b, x)                              \
+    {                                                                 \
+        const int8_t *x0 = (x);                                       \
+        LB_DOT2(0, codes_a, codes_b, x0)                              \
+        LB_DOT2(1, codes_a, codes_b, x0 + stride)                     \
+        if (tokens > 2) LB_DOT2(2, codes_a, codes_b, x0 + 2 * stride) \
+        if (tokens > 2) LB_DOT2(3, codes_a, codes_b, x0 + 3 * stride) \
+    }
+#define LB_WIDEN(j) acc[j] = (i32x16){widen_add(acc[j].a, s##j##a), widen_add(acc[j].b, s##j##b)};
+#define LB_WIDEN_ALL                \
+    {                               \
+        LB_WIDEN(0)                 \
+        LB_WIDEN(1)                 \
+        if (tokens > 2) LB_WIDEN(2) \
+        if (tokens > 2) LB_WIDEN(3) \
+    }
+
+/* Two or four tokens: codes are taken apart in registers. */
+LB_INLINE void u2_tile_few(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens,
+                           i32x16 *acc) {
     const __m256i low = _mm256_set1_epi8(3);
     for (int32_t b = 0; b < run.full + (run.tail != 0); b++) {
         const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
-        __m256i s[LB_TILE];
-        for (int j = 0; j < tokens; j++) s[j] = _mm256_setzero_si256();
+        LB_SUMS16;
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
-            if (half == 0) _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
-            const __m256i v = load_half(w, half);
-            const __m256i c0 = _mm256_and_si256(v, low), c1 = _mm256_and_si256(_mm256_srli_epi16(v, 2), low),
-                          c2 = _mm256_and_si256(_mm256_srli_epi16(v, 4), low),
-                          c3 = _mm256_and_si256(_mm256_srli_epi16(v, 6), low);
-            for (int j = 0; j < tokens; j++) {
-                const int8_t *xj = x + j * stride;
-                const __m256i p0 = _mm256_maddubs_epi16(c0, broadcast4(xj)),
-                              p1 = _mm256_maddubs_epi16(c1, broadcast4(xj + field)),
-                              p2 = _mm256_maddubs_epi16(c2, broadcast4(xj + 2 * field)),
-                              p3 = _mm256_maddubs_epi16(c3, broadcast4(xj + 3 * field));
-                s[j] = _mm256_add_epi16(_mm256_add_epi16(s[j], p0), _mm256_add_epi16(p1, _mm256_add_epi16(p2, p3)));
-            }
+            _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
+            const __m256i va = load_half(w, 0), vb = load_half(w, 1);
+            LB_DOT2_ALL(_mm256_and_si256(va, low), _mm256_and_si256(vb, low), x)
+            LB_DOT2_ALL(_mm256_and_si256(_mm256_srli_epi16(va, 2), low),
+                        _mm256_and_si256(_mm256_srli_epi16(vb, 2), low), x + field)
+            LB_DOT2_ALL(_mm256_and_si256(_mm256_srli_epi16(va, 4), low),
+                        _mm256_and_si256(_mm256_srli_epi16(vb, 4), low), x + 2 * field)
+            LB_DOT2_ALL(_mm256_and_si256(_mm256_srli_epi16(va, 6), low),
+                        _mm256_and_si256(_mm256_srli_epi16(vb, 6), low), x + 3 * field)
         }
         x += 3 * field;
-        for (int j = 0; j < tokens; j++) acc[j] = widen_add(acc[j], s[j]);
+        LB_WIDEN_ALL
+    }
+}
+
+/* Four tokens, from `steps` times 64 bytes of codes, each for the next four columns. */
+LB_INLINE void four_tokens(const uint8_t *codes, int32_t steps, const int8_t *x, ptrdiff_t stride, i32x16 *acc) {
+    enum { tokens = 4 };
+    LB_SUMS16;
+    for (int32_t i = 0; i < steps; i++, codes += 64, x += 4) {
+        const __m256i a = load_half(codes, 0), b = load_half(codes, 1);
+        LB_DOT2_ALL(a, b, x)
+    }
+    LB_WIDEN_ALL
+}
+
+/* Takes a block apart in the order of its columns; returns the number of steps. */
+LB_INLINE int32_t u2_unpack(const uint8_t *w, int32_t words, uint8_t *codes) {
+    for (int32_t t = 0; t < 2 * words; t++, w += 32, codes += 32) {
+        const __m256i v = load_half(w, 0);
+        for (int f = 0; f < 4; f++) {
+            const __m256i field = _mm256_and_si256(_mm256_srli_epi16(v, 2 * f), _mm256_set1_epi8(3));
+            _mm256_storeu_si256((__m256i *)(codes + 64 * words * f), field);
+        }
+    }
+    return 4 * words;
+}
+
+LB_INLINE void u2_tile_many(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens,
+                            i32x16 *acc) {
+    uint8_t codes[2 * 4 * MAX_WORDS * 64];
+    const int32_t blocks = run.full + (run.tail != 0);
+    for (int32_t b = 0; b < blocks; b += 2) {
+        int32_t steps = 0;
+        for (int32_t i = b; i < blocks && i < b + 2; i++) {
+            const int32_t words = i < run.full ? run.words : run.tail;
+            steps += u2_unpack(w, words, codes + 64 * steps);
+            w += 64 * words;
+        }
+        for (int j = 0; j < tokens; j += 4) four_tokens(codes, steps, x + j * stride, stride, acc + j);
+        x += 4 * steps;
     }
 }
 
@@ -135,19 +220,20 @@ LB_INLINE void u8_half(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
         for (int j = 0; j < tokens; j++) acc[j].b = part[j];                                               \
     }
 
-LB_HALVES(u2_tile_many, u2_half)
 LB_HALVES(u4_tile, u4_half)
 LB_HALVES(u8_tile, u8_half)
 
 LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
     if (tokens == 1) {
         u2_tile_1(w, run, x, acc);
+    } else if (tokens <= 8) {
+        for (int j = 0; j < tokens; j += 4) u2_tile_few(w, run, x + j * stride, stride, tokens < 4 ? 2 : 4, acc + j);
     } else {
         u2_tile_many(w, run, x, stride, tokens, acc);
     }
 }
 
-LB_INT_MATMUL(lb_matmul_u2, LB_U2, 1, u2_tile)
+LB_TILED_INT_MATMUL(lb_matmul_u2, LB_U2, 1, LB_LONGEST_TILE, u2_tile)
 LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
 LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)

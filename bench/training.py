@@ -1,0 +1,53 @@
+"""Tokens per second of `lowbit train`, for the 5-million-parameter model of docs/training.md.
+
+    python bench/training.py [--threads 1,2] [--json]
+
+The machine should do nothing else. Needs the extra "train".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+
+import torch
+
+from lowbit.train.model import BitNet, BitNetShape
+from lowbit.train.project import compute_type
+from lowbit.train.speed import training_speed
+
+SHAPE = BitNetShape(vocab_size=2048, activation="silu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", default="1,2", help="numbers of threads (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8192, help="tokens per step (default: %(default)s)")
+    parser.add_argument("--micro-batch", type=int, default=4096, help="tokens per pass (default: %(default)s)")
+    parser.add_argument("--window", type=int, default=256, help="tokens per sequence (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="measured; the fastest counts (default: %(default)s)")
+    parser.add_argument("--compute", choices=("auto", "bf16", "float32"), default="auto")
+    parser.add_argument("--json", action="store_true")
+    for name, default in SHAPE.as_dict().items():
+        parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default)
+    args = parser.parse_args()
+    shape = BitNetShape(**{name: getattr(args, name) for name in SHAPE.as_dict()})
+    results = []
+    for threads in map(int, args.threads.split(",")):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        model = BitNet(shape, compute_type(args.compute, "cpu"))
+        if shutil.which("c++"):
+            model.compile()
+        speed = training_speed(model, args.batch, args.micro_batch, args.window, args.steps)
+        parameters = sum(p.numel() for p in model.parameters())
+        results.append({"threads": threads, "parameters": parameters, "tokens_per_second": speed})
+        if not args.json:
+            print(f"{parameters:,} parameters, {threads} threads: {speed:,.0f} tokens/s", flush=True)
+    if args.json:
+        print(json.dumps({"shape": shape.as_dict(), "torch": torch.__version__, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

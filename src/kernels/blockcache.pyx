@@ -1,0 +1,490 @@
+"""A cache of file blocks under a hard budget of memory: the Python edge of `blockcache.c`, where all of it happens.
+
+1. `BlockCache` opens files (twice where direct reads work), checks the table of blocks and owns the C cache.
+2. `pinned` lends the cache's own memory as a read-only buffer; the block stays in place until the last view is gone.
+3. Sources that are Python objects are called back with the GIL, from reader threads too: for tests, and for data that
+   is in no file.
+"""
+from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+import errno
+import os
+
+import numpy as np
+
+from lowbit.errors import FormatError, LowbitError, MemoryBudgetError
+
+
+cdef extern from "blockcache.h":
+    ctypedef struct lb_cache_stats:
+        int64_t hits
+        int64_t misses
+        int64_t late
+        int64_t reads
+        int64_t prefetched
+        int64_t wasted
+        int64_t evictions
+        int64_t errors
+        int64_t bytes_read
+        int64_t wait_ns
+        int64_t memory
+        int64_t peak_memory
+        int64_t budget
+        int64_t pinned_blocks
+        int64_t pinned_bytes
+        int64_t ring_slots
+        int64_t ring_slot_bytes
+        int64_t lru_slots
+        int64_t lru_slot_bytes
+
+    lb_cache *lb_cache_new(const lb_source *sources, int32_t n_sources, const int64_t *table, int32_t n_blocks,
+                           int64_t budget, int32_t n_readers, int32_t *error, int64_t *smallest) noexcept
+    int32_t lb_cache_close(lb_cache *c) noexcept nogil
+    void lb_cache_free(lb_cache *c) noexcept nogil
+    int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t lru_bytes,
+                               int64_t *smallest) noexcept nogil
+    void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil
+    const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error) noexcept nogil
+    void lb_cache_release(lb_cache *c, int32_t block) noexcept nogil
+    uint8_t *lb_cache_mark(lb_cache *c, int32_t block) noexcept nogil
+    lb_cache_stats lb_cache_get_stats(lb_cache *c) noexcept nogil
+    void lb_cache_after_fork() noexcept
+
+cdef enum:
+    PATIENCE_NS = 100000000     # between two looks at whether Ctrl-C was pressed
+
+READERS = 4
+
+
+cdef const void *acquire(lb_cache *c, int32_t block, int32_t *error) noexcept nogil:
+    return lb_cache_acquire(c, block, -1, error)
+
+
+cdef void release(lb_cache *c, int32_t block) noexcept nogil:
+    lb_cache_release(c, block)
+
+
+cdef uint8_t *mark(lb_cache *c, int32_t block) noexcept nogil:
+    return lb_cache_mark(c, block)
+
+
+cdef void prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil:
+    lb_cache_prefetch(c, blocks, n)
+
+
+# --- sources that are Python objects ----------------------------------------------------------------------------
+
+cdef class _Source:
+    cdef object read_at
+    cdef BlockCache cache
+
+
+cdef int64_t read_object(void *context, void *buffer, int64_t n_bytes, int64_t offset) noexcept with gil:
+    cdef _Source source = <_Source>context
+    cdef const unsigned char[::1] view
+    try:
+        view = source.read_at(offset, n_bytes)
+        if view.shape[0] > n_bytes:
+            raise ValueError(f"read_at returned {view.shape[0]} bytes for {n_bytes}")
+        if view.shape[0]:
+            memcpy(buffer, &view[0], view.shape[0])
+        return view.shape[0]
+    except BaseException as failure:
+        source.cache._failure = failure
+        code = getattr(failure, "errno", None)
+        return -(code if isinstance(code, int) and 0 < code < 1 << 31 else errno.EIO)
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+def _open_direct(path):
+    """Open a file so that reads bypass the page cache; None where the system or the file system cannot."""
+    flag = getattr(os, "O_DIRECT", 0)
+    if not flag:
+        return None
+    try:
+        return os.open(path, os.O_RDONLY | flag | getattr(os, "O_CLOEXEC", 0))
+    except OSError:
+        return None
+
+
+def _numbers(name, values, int64_t columns):
+    """Return an integer array of one or more columns, whatever the caller gave."""
+    array = np.asarray(values)
+    if array.size == 0:
+        array = array.reshape(0, columns) if columns > 1 else array.reshape(0)
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu" or array.ndim != (2 if columns > 1 else 1) or (
+            columns > 1 and array.shape[1] != columns):
+        raise FormatError(f"{name} must be integers, {f'{columns} columns' if columns > 1 else 'one row'} of them")
+    return np.ascontiguousarray(array, np.int64)
+
+
+cdef class _Pin:
+    """One referenced block, as a buffer: released when the context has ended and no view of it is left."""
+    cdef BlockCache cache
+    cdef const void *memory
+    cdef int64_t length
+    cdef int32_t block
+    cdef int32_t views
+    cdef object view
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        if self.memory == NULL:
+            raise LowbitError(f"block {self.block} is not pinned any more")
+        PyBuffer_FillInfo(buffer, self, <void *>self.memory, self.length, 1, flags)
+        self.views += 1
+
+    def __releasebuffer__(self, Py_buffer *buffer):
+        self.views -= 1
+        if self.views == 0:
+            self.memory = NULL
+            lb_cache_release(self.cache.c, self.block)
+
+    def __enter__(self):
+        if self.memory != NULL:
+            raise LowbitError(f"block {self.block} is pinned by this context already")
+        self.memory = self.cache._acquire(self.block)
+        self.view = memoryview(self)
+        return self.view
+
+    def __exit__(self, *exception):
+        view, self.view = self.view, None
+        try:
+            view.release()
+        except BufferError:
+            pass        # an array still looks at it: the block is released with that
+
+
+cdef class BlockCache:
+    """Blocks of files under a hard budget of memory, for any number of threads.
+
+    Parameters
+    ----------
+    sources : sequence of str, PathLike, int or object
+        Files: paths, or file descriptors that stay open while the cache is. Or objects with a method
+        ``read_at(offset, n)`` that returns n bytes, fewer at the end only.
+    blocks : array_like of int, shape (n, 3)
+        Source (an index into `sources`), offset and length of each block, in bytes.
+    budget : int
+        Most bytes to use, for the blocks and for keeping account of them.
+    direct : bool, optional
+        Read past the page cache of the system, or through it (and ask it to forget). None: directly where that works.
+    readers : int
+        Threads that read ahead, up to 16.
+
+    Raises
+    ------
+    FormatError
+        If the table is not one, or a block lies outside its file.
+    MemoryBudgetError
+        If the budget is too small; the message names the smallest that works.
+    OSError
+        If a file cannot be opened.
+    """
+
+    def __init__(self, sources, blocks, budget, *, direct=None, int32_t readers=READERS):
+        cdef int64_t[:, ::1] table
+        cdef lb_source *c_sources
+        cdef int32_t error = 0, i, n_sources
+        cdef int64_t smallest = 0, limit
+        if self.c != NULL:
+            raise LowbitError("a cache is made once")
+        if isinstance(sources, (str, bytes, os.PathLike)):
+            raise FormatError("sources must be a sequence of them")
+        sources = list(sources)
+        self._table = _numbers("blocks", blocks, 3)
+        self._sources, self._names = [], []
+        if len(self._table) == 0 or len(self._table) > 1 << 30:
+            raise FormatError(f"a cache of {len(self._table)} blocks")
+        if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)):
+            raise FormatError(f"the budget must be a number of bytes, not {budget!r}")
+        if not 0 <= readers <= 16:
+            raise FormatError(f"readers must be from 0 to 16, not {readers}")
+        limit = min(max(int(budget), 0), 1 << 62)
+        n_sources = len(sources)
+        c_sources = <lb_source *>malloc((n_sources + 1) * sizeof(lb_source))
+        if c_sources == NULL:
+            raise MemoryError
+        try:
+            sizes = []
+            for i in range(n_sources):
+                sizes.append(self._open(sources[i], direct, &c_sources[i]))
+            self._check(sizes)
+            table = self._table
+            self.n_blocks = table.shape[0]
+            self.c = lb_cache_new(c_sources, n_sources, &table[0, 0], self.n_blocks, limit, readers, &error, &smallest)
+        except BaseException:
+            self._close_files()
+            raise
+        finally:
+            free(c_sources)
+        if self.c == NULL:
+            self._close_files()
+            if error == LB_CACHE_BUDGET:
+                raise MemoryBudgetError(
+                    f"a budget of {budget} bytes is too small for this cache: it needs {smallest}", smallest)
+            raise MemoryError(f"no memory for a cache of {budget} bytes")
+
+    cdef object _open(self, source, direct, lb_source *out):
+        """Prepare a source; return its size, None if that is unknown."""
+        cdef _Source wrapper
+        out.read, out.context, out.fd, out.direct_fd = NULL, NULL, -1, -1
+        if hasattr(source, "read_at"):
+            if direct:
+                raise FormatError("direct reads need a file")
+            wrapper = _Source.__new__(_Source)
+            wrapper.read_at, wrapper.cache = source.read_at, self
+            self._sources.append(wrapper)
+            self._names.append(getattr(source, "name", None) or type(source).__name__)
+            out.read, out.context = read_object, <void *>wrapper
+            return None
+        if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
+            out.fd = source
+            self._names.append(f"file descriptor {source}")
+            path = f"/proc/self/fd/{source}"
+        else:
+            path = os.fspath(source)
+            self._names.append(os.fsdecode(path))
+            out.fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+            self._sources.append(out.fd)
+        if direct is None or direct:
+            opened = _open_direct(path)
+            if opened is not None:
+                self._sources.append(opened)
+                out.direct_fd = opened
+        size = os.fstat(out.fd).st_size
+        if direct:
+            if out.direct_fd < 0:
+                raise OSError(errno.EINVAL, "direct reads do not work here", self._names[-1])
+            out.fd = -1
+        return size
+
+    def _check(self, sizes):
+        which, offsets, lengths = self._table.T
+        bad = (which < 0) | (which >= len(sizes)) | (offsets < 0) | (lengths <= 0) | (offsets >= 1 << 61)
+        bad |= lengths >= 1 << 40
+        for i, size in enumerate(sizes):
+            if size is not None:
+                bad |= (which == i) & (offsets > size - lengths)
+        if bad.any():
+            b = int(bad.argmax())
+            name = self._names[which[b]] if 0 <= which[b] < len(sizes) else f"source {which[b]}"
+            raise FormatError(f"{name}: block {b}, {lengths[b]} bytes at {offsets[b]}, lies outside")
+
+    def _close_files(self):
+        for source in self._sources:
+            if isinstance(source, int):
+                os.close(source)
+        self._sources = []
+
+    def __dealloc__(self):
+        if self.c != NULL:
+            with nogil:
+                lb_cache_free(self.c)
+
+    def __del__(self):
+        self.close()
+
+    cdef int raise_error(self, int32_t block, int32_t error) except -1:
+        if error == LB_CACHE_CLOSED:
+            raise LowbitError("the block cache is closed")
+        if error == LB_CACHE_FORKED:
+            raise LowbitError("the block cache belongs to the parent process: make one after the fork")
+        if error == LB_CACHE_NO_BLOCK:
+            raise IndexError(f"there is no block {block}: the cache has {self.n_blocks}")
+        if error == LB_CACHE_NO_MEMORY:
+            raise MemoryError("no memory for the block cache")
+        if error == LB_CACHE_BUSY:
+            raise LowbitError("blocks are still pinned")
+        source, offset, length = self._table[block].tolist()
+        name = self._names[source]
+        if error == LB_CACHE_TRUNCATED:
+            place = f"{length} bytes at {offset}"
+            raise FormatError(f"{name}: the file has become shorter, block {block} ({place}) is cut off")
+        failure, self._failure = self._failure, None
+        if failure is not None and not isinstance(failure, Exception):
+            raise failure       # Ctrl-C, while an object was being asked
+        raise OSError(error, os.strerror(error), name) from failure
+
+    cdef lb_cache *_engine(self) except NULL:
+        if self.c == NULL:
+            raise LowbitError("the block cache was never made")
+        return self.c
+
+    cdef const void *_acquire(self, int32_t block) except NULL:
+        """Acquire, and let Ctrl-C end the wait."""
+        cdef const void *memory
+        cdef int32_t error = 0
+        cdef lb_cache *c = self._engine()
+        while True:
+            with nogil:
+                memory = lb_cache_acquire(c, block, PATIENCE_NS, &error)
+            if memory != NULL:
+                return memory
+            if error != LB_CACHE_BUSY:
+                self.raise_error(block, error)
+            PyErr_CheckSignals()
+
+    def get(self, int32_t block) -> bytes:
+        """Return a copy of a block's bytes.
+
+        Parameters
+        ----------
+        block : int
+
+        Returns
+        -------
+        bytes
+
+        Raises
+        ------
+        OSError
+            If reading fails; the cache stays usable, and the next call tries again.
+        FormatError
+            If the file has become too short for the block.
+        LowbitError
+            If the cache is closed.
+        """
+        cdef const void *memory = self._acquire(block)
+        try:
+            return PyBytes_FromStringAndSize(<const char *>memory, self._table[block, 2])
+        finally:
+            lb_cache_release(self.c, block)
+
+    def pinned(self, int32_t block):
+        """Return a context manager for a block in place: a read-only memoryview on the cache's own memory.
+
+        The block stays until the context has ended and no array made from the view is left. Pinned blocks take slots:
+        if as many are held as there are slots, whoever asks for one more waits.
+
+        Parameters
+        ----------
+        block : int
+
+        Raises
+        ------
+        OSError, FormatError, LowbitError
+            On entering the context, as `get` does.
+        """
+        cdef _Pin pin = _Pin.__new__(_Pin)
+        if not 0 <= block < self.n_blocks:
+            self.raise_error(block, LB_CACHE_NO_BLOCK)
+        pin.cache, pin.block, pin.length = self, block, self._table[block, 2]
+        return pin
+
+    def set_order(self, order, lru_bytes=0) -> None:
+        """Say in which order the blocks are used, over and over.
+
+        As many blocks as fit stay resident, spread evenly over the order; the rest is read ahead of its use. Blocks
+        outside the order, and uses out of order, still work. What was resident is dropped.
+
+        Parameters
+        ----------
+        order : sequence of int
+            Distinct blocks; empty: least recently used for all blocks, as at first.
+        lru_bytes : int
+            Memory for the blocks outside the order, which get two slots at least.
+
+        Raises
+        ------
+        FormatError
+            If a block is unknown or named twice.
+        MemoryBudgetError
+            If the budget is too small for an order; the message names the smallest that works.
+        LowbitError
+            If blocks are pinned, or the cache is closed.
+        """
+        cdef int32_t[::1] ids
+        cdef int32_t result, n
+        cdef int64_t smallest = 0, lru = min(max(int(lru_bytes), 0), 1 << 62)
+        array = _numbers("order", order, 1)
+        ids = np.clip(array, -1, self.n_blocks).astype(np.int32)
+        n = min(ids.shape[0], self.n_blocks + 1)    # so many cannot be distinct
+        cdef lb_cache *c = self._engine()
+        with nogil:
+            result = lb_cache_set_order(c, &ids[0] if n else NULL, n, lru, &smallest)
+        if result == LB_CACHE_NO_BLOCK:
+            raise FormatError(f"an order names distinct blocks from 0 to {self.n_blocks - 1}")
+        if result == LB_CACHE_BUDGET:
+            raise MemoryBudgetError(f"this order of blocks needs a budget of {smallest} bytes", smallest)
+        if result:
+            self.raise_error(0, result)
+
+    def prefetch(self, blocks) -> None:
+        """Ask for blocks outside the order to be read soon.
+
+        Parameters
+        ----------
+        blocks : sequence of int
+        """
+        cdef int32_t[::1] ids
+        array = _numbers("blocks", blocks, 1)
+        if ((array < 0) | (array >= self.n_blocks)).any():
+            raise FormatError(f"blocks are numbered from 0 to {self.n_blocks - 1}")
+        ids = array.astype(np.int32)
+        if ids.shape[0]:
+            lb_cache_prefetch(self._engine(), &ids[0], ids.shape[0])
+
+    def stats(self) -> dict:
+        """Return what happened so far, and how the memory is divided.
+
+        Returns
+        -------
+        dict
+            ``hits``: blocks asked for that were there; ``misses``: those that had to be waited for, ``late`` those of
+            them that were being read ahead. ``reads``: blocks read, ``prefetched`` those read ahead, ``wasted`` those
+            of them evicted without use. ``evictions``, ``errors``. ``bytes_read``: as transferred, so with direct
+            reads whole pages. ``wait_seconds``: time that `get` and `pinned` waited. ``memory``, ``peak_memory``,
+            ``budget``: bytes. ``pinned_blocks``, ``pinned_bytes``, ``ring_slots``, ``ring_slot_bytes``,
+            ``lru_slots``, ``lru_slot_bytes``: how the memory is divided.
+        """
+        cdef lb_cache *c = self._engine()
+        cdef lb_cache_stats s
+        with nogil:
+            s = lb_cache_get_stats(c)
+        cdef dict result = s
+        result["wait_seconds"] = result.pop("wait_ns") / 1e9
+        return result
+
+    def close(self) -> None:
+        """End the reader threads and give the memory back; does nothing when closed.
+
+        Raises
+        ------
+        LowbitError
+            If blocks are still pinned.
+        """
+        cdef int32_t result
+        if self.closed or self.c == NULL:
+            return
+        with nogil:
+            result = lb_cache_close(self.c)
+        if result:
+            self.raise_error(0, result)
+        self.closed = True
+        self._close_files()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def __len__(self):
+        return self.n_blocks
+
+    def __repr__(self):
+        if self.closed:
+            return "<BlockCache, closed>"
+        s = self.stats()
+        return f"<BlockCache of {self.n_blocks} blocks, {s['memory']} of {s['budget']} bytes>"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lb_cache_after_fork)

@@ -1,0 +1,22 @@
+"""Whether this CPU has what the compiler took for granted in the other modules.
+
+They are asked for in vain otherwise: a wheel for a Pentium II would end with an illegal instruction on an older CPU.
+This module itself is built for the oldest CPU of its kind (CMakeLists.txt), and imported before the others.
+"""
+from libc.stdint cimport uint32_t
+
+
+cdef extern from "isa/cpu.h":
+    enum:
+        LB_CPU_CMOV
+        LB_CPU_MMX
+        LB_CPU_SSE2
+    uint32_t lb_cpu_features() noexcept
+    const uint32_t lb_built_for
+
+
+def missing() -> list:
+    """Return the names of what the other modules need and this CPU does not have."""
+    cdef uint32_t lacking = lb_built_for & ~lb_cpu_features()
+    flags = {"cmov": LB_CPU_CMOV, "MMX": LB_CPU_MMX, "SSE2": LB_CPU_SSE2}
+    return [name for name, flag in flags.items() if lacking & flag]

@@ -1,0 +1,49 @@
+# The block cache for other modules: functions without the GIL, on the `c` of a BlockCache that the caller keeps alive.
+from libc.stdint cimport int32_t, int64_t, uint8_t
+
+
+cdef extern from "blockcache.h":
+    ctypedef struct lb_cache:
+        pass
+
+    ctypedef int64_t lb_source_read(void *context, void *buffer, int64_t n_bytes, int64_t offset) noexcept
+
+    ctypedef struct lb_source:
+        lb_source_read *read
+        void *context
+        int fd
+        int direct_fd
+
+    enum:
+        LB_CACHE_TRUNCATED
+        LB_CACHE_CLOSED
+        LB_CACHE_FORKED
+        LB_CACHE_NO_BLOCK
+        LB_CACHE_BUSY
+        LB_CACHE_BUDGET
+        LB_CACHE_NO_MEMORY
+
+
+cdef class BlockCache:
+    cdef lb_cache *c
+    cdef readonly int32_t n_blocks
+    cdef readonly bint closed
+    cdef list _sources          # file descriptors opened here, and the objects that blocks are read from
+    cdef list _names
+    cdef object _table
+    cdef object _failure        # what an object raised last
+
+    cdef lb_cache *_engine(self) except NULL
+    cdef const void *_acquire(self, int32_t block) except NULL
+    cdef object _open(self, source, direct, lb_source *out)
+    # Raises what `acquire` reported in `error`.
+    cdef int raise_error(self, int32_t block, int32_t error) except -1
+
+
+# The bytes of a block, which stay until it is released; or NULL, with what `raise_error` takes in `error`.
+cdef const void *acquire(lb_cache *c, int32_t block, int32_t *error) noexcept nogil
+cdef void release(lb_cache *c, int32_t block) noexcept nogil
+# A byte that goes with the bytes of an acquired block: 0 after every read, then whatever its users make of it.
+cdef uint8_t *mark(lb_cache *c, int32_t block) noexcept nogil
+# Asks for blocks outside the order to be read soon.
+cdef void prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil

@@ -1,0 +1,41 @@
+from libc.stddef cimport size_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
+
+from lowbit._kernels.blockcache cimport BlockCache, lb_cache
+from lowbit._kernels.dispatch cimport lb_activations, lb_matrix
+from lowbit._kernels.matrix cimport FillBlocks, PackedMatrix
+
+
+cdef struct PageWork
+
+
+cdef class Pager:
+    cdef readonly BlockCache cache
+    cdef lb_cache *blocks           # that of `cache`
+    cdef int32_t bad_block, error   # the last block that could not be had, and why
+    cdef int64_t block_bytes
+    cdef size_t longest
+    cdef uint8_t *scratch
+    cdef list sources
+    cdef readonly list table        # (source, offset, length) of every block
+    cdef readonly list order        # blocks in the order of use
+
+    cdef int32_t add(self, int32_t source, int64_t offset, size_t group_bytes, int32_t groups, int32_t block_groups,
+                     bint in_order) except -1
+
+
+cdef class PagedMatrix:
+    cdef lb_matrix m                # without memory of its own
+    cdef readonly size_t nbytes     # resident
+    cdef Pager pager
+    cdef PackedMatrix pattern
+    cdef PackedMatrix tail
+    cdef FillBlocks fill
+    cdef bint stored, own_scales
+    cdef size_t group_bytes, code_bytes
+    cdef int32_t n_groups, block_groups, first_block, first_row_block
+
+    cdef int _open(self, PageWork *work, int32_t block) noexcept nogil
+    cdef int _close(self, const PageWork *work, int32_t block) noexcept nogil
+    cdef int multiply_paged(self, const lb_activations *x, float *y, ptrdiff_t y_stride, int32_t threads) noexcept nogil
+    cdef int row(self, int32_t row, float *out) noexcept nogil

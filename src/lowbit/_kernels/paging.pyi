@@ -1,0 +1,31 @@
+from collections.abc import Sequence
+from typing import IO
+
+from .blockcache import BlockCache
+from .matrix import PackedMatrix
+
+class Pager:
+    cache: BlockCache | None
+    table: list[tuple[int, int, int]]
+    order: list[int]
+    scratch_bytes: int
+    def __init__(self, block_bytes: int) -> None: ...
+    def start(self, sources: Sequence[str | IO[bytes]], budget: int) -> None: ...
+
+class PagedMatrix:
+    nbytes: int
+    stored_bytes: int
+    def __init__(
+        self,
+        pager: Pager,
+        pattern: PackedMatrix,
+        n_rows: int,
+        stored: str | None,
+        source: int,
+        offset: int,
+        tail: PackedMatrix | None = None,
+        product: bool = True,
+        lookup: bool = False,
+    ) -> None: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...

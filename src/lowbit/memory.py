@@ -1,0 +1,199 @@
+"""Memory: how much this process uses, and how a model is fitted into a budget."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ._kernels.transformer import KVCache, Transformer
+from .errors import MemoryBudgetError
+from .paging import Paging
+
+__all__ = ["Budget", "MemoryPlan", "parse_size", "resident_bytes"]
+
+UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+LEAST_CONTEXT = 128
+"""Tokens that there is room for in the smallest plan, unless the caller asks for another number."""
+LEAST_BATCH = 16
+"""Rows of a pass in the smallest plan: a prompt reads all weights once per this many tokens."""
+MOST_LOGIT_ROWS = 16
+"""Positions whose logits are held at a time under a budget, if that is a small part of it."""
+
+
+def parse_size(size: str | int) -> int:
+    """Return a size in bytes.
+
+    Parameters
+    ----------
+    size : str or int
+        Bytes, or a number with a unit: ``"64MB"``, ``"1.5 GB"``, ``"300k"``. A unit is a power of 1024.
+
+    Raises
+    ------
+    ValueError
+        If that is no size, or not above 0.
+    """
+    if isinstance(size, str):
+        found = re.fullmatch(
+            r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([KMGT]?)(?:i?B)?\s*", size, re.IGNORECASE | re.ASCII
+        )
+        value = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    else:
+        value = 0 if isinstance(size, bool) or not isinstance(size, int) else size
+    if not 0 < value < 1 << 62:
+        raise ValueError(f"max_ram must be a size above 0, such as '64MB' or a number of bytes, not {size!r}")
+    return value
+
+
+def block_bytes(budget: int) -> int:
+    """Return the size of the blocks to page in: large enough for the disk, small against the budget."""
+    return min(max(budget // 256, 64 << 10), 1 << 20)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How a budget is divided, in bytes."""
+
+    budget: int
+    resident: int
+    """In use before the cache is made: tokenizer, norms, RoPE tables, single row groups."""
+    kv: int
+    """Keys and values of the whole context."""
+    scratch: int
+    """Activations of a batch, logits, and one block that is being packed."""
+    logit_rows: int
+    """Positions whose logits may be held at a time: sequences decoded together, or positions scored."""
+
+    @property
+    def margin(self) -> int:
+        """What is set aside for the allocator and the threads."""
+        return (1 << 20) + self.budget // 64
+
+    @property
+    def cache(self) -> int:
+        """What is left for blocks of weights; negative if there is nothing."""
+        return self.budget - self.resident - self.kv - self.scratch - self.margin
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `Model.info`."""
+        names = ("budget", "resident", "kv", "scratch", "cache", "margin")
+        return {f"{name}_bytes": getattr(self, name) for name in names}
+
+
+class Budget:
+    """A hard limit on what a model adds to the memory of this process, from the moment when this is made.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes.
+
+    Attributes
+    ----------
+    block_bytes : int
+        Size of the blocks to page in: large enough for the disk, small against the limit.
+    plan : MemoryPlan or None
+        How the limit is divided, once a model was fitted into it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.before = resident_bytes()
+        self.block_bytes = min(max(limit // 256, 64 << 10), 1 << 20)
+        self.plan: MemoryPlan | None = None
+
+    def fit(
+        self,
+        make: Callable[[int, int], Transformer],
+        paging: Paging,
+        context: int | None,
+        most_context: int,
+        batch: int,
+    ) -> Transformer:
+        """Make a transformer that fits, and start its block cache with the memory that is left.
+
+        Keys and values get up to an eighth of the limit and the activations of a batch a sixteenth; if that leaves too
+        little for weights, as little as a model can do with.
+
+        Parameters
+        ----------
+        make : function of a context and a batch, both in tokens
+        paging : Paging
+            Knows all matrices.
+        context : int, optional
+            Tokens to make room for, if the caller said so.
+        most_context, batch : int
+            What would be taken without a limit.
+
+        Raises
+        ------
+        MemoryBudgetError
+            If nothing fits; it names the smallest limit that would do.
+        """
+        least = make(context or min(LEAST_CONTEXT, most_context), LEAST_BATCH)
+        row = max(1, least.scratch_bytes // least.batch)
+        kv_row = KVCache(least, least.context).nbytes // (-(-least.context // 16) * 16)
+        good_context = context or min(most_context, max(least.context, self.limit // 8 // kv_row // 16 * 16))
+        good_batch = min(batch, max(least.batch, self.limit // 16 // row))
+        for transformer in (make(good_context, good_batch), least):
+            plan = self._plan(transformer, paging)
+            try:
+                paging.start(plan.cache)
+            except MemoryBudgetError as error:
+                smallest = self.limit - plan.cache + (error.smallest or 0)
+            else:
+                self.plan = plan
+                transformer.most_logits = plan.logit_rows
+                return transformer
+        # what is set aside for the allocator grows with the limit
+        megabytes = -(-smallest * 64 // 63 // (1 << 20)) + 1
+        raise MemoryBudgetError(
+            f"{shown(self.limit)} of memory are too little for this model: it needs at least {megabytes}MB",
+            megabytes << 20,
+        )
+
+    def _plan(self, transformer: Transformer, paging: Paging) -> MemoryPlan:
+        logits = 5 * 4 * transformer.vocab  # scoring holds them as float32, and twice as float64
+        rows = min(MOST_LOGIT_ROWS, transformer.batch, max(1, self.limit // 32 // logits))
+        return MemoryPlan(
+            budget=self.limit,
+            resident=max(0, resident_bytes() - self.before),
+            kv=KVCache(transformer, transformer.context).nbytes,
+            scratch=transformer.scratch_bytes + rows * logits + paging.pager.scratch_bytes,
+            logit_rows=rows,
+        )
+
+
+def shown(n: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{n / (1 << 20):.4g}MB" if n >= 1 << 20 else f"{n} bytes"
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process that is really in use, in bytes."""
+    if sys.platform.startswith("linux"):
+        with open("/proc/self/statm") as f:
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        import resource
+    except ImportError:  # Windows
+        import ctypes
+        from ctypes import wintypes
+
+        class Counters(ctypes.Structure):
+            _fields_ = [("cb", wintypes.DWORD), ("faults", wintypes.DWORD)] + [
+                (f"size{i}", ctypes.c_size_t) for i in range(8)
+            ]
+
+        counters = Counters()
+        windll: Any = getattr(ctypes, "windll")  # noqa: B009 - exists on Windows only
+        windll.psapi.GetProcessMemoryInfo(
+            windll.kernel32.GetCurrentProcess(), ctypes.byref(counters), ctypes.sizeof(counters)
+        )
+        return int(counters.size1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,90 @@
+"""Weights that stay in files and are read block by block: where each matrix lies, and the spill file for the rest."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import IO, Any
+
+import numpy as np
+
+from ._kernels.matrix import BLOCK_TYPES, PackedMatrix
+from ._kernels.paging import PagedMatrix, Pager
+from .errors import LowbitError
+from .formats.base import ModelFile, TensorInfo
+
+__all__ = ["Paging"]
+
+
+class Paging:
+    """What a model's weights are read from while it runs.
+
+    Tensors whose bytes a kernel can take as they are stay in the model's file. Anything else (float weights, types
+    without a packed form of their own, Hugging Face folders) is packed once, into a temporary file without a name,
+    which takes about a quarter of a byte per ternary weight and is gone with the model.
+
+    Parameters
+    ----------
+    file : ModelFile
+    block_bytes : int
+        Most bytes that are read at a time, unless 16 rows take more.
+
+    Attributes
+    ----------
+    pager : lowbit._kernels.paging.Pager
+    """
+
+    def __init__(self, file: ModelFile, block_bytes: int) -> None:
+        self.pager = Pager(block_bytes)
+        self._file = file
+        self._sources: list[str | IO[bytes]] = []
+        self._spill: IO[bytes] | None = None
+
+    def in_file(self, info: TensorInfo, matrix_type: str) -> bool:
+        """Tell whether a tensor can stay where it is."""
+        return matrix_type == info.type and info.type in BLOCK_TYPES and hasattr(self._file, "locate")
+
+    def stored(self, info: TensorInfo, pattern: PackedMatrix, tail: PackedMatrix | None, **use: bool) -> PagedMatrix:
+        """Page a tensor from the model's file; `use` is ``product`` and ``lookup`` of `PagedMatrix`."""
+        path, offset = self._file.locate(info.name)  # type: ignore[attr-defined]
+        return PagedMatrix(
+            self.pager, pattern, info.shape[0], info.type, self._source(os.path.abspath(path)), offset, tail, **use
+        )
+
+    def begin_spill(self) -> int:
+        """Return where the next packed matrix begins in the spill file, which is made if need be."""
+        if self._spill is None:
+            self._spill = tempfile.TemporaryFile(prefix="lowbit-")
+        return self._spill.seek(0, os.SEEK_END)
+
+    def spill(self, groups: np.ndarray) -> None:
+        """Append packed row groups to the spill file.
+
+        Raises
+        ------
+        LowbitError
+            If the disk has no room for them.
+        """
+        assert self._spill is not None
+        try:
+            self._spill.write(groups.data)
+            self._spill.flush()
+        except OSError as error:
+            raise LowbitError(
+                f"cannot write packed weights to {tempfile.gettempdir()} ({error.strerror}); "
+                "TMPDIR may name another folder, and a file made by `lowbit convert` needs none"
+            ) from None
+
+    def spilled(self, offset: int, rows: int, pattern: PackedMatrix, tail: PackedMatrix | None, **use: bool) -> Any:
+        """Page a matrix whose row groups were written from `offset` on."""
+        assert self._spill is not None
+        return PagedMatrix(self.pager, pattern, rows, None, self._source(self._spill), offset, tail, **use)
+
+    def start(self, budget: int) -> None:
+        """Make the cache; MemoryBudgetError if `budget` bytes are too few for it."""
+        self.pager.start(self._sources, budget)
+
+    def _source(self, source: str | IO[bytes]) -> int:
+        if source not in self._sources:
+            self._sources.append(source)
+        return self._sources.index(source)

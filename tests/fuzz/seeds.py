@@ -1,0 +1,310 @@
+"""Small valid files of every format that lowbit reads, as trees of fields for `mutation`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from mutation import Count, Group, Number, Raw, Sized, Varint
+
+__all__ = ["CONFIG", "INDEX", "SAFETENSORS", "TOKENIZER_JSON", "TREES", "gguf", "llama", "safetensors", "vocabulary"]
+
+U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
+FIELDS = 12
+HIDDEN, WIDE, HEADS, CONTEXT = 32, 64, 2, 64
+
+
+def text(value: str | bytes) -> Sized:
+    """A string of GGUF."""
+    return Sized([Raw(value.encode() if isinstance(value, str) else value)])
+
+
+def _scalar(kind: int, value: Any) -> Any:
+    return text(value) if kind == STRING else Number({U32: "<I", I32: "<i", F32: "<f", BOOL: "<B"}[kind], value)
+
+
+def pair(key: str, kind: int, value: Any) -> Group:
+    """A key of GGUF with its value; a list becomes an array."""
+    if isinstance(value, list):
+        elements = Sized(_shortened([_scalar(kind, v) for v in value]), in_bytes=False)
+        return Group([text(key), Number("<I", ARRAY), Number("<I", kind), elements])
+    return Group([text(key), Number("<I", kind), _scalar(kind, value)])
+
+
+def _shortened(fields: list[Any]) -> list[Any]:
+    """All but the first and last few fields of a long list as one: more of them would only cost time."""
+    rest = fields[FIELDS:-FIELDS]
+    return [*fields[:FIELDS], Raw(Group(rest).encode(), len(rest)), *fields[-FIELDS:]] if rest else fields
+
+
+def gguf(pairs: Sequence[tuple[str, int, Any]], tensors: Sequence[tuple[str, tuple[int, ...], int, bytes]]) -> Group:
+    """A GGUF file; shapes as in the file, the fastest dimension first."""
+    keys = Group([pair(*p) for p in pairs])
+    described, data = [], b""
+    for name, shape, kind, raw in tensors:
+        dims = Sized([Number("<Q", n) for n in shape], format="<I", in_bytes=False)
+        described.append(Group([text(name), dims, Number("<I", kind), Number("<Q", len(data))]))
+        data += raw + bytes(-len(raw) % 32)
+    infos = Group(described)
+    header = Group([Raw(b"GGUF"), Number("<I", 3), Count("<Q", infos), Count("<Q", keys), keys, infos])
+    return Group([header, Raw(bytes(-len(header.encode()) % 32)), Raw(data)])
+
+
+def _floats(*shape: int) -> bytes:
+    return np.random.default_rng(7).uniform(0.5, 1.0, shape).astype("<f4").tobytes()
+
+
+def _weights(kind: int, values: int) -> bytes:
+    """Weights of one ggml type: F32 (0), Q8_0 (8), TQ1_0 (34), TQ2_0 (35), I2_S (36)."""
+    if kind == 0:
+        return _floats(values)
+    one = struct.pack("<e", 0.5)
+    if kind == 36:
+        return b"\x55" * (values // 4) + struct.pack("<f", 0.5) + bytes(28)
+    if kind == 34:
+        return (b"\x80" * 52 + one) * (values // 256)
+    return (b"\x55" * 64 + one) * (values // 256) if kind == 35 else (one + bytes(32)) * (values // 32)
+
+
+_WORDS = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{i:02X}>", 6) for i in range(256)), ("▁", 1), ("a", 1),
+          ("b", 1), ("▁a", 1), ("ab", 1), ("<|im_end|>", 4)]  # fmt: skip
+_LETTERS = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
+_BYTE_LEVEL = [*_LETTERS, "ab", "abc", "Ġa", "<s>", "</s>"]
+_MERGES = ["a b", "ab c", "Ġ a"]
+
+Keys = dict[str, tuple[int, Any]]
+N_WORDS = len(_WORDS)
+
+
+def words_with(at: int, word: str) -> list[str]:
+    """The words of the SentencePiece vocabulary, one of them another."""
+    return [word if i == at else old for i, (old, _) in enumerate(_WORDS)]
+
+
+def _changed(keys: Keys, changes: dict[str, tuple[int, Any] | None]) -> list[tuple[str, int, Any]]:
+    merged = {**keys, **changes}
+    return [(key, *value) for key, value in merged.items() if value is not None]
+
+
+def vocabulary(kind: str, **changes: Any) -> Group:
+    """A GGUF file with nothing but a vocabulary: SentencePiece (``llama``) or byte-level (``gpt2``)."""
+    keys: Keys = {"general.architecture": (STRING, "llama"), "tokenizer.ggml.model": (STRING, kind)}
+    if kind == "llama":
+        keys |= {
+            "tokenizer.ggml.tokens": (STRING, [word for word, _ in _WORDS]),
+            "tokenizer.ggml.scores": (F32, [-float(i) for i in range(N_WORDS)]),
+            "tokenizer.ggml.token_type": (I32, [kind for _, kind in _WORDS]),
+            "tokenizer.ggml.bos_token_id": (U32, 1),
+            "tokenizer.ggml.eos_token_id": (U32, 2),
+            "tokenizer.ggml.unknown_token_id": (U32, 0),
+            "tokenizer.ggml.add_space_prefix": (BOOL, 1),
+        }
+    else:
+        keys |= {
+            "tokenizer.ggml.pre": (STRING, "llama-bpe"),
+            "tokenizer.ggml.tokens": (STRING, _BYTE_LEVEL),
+            "tokenizer.ggml.token_type": (I32, [1] * (len(_BYTE_LEVEL) - 2) + [3, 3]),
+            "tokenizer.ggml.merges": (STRING, _MERGES),
+            "tokenizer.ggml.bos_token_id": (U32, len(_BYTE_LEVEL) - 2),
+            "tokenizer.ggml.add_bos_token": (BOOL, 1),
+        }
+    return gguf(_changed(keys, changes), [])
+
+
+def llama(
+    kind: int, cols: int, instead: Sequence[tuple[str, tuple[int, ...], int, bytes]] = (), head_dim: int = 0,
+    **changes: Any,
+) -> Group:  # fmt: skip
+    """A Llama of one layer with linear weights of one type; `instead` replaces tensors, `changes` keys."""
+    hidden, wide = max(HIDDEN, cols), max(WIDE, cols)
+    head_dim = head_dim or hidden // HEADS
+    keys: Keys = {
+        "general.architecture": (STRING, "llama"),
+        "general.name": (STRING, "seed"),
+        "general.alignment": (U32, 32),
+        "llama.vocab_size": (U32, 16),
+        "llama.context_length": (U32, CONTEXT),
+        "llama.embedding_length": (U32, hidden),
+        "llama.block_count": (U32, 1),
+        "llama.feed_forward_length": (U32, [wide]),
+        "llama.attention.head_count": (U32, HEADS),
+        "llama.attention.head_count_kv": (U32, 1),
+        "llama.attention.key_length": (U32, head_dim),
+        "llama.attention.value_length": (U32, head_dim),
+        "llama.attention.layer_norm_rms_epsilon": (F32, 1e-5),
+        "llama.rope.freq_base": (F32, 10000.0),
+        "llama.rope.dimension_count": (U32, head_dim),
+        "llama.rope.scaling.type": (STRING, "linear"),
+        "llama.rope.scaling.factor": (F32, 2.0),
+        "tokenizer.chat_template": (STRING, "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"),
+    }
+    tensors = {"token_embd.weight": ((hidden, 16), 0, _floats(16, hidden))}
+    for name, rows, n_in in (
+        ("attn_q", HEADS * head_dim, hidden), ("attn_k", head_dim, hidden), ("attn_v", head_dim, hidden),
+        ("attn_output", hidden, HEADS * head_dim), ("ffn_gate", wide, hidden), ("ffn_up", wide, hidden),
+        ("ffn_down", hidden, wide),
+    ):  # fmt: skip
+        tensors[f"blk.0.{name}.weight"] = (n_in, rows), kind, _weights(kind, rows * n_in)
+    for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
+        tensors[f"{name}.weight"] = (hidden,), 0, _floats(hidden)
+    tensors |= {name: (shape, kind, raw) for name, shape, kind, raw in instead}
+    return gguf(_changed(keys, changes), [(name, *rest) for name, rest in tensors.items()])
+
+
+def llama2c(version: int) -> Group:
+    """A llama2.c checkpoint of one layer."""
+    dim, hidden, vocab, sequence = 8, 16, 6, 4
+    numbers = Group([Number("<i", n) for n in (dim, hidden, 1, 2, 1, vocab, sequence)])
+    embedding, linears = vocab * dim, [dim * dim, dim * dim // 2, dim * dim // 2, dim * dim, *[dim * hidden] * 3]
+    if version == 0:
+        floats = embedding + 3 * dim + sum(linears) + sequence * dim // 2
+        return Group([numbers, Raw(_floats(floats))])
+    head = [Raw(b"24ka"), Number("<i", version), numbers, Number("<B", 1)]
+    if version == 2:
+        head.append(Number("<i", 4))
+    body = _floats(3 * dim)
+    for size in (embedding, *linears):
+        body += bytes(size) + _floats(size // 4) if version == 2 else _floats(size)
+    return Group([Group(head), Raw(bytes(256 - len(Group(head).encode()))), Raw(body)])
+
+
+def tokenizer_bin() -> Group:
+    """A llama2.c tokenizer."""
+    words = [word.encode() for word, _ in _WORDS]
+    words[1:3] = b"\n<s>\n", b"\n</s>\n"
+    rows = [Group([Number("<f", -float(i)), Sized([Raw(word)], format="<I")]) for i, word in enumerate(words)]
+    return Group([Number("<I", 7), *_shortened(rows)])
+
+
+def _message(number: int, parts: list[Any]) -> Group:
+    return Group([Varint(number << 3 | 2), Sized(parts, format="varint")])
+
+
+def _flag(number: int, value: int) -> Group:
+    return Group([Varint(number << 3), Varint(value)])
+
+
+def tokenizer_model(table: bytes = b"") -> Group:
+    """A SentencePiece model, perhaps with a normalisation table."""
+    pieces = [
+        _message(1, [_message(1, [Raw(word.encode())]), Varint(21), Number("<f", -float(i)), _flag(3, kind)])
+        for i, (word, kind) in enumerate(_WORDS)
+    ]
+    pieces = _shortened(pieces)
+    trainer = _message(2, [_flag(3, 2), _flag(35, 1), _message(44, [Raw(b" ? ")]), _message(46, [Raw(b"<s>")])])
+    normalizer = _message(3, [_message(1, [Raw(b"identity")]), _flag(3, 1), _flag(4, 0), _flag(5, 1)])
+    if table:
+        normalizer = _message(3, [_message(1, [Raw(b"nmt_nfkc")]), _message(2, [Raw(table)])])
+    return Group([Group(pieces), trainer, normalizer])
+
+
+RANKS = 264
+
+
+def tiktoken() -> Group:
+    """A rank file, far shorter than a real one."""
+    tokens = [*(bytes([i]) for i in range(256)), b"ab", b"abc", b" a", b"12", b"123", b"\r\n", b"\xe6\x97", b" ab"]
+    lines = [[Raw(base64.b64encode(token)), Raw(b" %d" % i), Raw(b"\n")] for i, token in enumerate(tokens)]
+    return Group(_shortened([Group(line) for line in lines]))
+
+
+SAFETENSORS = {
+    "__metadata__": {"format": "pt"},
+    "a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]},
+    "b": {"dtype": "U8", "shape": [3], "data_offsets": [16, 19]},
+    "c": {"dtype": "BF16", "shape": [1, 2, 2], "data_offsets": [19, 27]},
+}
+
+
+def safetensors(header: bytes, data: bytes = bytes(27)) -> Group:
+    """A safetensors file behind any header."""
+    return Group([Sized([Raw(header)]), Raw(data)])
+
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+TOKENIZER_JSON = {
+    "added_tokens": [
+        {"id": len(_BYTE_LEVEL), "content": "<|begin_of_text|>", "special": True},
+        {"id": len(_BYTE_LEVEL) + 1, "content": "<tool>", "special": False, "lstrip": True},
+    ],
+    "normalizer": {"type": "NFC"},
+    "pre_tokenizer": {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+        ],
+    },
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|begin_of_text|>"}}, {"Sequence": {"id": "A"}}],
+    },
+    "decoder": {"type": "ByteLevel"},
+    "model": {
+        "type": "BPE", "unk_token": None, "byte_fallback": False, "ignore_merges": True, "fuse_unk": False,
+        "vocab": {word: i for i, word in enumerate(_BYTE_LEVEL)}, "merges": [*_MERGES, ["a", "b"]],
+    },
+}  # fmt: skip
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 16, "hidden_size": 32,
+    "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "head_dim": 16, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+    "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": [2], "layer_types": ["full_attention"],
+    "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}  # fmt: skip
+INDEX = {
+    "metadata": {"total_size": 0},
+    "weight_map": {
+        "model.embed_tokens.weight": "model-1.safetensors",
+        "model.norm.weight": "model-2.safetensors",
+        **{f"model.layers.0.self_attn.{n}_proj.weight": "model-1.safetensors" for n in "qkvo"},
+        **{f"model.layers.0.mlp.{n}_proj.weight": "model-2.safetensors" for n in ("gate", "up", "down")},
+        "model.layers.0.input_layernorm.weight": "model-2.safetensors",
+        "model.layers.0.post_attention_layernorm.weight": "model-1.safetensors",
+    },
+}
+SHAPES = {
+    "model.embed_tokens.weight": [16, 32], "model.norm.weight": [32],
+    "model.layers.0.self_attn.q_proj.weight": [32, 32],
+    "model.layers.0.self_attn.k_proj.weight": [16, 32], "model.layers.0.self_attn.v_proj.weight": [16, 32],
+    "model.layers.0.self_attn.o_proj.weight": [32, 32], "model.layers.0.mlp.gate_proj.weight": [64, 32],
+    "model.layers.0.mlp.up_proj.weight": [64, 32], "model.layers.0.mlp.down_proj.weight": [32, 64],
+    "model.layers.0.input_layernorm.weight": [32], "model.layers.0.post_attention_layernorm.weight": [32],
+}  # fmt: skip
+
+
+def weights(shard: str) -> Group:
+    """One of the two files of `INDEX`."""
+    header: dict[str, Any] = {}
+    at = 0
+    for name, file in INDEX["weight_map"].items():
+        if file == shard:
+            size = 2 * int(np.prod(SHAPES[name]))
+            header[name] = {"dtype": "F16", "shape": SHAPES[name], "data_offsets": [at, at + size]}
+            at += size
+    return safetensors(json.dumps(header).encode(), np.full(at // 2, 0.5, "<f2").tobytes())
+
+
+TREES: dict[str, list[Group]] = {
+    "gguf": [llama(kind, cols) for kind, cols in ((0, 0), (8, 0), (36, 128))]
+    + [gguf([("general.architecture", STRING, "llama"), ("k", BOOL, [0, 1]), ("general.alignment", U32, 32)],
+            [("a", (256, 2), 35, _weights(35, 512)), ("b", (256,), 34, _weights(34, 256)),
+             ("c", (2, 1, 1, 2), 0, bytes(16))])],
+    "gguf_tokenizer": [vocabulary("llama"), vocabulary("gpt2")],
+    "llama2c": [llama2c(version) for version in (0, 1, 2)],
+    "tokenizer_bin": [tokenizer_bin()],
+    "tokenizer_model": [tokenizer_model()],
+    "tiktoken": [tiktoken()],
+}  # fmt: skip
+"""Valid binary files by what reads them."""

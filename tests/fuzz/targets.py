@@ -1,0 +1,177 @@
+"""What is fuzzed: one row per parser, with valid files, ways to break them, and what must hold of any file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import seeds
+from mutation import Below, mutate, mutate_json
+
+import lowbit
+from lowbit.chat.templates import find_template
+from lowbit.errors import FormatError, UnsupportedModelError
+from lowbit.formats import open_model
+from lowbit.formats.blocks import dequantize
+from lowbit.formats.safetensors import SafetensorsFile
+from lowbit.tokenizers import load_tokenizer, tiktoken
+
+__all__ = ["TARGETS", "Target", "check"]
+
+MAX_SECONDS = 1.0
+"""Of processor time for one file."""
+MAX_MESSAGE = 1000
+TEXTS = ("ab é 日 12\n\n<tool></s><0x41>", "a" * 300, "\x00 \u202e\U0001f999")
+
+
+def consume_model(path: Path) -> None:
+    """Touch everything that a model file offers, then run the model."""
+    if not _touch(path):
+        return
+    model = lowbit.load(path, threads=1)
+    assert model.logits([model.config.vocab_size - 1]).shape == (1, model.config.vocab_size)
+
+
+def _touch(path: Path) -> bool:
+    """Look at every key and tensor of a container; tell whether it may be a model."""
+    with open_model(path) as file:
+        for key in file.metadata:
+            assert file.metadata[key] is not None
+        for info in file.tensors.values():
+            raw = file.read(info.name)
+            assert raw.nbytes == info.nbytes or file.format == "huggingface"
+            with contextlib.suppress(FormatError, UnsupportedModelError):  # these do not know the file's name
+                assert dequantize(info.type, raw, info.shape).shape == info.shape
+        if file.format == "gguf":
+            with contextlib.suppress(UnsupportedModelError):  # the model has none
+                find_template(file.metadata, None)
+        return "token_embd.weight" in file.tensors
+
+
+def consume_safetensors(path: Path) -> None:
+    """Read every tensor."""
+    with SafetensorsFile(path) as file:
+        assert sum(len(file.read(name)) for name in file.tensors) <= path.stat().st_size
+
+
+def consume_tokenizer(path: Path) -> None:
+    """Encode and decode; nothing leads out of the vocabulary, and no text becomes a control token."""
+    tokenizer = load_tokenizer(path)
+    size = tokenizer.vocab_size
+    for text in TEXTS:
+        ids = tokenizer.encode(text, add_bos=False)
+        assert all(0 <= i < size for i in ids)
+        assert not set(ids) & tokenizer.control_ids
+        tokenizer.decode(ids)
+        assert all(0 <= i < size for i in tokenizer.encode(text, parse_special=True))
+    for i in {0, min(1, size - 1), size // 2, size - 1}:
+        tokenizer.piece(i).encode()
+        tokenizer.token_bytes(i)
+
+
+def consume_ranks(path: Path) -> None:
+    """As a tokenizer, with as many ranks taken for Llama 3's as the seed has: the real number would take too long."""
+    ranks = tiktoken._LLAMA3_RANKS
+    tiktoken._LLAMA3_RANKS = seeds.RANKS
+    try:
+        consume_tokenizer(path)
+    finally:
+        tiktoken._LLAMA3_RANKS = ranks
+
+
+@dataclass(frozen=True)
+class Target:
+    """One parser."""
+
+    file: str
+    """What the bytes are written to, in a folder of their own."""
+    consume: Callable[[Path], None]
+    valid: tuple[bytes, ...]
+    broken: Callable[[Below], bytes]
+    """A valid file that choices have changed."""
+    beside: tuple[tuple[str, bytes], ...] = ()
+    """Other files that must lie in the folder; then the folder is what is opened."""
+
+
+def _tree(name: str, file: str, consume: Callable[[Path], None]) -> Target:
+    trees = seeds.TREES[name]
+    return Target(
+        file, consume, tuple(t.encode() for t in trees), lambda below: mutate(trees[below(len(trees))], below)
+    )
+
+
+def _json(value: Any, file: str, consume: Callable[[Path], None], beside: tuple[tuple[str, bytes], ...] = ()) -> Target:
+    return Target(file, consume, (json.dumps(value).encode(),), lambda below: mutate_json(value, below), beside)
+
+
+def _broken_safetensors(below: Below) -> bytes:
+    good = json.dumps(seeds.SAFETENSORS).encode()
+    header = mutate_json(seeds.SAFETENSORS, below) if below(4) else good
+    tree = seeds.safetensors(header)
+    return tree.encode() if header is not good and below(4) else mutate(tree, below)
+
+
+_SHARDS = tuple((name, seeds.weights(name).encode()) for name in ("model-1.safetensors", "model-2.safetensors"))
+_CONFIG = ("config.json", json.dumps(seeds.CONFIG).encode())
+_INDEX = ("model.safetensors.index.json", json.dumps(seeds.INDEX).encode())
+
+TARGETS = {
+    "gguf": _tree("gguf", "model.gguf", consume_model),
+    "gguf_tokenizer": _tree("gguf_tokenizer", "vocabulary.gguf", consume_tokenizer),
+    "safetensors": Target(
+        "model.safetensors",
+        consume_safetensors,
+        (seeds.safetensors(json.dumps(seeds.SAFETENSORS).encode()).encode(),),
+        _broken_safetensors,
+    ),
+    "llama2c": _tree("llama2c", "model.bin", consume_model),
+    "config_json": _json(seeds.CONFIG, "config.json", consume_model, (_INDEX, *_SHARDS)),
+    "index_json": _json(seeds.INDEX, "model.safetensors.index.json", consume_model, (_CONFIG, *_SHARDS)),
+    "tokenizer_json": _json(seeds.TOKENIZER_JSON, "tokenizer.json", consume_tokenizer),
+    "tokenizer_model": _tree("tokenizer_model", "tokenizer.model", consume_tokenizer),
+    "tokenizer_bin": _tree("tokenizer_bin", "tokenizer.bin", consume_tokenizer),
+    "tiktoken": _tree("tiktoken", "tokenizer.model", consume_ranks),
+}
+
+
+def check(target: Target, folder: Path, data: bytes) -> bool:
+    """Give a parser a file; AssertionError if more than one clear error comes of it.
+
+    Parameters
+    ----------
+    target : Target
+    folder : Path
+        Empty at the first call, and the same target's at every other.
+    data : bytes
+
+    Returns
+    -------
+    bool
+        Whether the file was taken.
+    """
+    for name, content in target.beside:
+        if not (folder / name).exists():
+            (folder / name).write_bytes(content)
+    (folder / target.file).write_bytes(data)
+    start = time.process_time()
+    message = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            target.consume(folder if target.beside else folder / target.file)
+        except (FormatError, UnsupportedModelError) as error:
+            message = str(error)
+    seconds = time.process_time() - start
+    assert seconds < MAX_SECONDS, f"{seconds:.1f} s"
+    if message is None:
+        return True
+    assert str(folder) in message, message
+    assert message.isprintable(), ascii(message)  # one line, and nothing that a terminal would obey
+    assert len(message) < MAX_MESSAGE + 2 * len(str(folder)), f"{len(message)} characters"
+    return False
