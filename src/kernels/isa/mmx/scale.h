@@ -7,15 +7,7 @@
 
 #include "../../half.h"
 #include "../../kernels.h"
-
-#if defined(_MSC_VER)
-#define LB_INLINE static __forceinline
-#define LB_UNROLL(n)
-#else
-#define LB_INLINE static inline __attribute__((always_inline))
-#define LB_PRAGMA(text) _Pragma(#text)
-#define LB_UNROLL(n) LB_PRAGMA(GCC unroll n)
-#endif
+#include "../inline.h"
 
 /*
  * Two hints for GCC, which plans for more registers than these CPUs have: keep the loads where they are written, and
