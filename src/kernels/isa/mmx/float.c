@@ -227,8 +227,7 @@ LB_INLINE void attend(const lb_attention_args *a, const lb_kv *kv, const float *
     for (int32_t c = 0; c < dim; c++) out[c] = total[c] / weight_sum;
 }
 
-LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head,
-                           const int32_t type) {
+LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, const int32_t type) {
     const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim;
     for (int32_t end = row + rows; row < end; row++) {
         const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
