@@ -16,7 +16,7 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard src tests bench examples tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train-demo test check lint types format selftest sanitize bench wheel sdist clean \
+.PHONY: help demo train-demo test check lint types format selftest sanitize stress bench wheel sdist clean \
 	wheel-i686 test-i386 test-i386-native retro retro-shell
 
 help:  ## list the targets
@@ -65,6 +65,9 @@ sanitize: $(SANITIZED)/.installed  ## run the tests on kernels and parsers built
 	$(PYTHON) tests/selftest/run.py $(SANITIZED)/selftest --sanitize
 	cd tests && $(SANITIZE_RUN) $(abspath $(SANITIZED))/venv/bin/python -m pytest -p no:cacheprovider $(PYTEST_ARGS) \
 		chat cli convert families formats fuzz kernels model quantize reference tokenizers train
+
+stress:  ## run the block cache under ThreadSanitizer and AddressSanitizer, 10 minutes each
+	$(PYTHON) tests/blockcache/stress.py $(BUILD)/stress --seconds 600
 
 bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[bench]"

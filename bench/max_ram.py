@@ -53,7 +53,11 @@ def main() -> None:
         again = measure(path, None, args.threads)
         assert one["ids"] == resident["ids"] == again["ids"], f"{budget}: another text"
         floor = max(one["bytes_per_token"] / disk, min(resident["seconds"], again["seconds"]))
-        one |= {"disk_bytes_per_second": disk, "resident_seconds": again["seconds"], "over_limit": one["seconds"] / floor}
+        one |= {
+            "disk_bytes_per_second": disk,
+            "resident_seconds": again["seconds"],
+            "over_limit": one["seconds"] / floor,
+        }
         results.append(one)
         print(
             f"{budget:>8}: process {one['peak'] / 2**20:.0f} MB, {one['bytes_per_token'] / 2**20:.0f} MB per token "

@@ -4,6 +4,7 @@
  *
  *     float_decode SHAPE POSITION LOGITS_FILE
  */
+#include <callgrind.h>
 #include <math.h>
 
 #include "model.h"
@@ -80,8 +81,8 @@ static void attend(model *m, const layer *l, int position) {
     }
 }
 
-/* Called once, and counted. */
-__attribute__((noinline)) int decode_step(model *m, int token, int position) {
+/* What is counted. */
+static int decode_step(model *m, int token, int position) {
     const shape *s = &m->s;
     const float *cos = m->cos + position * (m->head_dim / 2), *sin = m->sin + position * (m->head_dim / 2);
     memcpy(m->x, m->table + token * s->dim, (size_t)s->dim * sizeof *m->x);
@@ -167,6 +168,10 @@ int main(int count, char **arguments) {
     const shape *s = shape_named(arguments[1]);
     const int position = atoi(arguments[2]);
     model m = make(s, position);
+    CALLGRIND_START_INSTRUMENTATION;
+    CALLGRIND_TOGGLE_COLLECT;
     decode_step(&m, TOKEN, position);
+    CALLGRIND_TOGGLE_COLLECT;
+    CALLGRIND_STOP_INSTRUMENTATION;
     return finish(m.logits, s, arguments[3]);
 }

@@ -4,14 +4,16 @@
  *
  *     lowbit_decode SHAPE POSITION LOGITS_FILE f32|int8 [INSTRUCTION_SET]
  */
+#include <callgrind.h>
 #include <math.h>
 
 #include "half.h"
 #include "kernels.h"
-#include "model.h"
 #include "table.h"
 
-enum { MAX_PARTS = 2, BLOCK = 128 };
+#include "model.h"
+
+enum { MAX_PARTS = 3, BLOCK = 128 };
 
 typedef struct {
     lb_matrix parts[MAX_PARTS]; /* read the same input, and write their outputs side by side */
@@ -70,8 +72,8 @@ static void embed(const model *m, int token) {
     }
 }
 
-/* Called once, and counted. */
-__attribute__((noinline)) int decode_step(model *m, int token, int32_t position) {
+/* What is counted. */
+static int decode_step(model *m, int token, int32_t position) {
     const shape *s = &m->s;
     const int half = m->head_dim / 2, heads = s->heads + s->kv_heads;
     const float *cos = m->cos + position * half, *sin = m->sin + position * half;
@@ -236,6 +238,10 @@ int main(int count, char **arguments) {
     if (isa < 0) return 2;
     lb_isa_use(isa);
     model m = make(s, position, strcmp(arguments[4], "int8") == 0 ? LB_KV_I8 : LB_KV_F32);
+    CALLGRIND_START_INSTRUMENTATION;
+    CALLGRIND_TOGGLE_COLLECT;
     decode_step(&m, TOKEN, position);
+    CALLGRIND_TOGGLE_COLLECT;
+    CALLGRIND_STOP_INSTRUMENTATION;
     return finish(m.logits, s, arguments[3]);
 }

@@ -49,8 +49,8 @@ typedef struct {
 } list_t;
 
 typedef struct {
-    int32_t n_slots;
     int64_t slot_bytes;
+    int32_t starving; /* threads that wait for a slot */
     list_t free, used, ahead;
 } pool_t;
 
@@ -60,8 +60,7 @@ struct lb_cache {
     lb_cond work;    /* for readers */
     int32_t forks;
     int32_t closing, pausing;
-    int32_t inside;   /* threads in acquire */
-    int32_t starving; /* those that wait for a slot */
+    int32_t inside; /* threads in acquire */
     int32_t in_flight;
     int64_t refs;
 
@@ -137,7 +136,6 @@ static void count_memory(lb_cache *c, int64_t bytes) {
 
 static int32_t add_slots(lb_cache *c, int kind, int32_t n, int64_t bytes, int64_t *used) {
     pool_t *pool = &c->pools[kind];
-    pool->n_slots = n;
     pool->slot_bytes = bytes;
     for (int32_t i = 0; i < n; i++, *used += bytes) {
         slot_t *slot = &c->slots[c->n_slots];
@@ -154,7 +152,7 @@ static int32_t move_in(lb_cache *c, const lb_block_plan *plan, const int32_t *po
     if (c->arena) lb_free_pages(c->arena, (size_t)c->arena_bytes);
     c->arena_bytes =
         plan->pinned_bytes + plan->ring_slots * plan->ring_slot_bytes + plan->lru_slots * plan->lru_slot_bytes;
-    c->arena = lb_alloc_pages((size_t)c->arena_bytes);
+    c->arena = (uint64_t)c->arena_bytes > SIZE_MAX / 2 ? NULL : lb_alloc_pages((size_t)c->arena_bytes);
     if (!c->arena) {
         c->arena_bytes = 0;
         c->closing = 1; /* without memory nothing works any more */
@@ -171,7 +169,8 @@ static int32_t move_in(lb_cache *c, const lb_block_plan *plan, const int32_t *po
         c->blocks[b].kind = kinds[b];
         c->blocks[b].hinted = 0;
     }
-    for (int kind = 0; kind < 3; kind++) c->pools[kind] = (pool_t){0, 0, {-1, -1}, {-1, -1}, {-1, -1}};
+    for (int kind = 0; kind < 3; kind++)
+        c->pools[kind].free = c->pools[kind].used = c->pools[kind].ahead = (list_t){-1, -1};
     int64_t used = 0;
     for (int32_t i = 0; i < n; i++) {
         block_t *b = &c->blocks[order[i]];
@@ -279,7 +278,7 @@ static int32_t take_slot(lb_cache *c, const block_t *b, int why) {
     if (b->kind == LB_PINNED) return b->slot;
     pool_t *pool = &c->pools[b->kind];
     int32_t s = pool->free.first;
-    if (why == AHEAD && c->starving) return -1;
+    if (why == AHEAD && pool->starving) return -1;
     if (s < 0) s = pool->used.first;
     if (s < 0 && (b->kind == LB_RING ? is_stale(c) : why == DEMAND)) s = pool->ahead.first;
     if (s < 0 && b->kind == LB_RING && why == DEMAND && pool->ahead.last >= 0) {
@@ -373,7 +372,7 @@ static void wake_reader(lb_cache *c) {
         if (block < 0) return;
         const pool_t *ring = &c->pools[LB_RING];
         const int has_slot = ring->free.first >= 0 || ring->used.first >= 0 || is_stale(c);
-        if (c->blocks[block].kind == LB_RING && (c->starving || !has_slot)) return;
+        if (c->blocks[block].kind == LB_RING && (ring->starving || !has_slot)) return;
     }
     lb_cond_wake_one(&c->work);
 }
@@ -457,12 +456,13 @@ const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int
             *error = LB_CACHE_BUSY;
             break;
         }
-        c->starving += !reading;
+        int32_t *starving = &c->pools[b->kind].starving;
+        *starving += !reading;
         if (timeout_ns < 0)
             lb_cond_wait(&c->changed, &c->lock);
         else
             lb_cond_wait_for(&c->changed, &c->lock, left);
-        c->starving -= !reading;
+        *starving -= !reading;
     }
     const uint8_t *memory = NULL;
     if (!*error) {
@@ -484,6 +484,7 @@ const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int
 }
 
 void lb_cache_release(lb_cache *c, int32_t block) {
+    if (is_forked(c)) return;
     lb_mutex_lock(&c->lock);
     const int32_t s = c->blocks[block].slot;
     slot_t *slot = &c->slots[s];
@@ -491,7 +492,7 @@ void lb_cache_release(lb_cache *c, int32_t block) {
     c->refs--;
     if (--slot->refs == 0 && slot->kind != LB_PINNED) {
         append(c, &c->pools[slot->kind].used, s);
-        if (c->starving)
+        if (c->pools[slot->kind].starving)
             lb_cond_wake_all(&c->changed);
         else
             wake_reader(c);

@@ -92,7 +92,10 @@ int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t
 /* Asks for blocks to be read soon. Those in the order are read in their turn anyway. */
 void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n);
 
-/* Returns the block's bytes, or NULL with *error set. Waits `timeout_ns` for bytes or a slot; -1: for ever. */
+/*
+ * Returns the block's bytes, or NULL with *error set. Waits `timeout_ns` for a slot or for another thread's read; -1:
+ * for ever. The address is as aligned as the offset of the block in its file, up to 4096.
+ */
 const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error);
 void lb_cache_release(lb_cache *c, int32_t block);
 

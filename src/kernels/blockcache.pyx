@@ -8,7 +8,6 @@
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -97,7 +96,8 @@ cdef int64_t read_object(void *context, void *buffer, int64_t n_bytes, int64_t o
         return view.shape[0]
     except BaseException as failure:
         source.cache._failure = failure
-        return -(getattr(failure, "errno", None) or errno.EIO)
+        code = getattr(failure, "errno", None)
+        return -(code if isinstance(code, int) and 0 < code < 1 << 31 else errno.EIO)
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ cdef class BlockCache:
         sources = list(sources)
         self._table = _numbers("blocks", blocks, 3)
         self._sources, self._names = [], []
-        if len(self._table) == 0 or len(self._table) >= 1 << 31:
+        if len(self._table) == 0 or len(self._table) > 1 << 30:
             raise FormatError(f"a cache of {len(self._table)} blocks")
         if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)):
             raise FormatError(f"the budget must be a number of bytes, not {budget!r}")
@@ -305,8 +305,11 @@ cdef class BlockCache:
         source, offset, length = self._table[block].tolist()
         name = self._names[source]
         if error == LB_CACHE_TRUNCATED:
-            raise FormatError(f"{name}: the file has become shorter, block {block} ({length} bytes at {offset}) is cut off")
+            place = f"{length} bytes at {offset}"
+            raise FormatError(f"{name}: the file has become shorter, block {block} ({place}) is cut off")
         failure, self._failure = self._failure, None
+        if failure is not None and not isinstance(failure, Exception):
+            raise failure       # Ctrl-C, while an object was being asked
         raise OSError(error, os.strerror(error), name) from failure
 
     cdef lb_cache *_engine(self) except NULL:

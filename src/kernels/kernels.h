@@ -54,7 +54,23 @@ typedef struct {
     int32_t n_groups;
     int32_t words;      /* words per row, all blocks together */
     int32_t scales_f16; /* scales are float16 rather than float32 */
+    int32_t tiles;      /* 0, or the tiles of the channel-major order */
 } lb_matrix;
+
+/*
+ * The other order of a U2 matrix, for inputs that are mostly zeros: channel-major. A line is 64 bytes with the codes
+ * of 256 outputs for one channel (input column). The lines of all outputs are cut into tiles of 640 to 864 bytes where
+ * there are enough of them, and a tile holds its lines channel by channel, so that a channel that is zero is skipped
+ * in a piece that is long enough for memory to skip it too:
+ *
+ *     tile:   | channel 0: line 0, 1, ... | channel 1: line 0, 1, ... | ...
+ *     output of byte b and field f of a line:  64 * (b / 16) + 16 * f + b % 16       (16 outputs: a row group)
+ *
+ * Scales lie as scales[group][output], with n_rows rounded up to whole lines. `words` and `block_cols` are those of
+ * the row groups that lb_kernels.to_row_groups makes of it.
+ */
+#define LB_LINE_ROWS 256
+#define LB_CHANNELS 8 /* active channels that are taken together */
 
 /* int8 activations of n_tokens rows, each padded with zeros to `stride` columns; x is about q * scale. */
 typedef struct {
@@ -75,6 +91,25 @@ typedef struct {
     int32_t *sums; /* if not NULL: write the unscaled integer sums here instead; needs n_groups == 1 */
     ptrdiff_t y_stride;
 } lb_matmul_args;
+
+/*
+ * One token's product with a channel-major matrix, in two steps. First `sparse` for the units tile * n_parts + part:
+ * part p takes the active channels ends[p] to ends[p + 1], and writes sums of code * q, in an order of its own. Then
+ * `sparse_finish` for the lines: it subtracts the offset, scales and adds the parts, as the row-group kernels would.
+ * The parts are the scale groups if there are several; otherwise they are cut as it suits the threads.
+ */
+typedef struct {
+    const lb_matrix *w;
+    const int32_t *channels; /* each part is filled up to a multiple of LB_CHANNELS, with channels of q = 0 */
+    const int8_t *q;         /* at most 2**16 of them to a part */
+    const int32_t *ends;     /* (n_parts + 1,) */
+    int32_t n_parts;
+    int32_t *partial;   /* (n_parts, n_rows rounded up to lines) */
+    const float *scale; /* (n_groups,) */
+    const int32_t *sum; /* (n_groups,): sum of q */
+    float *y;           /* (n_rows,) */
+    int32_t *sums;      /* if not NULL: write the unscaled sums here instead; needs n_groups == 1 */
+} lb_sparse_args;
 
 enum { LB_KV_F32 = 0, LB_KV_F16 = 1, LB_KV_I8 = 2 };
 
@@ -102,6 +137,9 @@ typedef struct {
 #define LB_MAX_HEAD_DIM 512
 
 typedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end);
+typedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end);
+/* Writes four row groups (64 outputs, a quarter of a line) of a channel-major matrix as words: 4 * words * 64 bytes. */
+typedef void lb_to_row_groups_fn(const lb_matrix *m, int32_t quarter, uint8_t *codes);
 /*
  * s = 127 / max(max|x|, 1e-5), q = round half even(x s), scale = 1 / s: one s for all n columns if per_token, else one
  * for each group of group_cols columns. sum is per group in both cases, and scale is written once per group.
@@ -109,8 +147,8 @@ typedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end
 typedef void lb_quantize_fn(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded, int8_t *q,
                             float *scale, int32_t *sum);
 typedef void lb_rms_norm_fn(const float *x, const float *weight, int32_t n, float eps, float *out);
-/* One row, one kv head: all query heads that share it. */
-typedef void lb_attention_fn(const lb_attention_args *args, int32_t row, int32_t kv_head);
+/* Some rows, one kv head: all query heads that share it. A row's result is the same whichever rows come with it. */
+typedef void lb_attention_fn(const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head);
 typedef void lb_kv_store_fn(const float *k, const float *v, const lb_kv *kv, const lb_attention_args *shape,
                             int32_t position);
 /* gate = activation(gate) * up */
@@ -126,6 +164,8 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
 
 typedef struct {
     lb_matmul_fn *matmul[LB_N_FORMATS];
+    lb_sparse_fn *sparse, *sparse_finish;
+    lb_to_row_groups_fn *to_row_groups;
     lb_quantize_fn *quantize;
     lb_rms_norm_fn *rms_norm;
     lb_attention_fn *attention;
@@ -141,5 +181,17 @@ typedef struct {
 #define LB_DECLARE_ISA(isa) void lb_init__##isa(lb_kernels *table);
 
 static inline int32_t lb_row_groups(int32_t rows) { return (rows + LB_ROWS - 1) / LB_ROWS; }
+
+static inline int32_t lb_lines(int32_t rows) { return (rows + LB_LINE_ROWS - 1) / LB_LINE_ROWS; }
+
+/* The first line of a tile. */
+static inline int32_t lb_tile_line(const lb_matrix *m, int32_t tile) {
+    return (int32_t)((int64_t)lb_lines(m->n_rows) * tile / m->tiles);
+}
+
+/* Where a channel's lines of a tile begin. */
+static inline const uint8_t *lb_channel_codes(const lb_matrix *m, int32_t first_line, int32_t lines, int32_t channel) {
+    return m->codes + ((size_t)first_line * m->n_cols + (size_t)lines * channel) * 64;
+}
 
 #endif

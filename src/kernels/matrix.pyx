@@ -155,6 +155,8 @@ def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads
     cdef int32_t[:, ::1] out, sums
     cdef int8_t[:, ::1] padded
     cdef int64_t m = x.shape[0]
+    if w.m.tiles:
+        raise FormatError("a channel-major matrix takes sparse products")
     if is_float(w.m.format) or w.m.n_groups != 1:
         raise FormatError("integer sums need integer weights with one scale per row")
     if x.shape[1] != w.m.n_cols:
@@ -239,6 +241,8 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False,
     cdef int8_t[:, :] q
     cdef float[:, ::1] scale, out
     cdef int32_t[:, ::1] sums
+    if w.m.tiles:
+        raise FormatError("a channel-major matrix takes sparse products")
     if x.shape[1] != w.m.n_cols:
         raise FormatError(f"activations of {x.shape[1]} columns do not fit weights of {w.m.n_cols}")
     result = np.empty((x.shape[0], w.m.n_rows), np.float32)
@@ -541,6 +545,8 @@ cdef class PackedMatrix:
         return self.m.n_groups
 
     def _check_rows(self, int64_t first_row, int64_t rows):
+        if self.m.tiles:
+            raise FormatError("a channel-major matrix cannot be filled")
         if first_row % LB_ROWS or first_row < 0 or rows < 1 or first_row + rows > self.m.n_rows:
             raise FormatError(f"rows {first_row} to {first_row + rows} do not fit a matrix of {self.m.n_rows} rows")
         if rows % LB_ROWS and first_row + rows != self.m.n_rows:
@@ -691,6 +697,8 @@ cdef class PackedMatrix:
         """
         cdef float[:, ::1] out
         cdef int64_t row
+        if self.m.tiles:
+            raise FormatError("a channel-major matrix has no rows of its own")
         result = np.empty((len(indices), self.m.n_cols), np.float32)
         out = result
         for position, row in enumerate(indices):

@@ -215,7 +215,8 @@ cdef class PagedMatrix:
         release(self.pager.blocks, block)
         return work.bad
 
-    cdef int multiply_paged(self, const lb_activations *x, float *y, ptrdiff_t y_stride, int32_t threads) noexcept nogil:
+    cdef int multiply_paged(self, const lb_activations *x, float *y, ptrdiff_t y_stride,
+                            int32_t threads) noexcept nogil:
         """y = x W^T; 0, or a status for `Pager.check`."""
         cdef PageWork work
         cdef int32_t block = self.first_block, g = 0, groups, chunk

@@ -148,8 +148,8 @@ def unpack_ternary(PackedMatrix packed not None):
     cdef int8_t[:, ::1] out
     cdef int32_t row, words_left, words, start, t, b, f, column
     cdef const uint8_t *w
-    if m.format != LB_U2:
-        raise FormatError("not a ternary matrix")
+    if m.format != LB_U2 or m.tiles:
+        raise FormatError("not a ternary matrix in row groups")
     result = np.empty((m.n_rows, m.n_cols), np.int8)
     out = result
     for row in range(m.n_rows):

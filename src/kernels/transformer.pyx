@@ -5,12 +5,14 @@
 2. A family is data: norms that are there or not, the pairing of RoPE, the activation, and how activations become int8.
 3. All memory is taken before the first token: scratch for a batch of rows, and a cache per sequence that is only
    committed as it fills. Between tokens there is no allocation and no Python.
-4. Work is handed to the pool in row groups (products), rows (norms) and (row, head) pairs (attention). Small work
+4. Rows that decode may be sparse: of the inputs of a linear layer, after its norm and before they become int8, only
+   the largest count. Matrices for these are channel-major (`topk.pyx`), and inputs that are 0 cost nothing.
+5. Work is handed to the pool in row groups (products), rows (norms) and (row, head) pairs (attention). Small work
    stays on the calling thread, where it is done sooner than a thread wakes up.
 """
 from libc.math cimport sqrt
 from libc.stddef cimport size_t
-from libc.stdint cimport int8_t, int32_t, int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t
 from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport (
@@ -20,6 +22,7 @@ from lowbit._kernels.dispatch cimport (
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, matrix_row, multiply, padded_cols, row_stride
 from lowbit._kernels.paging cimport PagedMatrix, Pager
 from lowbit._kernels.sampler cimport Sampler
+from lowbit._kernels.topk cimport SparseScratch, count_magnitudes, keep_from, keep_largest
 
 import numpy as np
 
@@ -29,6 +32,7 @@ KV_TYPES = {"f32": LB_KV_F32, "f16": LB_KV_F16, "int8": LB_KV_I8}
 
 cdef enum:
     ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
+    ATTENTION_ROWS = 4              # rows of a unit: those of one prompt share what is read of its keys and values
     MAX_DRAFT = 8                   # tokens proposed at a time by prompt look-up
 
 
@@ -90,7 +94,7 @@ cdef class KVCache:
 # --- work units of the pool --------------------------------------------------------------------------------------
 
 cdef struct NormWork:
-    # Normalise rows, and quantise them for the matrix that reads them.
+    # Normalise rows, keep the inputs that count, and quantise them for the matrix that reads them.
     const float *x
     const float *weight             # NULL: no norm
     float *out
@@ -103,6 +107,9 @@ cdef struct NormWork:
     int32_t n_groups
     float eps
     bint per_token
+    int32_t keep                    # 0: all
+    float threshold
+    uint32_t *histogram
 
 
 cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
@@ -114,6 +121,12 @@ cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
         if c.weight != NULL:
             table.rms_norm(x, c.weight, c.n, c.eps, c.out + i * c.n)
             x = c.out + i * c.n
+        if c.histogram != NULL:
+            count_magnitudes(x, c.n, c.histogram)
+        if c.keep > 0:              # what is not normalised is scratch memory too
+            keep_largest(<float *>x, c.n, c.keep)
+        if c.threshold > 0:
+            keep_from(<float *>x, c.n, c.threshold)
         if c.reader != NULL:
             table.quantize(x, c.n, c.reader.group_cols, c.per_token, padded_cols(c.reader), c.q + i * c.q_stride,
                            c.scale + i * c.n_groups, c.sum + i * c.n_groups)
@@ -126,10 +139,11 @@ cdef struct AttentionWork:
 
 cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef AttentionWork *c = <AttentionWork *>context
-    cdef int32_t unit
+    cdef int32_t unit, row
     for unit in range(begin, end):
         # the last rows of a prompt have the most positions, so they come first
-        table.attention(&c.args, c.n_rows - 1 - unit // c.args.n_kv_heads, unit % c.args.n_kv_heads)
+        row = ((c.n_rows - 1) // ATTENTION_ROWS - unit // c.args.n_kv_heads) * ATTENTION_ROWS
+        table.attention(&c.args, row, min(<int32_t>ATTENTION_ROWS, c.n_rows - row), unit % c.args.n_kv_heads)
 
 
 cdef struct AddWork:
@@ -241,6 +255,10 @@ cdef class Transformer:
     cdef public int32_t threads, most_logits     # most_logits: rows whose logits `decode` may hold
     cdef int32_t kv_type, rope_dim, q_stride, n_groups, logits_rows
     cdef bint halves, relu2, per_token
+    cdef readonly bint sparse_decode        # not all inputs count in rows that decode
+    cdef public bint sparse_prefill         # nor in those of prompts
+    cdef bint sparse_rows
+    cdef SparseScratch sparse
     cdef float eps
     cdef Layer *layers
     cdef Part token_embd
@@ -289,6 +307,7 @@ cdef class Transformer:
         self.eps = config.norm_eps
         self._make_rope(config)
 
+        self.sparse = SparseScratch()
         self.q_stride = self.n_groups = 1
         self.layers = <Layer *>alloc_aligned(sizeof(Layer) * <size_t>self.n_layers)
         if self.layers == NULL:
@@ -328,6 +347,7 @@ cdef class Transformer:
         self.kv = <lb_kv *>self._scratch(rows * self.n_layers * sizeof(lb_kv))
         self.positions = <int32_t *>self._scratch(rows * 4)
         self.tokens = <int32_t *>self._scratch(rows * 4)
+        self.scratch_bytes += self.sparse.nbytes
 
     def __dealloc__(self):
         free_aligned(self.layers)
@@ -368,6 +388,7 @@ cdef class Transformer:
         cdef Linear linear
         cdef const lb_matrix *m
         linear.n_parts, linear.n_out, linear.bias = len(parts), n_out, NULL
+        linear.keep, linear.threshold, linear.histogram = 0, 0, NULL
         if not 1 <= len(parts) <= MAX_PARTS or sum(part.shape[0] for part in parts) != n_out:
             raise FormatError(f"matrices {parts} do not have {n_out} rows together")
         for i, matrix in enumerate(parts):
@@ -382,6 +403,8 @@ cdef class Transformer:
             linear.parts[i].m = m
             self.keep.append(matrix)
             self.weight_bytes += matrix.nbytes
+            if m.tiles:
+                self.sparse.reserve(m, self.threads)
             if not is_float(m.format):
                 self.q_stride = max(self.q_stride, row_stride(m))
                 self.n_groups = max(self.n_groups, m.n_groups)
@@ -394,6 +417,59 @@ cdef class Transformer:
         self.scratch_bytes += n_bytes
         view = owner
         return <void *>((<size_t>&view[0] + 63) // 64 * 64)
+
+    cdef Linear *_named(self, int32_t layer, str name) except NULL:
+        cdef Layer *one = &self.layers[layer]
+        if name == "qkv":
+            return &one.qkv
+        if name == "attn_output":
+            return &one.attn_output
+        if name == "gate_up":
+            return &one.gate_up
+        if name == "ffn_down":
+            return &one.ffn_down
+        raise ValueError(f"there is no linear layer {name!r}")
+
+    def sparsify(self, list rules):
+        """Say which inputs of the linear layers count in rows that decode.
+
+        Parameters
+        ----------
+        rules : list of dict
+            Per layer of the model: name of a linear layer to (keep, threshold). Of its n inputs those of the `keep`
+            largest magnitudes count (0: all), if their magnitude is at least `threshold`.
+        """
+        cdef int32_t i
+        cdef Linear *linear
+        self.sparse_decode = True
+        for i, named in enumerate(rules):
+            for name, (keep, threshold) in named.items():
+                linear = self._named(i, name)
+                linear.keep, linear.threshold = keep, threshold
+
+    def observe(self, const int32_t[::1] tokens not None, dict histograms not None):
+        """Count how large the inputs of linear layers are, over a text.
+
+        Parameters
+        ----------
+        tokens : ndarray of int32, shape (n,)
+        histograms : dict of str to ndarray of uint32, shape (n_layers, 65536)
+            Per linear layer; a magnitude counts at the upper 16 bits of its float32, without the sign. Added to.
+        """
+        cdef uint32_t[:, ::1] view
+        cdef int32_t i, threads = self.threads
+        for name, counts in histograms.items():
+            view = counts
+            for i in range(self.n_layers):
+                self._named(i, name).histogram = &view[i, 0]
+        self.threads = 1            # the counters are not shared
+        try:
+            self.prefill(KVCache(self, len(tokens)), tokens)
+        finally:
+            self.threads = threads
+            for name in histograms:
+                for i in range(self.n_layers):
+                    self._named(i, name).histogram = NULL
 
     # --- the pass ---
 
@@ -408,6 +484,9 @@ cdef class Transformer:
         cdef float *out = y
         work.x, work.x_stride, work.n, work.weight, work.out, work.eps = x, x_stride, n_in, norm, self.h, self.eps
         work.q, work.scale, work.sum, work.per_token = self.q8, self.scales, self.sums, self.per_token
+        work.keep = linear.keep if self.sparse_rows else 0
+        work.threshold = linear.threshold if self.sparse_rows else 0
+        work.histogram = linear.histogram
         for part in range(linear.n_parts):
             m = linear.parts[part].m
             work.reader = NULL if is_float(m.format) else m
@@ -417,13 +496,17 @@ cdef class Transformer:
                 parallel(norm_work, &work, n_rows, chunk, self.threads)
             if norm != NULL:
                 work.x, work.x_stride, work.weight = self.h, n_in, NULL
+            work.keep, work.threshold, work.histogram = 0, 0, NULL
             a.q, a.scale, a.sum, a.n_groups, a.n_tokens = self.q8, self.scales, self.sums, m.n_groups, n_rows
             a.x = work.x
             a.stride = <int32_t>(work.x_stride if is_float(m.format) else work.q_stride)
-            if linear.parts[part].paged == NULL:
+            if m.tiles:
+                self.sparse.multiply(m, &a, out, NULL, linear.n_out, self.threads)
+            elif linear.parts[part].paged == NULL:
                 multiply(m, &a, out, NULL, linear.n_out, self.threads)
             elif not self.failed:
-                self.failed = (<PagedMatrix>linear.parts[part].paged).multiply_paged(&a, out, linear.n_out, self.threads)
+                self.failed = (<PagedMatrix>linear.parts[part].paged).multiply_paged(
+                    &a, out, linear.n_out, self.threads)
             out += m.n_rows
             before = m
 
@@ -434,6 +517,7 @@ cdef class Transformer:
         cdef GluWork glu
         cdef AddWork add
         cdef int32_t q_size = self.n_heads * self.head_dim, chunk = 1 if n_rows < 4 * self.threads else 4, i
+        cdef int32_t tiles = (n_rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS
         cdef int64_t work = 0
         cdef const lb_kv *kv = self.kv + <size_t>index * self.batch
 
@@ -452,7 +536,7 @@ cdef class Transformer:
         parallel(rope_work, &rope, n_rows, chunk, self.threads)
         for i in range(n_rows):
             work += <int64_t>(self.positions[i] + 1) * q_size
-        parallel(attention_work, &attention, n_rows * self.n_kv_heads, 1,
+        parallel(attention_work, &attention, tiles * self.n_kv_heads, 1,
                  self.threads if work > ATTENTION_GRAIN else 1)
 
         self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)
@@ -511,7 +595,8 @@ cdef class Transformer:
         cache : KVCache
         tokens : ndarray of int32, shape (n,)
         every : bool
-            Return the logits after each token; otherwise only the last ones are computed, and kept for `decode`.
+            Return the logits after each token, which are then computed as those of decoded tokens are; otherwise only
+            the last ones are computed, and kept for `decode`.
 
         Returns
         -------
@@ -531,6 +616,7 @@ cdef class Transformer:
         result = np.empty((n, self.vocab), np.float32) if every else None
         if every and n:
             out = result
+        self.sparse_rows = every or self.sparse_prefill
         start = 0
         while start < n:
             rows = <int32_t>min(n - start, <int64_t>self.batch)
@@ -572,6 +658,7 @@ cdef class Transformer:
         self._check(cache, tokens)
         result = np.empty((n, self.hidden), np.float32)
         out = result
+        self.sparse_rows = self.sparse_prefill
         while start < n:
             rows = <int32_t>min(n - start, <int64_t>self.batch)
             with nogil:
@@ -638,6 +725,7 @@ cdef class Transformer:
             all[i].done = all[i].n <= 0
         if history is not None and count == 1:
             all[0].said, all[0].n_said = &said[0], len(history)
+        self.sparse_rows = True
         self.failed = 0
         with nogil:
             while self._step(all, count, &stop[0] if stop.shape[0] else NULL, stop.shape[0], draft):

@@ -22,6 +22,7 @@ from .formats.base import ModelFile, TensorInfo
 from .formats.ggml_types import tensor_nbytes
 from .memory import resident_bytes
 from .model import build, check_threads
+from .sparsity import Setting, parse
 
 __all__ = ["SHAPES", "RandomModel", "run"]
 
@@ -147,6 +148,7 @@ def run(
     context: int | None = None,
     repeat: int = 3,
     progress: Callable[[int, int], None] | None = None,
+    sparsity: Setting = 0.0,
 ) -> list[dict[str, Any]]:
     """Measure a model.
 
@@ -166,6 +168,8 @@ def run(
         Runs, of which the best counts.
     progress : callable, optional
         Called with the number of steps done, and of all steps.
+    sparsity : float, mapping of str to float, or path
+        As for `lowbit.load`; holds while decoding.
 
     Returns
     -------
@@ -192,7 +196,7 @@ def run(
             file = RandomModel(random, max(4096, need))
         else:
             file = stack.enter_context(open_model(EMBEDDED_MODEL if path is None else path))
-        transformer, config = build(file, max(counts), context)
+        transformer, config = build(file, max(counts), context, sparse=parse(sparsity))
         load_seconds = time.perf_counter() - start
     if need > transformer.context:
         raise ContextLengthError(f"{need} tokens do not fit into a context of {transformer.context}")

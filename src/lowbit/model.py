@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import threading
 import time
 import weakref
@@ -14,12 +13,13 @@ from typing import Any, overload
 
 import numpy as np
 
+from . import sparsity as sparsity_settings
 from ._kernels import dispatch
 from ._kernels.sampler import Sampler
 from ._kernels.transformer import KV_TYPES, KVCache, Transformer
 from .assets import EMBEDDED_MODEL
 from .config import ModelConfig
-from .errors import ContextLengthError, FormatError, LowbitError, MemoryBudgetError, UnsupportedModelError
+from .errors import ContextLengthError, FormatError, MemoryBudgetError, UnsupportedModelError
 from .families import find_family
 from .formats import open_model
 from .formats.base import ModelFile
@@ -63,7 +63,8 @@ def load(
     *,
     threads: int | None = None,
     max_ram: str | int | None = None,
-    sparsity: float = 0.0,
+    sparsity: sparsity_settings.Setting = 0.0,
+    sparse_prefill: bool = False,
     context: int | None = None,
     kv_type: str = "auto",
     head: str = "auto",
@@ -81,8 +82,12 @@ def load(
         Most memory for weights, keys and values, and everything else that the model takes: ``"64MB"``, or bytes.
         What does not fit is read from the file for each token; the text is the same. Without it, all weights stay in
         memory.
-    sparsity : float
-        Not supported yet.
+    sparsity : float, mapping of str to float, or path
+        Share of the inputs of each linear layer to skip, from 0 to less than 1: for each generated token those of the
+        smallest magnitudes do not count, which saves time and changes the text. By linear layer: ``{"qkv": 0.4,
+        "attn_output": 0.5, "gate_up": 0.4, "ffn_down": 0.6}``. A path is a thresholds file from ``lowbit calibrate``.
+    sparse_prefill : bool
+        Do the same in prompts. Scores and logits are always those of the sparse model.
     context : int, optional
         Room for this many tokens; None takes the model's own context, but at most 8192, and with `max_ram` what fits
         into an eighth of it.
@@ -113,8 +118,7 @@ def load(
         If a setting is out of range.
     """
     budget = None if max_ram is None else Budget(parse_size(max_ram))
-    if sparsity != 0.0:
-        raise LowbitError("sparsity is not supported by this version")
+    sparse = sparsity_settings.parse(sparsity)
     if kv_type not in ("auto", *KV_TYPES):
         raise ValueError(f"kv_type must be one of auto, {', '.join(KV_TYPES)}, not {kv_type!r}")
     if head not in HEADS:
@@ -124,7 +128,7 @@ def load(
     threads = check_threads(threads)
     start = time.perf_counter()
     with open_model(EMBEDDED_MODEL if path is None else path) as file:
-        return _from_file(file, threads, context, kv_type, head, weights, budget, start)
+        return _from_file(file, threads, context, kv_type, head, weights, budget, sparse, sparse_prefill, start)
 
 
 def check_threads(threads: int | None) -> int:
@@ -138,12 +142,15 @@ def check_threads(threads: int | None) -> int:
 
 def _from_file(
     file: ModelFile, threads: int, context: int | None, kv_type: str, head: str, weights: str, budget: Budget | None,
-    start: float,
+    sparse: sparsity_settings.Sparsity, sparse_prefill: bool, start: float,
 ) -> Model:  # fmt: skip
     """Read a model, and name the file in every complaint."""
     try:
         tokenizer = _tokenizer_of(file)  # first, so that a budget can count it
-        transformer, config = build(file, threads, context, kv_type, head, weights=weights, budget=budget)
+        transformer, config = build(
+            file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse
+        )
+        transformer.sparse_prefill = sparse_prefill
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise FormatError(f"{tokenizer.vocab_size} token texts for a vocabulary of {config.vocab_size}")
         description = {**describe(file), "warnings": find_traps(file, config, tokenizer)}
@@ -157,7 +164,7 @@ def _from_file(
 
 def build(
     file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = 256,
-    weights: str = "auto", budget: Budget | None = None,
+    weights: str = "auto", budget: Budget | None = None, sparse: sparsity_settings.Sparsity = sparsity_settings.NONE,
 ) -> tuple[Transformer, ModelConfig]:  # fmt: skip
     """Pack a file's weights into a transformer, or leave them in the file if there is a budget."""
     family = find_family(file.architecture)
@@ -173,6 +180,7 @@ def build(
     read = read_weights(file, config, family, threads, head, weights, paging)
     if read.rope_factors:
         config = replace(config, rope_factors=read.rope_factors)
+    sparsity_settings.arrange(read.layers, sparse, config.activation, threads)
 
     def make(context: int, batch: int) -> Transformer:
         return Transformer(
@@ -181,8 +189,11 @@ def build(
         )  # fmt: skip
 
     if budget is None or paging is None:
-        return make(context or most, batch), config
-    return budget.fit(make, paging, context, most, batch), config
+        transformer = make(context or most, batch)
+    else:
+        transformer = budget.fit(make, paging, context, most, batch)
+    sparsity_settings.apply(transformer, config, sparse, file)
+    return transformer, config
 
 
 def _tokenizer_of(file: ModelFile) -> Tokenizer | None:
@@ -560,6 +571,8 @@ class Model:
                 yield piece
         finally:
             self._kept = sequence
+            if self._transformer.sparse_decode and not self._transformer.sparse_prefill:
+                sequence.tokens = sequence.tokens[: len(ids)]  # a prompt is computed anew from what was decoded on
         return text.result(len(ids), clock.timings(self._load_seconds, len(ids), reused, len(text.tokens)))
 
     def _tokens(
@@ -668,7 +681,7 @@ class Model:
         ]
 
     def _sampler(self, params: SamplingParams, ids: np.ndarray) -> Sampler:
-        seed = secrets.randbits(64) if params.seed is None else params.seed
+        seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         sampler = Sampler(
             self.config.vocab_size, params.temperature, params.top_k, params.top_p, params.min_p,
             params.repeat_penalty, seed,

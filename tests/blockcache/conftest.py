@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from block_sources import SIZE, Memory  # noqa: E402
+from block_sources import SIZE, Memory
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -67,9 +68,37 @@ def test_a_full_disk_gives_one_clear_line_and_leaves_nothing(llama, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_written(llama, tmp_path, monkeypatch):
-    import shutil
+FULL_DISK = """
+mount -t tmpfs -o size=64k none "$1" || exit 77
+"$2" -c 'import os, shutil, sys
+from lowbit import cli
+if sys.argv[1] == "late":
+    usage = shutil.disk_usage("/")
+    shutil.disk_usage = lambda folder: usage._replace(free=1 << 40)
+sys.exit(cli.main(sys.argv[2:]))' "$3" convert "$4" "$1/out.gguf" --type q8_0
+code=$?
+ls -A "$1"
+exit $code
+"""
 
+
+@pytest.mark.parametrize("when", ["early", "late"], ids=["free space is known", "the disk fills while it is written"])
+def test_a_small_disk_that_is_full_gives_one_clear_line_and_holds_nothing(llama, tmp_path, when):
+    path, disk = llama(), tmp_path / "disk"
+    disk.mkdir()
+    if shutil.which("unshare") is None:
+        pytest.skip("there is no unshare to mount a disk with")
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh", disk, sys.executable, when, path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode in (1, 77):
+        pytest.skip("this user may not mount a disk")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"{disk}/out.gguf: " in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(llama, tmp_path, monkeypatch):
     from lowbit.convert import convert
     from lowbit.errors import LowbitError
 
@@ -82,6 +111,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(llama, tmp_pa
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.skipif("LOWBIT_SANITIZED" in os.environ, reason="sanitizers take memory of their own")
 @pytest.mark.parametrize(("kind", "head"), [("tq2_0", "q6_k"), ("q8_0", "q8_0"), ("f16", "f16")])
 def test_peak_memory_is_within_twice_the_largest_tensor_and_64_mb(llama, tmp_path, kind, head):
     # An embedding of 64 MB; everything else is small.

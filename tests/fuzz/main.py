@@ -55,5 +55,6 @@ def main(name: str) -> None:
             content = data[1:]
         targets.check(target, folder, content)
 
-    atheris.Setup([sys.argv[0], *sys.argv[1:], f"-max_len={MAX_BYTES}", str(corpus)], one_input)
+    again = any(os.path.isfile(argument) for argument in sys.argv[1:])  # a finding to be shown again, nothing new
+    atheris.Setup([*sys.argv, f"-max_len={MAX_BYTES}", *([] if again else [str(corpus)])], one_input)
     atheris.Fuzz()

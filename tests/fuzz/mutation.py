@@ -21,7 +21,8 @@ Below = Callable[[int], int]
 """A source of choices: `below(n)` is a whole number from 0 to n - 1."""
 
 EDGES = (0, 1, 2, 3, 4, 7, 8, 31, 32, 63, 64, 127, 128, 255, 256, 1023, 1024, 2**15, 2**16 - 1, 2**16, 2**20, 2**20 + 1,
-         2**24, 2**30, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**61, 2**62 + 8, 2**63 - 1, 2**63, 2**64 - 32, 2**64 - 1)  # fmt: skip
+         2**24, 2**30, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**61, 2**62 + 8, 2**63 - 1, 2**63, 2**64 - 32,
+         2**64 - 1)  # fmt: skip
 """Numbers at which programs have gone wrong; small formats keep the low bits."""
 FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e38, float("inf"), float("-inf"), float("nan"))
 TEXTS = (b"", b"\0", b"\xff", b"\xe2\x96", b"\xed\xa0\x80", b"a", b" ", b"\n", b"<0x-1>", b"<0x41>", b"</s>", b"../x",
@@ -177,9 +178,9 @@ def _bytes(data: bytes, below: Below) -> bytes:
     return data[:at] + bytes([below(256)]) + data[at + 1 :]
 
 
-VALUES: tuple[Any, ...] = (None, True, False, 0, 1, -1, 2, 31, 128, 2**20, 2**31, 2**53, 2**63, 2**64, 10**30, 0.5, -0.5,
-                           1e308, "", "a", "../a", "a\nb", "\ud800", "\u202e", "x" * 3000, [], {}, [[]], [None], [0, 0],
-                           {"": None}, {"type": "Sequence"})  # fmt: skip
+VALUES: tuple[Any, ...] = (None, True, False, 0, 1, -1, 2, 31, 128, 2**20, 2**31, 2**53, 2**63, 2**64, 10**30, 0.5,
+                           -0.5, 1e308, "", "a", "../a", "a\nb", "\ud800", "\u202e", "x" * 3000, [], {}, [[]], [None],
+                           [0, 0], {"": None}, {"type": "Sequence"})  # fmt: skip
 _TWIN = "\0twin"
 
 

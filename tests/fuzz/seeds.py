@@ -275,7 +275,8 @@ INDEX = {
     },
 }
 SHAPES = {
-    "model.embed_tokens.weight": [16, 32], "model.norm.weight": [32], "model.layers.0.self_attn.q_proj.weight": [32, 32],
+    "model.embed_tokens.weight": [16, 32], "model.norm.weight": [32],
+    "model.layers.0.self_attn.q_proj.weight": [32, 32],
     "model.layers.0.self_attn.k_proj.weight": [16, 32], "model.layers.0.self_attn.v_proj.weight": [16, 32],
     "model.layers.0.self_attn.o_proj.weight": [32, 32], "model.layers.0.mlp.gate_proj.weight": [64, 32],
     "model.layers.0.mlp.up_proj.weight": [64, 32], "model.layers.0.mlp.down_proj.weight": [32, 64],

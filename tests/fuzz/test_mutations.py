@@ -1,4 +1,4 @@
-"""Valid files, broken in the terms of their format, load or raise one clear error: the same targets that atheris runs."""
+"""Valid files, broken in the terms of their format, load or raise one clear error: the targets of atheris, too."""
 
 from __future__ import annotations
 

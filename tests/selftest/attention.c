@@ -103,7 +103,7 @@ static void exact_attention(const shape *s, const float *q, const float *k, cons
 
 static void check_attention(const shape *s) {
     static const char *const types[] = {"float32", "float16", "int8"};
-    enum { ROWS = 2, AFTER = 8 };
+    enum { ROWS = 9, AFTER = 8 };
     const int32_t width = s->n_kv_heads * s->head_dim, q_width = s->n_heads * s->head_dim, q_stride = q_width + 1;
     const size_t kv_bytes = (size_t)s->n_positions * width * sizeof(float);
     snprintf(text, sizeof text, "attention: %s cache, %d heads, %d kv heads of %d, %d positions", types[s->type],
@@ -115,8 +115,13 @@ static void check_attention(const shape *s) {
     if (s->n_positions > 1) memset(v, 0, (size_t)width * sizeof *v);                       /* no largest magnitude */
 
     cache c = new_cache(s), expected_cache = new_cache(s);
-    lb_kv kv[ROWS] = {c.kv, c.kv};
-    int32_t positions[ROWS] = {s->n_positions - 1, s->n_positions / 2};
+    lb_kv kv[ROWS];
+    int32_t positions[ROWS]; /* one, and then neighbours up to the last position */
+    for (int32_t row = 0; row < ROWS; row++) {
+        const int32_t before = ROWS - 1 - row;
+        kv[row] = c.kv;
+        positions[row] = row == 0 ? s->n_positions / 2 : s->n_positions > before ? s->n_positions - 1 - before : 0;
+    }
     const size_t n_out = (size_t)ROWS * q_width, out_bytes = (n_out + AFTER) * sizeof(float);
     float *got = allocate(out_bytes), *expected = allocate(out_bytes);
     double *exact = allocate((size_t)q_width * sizeof *exact);
@@ -140,22 +145,19 @@ static void check_attention(const shape *s) {
      */
     const double tolerance = FLT_EVAL_METHOD != 0 && s->type == LB_KV_I8 ? 1e-3 : 5e-5;
     memset(got, GUARD, out_bytes);
-    for (int32_t row = 0; row < ROWS; row++) {
-        for (int32_t head = 0; head < s->n_kv_heads; head++) lb_table.attention(&args, row, head);
-    }
+    for (int32_t head = 0; head < s->n_kv_heads; head++) lb_table.attention(&args, 0, ROWS, head);
     if (!guards_hold(got + n_out, AFTER * sizeof *got)) report(text, "bytes after the output were written");
     if (is_portable) {
         for (int32_t row = 0; row < ROWS; row++) {
             exact_attention(s, q + (ptrdiff_t)row * q_stride, k, v, positions[row], exact);
             check_near(text, "output", got + (ptrdiff_t)row * q_width, exact, q_width, tolerance, tolerance);
         }
-    } else {
-        args.out = expected;
-        for (int32_t row = 0; row < ROWS; row++) {
-            for (int32_t head = 0; head < s->n_kv_heads; head++) portable.attention(&args, row, head);
-        }
-        check_floats(text, "output", got, expected, (int32_t)n_out);
     }
+    args.out = expected;
+    for (int32_t row = 0; row < ROWS; row++) {
+        for (int32_t head = 0; head < s->n_kv_heads; head++) portable.attention(&args, row, 1, head);
+    }
+    check_floats(text, "output", got, expected, (int32_t)n_out);
     free_cache(&c), free_cache(&expected_cache);
     free(k), free(v), free(q), free(got), free(expected), free(exact);
 }

@@ -158,11 +158,14 @@ int main(void) {
         const long integer = n_checks;
         test_float_matmul();
         const long product = n_checks;
+        test_sparse();
+        const long sparse = n_checks;
         test_elementwise();
         const long elementwise = n_checks;
         test_attention();
-        printf("%-12s %ld integer products, %ld float products, %ld elementwise, %ld cache and attention: %s\n", isa,
-               integer, product - integer, elementwise - product, n_checks - elementwise,
+        printf("%-12s %ld integer products, %ld float products, %ld sparse products, %ld elementwise, %ld cache and "
+               "attention: %s\n",
+               isa, integer, product - integer, sparse - product, elementwise - sparse, n_checks - elementwise,
                n_failures ? "FAILED" : "equal");
         fflush(stdout);
         all_failures += n_failures;

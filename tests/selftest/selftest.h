@@ -50,6 +50,7 @@ lb_matmul_fn reference_matmul_u2;
 
 void test_integer_matmul(void);
 void test_float_matmul(void);
+void test_sparse(void);
 void test_elementwise(void);
 void test_attention(void);
 

@@ -47,6 +47,8 @@ def check(runs: list[dict[str, Any]], results: dict[str, dict[str, Any]]) -> lis
         peak = result["peak_kb"] / 1024
         if result["tokens"] != run["expected"]:
             wrong.append(f"{name}: made the tokens {result['tokens']}, not {run['expected']}")
+        if result.get("logits") != run.get("logits"):
+            wrong.append(f"{name}: has other logits than the 64-bit machine")
         if "rss_limit" in run and peak > run["rss_limit"]:
             wrong.append(f"{name}: took {peak:.1f} MB, more than {run['rss_limit']} MB")
     return wrong
@@ -105,7 +107,7 @@ def main() -> None:
         print(f"WRONG: {line}")
     if wrong:
         sys.exit(1)
-    print("all runs gave the tokens of the 64-bit machine, within their memory")
+    print("all runs gave the tokens and the logits of the 64-bit machine, bit for bit, within their memory")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ SITE=usr/lib/python3/dist-packages
 MODULES=(ata_piix sd_mod ext4 crc32c_generic)
 
 "$TOOLS/chroot.sh"
-need qemu-system-x86=qemu-system-i386 e2fsprogs=/usr/sbin/mke2fs kmod=/sbin/depmod cpio=cpio unzip=unzip
+need qemu-system-x86=qemu-system-i386 qemu-user-static=qemu-i386-static e2fsprogs=/usr/sbin/mke2fs kmod=/sbin/depmod cpio=cpio unzip=unzip
 say "the machine"
 
 # A kernel for processors without PAE, the modules that find its disk, and busybox to load them.
@@ -33,7 +33,7 @@ make_kernel() {
         done
         # The disk answers a moment after its driver is there.
         printf 'until busybox mount -o ro /dev/sda /root 2>/dev/null; do busybox sleep 1; done\n'
-        printf 'busybox mount --move /dev /root/dev\nexec busybox switch_root /root /sbin/init\n'
+        printf 'busybox mount -o move /dev /root/dev\nexec busybox switch_root /root /sbin/init\n'
     } >"$folder/initramfs/init"
     chmod +x "$folder/initramfs/init"
     (cd "$folder/initramfs" && find . | cpio --quiet -o -H newc -R 0:0 | gzip -9) >"$RETRO/initramfs.gz"
@@ -57,9 +57,9 @@ make_system() {
         "$folder"/usr/lib/python3.11/{test,idlelib,lib2to3,ensurepip,pydoc_data,turtledemo}
     cp "$WHEELS"/*.whl "$ROOT/wheels"
     # MarkupSafe is compiled for the same reason as numpy.
-    inside /venv/bin/pip install --quiet --no-compile --target "/machine/$SITE" --no-binary markupsafe \
-        /wheels/*.whl tqdm jinja2
-    inside chroot /machine python3 -m compileall -q --invalidation-mode unchecked-hash /usr/lib || true
+    inside sh -c "/venv/bin/pip install --quiet --no-compile --target /machine/$SITE --no-binary markupsafe \
+        /wheels/*.whl tqdm jinja2"
+    inside chroot /machine python3 -m compileall -q --invalidation-mode unchecked-hash /usr/lib
 }
 
 # The disk of the system, with lowbit.
@@ -77,6 +77,17 @@ make_disk() {
         xargs -0 python3 "$TOOLS/scan.py" --objects "$RETRO/cmake"
 }
 
+# A processor without MMX is refused with one line, as `lowbit` says it, before another instruction of its modules.
+check_refusal() {
+    local said status=0
+    install "$(command -v qemu-i386-static)" "$ROOT/machine/qemu-i386-static"
+    said=$(inside chroot /machine /qemu-i386-static -cpu pentium2,-mmx /usr/bin/python3 -m lowbit generate x 2>&1) ||
+        status=$?
+    rm "$ROOT/machine/qemu-i386-static"
+    echo "$said ($status)"
+    [[ $status == 2 && $said == "lowbit: error: this build of lowbit needs a CPU with MMX, which this one lacks" ]]
+}
+
 make_models() {
     rm -rf "$RETRO/models" && mkdir "$RETRO/models"
     "$HOST_PYTHON" "$TOOLS/models.py" "$RETRO/models"
@@ -86,7 +97,7 @@ make_models() {
 make_image() { # folder, file
     rm -f "$2"
     truncate -s $(($(du -sm "$1" | cut -f1) * 5 / 4 + 16))M "$2"
-    /usr/sbin/mke2fs -q -t ext4 -O ^metadata_csum_seed,^orphan_file -m 0 -d "$1" "$2"
+    /usr/sbin/mke2fs -q -t ext4 -m 0 -d "$1" "$2"
 }
 
 step kernel "a kernel for a Pentium II" make_kernel "${MODULES[@]}"
@@ -94,6 +105,7 @@ step system "Python, numpy and sentencepiece for the machine (2 minutes)" make_s
     "$(cd "$WHEELS" && sha256sum ./*.whl)" "$(<"$RETRO/stamps/kernel")"
 step disk "its disk" make_disk "$(sha256sum <"$WHEEL")" "$(cat "$TOOLS"/guest/*)" "$(<"$RETRO/stamps/system")" \
     "$(declare -f make_image)"
+step refusal "a processor that lacks MMX is refused" check_refusal "$(<"$RETRO/stamps/disk")"
 step models "the models, and what they say on this machine (2 minutes)" make_models "$(sha256sum <"$TOOLS/models.py")" \
     "$(sha256sum <"$WHEEL")" "${LOWBIT_TEST_DATA:-}" "$(declare -f make_image)"
 exec python3 "$TOOLS/boot.py" "$MODE" "$RETRO"

@@ -2,8 +2,9 @@
 
     python models.py FOLDER
 
-Writes FOLDER/*.gguf and FOLDER/runs.json: the runs of the series, each with the greedy tokens that it has to give.
-They are computed here, by the lowbit that is installed, from the same files.
+Writes FOLDER/*.gguf and FOLDER/runs.json: the runs of the series, each with the greedy tokens that it has to give, and
+the bits of some logits. They are computed here, by the lowbit that is installed, from the same
+files.
 """
 
 from __future__ import annotations
@@ -68,6 +69,10 @@ def series(folder: Path) -> list[dict[str, Any]]:
     for run in runs:
         model = lowbit.load(folder / str(run["model"]), context=min(512, 8 * int(str(run["tokens"]))))
         run["expected"] = model.generate(run["prompt"], max_tokens=run["tokens"], temperature=0).tokens
+        if "max_ram" not in run:  # one more pass, which takes long where weights come from the disk
+            ids = model.tokenizer.encode(run["prompt"]) if isinstance(run["prompt"], str) else run["prompt"]
+            run["probe"] = ids
+            run["logits"] = model.logits(ids)[-1].view("<u4")[:: model.config.vocab_size // 64].tolist()
         del model
     return runs
 

@@ -36,7 +36,6 @@ inside sh -c '
     /tests/bin/pip install --quiet --no-deps --force-reinstall /native/*.whl
     rm -rf /work && mkdir /work && cp -r /source/tests /source/src /source/cmake /source/examples /source/bench /work
     cp /source/CMakeLists.txt /source/pyproject.toml /work
-    mv /work/src/lowbit /work/src/lowbit.source
     cd /work/tests
     /tests/bin/python -c "import lowbit.isa, platform; print(platform.machine(), *lowbit.isa.available())"
     exec /tests/bin/python -m pytest -p no:cacheprovider "$@" .' sh "$@"

@@ -207,16 +207,17 @@ enum { SPAN = 64 };
 #define LB_INLINED static inline __attribute__((always_inline))
 #endif
 
-/* Query heads that share one reading of the keys and values: as many sums as the registers hold. */
+/* Queries that share one reading of the keys and values, heads or neighbouring rows: as many as the registers hold. */
 #if defined(__AVX512F__)
 #define LB_HEADS 4
 #else
 #define LB_HEADS 2
 #endif
 
-/* Scores of `blocks` times sixteen positions, from element `at` of the keys on, for `heads` queries of `dim` floats. */
-LB_INLINED void score_blocks(const lb_kv *kv, ptrdiff_t at, const float *q, int32_t dim, float (*scores)[SPAN],
-                             const int heads, const int blocks, const int32_t type) {
+/* Scores of `blocks` times sixteen positions, from element `at` of the keys on, for `heads` queries of `dim` floats,
+ * `step` apart. */
+LB_INLINED void score_blocks(const lb_kv *kv, ptrdiff_t at, const float *q, ptrdiff_t step, int32_t dim,
+                             float (*scores)[SPAN], const int heads, const int blocks, const int32_t type) {
     f32x16 even[LB_HEADS * 2], odd[LB_HEADS * 2];
     for (int i = 0; i < heads * blocks; i++) even[i] = odd[i] = v_set1(0.0f);
     int32_t d = 0;
@@ -226,8 +227,8 @@ LB_INLINED void score_blocks(const lb_kv *kv, ptrdiff_t at, const float *q, int3
             const f32x16 k0 = load_kv(kv->keys, here, type), k1 = load_kv(kv->keys, here + 16, type);
             for (int h = 0; h < heads; h++) {
                 const int i = h * blocks + b;
-                even[i] = v_add(even[i], v_mul(k0, v_set1(q[h * dim + d])));
-                odd[i] = v_add(odd[i], v_mul(k1, v_set1(q[h * dim + d + 1])));
+                even[i] = v_add(even[i], v_mul(k0, v_set1(q[h * step + d])));
+                odd[i] = v_add(odd[i], v_mul(k1, v_set1(q[h * step + d + 1])));
             }
         }
     }
@@ -236,21 +237,22 @@ LB_INLINED void score_blocks(const lb_kv *kv, ptrdiff_t at, const float *q, int3
             const int i = h * blocks + b;
             if (d < dim) {
                 const f32x16 k = load_kv(kv->keys, at + ((ptrdiff_t)b * dim + d) * 16, type);
-                even[i] = v_add(even[i], v_mul(k, v_set1(q[h * dim + d])));
+                even[i] = v_add(even[i], v_mul(k, v_set1(q[h * step + d])));
             }
             v_store(scores[h] + 16 * b, v_add(even[i], odd[i]));
         }
     }
 }
 
-/* total[head][c] += sum over n positions of weight * value, for `count` chunks of sixteen channels. */
-LB_INLINED void add_values(const lb_kv *kv, ptrdiff_t at, int32_t chunks, float (*weights)[SPAN], int32_t n,
-                           f32x16 *total, const int heads, const int count, const int32_t type) {
+/* total[head][c] += sum over the positions begin to end of weight * value, for `count` chunks of sixteen channels. */
+LB_INLINED void add_values(const lb_kv *kv, ptrdiff_t at, int32_t chunks, float (*weights)[SPAN], int32_t begin,
+                           int32_t end, f32x16 *total, const int heads, const int count, const int32_t type) {
     f32x16 t[LB_HEADS * 4];
     for (int h = 0; h < heads; h++) {
         for (int c = 0; c < count; c++) t[h * count + c] = total[h * chunks + c];
     }
-    for (int32_t i = 0; i < n; i++, at += (ptrdiff_t)chunks * 16) {
+    at += (ptrdiff_t)begin * chunks * 16;
+    for (int32_t i = begin; i < end; i++, at += (ptrdiff_t)chunks * 16) {
         f32x16 v[4];
         for (int c = 0; c < count; c++) v[c] = load_kv(kv->values, at + c * 16, type);
         for (int h = 0; h < heads; h++) {
@@ -291,9 +293,26 @@ LB_INLINED void scale_blocks(float *values, const float *scales, int32_t blocks)
         v_store(values + 16 * b, v_mul(v_load(values + 16 * b), v_load(scales + 16 * b)));
 }
 
-/* `heads` query heads of one row, side by side in q and out, over the first `count` positions. */
-LB_INLINED void attend(const lb_attention_args *a, const lb_kv *kv, const float *q, float *out, int32_t kv_head,
-                       int32_t count, const int heads, const int32_t type) {
+/* The same for all chunks. */
+LB_INLINED void add_all_values(const lb_kv *kv, ptrdiff_t at, int32_t chunks, float (*weights)[SPAN], int32_t begin,
+                               int32_t end, f32x16 *total, const int heads, const int32_t type) {
+    int32_t c = 0;
+    if (heads == 1) {
+        for (; c + 4 <= chunks; c += 4)
+            add_values(kv, at + c * 16, chunks, weights, begin, end, total + c, heads, 4, type);
+    }
+    for (; c + 2 <= chunks; c += 2) add_values(kv, at + c * 16, chunks, weights, begin, end, total + c, heads, 2, type);
+    if (c < chunks) add_values(kv, at + c * 16, chunks, weights, begin, end, total + c, heads, 1, type);
+}
+
+/*
+ * `heads` queries, q_step apart, over the first `count` positions of one kv head. Heads of one row (more = 0) all have
+ * as many; neighbouring rows (more = 1) have one more each, all in the same span. A query's additions are the same, and
+ * in the same order, as if it came alone.
+ */
+LB_INLINED void attend(const lb_attention_args *a, const lb_kv *kv, const float *q, ptrdiff_t q_step, float *out,
+                       ptrdiff_t out_step, int32_t kv_head, int32_t count, const int heads, const int more,
+                       const int32_t type) {
     const int32_t dim = a->head_dim, chunks = (dim + 15) / 16;
     const ptrdiff_t key_base = kv_head * kv->key_stride, value_base = kv_head * kv->value_stride;
     const float *key_scales = kv->key_scales + kv_head * kv->scale_stride;
@@ -304,58 +323,85 @@ LB_INLINED void attend(const lb_attention_args *a, const lb_kv *kv, const float 
     for (int32_t c = 0; c < heads * chunks; c++) total[c] = v_set1(0.0f);
 
     for (int32_t start = 0; start < count; start += SPAN) {
-        const int32_t n = count - start < SPAN ? count - start : SPAN, blocks = (n + 15) / 16;
+        int32_t n[LB_HEADS];
+        for (int h = 0; h < heads; h++) n[h] = count + more * h - start < SPAN ? count + more * h - start : SPAN;
+        const int32_t blocks = (n[heads - 1] + 15) / 16;
         const ptrdiff_t keys = key_base + (ptrdiff_t)start * dim, values = value_base + (ptrdiff_t)start * chunks * 16;
         int32_t b = 0;
-        if (heads <= 2) {
+        if (heads <= LB_HEADS / 2) { /* else there are no registers for the sums of two blocks */
             for (; b + 2 <= blocks; b += 2) {
-                score_blocks(kv, keys + (ptrdiff_t)b * dim * 16, q, dim, (float (*)[SPAN])(weights[0] + 16 * b), heads,
-                             2, type);
+                score_blocks(kv, keys + (ptrdiff_t)b * dim * 16, q, q_step, dim, (float (*)[SPAN])(weights[0] + 16 * b),
+                             heads, 2, type);
             }
         }
         for (; b < blocks; b++) {
-            score_blocks(kv, keys + (ptrdiff_t)b * dim * 16, q, dim, (float (*)[SPAN])(weights[0] + 16 * b), heads, 1,
-                         type);
+            score_blocks(kv, keys + (ptrdiff_t)b * dim * 16, q, q_step, dim, (float (*)[SPAN])(weights[0] + 16 * b),
+                         heads, 1, type);
         }
         for (int h = 0; h < heads; h++) {
-            if (type == LB_KV_I8) scale_blocks(weights[h], key_scales + start, blocks);
-            soften(weights[h], n, chunks, total + h * chunks, &highest[h], &weight_sum[h]);
-            if (type == LB_KV_I8) scale_blocks(weights[h], value_scales + start, blocks);
+            const int32_t own = (n[h] + 15) / 16;
+            if (type == LB_KV_I8) scale_blocks(weights[h], key_scales + start, own);
+            soften(weights[h], n[h], chunks, total + h * chunks, &highest[h], &weight_sum[h]);
+            if (type == LB_KV_I8) scale_blocks(weights[h], value_scales + start, own);
         }
-        int32_t c = 0;
-        if (heads == 1) {
-            for (; c + 4 <= chunks; c += 4) {
-                add_values(kv, values + c * 16, chunks, weights, n, total + c, heads, 4, type);
+        add_all_values(kv, values, chunks, weights, 0, n[0], total, heads, type);
+        if (more && n[heads - 1] > n[0]) { /* the last positions, which the first row does not have */
+            for (int h = 1; h < heads; h++) {
+                add_all_values(kv, values, chunks, weights + h, n[0], n[h], total + h * chunks, 1, type);
             }
         }
-        for (; c + 2 <= chunks; c += 2) add_values(kv, values + c * 16, chunks, weights, n, total + c, heads, 2, type);
-        if (c < chunks) add_values(kv, values + c * 16, chunks, weights, n, total + c, heads, 1, type);
     }
     for (int h = 0; h < heads; h++) {
         for (int32_t c = 0; c < chunks; c++) {
-            store_upto16(out + h * dim + 16 * c, v_div(total[h * chunks + c], v_set1(weight_sum[h])), dim - 16 * c);
+            store_upto16(out + h * out_step + 16 * c, v_div(total[h * chunks + c], v_set1(weight_sum[h])),
+                         dim - 16 * c);
         }
     }
 }
 
-LB_INLINED void attend_row(const lb_attention_args *a, int32_t row, int32_t kv_head, const int32_t type) {
-    const int32_t shared = a->n_heads / a->n_kv_heads, count = a->positions[row] + 1, dim = a->head_dim;
-    const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
-    float *out = a->out + ((ptrdiff_t)row * a->n_heads + kv_head * shared) * dim;
-    int32_t head = 0;
-    for (; head + LB_HEADS <= shared; head += LB_HEADS) {
-        attend(a, a->kv + row, q + head * dim, out + head * dim, kv_head, count, LB_HEADS, type);
+/* Whether LB_HEADS rows follow each other in one sequence, and end in the same span. */
+static inline int are_neighbours(const lb_attention_args *a, int32_t row) {
+    for (int i = 1; i < LB_HEADS; i++) {
+        if (a->kv[row + i].keys != a->kv[row].keys || a->positions[row + i] != a->positions[row] + i) return 0;
     }
-    for (; head < shared; head++) attend(a, a->kv + row, q + head * dim, out + head * dim, kv_head, count, 1, type);
+    return a->positions[row] / SPAN == (a->positions[row] + LB_HEADS - 1) / SPAN;
 }
 
-void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t kv_head) {
+LB_INLINED void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head,
+                            const int32_t type) {
+    const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim, whole = shared / LB_HEADS * LB_HEADS;
+    const ptrdiff_t out_stride = (ptrdiff_t)a->n_heads * dim;
+    for (int32_t end = row + rows; row < end;) {
+        const int together = whole < shared && end - row >= LB_HEADS && are_neighbours(a, row);
+        const int32_t n = together ? LB_HEADS : 1;
+        const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
+        float *out = a->out + row * out_stride + (ptrdiff_t)kv_head * shared * dim;
+        for (int32_t r = 0; r < n; r++) {
+            for (int32_t head = 0; head < whole; head += LB_HEADS) {
+                attend(a, a->kv + row + r, q + r * a->q_stride + head * dim, dim, out + r * out_stride + head * dim,
+                       dim, kv_head, a->positions[row + r] + 1, LB_HEADS, 0, type);
+            }
+        }
+        for (int32_t head = whole; head < shared; head++) {
+            if (together) {
+                attend(a, a->kv + row, q + head * dim, a->q_stride, out + head * dim, out_stride, kv_head,
+                       a->positions[row] + 1, LB_HEADS, 1, type);
+            } else {
+                attend(a, a->kv + row, q + head * dim, 0, out + head * dim, 0, kv_head, a->positions[row] + 1, 1, 0,
+                       type);
+            }
+        }
+        row += n;
+    }
+}
+
+void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head) {
     if (a->kv_type == LB_KV_F16) {
-        attend_row(a, row, kv_head, LB_KV_F16);
+        attend_rows(a, row, rows, kv_head, LB_KV_F16);
     } else if (a->kv_type == LB_KV_I8) {
-        attend_row(a, row, kv_head, LB_KV_I8);
+        attend_rows(a, row, rows, kv_head, LB_KV_I8);
     } else {
-        attend_row(a, row, kv_head, LB_KV_F32);
+        attend_rows(a, row, rows, kv_head, LB_KV_F32);
     }
 }
 

@@ -27,15 +27,7 @@
 #include <string.h>
 
 #include "../kernels.h"
-
-#if defined(_MSC_VER)
-#define LB_INLINE static __forceinline
-#define LB_UNROLL(n)
-#else
-#define LB_INLINE static inline __attribute__((always_inline))
-#define LB_PRAGMA(text) _Pragma(#text)
-#define LB_UNROLL(n) LB_PRAGMA(GCC unroll n)
-#endif
+#include "inline.h"
 
 /* A run of blocks: `full` blocks of `words` words, then one of `tail` words if that is not 0. */
 typedef struct {

@@ -10,6 +10,8 @@ lb_matmul_fn LB_OWN(lb_matmul_u2);
 #endif
 lb_matmul_fn LB_OWN(lb_matmul_u4), LB_OWN(lb_matmul_u8), LB_OWN(lb_matmul_f32), LB_OWN(lb_matmul_f16),
     LB_OWN(lb_matmul_bf16);
+lb_sparse_fn LB_OWN(lb_sparse), LB_OWN(lb_sparse_finish);
+lb_to_row_groups_fn LB_OWN(lb_to_row_groups);
 lb_quantize_fn LB_OWN(lb_quantize);
 lb_rms_norm_fn LB_OWN(lb_rms_norm);
 lb_attention_fn LB_OWN(lb_attention);
@@ -30,6 +32,9 @@ void LB_OWN(lb_init)(lb_kernels *table) {
     table->matmul[LB_F32] = LB_OWN(lb_matmul_f32);
     table->matmul[LB_F16] = LB_OWN(lb_matmul_f16);
     table->matmul[LB_BF16] = LB_OWN(lb_matmul_bf16);
+    table->sparse = LB_OWN(lb_sparse);
+    table->sparse_finish = LB_OWN(lb_sparse_finish);
+    table->to_row_groups = LB_OWN(lb_to_row_groups);
     table->quantize = LB_OWN(lb_quantize);
     table->rms_norm = LB_OWN(lb_rms_norm);
     table->attention = LB_OWN(lb_attention);

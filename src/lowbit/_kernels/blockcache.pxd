@@ -1,4 +1,4 @@
-# The block cache for other modules: the functions work without the GIL, on the `c` of a BlockCache that they keep alive.
+# The block cache for other modules: functions without the GIL, on the `c` of a BlockCache that the caller keeps alive.
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
 

@@ -16,6 +16,8 @@ cdef extern from "kernels.h":
         LB_KV_F16
         LB_KV_I8
         LB_MAX_HEAD_DIM
+        LB_LINE_ROWS
+        LB_CHANNELS
 
     ctypedef struct lb_matrix:
         const uint8_t *codes
@@ -28,6 +30,7 @@ cdef extern from "kernels.h":
         int32_t n_groups
         int32_t words
         int32_t scales_f16
+        int32_t tiles
 
     ctypedef struct lb_activations:
         const int8_t *q
@@ -44,6 +47,18 @@ cdef extern from "kernels.h":
         float *y
         int32_t *sums
         ptrdiff_t y_stride
+
+    ctypedef struct lb_sparse_args:
+        const lb_matrix *w
+        const int32_t *channels
+        const int8_t *q
+        const int32_t *ends
+        int32_t n_parts
+        int32_t *partial
+        const float *scale
+        const int32_t *sum
+        float *y
+        int32_t *sums
 
     ctypedef struct lb_kv:
         void *keys
@@ -66,10 +81,13 @@ cdef extern from "kernels.h":
         int32_t kv_type
 
     ctypedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end) noexcept nogil
+    ctypedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end) noexcept nogil
+    ctypedef void lb_to_row_groups_fn(const lb_matrix *m, int32_t quarter, uint8_t *codes) noexcept nogil
     ctypedef void lb_quantize_fn(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded,
                                  int8_t *q, float *scale, int32_t *sum) noexcept nogil
     ctypedef void lb_rms_norm_fn(const float *x, const float *weight, int32_t n, float eps, float *out) noexcept nogil
-    ctypedef void lb_attention_fn(const lb_attention_args *args, int32_t row, int32_t kv_head) noexcept nogil
+    ctypedef void lb_attention_fn(
+        const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head) noexcept nogil
     ctypedef void lb_kv_store_fn(const float *k, const float *v, const lb_kv *kv, const lb_attention_args *shape,
                                  int32_t position) noexcept nogil
     ctypedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t relu2) noexcept nogil
@@ -81,6 +99,9 @@ cdef extern from "kernels.h":
 
     ctypedef struct lb_kernels:
         lb_matmul_fn **matmul
+        lb_sparse_fn *sparse
+        lb_sparse_fn *sparse_finish
+        lb_to_row_groups_fn *to_row_groups
         lb_quantize_fn *quantize
         lb_rms_norm_fn *rms_norm
         lb_attention_fn *attention
@@ -92,6 +113,7 @@ cdef extern from "kernels.h":
         lb_dot_peak_fn *dot_peak
 
     int32_t lb_row_groups(int32_t rows) noexcept nogil
+    int32_t lb_lines(int32_t rows) noexcept nogil
 
 ctypedef void work_fn(void *context, int32_t begin, int32_t end) noexcept nogil
 

@@ -1,5 +1,5 @@
 from libc.stddef cimport size_t
-from libc.stdint cimport int8_t, int32_t
+from libc.stdint cimport int8_t, int32_t, uint32_t
 
 from lowbit._kernels.dispatch cimport lb_kv, lb_matrix
 
@@ -19,6 +19,9 @@ cdef struct Linear:
     int32_t n_parts
     int32_t n_out
     const float *bias       # (n_out,), or NULL
+    int32_t keep            # inputs of largest magnitude that count, 0 for all
+    float threshold         # magnitude from which on inputs count
+    uint32_t *histogram     # of the inputs' magnitudes, or NULL
 
 
 cdef struct Layer:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .common import InputError, print_json, print_table, whole
+from .common import InputError, print_json, print_table, share_or_file, whole
 
 _COLUMNS = {
     "threads": ("threads", "d"),
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-t", "--threads", type=_counts, default=(1, 2), metavar="N,N", help="thread counts (default: 1,2)")
     add("--context", type=whole(1), metavar="N", help="tokens to make room for (default: what the run needs)")
     add("--repeat", type=whole(1), default=3, metavar="N", help="runs, of which the best counts (default: 3)")
+    add("--sparsity", type=share_or_file, default=0.0, metavar="F", help="share of activations to skip while decoding")
     add("--json", action="store_true", help="print a JSON list with one object per thread count")
 
 
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
                 context=args.context,
                 repeat=args.repeat,
                 progress=progress,
+                sparsity=args.sparsity,
             )
     except LowbitError:
         raise

@@ -24,6 +24,7 @@ __all__ = [
     "read_file",
     "read_text",
     "sampling_values",
+    "share_or_file",
     "whole",
     "without_controls",
 ]
@@ -43,7 +44,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="most memory for the model, such as 64MB; what does not fit is read again and again",
     )
-    add("--sparsity", type=float, metavar="F", help="share of activations to skip (not supported yet)")
+    add("--sparsity", type=share_or_file, metavar="F", help="share of activations to skip, or a thresholds file")
+    add("--sparse-prefill", action="store_true", default=None, help="skip them in prompts too")
     add("--context", type=whole(1), metavar="N", help="tokens to make room for (default: as the model says)")
     add("--kv-type", metavar="TYPE", help="keep past keys and values as f32, f16 or int8 (default: auto, f32 if small)")
     add("--head", metavar="TYPE", help="float output heads: auto (large ones in 8 bits, default), file or q8_0")
@@ -53,7 +55,7 @@ def load_model(args: argparse.Namespace) -> Model:
     """Load the model that the options of `add_model_arguments` name."""
     import lowbit
 
-    names = ("threads", "max_ram", "sparsity", "context", "kv_type", "head")
+    names = ("threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "head")
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     try:
         return lowbit.load(args.model, **given) if args.model is not None else lowbit.load(**given)
@@ -95,6 +97,14 @@ def sampling_values(args: argparse.Namespace) -> dict[str, Any]:
         return dataclasses.asdict(SamplingParams(**given))
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+def share_or_file(text: str) -> float | str:
+    """Return the number that an argument is, or else the argument: the name of a file."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def whole(least: int) -> Callable[[str], int]:

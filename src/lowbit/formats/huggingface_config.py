@@ -18,6 +18,8 @@ from lowbit.errors import FormatError, UnsupportedModelError
 
 __all__ = ["LINEARS", "Translation", "translate"]
 
+MAX_HEAD = 512
+"""Channels of a head; published models have up to 256."""
 LINEARS = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -113,6 +115,8 @@ def translate(config: Mapping[str, Any]) -> Translation:
 
     hidden, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
     head_dim = keys.whole("head_dim", kind.head_dim or hidden // heads)
+    if head_dim > MAX_HEAD:  # tables are made of it before the families see it
+        raise FormatError(f"config.json has a head_dim of {head_dim}, limit {MAX_HEAD}")
     context = keys.whole("max_position_embeddings")
     values: dict[str, Any] = {
         "embedding_length": hidden,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..config import ModelConfig
-from .layers import attention, gated_feed_forward, rms_norm, rope, softmax
+from .layers import attention, gated_feed_forward, rms_norm, rope, softmax, sparsify
 from .quantization import FloatLinear, Linear
 
 __all__ = ["Weights", "forward", "greedy", "hidden_states", "nats_per_token"]
@@ -16,7 +16,12 @@ Weights = Mapping[str, "np.ndarray | Linear"]
 """Weights by role: the GGUF tensor name without ``.weight``, and with ``_bias`` for ``.bias``."""
 
 
-def forward(config: ModelConfig, weights: Weights, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+def forward(
+    config: ModelConfig,
+    weights: Weights,
+    token_ids: Sequence[int] | np.ndarray,
+    sparsity: Mapping[str, float] | None = None,
+) -> np.ndarray:
     """Compute the logits after each token.
 
     Parameters
@@ -44,22 +49,30 @@ def forward(config: ModelConfig, weights: Weights, token_ids: Sequence[int] | np
 
         A matrix given as an ndarray is a `FloatLinear`.
     token_ids : sequence of int, shape (n,), n >= 1
+    sparsity : mapping of str to float, optional
+        Shares of the inputs of ``qkv``, ``attn_output``, ``gate_up`` and ``ffn_down`` that do not count: of n inputs,
+        the floor(share n) smallest magnitudes, after the norm and before quantisation.
 
     Returns
     -------
     ndarray of float64, shape (n, vocab)
     """
     head = _as_linear(weights["token_embd" if config.tied_embeddings else "output"])
-    return head(hidden_states(config, weights, token_ids), config.activation_quant)
+    return head(hidden_states(config, weights, token_ids, sparsity), config.activation_quant)
 
 
-def hidden_states(config: ModelConfig, weights: Weights, token_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+def hidden_states(
+    config: ModelConfig,
+    weights: Weights,
+    token_ids: Sequence[int] | np.ndarray,
+    sparsity: Mapping[str, float] | None = None,
+) -> np.ndarray:
     """Compute what the output head reads after each token.
 
     Parameters
     ----------
     config : ModelConfig
-    weights, token_ids
+    weights, token_ids, sparsity
         As for `forward`.
 
     Returns
@@ -77,6 +90,10 @@ def hidden_states(config: ModelConfig, weights: Weights, token_ids: Sequence[int
     def linear(role: str, x: np.ndarray) -> np.ndarray:
         layer = _as_linear(weights[role])
         return layer(x, config.activation_quant)
+
+    def kept(name: str, x: np.ndarray) -> np.ndarray:
+        share = (sparsity or {}).get(name, 0.0)
+        return sparsify(x, max(x.shape[-1] - int(share * x.shape[-1]), 1)) if share else x
 
     def heads(block: str, name: str, x: np.ndarray) -> np.ndarray:
         y = linear(f"{block}.attn_{name}", x)
@@ -100,18 +117,18 @@ def hidden_states(config: ModelConfig, weights: Weights, token_ids: Sequence[int
     for layer in range(config.n_layers):
         block = f"blk.{layer}"
 
-        normed = norm(f"{block}.attn_norm", x)
+        normed = kept("qkv", norm(f"{block}.attn_norm", x))
         mixed = attention(*(heads(block, name, normed) for name in "qkv"))  # (n, n_heads * head_dim)
         if config.attn_sub_norm:
             mixed = norm(f"{block}.attn_sub_norm", mixed)
-        x = x + linear(f"{block}.attn_output", mixed)
+        x = x + linear(f"{block}.attn_output", kept("attn_output", mixed))
 
-        normed = norm(f"{block}.ffn_norm", x)
+        normed = kept("gate_up", norm(f"{block}.ffn_norm", x))
         gate, up = linear(f"{block}.ffn_gate", normed), linear(f"{block}.ffn_up", normed)  # (n, intermediate)
         gated = gated_feed_forward(gate, up, config.activation)
         if config.ffn_sub_norm:
             gated = norm(f"{block}.ffn_sub_norm", gated)
-        x = x + linear(f"{block}.ffn_down", gated)
+        x = x + linear(f"{block}.ffn_down", kept("ffn_down", gated))
 
     return norm("output_norm", x)
 

@@ -9,9 +9,11 @@ from types import MappingProxyType
 from .names import NameSplitter
 from .stream import EACH_BYTE, StreamDecoder
 
-__all__ = ["END_MARKERS", "MAX_TOKEN_BYTES", "MAX_VOCAB_SIZE", "Tokenizer"]
+__all__ = ["END_MARKERS", "MAX_PIECES", "MAX_TOKEN_BYTES", "MAX_VOCAB_SIZE", "Tokenizer"]
 
 MAX_VOCAB_SIZE = 2**20
+MAX_PIECES = 3 * 2**17
+"""Tokens of a SentencePiece file; published ones have up to 2**18."""
 MAX_TOKEN_BYTES = 4096
 
 # Texts that end a turn or a document in published models. A file often names only one of the several it uses as

@@ -13,6 +13,9 @@ from ..formats.folder import inside
 __all__ = ["Settings", "parse_json", "read_settings"]
 
 _MAX_BYTES = 16 << 20
+_MAX_QUOTES, _MAX_LISTS, _MAX_OBJECTS = 1 << 22, 3 << 18, 1 << 16
+"""What makes parsed JSON larger than its text. The largest vocabularies have three million quotes, half a million
+merges that may each be a list of two texts, and some thousand added tokens, which are objects."""
 _FILES = ("special_tokens_map.json", "tokenizer_config.json", "config.json", "generation_config.json")
 
 
@@ -69,6 +72,9 @@ def read_settings(folder: Path) -> Settings:
 
 def parse_json(data: bytes, path: str) -> dict[str, Any]:
     """Return a JSON object, or raise FormatError."""
+    quotes, lists = data.count(b'"'), data.count(b"[")
+    if quotes > _MAX_QUOTES or data.count(b"{") > _MAX_OBJECTS or lists > min(_MAX_LISTS, _MAX_OBJECTS + quotes // 4):
+        raise FormatError(f"{path}: has too many entries")
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import struct
+from array import array
 
 import numpy as np
 
 from ..errors import FormatError
-from .base import MAX_TOKEN_BYTES, MAX_VOCAB_SIZE
+from .base import MAX_PIECES, MAX_TOKEN_BYTES
 from .spm import SentencePieceTokenizer
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Specs, Vocabulary
 
@@ -60,7 +61,7 @@ def read_vocabulary(data: bytes, path: str, vocab_size: int | None = None) -> Vo
         If the file is cut off, or has more or fewer than `vocab_size` tokens, or its bytes are not at 3 to 258.
     """
     tokens: list[bytes] = []
-    scores: list[float] = []
+    scores = array("f")
     at = 4
     while at < len(data):
         if len(data) < at + _RECORD.size:
@@ -69,8 +70,8 @@ def read_vocabulary(data: bytes, path: str, vocab_size: int | None = None) -> Vo
         at += _RECORD.size
         if size > MAX_TOKEN_BYTES or size > len(data) - at:
             raise FormatError(f"{path}: token {len(tokens)} claims {size} bytes")
-        if len(tokens) == MAX_VOCAB_SIZE:
-            raise FormatError(f"{path}: the vocabulary has more than {MAX_VOCAB_SIZE} tokens")
+        if len(tokens) == MAX_PIECES:
+            raise FormatError(f"{path}: the vocabulary has more than {MAX_PIECES} tokens")
         tokens.append(data[at : at + size])
         scores.append(score)
         at += size

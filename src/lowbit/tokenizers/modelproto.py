@@ -13,13 +13,14 @@ Of the message only these fields matter here (google/sentencepiece, ``sentencepi
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import FormatError
-from .base import MAX_VOCAB_SIZE
+from .base import MAX_PIECES
 from .vocabulary import BYTE, NORMAL, UNKNOWN, Specs, Vocabulary
 
 __all__ = ["ModelProto", "read_model_proto", "write_bpe_model", "write_model_proto"]
@@ -54,8 +55,8 @@ def read_model_proto(data: bytes, path: str) -> ModelProto:
         If the bytes are not one, or its vocabulary is not sound.
     """
     tokens: list[bytes] = []
-    scores: list[bytes] = []
-    types: list[int] = []
+    scores = bytearray()
+    types = array("q")
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
     rest = bytearray()
@@ -64,11 +65,13 @@ def read_model_proto(data: bytes, path: str) -> ModelProto:
         for number, value, start, end in _fields(data):
             if number == 1 and isinstance(value, bytes):
                 text, score, token_type = _piece(value)
+                if not text:
+                    raise FormatError(f"{path}: token {len(tokens)} has no text")
+                if len(tokens) == MAX_PIECES:
+                    raise FormatError(f"{path}: the vocabulary has more than {MAX_PIECES} tokens")
                 tokens.append(text)
-                scores.append(score)
+                scores += score
                 types.append(token_type)
-                if len(tokens) > MAX_VOCAB_SIZE:
-                    raise FormatError(f"{path}: the vocabulary has more than {MAX_VOCAB_SIZE} tokens")
                 continue
             has_denormalizer |= number == 5 and value != b""
             if number in (2, 3) and isinstance(value, bytes):
@@ -76,9 +79,7 @@ def read_model_proto(data: bytes, path: str) -> ModelProto:
             rest += data[start:end]
     except (IndexError, struct.error) as error:
         raise FormatError(f"{path}: not a SentencePiece model, or one that is cut off") from error
-    vocabulary = Vocabulary.checked(
-        tokens, np.frombuffer(b"".join(scores), "<f4"), np.array(types, dtype=np.int64), path
-    )
+    vocabulary = Vocabulary.checked(tokens, np.frombuffer(scores, "<f4"), np.frombuffer(types, np.int64), path)
     if vocabulary.ids_of(BYTE) and not trainer.get(35):
         raise FormatError(f"{path}: the vocabulary has byte tokens, but the model does not use them")
     return ModelProto(

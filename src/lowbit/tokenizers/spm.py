@@ -136,17 +136,21 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> SentencePieceTokenizer:
     FormatError
         If a key is missing, has another type than GGUF gives it, or contradicts another.
     """
-    tokens = get(metadata, "tokens", list, path)
+    # The tokens come last: a list of them takes more memory than their bytes in the file.
     scores = get(metadata, "scores", np.ndarray, path)
     types = get(metadata, "token_type", np.ndarray, path, default=None)
-    if tokens is None or scores is None:
-        raise FormatError(f"{path}: the vocabulary has no {'tokens' if tokens is None else 'scores'}")
-    if not all(isinstance(token, bytes) for token in tokens):
-        raise FormatError(f"{path}: tokenizer.ggml.tokens must be an array of strings")
+    if scores is None:
+        raise FormatError(f"{path}: the vocabulary has no scores")
     if scores.dtype not in (np.float32, np.int32):
         raise FormatError(f"{path}: tokenizer.ggml.scores must be float32 or int32, not {scores.dtype}")
     if types is not None and types.dtype not in (np.int32, np.uint32):
         raise FormatError(f"{path}: tokenizer.ggml.token_type must be int32 or uint32, not {types.dtype}")
+
+    tokens = get(metadata, "tokens", list, path)
+    if tokens is None:
+        raise FormatError(f"{path}: the vocabulary has no tokens")
+    if not all(isinstance(token, bytes) for token in tokens):
+        raise FormatError(f"{path}: tokenizer.ggml.tokens must be an array of strings")
 
     special = partial(special_id, metadata, n_tokens=len(tokens), path=path)
     bos, eos, unk = special("bos", default=1), special("eos", default=2), special("unknown", default=0)

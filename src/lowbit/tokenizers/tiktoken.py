@@ -66,16 +66,13 @@ def from_rank_file(data: bytes, path: str, settings: Settings) -> BytePairTokeni
 
 def read_rank_file(data: bytes, path: str, settings: Settings) -> Parts:
     """Check the bytes of a rank file, and recover its merges; as `from_rank_file`, without the library."""
-    lines = data.split(b"\n")
-    if lines[-1:] == [b""]:
-        lines.pop()
-    if len(lines) != _LLAMA3_RANKS:
+    if data.count(b"\n") + (data[-1:] != b"\n") != _LLAMA3_RANKS:
         raise UnsupportedModelError(
             f"{path}: tiktoken rank files are not supported, but for that of Llama 3 with its {_LLAMA3_RANKS} tokens"
         )
     tokens: list[bytes] = []
     total = 0
-    for number, line in enumerate(lines):
+    for number, line in enumerate(data.removesuffix(b"\n").split(b"\n")):
         encoded, _, rank = line.partition(b" ")
         try:
             token = binascii.a2b_base64(encoded)

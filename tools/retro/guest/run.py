@@ -50,8 +50,11 @@ def main() -> None:
         "prompt_seconds": out.timings.prompt_seconds,
         "decode_tokens": out.timings.decode_tokens,
         "decode_seconds": out.timings.decode_seconds,
-        "peak_kb": peak_kilobytes(),
     }
+    if "probe" in run:
+        logits = model.logits(run["probe"])[-1].view("<u4")
+        result["logits"] = logits[:: model.config.vocab_size // 64].tolist()
+    result["peak_kb"] = peak_kilobytes()
     print("\n@result", json.dumps(result), flush=True)
 
 

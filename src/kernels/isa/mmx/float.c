@@ -200,9 +200,11 @@ LB_INLINE void attend(const lb_attention_args *a, const lb_kv *kv, const float *
         const int32_t n = count - start < SPAN ? count - start : SPAN;
         const ptrdiff_t keys = kv_head * kv->key_stride + (ptrdiff_t)start * dim;
         const ptrdiff_t values = kv_head * kv->value_stride + (ptrdiff_t)start * padded;
-        for (int32_t i = 0; i < n; i++) {
-            weights[i] = score(kv->keys, keys + (ptrdiff_t)(i / 16) * dim * 16 + i % 16, q, dim, type);
-            if (type == LB_KV_I8) weights[i] = weights[i] * key_scales[start + i];
+        for (int32_t b = 0; b < n; b += 16) {
+            for (int32_t i = b; i < n && i < b + 16; i++) {
+                const float one = score(kv->keys, keys + (ptrdiff_t)b * dim + (i - b), q, dim, type);
+                weights[i] = type == LB_KV_I8 ? one * key_scales[start + i] : one;
+            }
         }
         soften(weights, n, dim, total, &highest, &weight_sum);
         if (type == LB_KV_I8) {
@@ -223,7 +225,7 @@ LB_INLINE void attend(const lb_attention_args *a, const lb_kv *kv, const float *
     for (int32_t c = 0; c < dim; c++) out[c] = total[c] / weight_sum;
 }
 
-void lb_attention__mmx(const lb_attention_args *a, int32_t row, int32_t kv_head) {
+static void attend_row(const lb_attention_args *a, int32_t row, int32_t kv_head) {
     const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim, count = a->positions[row] + 1;
     const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
     float *out = a->out + ((ptrdiff_t)row * a->n_heads + (ptrdiff_t)kv_head * shared) * dim;
@@ -236,4 +238,9 @@ void lb_attention__mmx(const lb_attention_args *a, int32_t row, int32_t kv_head)
             attend(a, a->kv + row, q, out, kv_head, count, LB_KV_F32);
         }
     }
+}
+
+lb_attention_fn lb_attention__mmx; /* so that the compiler compares it with the table's */
+void lb_attention__mmx(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head) {
+    for (int32_t i = 0; i < rows; i++) attend_row(a, row + i, kv_head);
 }

@@ -47,10 +47,13 @@ LB_INLINE __m64 dot(__m64 sum, __m64 codes, __m64 x) { return _mm_add_pi32(sum, 
 
 LB_INLINE __m64 load(const uint8_t *w) { return *(const __m64 *)(const void *)w; }
 
-LB_INLINE void words8(const uint8_t *w, const spread_u8 *x, __m64 *sums, const int words) {
+/* What the sums of a row group begin with: a value, or what earlier words left. */
+LB_INLINE __m64 first_sum(const __m64 *sums, int pair, const __m64 *start) { return start ? *start : sums[pair]; }
+
+LB_INLINE void words8(const uint8_t *w, const spread_u8 *x, __m64 *sums, const __m64 *start, const int words) {
     const __m64 mask = _mm_set1_pi16(0xff);
     for (int pair = 0; pair < LB_ROWS / 2; pair++, w += 8) {
-        __m64 sum = sums[pair];
+        __m64 sum = first_sum(sums, pair, start);
         LB_ONE_POINTER(w);
         LB_ONE_POINTER(x);
         LB_UNROLL(8)
@@ -64,10 +67,10 @@ LB_INLINE void words8(const uint8_t *w, const spread_u8 *x, __m64 *sums, const i
     }
 }
 
-LB_INLINE void words4(const uint8_t *w, const spread_u4 *x, __m64 *sums, const int words) {
+LB_INLINE void words4(const uint8_t *w, const spread_u4 *x, __m64 *sums, const __m64 *start, const int words) {
     const __m64 mask = _mm_set1_pi16(0x0f);
     for (int pair = 0; pair < LB_ROWS / 2; pair++, w += 8) {
-        __m64 sum = sums[pair];
+        __m64 sum = first_sum(sums, pair, start);
         LB_ONE_POINTER(w);
         LB_ONE_POINTER(x);
         LB_UNROLL(4)
@@ -110,27 +113,30 @@ static void fill_window(window *win, const lb_matrix *m, const int8_t *x, int32_
     }
 }
 
-/* Adds the products of the words [word, end) of one row group and one token to sums. */
-LB_INLINE void add_words(window *win, const lb_matrix *m, const uint8_t *w, const int8_t *x, int32_t word, int32_t end,
-                         __m64 *sums, const int eight) {
+LB_INLINE void some_words(const window *win, const uint8_t *w, int32_t word, __m64 *sums, const __m64 *start,
+                          const int words, const int eight) {
+    w += 64 * (ptrdiff_t)word;
+    if (eight) {
+        words8(w, win->x.eight + (word - win->begin), sums, start, words);
+    } else {
+        words4(w, win->x.four + (word - win->begin), sums, start, words);
+    }
+}
+
+/* The sums of the words [word, end) of one row group and one token, which begin with `start`. */
+LB_INLINE void sum_words(window *win, const lb_matrix *m, const uint8_t *w, const int8_t *x, int32_t word, int32_t end,
+                         __m64 *sums, __m64 start, const int eight) {
     const int step = eight ? 8 : 4;
+    if (end - word == step && word >= win->begin && end <= win->end) { /* a group of Q8_0 or Q4_0 */
+        some_words(win, w, word, sums, &start, step, eight);
+        return;
+    }
+    for (int pair = 0; pair < LB_ROWS / 2; pair++) sums[pair] = start;
     while (word < end) {
         if (word < win->begin || word >= win->end) fill_window(win, m, x, word);
         const int32_t stop = end < win->end ? end : win->end;
-        for (; stop - word >= step; word += step) {
-            if (eight) {
-                words8(w + 64 * (ptrdiff_t)word, win->x.eight + (word - win->begin), sums, 8);
-            } else {
-                words4(w + 64 * (ptrdiff_t)word, win->x.four + (word - win->begin), sums, 4);
-            }
-        }
-        for (; word < stop; word++) {
-            if (eight) {
-                words8(w + 64 * (ptrdiff_t)word, win->x.eight + (word - win->begin), sums, 1);
-            } else {
-                words4(w + 64 * (ptrdiff_t)word, win->x.four + (word - win->begin), sums, 1);
-            }
-        }
+        for (; stop - word >= step; word += step) some_words(win, w, word, sums, NULL, step, eight);
+        for (; word < stop; word++) some_words(win, w, word, sums, NULL, 1, eight);
     }
 }
 
@@ -158,10 +164,8 @@ LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group,
         for (int32_t i = 0; i < n; i++) {
             const int32_t g = first + i;
             const __m64 start = _mm_set1_pi32(-offset * a->sum[(ptrdiff_t)token * a->n_groups + g]);
-            LB_UNROLL(8)
-            for (int pair = 0; pair < LB_ROWS / 2; pair++) groups[i].sums.pairs[pair] = start;
-            add_words(win, m, w, x, g * group_words, g == m->n_groups - 1 ? m->words : (g + 1) * group_words,
-                      groups[i].sums.pairs, eight);
+            sum_words(win, m, w, x, g * group_words, g == m->n_groups - 1 ? m->words : (g + 1) * group_words,
+                      groups[i].sums.pairs, start, eight);
             if (small) {
                 lb_small_scales((const uint16_t *)m->scales + ((size_t)row_group * m->n_groups + g) * LB_ROWS,
                                 groups[i].small_scales);
@@ -186,7 +190,8 @@ LB_INLINE void multiply(const lb_matmul_args *args, int32_t begin, int32_t end, 
     for (int32_t token = 0; token < args->x->n_tokens; token++) {
         const int small = !args->sums && args->w->scales_f16 &&
                           lb_has_room(args->x->scale + (ptrdiff_t)token * args->x->n_groups, args->x->n_groups);
-        win.begin = win.end = 0;
+        fill_window(&win, args->w, args->x->q + (ptrdiff_t)token * args->x->stride, 0);
+        _mm_empty();
         for (int32_t row_group = begin; row_group < end; row_group++) {
             multiply_row_group(args, row_group, token, &win, small, eight);
         }

@@ -1,0 +1,215 @@
+"""Measure activation sparsity: the kernel, whole decoding, and what it costs in quality.
+
+    python bench/sparse.py kernel decode             times, into docs/sparsity.json
+    python bench/sparse.py quality --data FOLDER     bits per byte of a real model (needs the test data)
+    python bench/sparse.py plot                      docs/sparsity-speed.svg and docs/sparsity-quality.svg
+
+Times are the least of many short repetitions, dense and sparse in turn, so that what else the machine does hits both.
+The kernel goes round copies of its matrix that no cache holds; every sum is checked against NumPy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lowbit
+from lowbit import isa
+from lowbit._kernels import dispatch
+from lowbit._kernels.sampler import Sampler
+from lowbit._kernels.topk import SparseScratch
+from lowbit._kernels.transformer import KVCache, Transformer
+from lowbit.benchmark import RandomModel
+from lowbit.calibration import calibrate
+from lowbit.kernels import channel_major, pack_ternary, sparse_ternary_matmul, ternary_matmul
+from lowbit.model import build
+from lowbit.sparsity import parse
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROWS, COLS = 2560, 6912
+RING_BYTES = 160 << 20
+SHARES = [0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9]
+DECODE_SHARES = [0.0, 0.25, 0.5, 0.75]
+QUALITY_SHARES = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+FIRST_WORDS = r"\n\s*\n(?=Once upon a time|One day|Once there|There once|In a |A long)"
+
+
+def seconds(call: Callable[..., Any], *args: Any, **options: Any) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    call(*args, **options)
+    return time.perf_counter() - start
+
+
+def kernel(repeat: int) -> list[dict[str, Any]]:
+    """The 2560 x 6912 product of one token from memory, for every share of zeros and one and two threads."""
+    rng = np.random.default_rng(1)
+    w = rng.integers(-1, 2, (ROWS, COLS), np.int8)
+    copies = RING_BYTES // (ROWS * COLS // 4) + 1
+    dense = [pack_ternary(w) for _ in range(copies)]
+    sparse = [channel_major(d) for d in dense]
+    x = rng.integers(1, 128, COLS, dtype=np.int8) * rng.choice(np.array([-1, 1], np.int8), COLS)
+    scratch = SparseScratch()
+    results = []
+    for threads in (1, 2):
+        for share in SHARES:
+            y = np.where(rng.permutation(COLS) < share * COLS, np.int8(0), x)
+            want = w.astype(np.int32) @ y
+            assert np.array_equal(ternary_matmul(dense[0], y, threads), want)
+            assert np.array_equal(sparse_ternary_matmul(sparse[0], y, threads=threads, scratch=scratch), want)
+            best = np.full((2, copies), np.inf)  # of each copy, so that one lucky repetition is not enough
+            for _ in range(repeat):
+                for i in range(copies):
+                    best[0, i] = min(best[0, i], seconds(ternary_matmul, dense[i], y, threads))
+                for i in range(copies):
+                    took = seconds(sparse_ternary_matmul, sparse[i], y, threads=threads, scratch=scratch)
+                    best[1, i] = min(best[1, i], took)
+            times = best.mean(1)
+            results.append(
+                {
+                    "threads": threads,
+                    "sparsity": share,
+                    "dense_us": times[0] * 1e6,
+                    "sparse_us": times[1] * 1e6,
+                    "ratio": times[0] / times[1],
+                }
+            )
+            print(json.dumps(results[-1]), flush=True)
+    return results
+
+
+def decode(shape: str, repeat: int, tokens: int = 4) -> list[dict[str, Any]]:
+    """Tokens per second of a model of random weights, for every share and one and two threads."""
+    models: dict[float, Transformer] = {
+        share: build(RandomModel(shape, 4096), 2, 256, sparse=parse(share))[0] for share in DECODE_SHARES
+    }
+    results = []
+    for threads in (1, 2):
+        best = dict.fromkeys(DECODE_SHARES, math.inf)
+        caches = {}
+        for share, model in models.items():
+            model.threads = threads
+            caches[share] = KVCache(model, 256)
+            model.prefill(caches[share], np.arange(1, 9, dtype=np.int32))
+        for _ in range(repeat):
+            for share, model in models.items():
+                caches[share].truncate(8)
+                sampler = Sampler(model.vocab, 0.0, 0, 1.0, 0.0, 1.0, 0)
+                last, none = np.array([8], np.int32), np.empty(0, np.int32)
+                took = seconds(model.decode, [caches[share]], [sampler], last, tokens, none)
+                best[share] = min(best[share], took)
+        for share in DECODE_SHARES:
+            result = {
+                "shape": shape,
+                "threads": threads,
+                "sparsity": share,
+                "tps": tokens / best[share],
+                "ratio": best[0.0] / best[share],
+            }
+            results.append(result)
+            print(json.dumps(result), flush=True)
+    return results
+
+
+def quality(data: Path) -> list[dict[str, Any]]:
+    """Bits per byte of tinystories-3m on 60 stories, with top-k and with thresholds calibrated on other stories."""
+    path = data / "models/tinystories-3m.TQ2_0.gguf"
+    text = (data / "corpora/tinystories/valid.txt").read_text("utf-8")
+    pieces = [piece.strip() for piece in re.split(FIRST_WORDS, text)[1:]]
+    stories = [piece for piece in pieces if 200 < len(piece) < 1100][:60]
+    training = (data / "corpora/tinystories/train.txt").read_text("utf-8")[:60000]
+    size = sum(len(story.encode()) for story in stories)
+
+    def score(sparsity: float | dict[str, float] | str) -> float:
+        model = lowbit.load(path, sparsity=sparsity)
+        scores = [model.perplexity(story) for story in stories]
+        return sum(s.nats_per_token * s.tokens for s in scores) / math.log(2) / size
+
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for share in QUALITY_SHARES:
+            thresholds = f"{folder}/{share}.json"
+            calibrate(path, training, share, thresholds)
+            result = {"sparsity": share, "top_k": score(share), "thresholds": score(thresholds)}
+            for name in ("qkv", "attn_output", "gate_up", "ffn_down"):
+                result[name] = score({name: share})
+            results.append(result)
+            print(json.dumps(result), flush=True)
+    return results
+
+
+def plot(figures: dict[str, Any]) -> None:
+    """Draw what was measured."""
+    from plots import STYLE, plt
+
+    colors = {1: "#0072B2", 2: "#D55E00"}
+    with plt.rc_context(STYLE):
+        if "kernel" in figures or "decode" in figures:
+            fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.9), sharey=True)
+            for ax, part, title in (
+                (axes[0], "kernel", f"product {ROWS} x {COLS}, from memory"),
+                (axes[1], "decode", "decoding, 0.7B"),
+            ):
+                for threads, color in colors.items():
+                    here = [f for f in figures.get(part, []) if f["threads"] == threads]
+                    ax.plot(
+                        [f["sparsity"] for f in here], [f["ratio"] for f in here], "o-", color=color,
+                        label=f"{threads} thread{'s' * (threads > 1)}",
+                    )  # fmt: skip
+                ax.axhline(1, color="#999999", lw=0.8)
+                ax.set_title(title)
+                ax.set_xlabel("share of inputs that is skipped")
+            axes[0].set_ylabel("times as fast as dense")
+            axes[0].legend()
+            fig.tight_layout()
+            fig.savefig(DOCS / "sparsity-speed.svg", metadata={"Date": None})
+        if "quality" in figures:
+            fig, ax = plt.subplots(figsize=(5.2, 3.2))
+            shares = [f["sparsity"] for f in figures["quality"]]
+            for name, label, style in (
+                ("top_k", "all linear layers, top-k", "o-"), ("thresholds", "all, calibrated thresholds", "s-"),
+                ("qkv", "only qkv", ":"), ("attn_output", "only attn_output", ":"), ("gate_up", "only gate_up", ":"),
+                ("ffn_down", "only ffn_down", ":"),
+            ):  # fmt: skip
+                ax.plot(shares, [f[name] for f in figures["quality"]], style, label=label)
+            ax.set_xlabel("share of inputs that is skipped")
+            ax.set_ylabel("bits per byte")
+            ax.legend(fontsize=7)
+            fig.tight_layout()
+            fig.savefig(DOCS / "sparsity-quality.svg", metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=["kernel", "decode", "quality", "plot"])
+    parser.add_argument("--data", type=Path, help="folder of the test data, for quality")
+    parser.add_argument("--shape", default="0.7B", help="random model for decode (default: 0.7B)")
+    parser.add_argument("--repeat", type=int, default=12, help="repetitions, of which the least time counts")
+    args = parser.parse_args()
+    path = DOCS / "sparsity.json"
+    figures = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    if "kernel" in args.parts:
+        figures["kernel"] = kernel(args.repeat)
+    if "decode" in args.parts:
+        figures["decode"] = decode(args.shape, args.repeat)
+    if "quality" in args.parts:
+        if args.data is None:
+            parser.error("quality needs --data")
+        figures["quality"] = quality(args.data)
+    figures["machine"] = {"isa": isa.active(), "cores": dispatch.cores()}
+    path.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    if "plot" in args.parts:
+        plot(figures)
+
+
+if __name__ == "__main__":
+    main()

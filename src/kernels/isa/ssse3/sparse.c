@@ -1,0 +1,34 @@
+/*
+ * SSSE3, channel-major. Field f is taken as 4**f times its code, but field 3 is shifted down: with eight channels, an
+ * int16 lane of pmaddubsw sums adds up four products of at most 32 * 128, 2**14, and field 3 would not fit. A part of
+ * 2**16 channels sums to at most 32 * 128 * 2**16 = 2**28.
+ */
+#include <tmmintrin.h>
+
+#define LB_NAME(f) f##__ssse3
+#include "../sse2/sparse_registers.h"
+
+typedef __m128i four_q;
+
+LB_INLINE four_q broadcast4(const int8_t *q) {
+    int32_t four;
+    memcpy(&four, q, sizeof four);
+    return _mm_set1_epi32(four);
+}
+
+LB_INLINE vec field_of(vec v, const int f) {
+    if (f == 3) return _mm_and_si128(_mm_srli_epi16(v, 6), _mm_set1_epi8(3));
+    return _mm_and_si128(v, _mm_set1_epi8((char)(3 << (2 * f))));
+}
+
+LB_INLINE vec dot_eight(vec acc, vec a, four_q qa, vec b, four_q qb) {
+    const __m128i sums16 = _mm_add_epi16(_mm_maddubs_epi16(a, qa), _mm_maddubs_epi16(b, qb));
+    return _mm_add_epi32(acc, _mm_madd_epi16(sums16, _mm_set1_epi16(1)));
+}
+
+LB_INLINE i32x16 load_sums(const int32_t *acc, const int field) {
+    return load_shifted(acc, field == 3 ? 0 : 2 * field);
+}
+
+#include "../sparse_simd.h"
+#include "../sparse_template.h"

@@ -1,0 +1,50 @@
+"""Find thresholds for activation sparsity, from the activations of a text.
+
+The result is a file beside the model (MODEL.thresholds.json) for --sparsity of the other commands. The text should be
+like what the model will write; some ten thousand tokens are plenty.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from .common import InputError, print_json, read_file, whole
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-m", "--model", metavar="FILE", help="model file (default: the embedded model)")
+    add("--text", required=True, metavar="FILE", help="UTF-8 text; - reads a pipe")
+    add("--target", required=True, type=float, metavar="F", help="share of the activations to skip, such as 0.4")
+    add("-o", "--output", metavar="FILE", help="where to write the thresholds (default: MODEL.thresholds.json)")
+    add("-t", "--threads", type=whole(1), metavar="N", help="threads (default: one per core)")
+    add("--json", action="store_true", help="print the thresholds as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ..calibration import calibrate, default_path
+    from ..errors import LowbitError
+
+    if args.output is None and args.model is None:
+        raise InputError("the embedded model has no file beside which to write: give --output")
+    output = default_path(args.model) if args.output is None else args.output
+    text = read_file(args.text)
+    try:
+        with tqdm(unit="tok", delay=1, disable=None, leave=False) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            layers = calibrate(args.model, text, args.target, output, args.threads, progress)
+    except LowbitError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if args.json:
+        print_json({"output": output, "target": args.target, "layers": layers})
+    else:
+        print(output)
+    return 0

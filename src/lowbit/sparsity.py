@@ -1,0 +1,205 @@
+"""Which inputs of the linear layers count: what `sparsity=` may be, and thresholds files.
+
+Top-k: of the n inputs of a linear layer, those of the n - floor(share n) largest magnitudes count, for each token.
+That is the form of Q-Sparse (Wang et al., 2024, arXiv 2407.10969). Thresholds: a fixed magnitude per layer from which
+on inputs count, as TEAL has it (Liu et al., 2024, arXiv 2408.14690): the quantile of the magnitudes over a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Union
+
+import numpy as np
+
+from ._kernels.matrix import PackedMatrix
+from ._kernels.topk import make_channel_major
+from ._kernels.transformer import Transformer
+from .config import ModelConfig
+from .errors import FormatError
+from .formats.base import ModelFile
+from .formats.strict_json import MAX_BYTES, parse_object
+
+__all__ = [
+    "LINEARS", "NONE", "Setting", "Sparsity", "apply", "arrange", "histograms", "identity", "parse", "read_thresholds",
+    "thresholds_of", "write_thresholds",
+]  # fmt: skip
+
+LINEARS = ("qkv", "attn_output", "gate_up", "ffn_down")
+"""The linear layers of a transformer block by what they compute: those that read the same input are one."""
+Setting = Union[float, Mapping[str, float], str, "os.PathLike[str]"]
+"""A share for all linear layers, a share by name of the layer, or the path of a thresholds file."""
+MAGNITUDES = 1 << 16
+"""Places of a histogram: the upper 16 bits of a float32, without the sign."""
+WORTHWHILE = 1 << 20
+"""Weights of a matrix from which on zeros of a squared ReLU are worth the channel-major order."""
+KIND = "lowbit thresholds"
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """What `parse` made of a setting: shares of the inputs that do not count, or a thresholds file to be read."""
+
+    shares: Mapping[str, float]
+    path: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.path is not None or any(self.shares.values())
+
+
+NONE = Sparsity({})
+
+
+def parse(setting: Setting) -> Sparsity:
+    """Check a `sparsity=` argument.
+
+    Raises
+    ------
+    ValueError
+        If a share is not in [0, 1), or a linear layer has another name.
+    """
+    if isinstance(setting, (str, os.PathLike)):
+        return Sparsity({}, os.fspath(setting))
+    if isinstance(setting, Mapping):
+        for name in setting:
+            if name not in LINEARS:
+                raise ValueError(f"sparsity is set by {', '.join(LINEARS)}, not {name!r}")
+        return Sparsity({name: _share(value) for name, value in setting.items()})
+    return Sparsity(dict.fromkeys(LINEARS, _share(setting)))
+
+
+def _share(value: Any) -> float:
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    if not number or not 0.0 <= value < 1.0:  # NaN is not either
+        raise ValueError(f"sparsity must be a number from 0 to less than 1, not {value!r}")
+    return float(value)
+
+
+def arrange(layers: list[dict[str, Any]], sparsity: Sparsity, activation: str, threads: int) -> None:
+    """Make the ternary matrices channel-major that will meet enough zeros; paged ones stay as the file has them.
+
+    Those are the layers that `sparsity` is about, and large down projections after a squared ReLU, which gives zeros
+    of its own.
+    """
+    names = set(LINEARS) if sparsity.path is not None else {name for name, share in sparsity.shares.items() if share}
+    for layer in layers:
+        for name in LINEARS:
+            for matrix in layer[name]:
+                if not isinstance(matrix, PackedMatrix) or matrix.format != "u2":
+                    continue
+                relu2 = name == "ffn_down" and activation == "relu2" and math.prod(matrix.shape) >= WORTHWHILE
+                if name in names or relu2:
+                    make_channel_major(matrix, threads)
+
+
+def apply(transformer: Transformer, config: ModelConfig, sparsity: Sparsity, file: ModelFile) -> None:
+    """Tell the forward pass which inputs count; FormatError if a thresholds file is not one of this model."""
+    if not sparsity:
+        return
+    if sparsity.path is not None:
+        rules = [
+            {name: (0, threshold) for name, threshold in layer.items()}
+            for layer in read_thresholds(sparsity.path, file, config.n_layers)
+        ]
+    else:
+        widths = input_widths(config)
+        shares = {name: share for name, share in sparsity.shares.items() if share}
+        one = {name: (max(widths[name] - int(share * widths[name]), 1), 0.0) for name, share in shares.items()}
+        rules = [one] * config.n_layers
+    transformer.sparsify(rules)
+
+
+def input_widths(config: ModelConfig) -> dict[str, int]:
+    """Return how many inputs each of `LINEARS` has."""
+    hidden, heads = config.hidden_size, config.n_heads * config.head_dim
+    return {"qkv": hidden, "attn_output": heads, "gate_up": hidden, "ffn_down": config.intermediate_size}
+
+
+# --- calibration -------------------------------------------------------------------------------------------------
+
+
+def histograms(n_layers: int) -> dict[str, np.ndarray]:
+    """Return empty counters for `Transformer.observe`."""
+    return {name: np.zeros((n_layers, MAGNITUDES), np.uint32) for name in LINEARS}
+
+
+def thresholds_of(counts: Mapping[str, np.ndarray], target: float) -> list[dict[str, float]]:
+    """Find the magnitudes below which a share of all inputs lies, per layer and linear layer.
+
+    Parameters
+    ----------
+    counts : mapping of str to ndarray of uint32, shape (n_layers, 65536)
+        As `Transformer.observe` fills them.
+    target : float
+        Share of the inputs to skip.
+
+    Returns
+    -------
+    list of dict of str to float
+        To the resolution of the histogram, 1/256 of the magnitude. 0 where nothing needs to be skipped.
+    """
+    result: list[dict[str, float]] = [{} for _ in next(iter(counts.values()))]
+    for name, layers in counts.items():
+        for layer, row in zip(result, layers, strict=True):
+            below = np.cumsum(row, dtype=np.int64)
+            place = int(np.searchsorted(below, target * below[-1]))  # the first place that reaches the share
+            edge = np.array([min(place + 1, (0xFF << 8) - 1) << 15], np.uint32).view(np.float32)  # its upper edge
+            layer[name] = float(edge[0]) if target > 0 else 0.0
+    return result
+
+
+def identity(file: ModelFile) -> str:
+    """Return a hash over a model's metadata and the names, types, shapes and first bytes of its tensors."""
+    digest = hashlib.sha256()
+    for key in sorted(file.metadata):
+        value = file.metadata[key]
+        digest.update(f"{key}={np.asarray(value).tolist() if isinstance(value, np.ndarray) else value!r}\n".encode())
+    for name in sorted(file.tensors):
+        info = file.tensors[name]
+        digest.update(f"{name} {info.type} {info.shape}\n".encode())
+        digest.update(np.ascontiguousarray(file.read(name)[:1024]).tobytes())
+    return digest.hexdigest()
+
+
+def write_thresholds(
+    path: str | os.PathLike[str], file: ModelFile, target: float, tokens: int, layers: list[dict[str, float]]
+) -> None:
+    """Write a thresholds file: JSON with the model's identity, and for each layer the thresholds by linear layer."""
+    content = {"kind": KIND, "model": identity(file), "target": target, "tokens": tokens, "layers": layers}
+    with open(path, "w", encoding="utf-8") as out:
+        json.dump(content, out, indent=1)
+        out.write("\n")
+
+
+def read_thresholds(path: str, file: ModelFile, n_layers: int) -> list[dict[str, float]]:
+    """Read a thresholds file of this model.
+
+    Raises
+    ------
+    FormatError
+        If it is missing, damaged, or belongs to another model.
+    """
+    try:
+        with open(path, "rb") as source:
+            content = parse_object(source.read(MAX_BYTES + 1), path)
+    except OSError as error:
+        raise FormatError(f"{path}: {error.strerror or error}") from None
+    if content.get("kind") != KIND:
+        raise FormatError(f"{path}: not a thresholds file of lowbit")
+    if content.get("model") != identity(file):
+        raise FormatError(f"{path}: the thresholds belong to another model than {file.path}")
+    layers = content.get("layers")
+    if not isinstance(layers, list) or len(layers) != n_layers:
+        raise FormatError(f"{path}: thresholds for {n_layers} layers are needed")
+    for layer in layers:
+        if not isinstance(layer, dict) or not set(layer) <= set(LINEARS):
+            raise FormatError(f"{path}: a layer does not give thresholds by {', '.join(LINEARS)}")
+        for value in layer.values():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise FormatError(f"{path}: a threshold is {value!r}, not a number from 0 on")
+    return layers
