@@ -115,10 +115,9 @@ def write_gguf(
 def pack_blocks(kind: str, codes: np.ndarray, scale: float) -> np.ndarray:
     """Store codes as Q8_0 or Q4_0 blocks that all have the same scale: int8 (rows, cols) -> uint8."""
     blocks = codes.reshape(-1, EMBEDDING_BLOCK)
-    if kind == "Q8_0":
-        stored = blocks.view(np.uint8)
-    else:
-        nibbles = (blocks + 8).astype(np.uint8)
+    stored: np.ndarray = blocks.view(np.uint8)
+    if kind == "Q4_0":
+        nibbles: np.ndarray = (blocks + 8).astype(np.uint8)
         stored = nibbles[:, :16] | nibbles[:, 16:] << 4
     scales = np.full((len(blocks), 1), scale, "<f2").view(np.uint8)
     return np.concatenate([scales, stored], axis=1).reshape(-1)
