@@ -98,7 +98,7 @@ def write_gguf(
         for key, parameter in model.named_parameters():
             if key.rpartition(".")[2] in TRAINING_ONLY:
                 continue
-            values, shape_of = parameter.detach().float().cpu(), None
+            values, stored_shape = parameter.detach().float().cpu(), None
             data, kind = values.numpy(), "F32"
             if key == "token_embd":
                 kind = embedding_type
@@ -108,8 +108,11 @@ def write_gguf(
             elif values.ndim == 2 and precision != "float32":
                 kind = LINEAR_TYPES[precision]
                 codes, scale = (int8_weights if precision == "int8" else int4_weights)(values)
-                data, shape_of = pack_blocks(kind, codes.round().numpy().astype(np.int8), scale.item()), values.shape
-            writer.add_tensor(f"{key}.weight", kind, np.ascontiguousarray(data), shape_of)
+                data, stored_shape = (
+                    pack_blocks(kind, codes.round().numpy().astype(np.int8), scale.item()),
+                    values.shape,
+                )
+            writer.add_tensor(f"{key}.weight", kind, np.ascontiguousarray(data), stored_shape)
 
 
 def pack_blocks(kind: str, codes: np.ndarray, scale: float) -> np.ndarray:
