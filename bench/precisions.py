@@ -25,17 +25,17 @@ from lowbit.train.model import PRECISIONS, BitNet, BitNetShape
 from lowbit.train.report import Progress
 from lowbit.train.vocabulary import train_vocabulary
 
-SHAPE = {"hidden_size": 128, "intermediate_size": 256, "n_layers": 4, "n_heads": 4, "n_kv_heads": 2}
-WINDOW, BATCH = 128, 1024
+SHAPE = {"hidden_size": 64, "intermediate_size": 128, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1}
+WINDOW, BATCH = 64, 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", nargs="+")
     parser.add_argument("--validation", required=True, help="text that is not in the corpus")
-    parser.add_argument("--validation-bytes", type=int, default=30_000)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--validation-bytes", type=int, default=15_000)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--output", type=Path, default=Path("docs"))
     parser.add_argument("--results", type=Path, default=Path("build/precisions.json"))
     args = parser.parse_args()

@@ -108,6 +108,12 @@ class Source:
         return next((kind for kind in METHODS[method] if info.shape[-1] % type_of(kind).block_elements == 0), None)
 
 
+def block_of(name: str) -> int:
+    """Return the number of the block that a matrix belongs to; -1 for embedding and output head."""
+    found = LINEAR.fullmatch(name)
+    return int(found[1]) if found else -1
+
+
 def encode(kind: str, values: np.ndarray) -> np.ndarray:
     """Encode a matrix in a stored type; ternary types get the weights that are nearest in squared error."""
     if kind in TERNARY:
@@ -285,6 +291,7 @@ def quantize_model(
         except OSError as error:
             raise LowbitError(f"{target}: cannot be written ({error.strerror or error})") from None
     done.tensors = [replace(tensor, losses=losses.get(tensor.name, {})) for tensor in done.tensors]
+    done.tensors.sort(key=lambda tensor: block_of(tensor.name))
     if calibration:
         done.before = before
         with open_model(target) as written:

@@ -60,7 +60,7 @@ class Calibration:
             raise FormatError("has no tokenizer, which the calibration text needs")
         self.threads, self.pieces, self.bytes = check_threads(threads), list[np.ndarray](), 0
         left = tokens
-        for document in read_documents([text]):
+        for document in read_documents([os.fspath(text)]):
             ids = np.array(tokenizer.encode(document, add_bos=True), np.int32)
             if len(ids) > left + 1:
                 ids = ids[: left + 1]

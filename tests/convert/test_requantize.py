@@ -221,7 +221,8 @@ def test_command_prints_table_json_and_plot(llama, tmp_path, text, capsys):
     assert cli.main([*common, "--type", "int4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(found["tensors"])
-    assert "Q4_0" in lines[2]
+    assert lines[1].startswith("token_embd.weight")  # embedding and head, then block by block
+    assert "Q4_0" in lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from lowbit.train.checkpoint import load_checkpoint, read_progress, save_checkpo
 from lowbit.train.loop import Schedule, fit
 from lowbit.train.measure import bits_per_byte
 from lowbit.train.model import ternary
+from lowbit.train.speed import training_speed
 
 QUICK = {"batch_tokens": 512, "micro_tokens": 256, "window": 32, "learning_rate": 5e-3}
 
@@ -157,3 +158,10 @@ def test_short_windows_come_first_and_no_text_is_shown_twice():
 def test_impossible_schedules_are_refused(bad):
     with pytest.raises(FormatError):
         Schedule(**{"steps": 5, **QUICK, **bad})
+
+
+def test_speed_is_measured_on_steps_that_train(make_model):
+    model = make_model()
+    before = model.token_embd.detach().clone()
+    assert training_speed(model, 256, 256, 32, steps=2) > 0
+    assert not torch.equal(model.token_embd, before)

@@ -26,7 +26,7 @@ def command(folder: Path, mode: str) -> list[str]:
     """The emulator's command line. The disks stay as they are: what the machine writes is forgotten."""
     disks = [f"file={folder / name}.img,format=raw,if=ide,index={i}" for i, name in enumerate(("system", "models"))]
     kernel = ["-kernel", str(folder / "vmlinuz"), "-initrd", str(folder / "initramfs.gz")]
-    options = f"console=ttyS0 quiet panic=-1 retro={mode}"
+    options = f"console=ttyS0 quiet panic=-1 noapic no_timer_check retro={mode}"
     machine = ["-M", "pc", "-cpu", "pentium2", "-m", str(MEMORY_MB), "-accel", "tcg,thread=single", "-snapshot"]
     console = ["-display", "none", "-monitor", "none", "-serial", "stdio", "-no-reboot", "-nic", "none"]
     if mode == "shell":

@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compute",
         choices=("auto", "bf16", "float32"),
         default="auto",
-        help="of matrix products (default: bf16 where the processor has it)",
+        help="of matrix products (default: bf16 where the processor has it, unless --precision is float32)",
     )
     add(
         "--compile", action=argparse.BooleanOptionalAction, help="fuse arithmetic (default: if there is a C++ compiler)"

@@ -210,7 +210,7 @@ def _pack_tq1_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def _pack_q2_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    packed = np.bitwise_or.reduce(codes.reshape(-1, 16, 4) << np.uint8([0, 2, 4, 6]), axis=2)
+    packed = np.bitwise_or.reduce(codes.reshape(-1, 16, 4) << np.array((0, 2, 4, 6), np.uint8), axis=2)
     return np.concatenate([scale_bytes(scales), packed], axis=1)
 
 

@@ -98,7 +98,7 @@ def write_gguf(
         for key, parameter in model.named_parameters():
             if key.rpartition(".")[2] in TRAINING_ONLY:
                 continue
-            values, shape_of = parameter.detach().float().cpu(), None
+            values, stored_shape = parameter.detach().float().cpu(), None
             data, kind = values.numpy(), "F32"
             if key == "token_embd":
                 kind = embedding_type
@@ -108,17 +108,19 @@ def write_gguf(
             elif values.ndim == 2 and precision != "float32":
                 kind = LINEAR_TYPES[precision]
                 codes, scale = (int8_weights if precision == "int8" else int4_weights)(values)
-                data, shape_of = pack_blocks(kind, codes.round().numpy().astype(np.int8), scale.item()), values.shape
-            writer.add_tensor(f"{key}.weight", kind, np.ascontiguousarray(data), shape_of)
+                data, stored_shape = (
+                    pack_blocks(kind, codes.round().numpy().astype(np.int8), scale.item()),
+                    values.shape,
+                )
+            writer.add_tensor(f"{key}.weight", kind, np.ascontiguousarray(data), stored_shape)
 
 
 def pack_blocks(kind: str, codes: np.ndarray, scale: float) -> np.ndarray:
     """Store codes as Q8_0 or Q4_0 blocks that all have the same scale: int8 (rows, cols) -> uint8."""
     blocks = codes.reshape(-1, EMBEDDING_BLOCK)
-    if kind == "Q8_0":
-        stored = blocks.view(np.uint8)
-    else:
-        nibbles = (blocks + 8).astype(np.uint8)
+    stored: np.ndarray = blocks.view(np.uint8)
+    if kind == "Q4_0":
+        nibbles: np.ndarray = (blocks + 8).astype(np.uint8)
         stored = nibbles[:, :16] | nibbles[:, 16:] << 4
     scales = np.full((len(blocks), 1), scale, "<f2").view(np.uint8)
     return np.concatenate([scales, stored], axis=1).reshape(-1)

@@ -228,7 +228,7 @@ class Block(nn.Module):
     def _linear(self, x: Tensor, which: int) -> Tensor:
         """Apply the linear layers of one entry of `INPUTS`; outputs side by side."""
         quantisation, names = self.quantisation, INPUTS[which]
-        weights = tuple(self.get_parameter(name) for name in names)
+        weights = tuple(getattr(self, name) for name in names)
         if quantisation.keep < 1:
             x = keep_largest(x, quantisation.keep)
         if quantisation.precision in ("ternary", "int8"):

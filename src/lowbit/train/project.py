@@ -108,7 +108,8 @@ def train(project: Project) -> Path:
     if tokenizer.vocab_size > 65536:
         raise FormatError(f"{tokenizer.vocab_size} tokens are too many to train; at most 65536")
 
-    compute = compute_type(project.compute, project.device)
+    float_training = project.compute == "auto" and project.precision == "float32"
+    compute = torch.float32 if float_training else compute_type(project.compute, project.device)
     torch.manual_seed(project.schedule.seed)
     model = make_model(project, tokenizer.vocab_size, compute).to(project.device)
     check_exportable(model, project.ternary_type)
