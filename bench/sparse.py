@@ -150,7 +150,8 @@ def quality(data: Path) -> list[dict[str, Any]]:
 
 def plot(figures: dict[str, Any]) -> None:
     """Draw what was measured."""
-    from plots import STYLE, plt
+    import matplotlib.pyplot as plt
+    from plots import STYLE
 
     colors = {1: "#0072B2", 2: "#D55E00"}
     with plt.rc_context(STYLE):
