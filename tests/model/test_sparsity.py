@@ -69,6 +69,19 @@ def test_channel_major_weights_give_the_bits_of_row_groups(small):
     )
 
 
+def test_zeros_of_a_squared_relu_are_skipped_without_a_trace(write_llama, monkeypatch):
+    norms = {"blk.0.attn_sub_norm.weight": (512,), "blk.0.ffn_sub_norm.weight": (768,)}
+    size = {"hidden": 512, "wide": 768, "vocab": 300, "heads": 8, "kv_heads": 4}
+    path = write_llama("bitnet-b1.58", shapes=norms, kind="TQ2_0", **size)
+    dense = lowbit.load(path)
+    monkeypatch.setattr(lowbit.sparsity, "WORTHWHILE", 1)
+    skipping = lowbit.load(path)
+    assert skipping.info()["scratch_bytes"] > dense.info()["scratch_bytes"], "the other kernel is in use"
+    assert np.array_equal(bits(skipping.logits(IDS)), bits(dense.logits(IDS)))
+    tokens = [model.generate(IDS, temperature=0, max_tokens=12).tokens for model in (dense, skipping)]
+    assert tokens[0] == tokens[1]
+
+
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "TQ2_0"])
 def test_threads_and_batches_do_not_change_sparse_logits(write_llama, kind):
     path = write_llama(kind=kind, hidden=512, wide=768, vocab=300, heads=8, kv_heads=4)
