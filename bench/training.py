@@ -17,7 +17,9 @@ from lowbit.train.model import BitNet, BitNetShape
 from lowbit.train.project import compute_type
 from lowbit.train.speed import training_speed
 
-SHAPE = BitNetShape(vocab_size=2048, activation="silu")
+SHAPE = BitNetShape(
+    vocab_size=512, hidden_size=512, intermediate_size=256, n_layers=4, n_heads=8, n_kv_heads=4, activation="silu"
+)
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ def run_series(folder: Path) -> list[str]:
                     wrong.append(rest)
                 elif word in ("@machine", "@memory", "@run"):
                     print({"@machine": "machine: ", "@memory": "  available: ", "@run": ""}[word] + rest, flush=True)
-                elif not word.startswith("@"):
+                elif not word.startswith(("@", "[")) or "panic" in line:  # no kernel messages
                     print("  " + line.rstrip("\r\n"), flush=True)
         timer.cancel()
     print(f"switched off after {time.monotonic() - start:.0f} s; times are the emulator's, not a Pentium II's")
