@@ -195,7 +195,11 @@ def mapped(path: Path, length: int, budget: int) -> dict[str, float] | None:
                 result = mine.recv()
             except EOFError:
                 result = None
-            child.join()
+            except KeyboardInterrupt:
+                child.kill()
+                raise
+            finally:
+                child.join()
         if result and (best is None or result["seconds"] < best["seconds"]):
             best = result
     forget(path)

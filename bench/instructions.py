@@ -142,7 +142,7 @@ uses a polynomial, which is more instructions and less time. The look-ups of the
 and the CPU does one load per cycle.
 
 Where lowbit's instructions go: the ternary product takes two per four weights (a byte of codes is an index into a
-table of sums, made anew for each token), the 8-bit head one per weight (`pmaddwd`) and a quarter more for the scales.
+table of sums, made anew for each token), the 8-bit head one per weight (`pmaddwd`) and a third more for the scales.
 In the smallest shape attention and exponentials are most of what is left, and these are the same work on both sides.
 """
 

@@ -32,14 +32,14 @@ from lowbit.benchmark import RandomModel
 from lowbit.calibration import calibrate
 from lowbit.kernels import channel_major, pack_ternary, sparse_ternary_matmul, ternary_matmul
 from lowbit.model import build
-from lowbit.sparsity import parse
+from lowbit.sparsity import LINEARS, parse
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 ROWS, COLS = 2560, 6912
 RING_BYTES = 160 << 20
 SHARES = [0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9]
 DECODE_SHARES = [0.0, 0.25, 0.5, 0.75]
-QUALITY_SHARES = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+QUALITY_SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 FIRST_WORDS = r"\n\s*\n(?=Once upon a time|One day|Once there|There once|In a |A long)"
 
 
@@ -134,16 +134,17 @@ def quality(data: Path) -> list[dict[str, Any]]:
         scores = [model.perplexity(story) for story in stories]
         return sum(s.nats_per_token * s.tokens for s in scores) / math.log(2) / size
 
-    results = []
+    dense = score(0.0)
+    results: list[dict[str, Any]] = [{"sparsity": 0.0, **dict.fromkeys(("top_k", "thresholds", *LINEARS), dense)}]
     with tempfile.TemporaryDirectory() as folder:
         for share in QUALITY_SHARES:
             thresholds = f"{folder}/{share}.json"
             calibrate(path, training, share, thresholds)
-            result = {"sparsity": share, "top_k": score(share), "thresholds": score(thresholds)}
-            for name in ("qkv", "attn_output", "gate_up", "ffn_down"):
-                result[name] = score({name: share})
-            results.append(result)
-            print(json.dumps(result), flush=True)
+            results.append({"sparsity": share, "top_k": score(share), "thresholds": score(thresholds)})
+            print(json.dumps(results[-1]), flush=True)
+    for result in results[1:]:
+        result |= {name: score({name: result["sparsity"]}) for name in LINEARS}
+        print(json.dumps(result), flush=True)
     return results
 
 
@@ -174,13 +175,13 @@ def plot(figures: dict[str, Any]) -> None:
             fig.savefig(DOCS / "sparsity-speed.svg", metadata={"Date": None})
         if "quality" in figures:
             fig, ax = plt.subplots(figsize=(5.2, 3.2))
-            shares = [f["sparsity"] for f in figures["quality"]]
             for name, label, style in (
                 ("top_k", "all linear layers, top-k", "o-"), ("thresholds", "all, calibrated thresholds", "s-"),
                 ("qkv", "only qkv", ":"), ("attn_output", "only attn_output", ":"), ("gate_up", "only gate_up", ":"),
                 ("ffn_down", "only ffn_down", ":"),
             ):  # fmt: skip
-                ax.plot(shares, [f[name] for f in figures["quality"]], style, label=label)
+                here = [(f["sparsity"], f[name]) for f in figures["quality"] if name in f]
+                ax.plot(*zip(*here), style, label=label)
             ax.set_xlabel("share of inputs that is skipped")
             ax.set_ylabel("bits per byte")
             ax.legend(fontsize=7)

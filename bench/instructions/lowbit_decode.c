@@ -83,12 +83,12 @@ static int decode_step(model *m, int token, int32_t position) {
         layer *l = &m->layers[i];
         apply(m, &l->qkv, m->x, s->dim, m->norm, m->wide);
         const float *k = m->wide + s->dim;
-        const lb_attention_args args = {m->wide, m->attended, &l->kv, &position, s->dim + 2 * m->kv_dim,
+        const lb_attention_args args = {m->wide,  m->attended, &l->kv,      &position, s->dim + 2 * m->kv_dim,
                                         s->heads, s->kv_heads, m->head_dim, m->kv_type};
         for (int h = 0; h < heads; h++) rotate(m->wide + h * m->head_dim, cos, sin, half);
         for (int j = 0; j < s->dim; j++) m->wide[j] *= q_scale;
         lb_table.kv_store(k, k + m->kv_dim, &l->kv, &args, position);
-        for (int h = 0; h < s->kv_heads; h++) lb_table.attention(&args, 0, h);
+        for (int h = 0; h < s->kv_heads; h++) lb_table.attention(&args, 0, 1, h);
         apply(m, &l->o, m->attended, s->dim, NULL, m->wide);
         lb_table.add(m->x, m->wide, s->dim);
         apply(m, &l->gate_up, m->x, s->dim, m->norm, m->wide);
@@ -107,8 +107,8 @@ static int decode_step(model *m, int token, int32_t position) {
 /* --- what happens once, and is not counted --- */
 
 static lb_matrix empty_ternary(int rows, int columns) {
-    lb_matrix w = {.format = LB_U2, .n_rows = rows, .n_cols = columns, .block_cols = BLOCK, .group_cols = columns,
-                   .n_groups = 1};
+    lb_matrix w = {
+        .format = LB_U2, .n_rows = rows, .n_cols = columns, .block_cols = BLOCK, .group_cols = columns, .n_groups = 1};
     w.words = columns / BLOCK * (BLOCK / 16) + (columns % BLOCK + 15) / 16;
     uint8_t *codes = take((size_t)lb_row_groups(rows) * w.words, 64);
     float *scales = take((size_t)lb_row_groups(rows) * LB_ROWS, sizeof *scales);
@@ -159,8 +159,14 @@ static linear ternary(int index, int count, const int *roles, const int *rows, i
 
 static linear eight_bits(const shape *s) {
     const int groups = s->dim / HEAD_GROUP, row_groups = lb_row_groups(s->vocab);
-    lb_matrix w = {.format = LB_U8, .n_rows = s->vocab, .n_cols = s->dim, .block_cols = HEAD_GROUP,
-                   .group_cols = HEAD_GROUP, .n_groups = groups, .words = s->dim / 4, .scales_f16 = 1};
+    lb_matrix w = {.format = LB_U8,
+                   .n_rows = s->vocab,
+                   .n_cols = s->dim,
+                   .block_cols = HEAD_GROUP,
+                   .group_cols = HEAD_GROUP,
+                   .n_groups = groups,
+                   .words = s->dim / 4,
+                   .scales_f16 = 1};
     uint8_t *codes = take((size_t)row_groups * w.words, 64);
     uint16_t *scales = take((size_t)row_groups * groups * LB_ROWS, sizeof *scales);
     for (int i = 0; i < s->vocab; i++) {
@@ -177,8 +183,8 @@ static linear eight_bits(const shape *s) {
 }
 
 static void fill_cache(const model *m, int index, const lb_kv *kv, int position) {
-    const lb_attention_args args = {.n_heads = m->s.heads, .n_kv_heads = m->s.kv_heads, .head_dim = m->head_dim,
-                                    .kv_type = m->kv_type};
+    const lb_attention_args args = {
+        .n_heads = m->s.heads, .n_kv_heads = m->s.kv_heads, .head_dim = m->head_dim, .kv_type = m->kv_type};
     for (int p = 0; p < position; p++) {
         for (int c = 0; c < m->kv_dim; c++) {
             m->wide[c] = (float)cache_at(KEYS, index, p, c) * KEY_SCALE;

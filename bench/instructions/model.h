@@ -2,8 +2,8 @@
  * A random Llama for counting instructions: the same numbers for lowbit's kernels and for plain float code.
  *
  * Linear weights are ternary with one scale per row; embedding and head are one table of int8 with a scale for each 32
- * channels. All scales are exact in float16 and all norm weights are 1. The cache is filled with the same small integers
- * times a scale, as if `position` tokens had come before.
+ * channels. All scales are exact in float16 and all norm weights are 1. The cache is filled with the same small
+ * integers times a scale, as if `position` tokens had come before.
  */
 #ifndef LB_BENCH_MODEL_H
 #define LB_BENCH_MODEL_H
@@ -66,7 +66,9 @@ static inline float ternary_scale(int columns) {
     return scale;
 }
 
-static inline int table_at(int row, int column) { return (int)(bits_at(TABLE, (uint32_t)row, (uint32_t)column) % 255) - 127; }
+static inline int table_at(int row, int column) {
+    return (int)(bits_at(TABLE, (uint32_t)row, (uint32_t)column) % 255) - 127;
+}
 
 static inline float table_scale(int row, int column) {
     return (float)(1 + bits_at(TABLE + 3, (uint32_t)row, (uint32_t)(column / HEAD_GROUP)) % 4) / 256;

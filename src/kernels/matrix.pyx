@@ -176,6 +176,11 @@ def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads
     return result
 
 
+cdef const float[:, ::1] aligned(const float[:, ::1] x):
+    """The same, where C may read floats: an array over a buffer can begin at any byte."""
+    return np.array(x) if x.size and <size_t>&x[0, 0] % sizeof(float) else x
+
+
 def quantize_activations(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False):
     """Quantise activations to int8, as the product with `w` does.
 
@@ -202,6 +207,7 @@ def quantize_activations(PackedMatrix w not None, const float[:, ::1] x, bint pe
     cdef int64_t i
     if is_float(w.m.format) or x.shape[1] != w.m.n_cols:
         raise FormatError(f"activations of {x.shape[1]} columns do not fit {w!r}")
+    x = aligned(x)
     q_out = np.empty((x.shape[0], row_stride(&w.m)), np.int8)[:, :padded_cols(&w.m)]
     scale_out = np.empty((x.shape[0], w.m.n_groups), np.float32)
     sums_out = np.empty((x.shape[0], w.m.n_groups), np.int32)
@@ -250,6 +256,7 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False,
         return result
     out = result
     if is_float(w.m.format):
+        x = aligned(x)
         a.x, a.stride = &x[0, 0], x.shape[1]
     else:
         q, scale, sums = quantize_activations(w, x, per_token)

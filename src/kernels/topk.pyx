@@ -39,7 +39,7 @@ cdef enum:
     MOST_PARTS = 16             # of a matrix with one scale group
     UNIT_BYTES = 64 << 10       # least that is worth a unit of its own
     CHUNK_BYTES = 192 << 10     # what a thread takes at a time
-    FEW_TOKENS = 2              # for these the matrix is read for each token anew
+    FEW_TOKENS = 8              # for these the matrix is read for each token anew
     QUARTER = 64                # outputs that become row groups at a time
 
 

@@ -41,32 +41,16 @@ static inline const uint8_t *lb_quarter_codes(const lb_matrix *m, int32_t quarte
     return lb_channel_codes(m, first, lines, 0) + (size_t)(line - first) * 64 + 16 * (quarter % 4);
 }
 
-/* Writes the words of a quarter's four row groups, 4 * words * 64 bytes; what lies beyond the columns is weight 0. */
-static inline void lb_turn_to_row_groups(const lb_matrix *m, int32_t quarter, uint8_t *codes) {
-    static const uint8_t zeros[LB_ROWS] = {0x55, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55,
-                                           0x55, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55};
-    const size_t size = (size_t)m->words * 64;
-    const int32_t block_words = m->block_cols / 16;
-    size_t step;
-    const uint8_t *base = lb_quarter_codes(m, quarter, &step);
-    for (int32_t word = 0; word < m->words; word++) {
-        const int32_t block = word / block_words * block_words, left = m->words - block;
-        const int32_t apart = 4 * (left < block_words ? left : block_words);
-        uint8_t turned[4][4][LB_ROWS]; /* [byte of the word][row group][row] */
-        for (int b = 0; b < 4; b++) {
-            const int32_t column = 16 * block + 4 * (word - block) + b;
-            const uint8_t *from[4];
-            for (int f = 0; f < 4; f++) {
-                from[f] = column + apart * f < m->n_cols ? base + step * (column + apart * f) : zeros;
-            }
-            uint8_t *const to[4] = {turned[b][0], turned[b][1], turned[b][2], turned[b][3]};
-            lb_turn_sixteen(from, to);
-        }
-        for (int g = 0; g < 4; g++) {
-            uint8_t *out = codes + g * size + (size_t)word * 64;
-            for (int row = 0; row < LB_ROWS; row++) {
-                for (int b = 0; b < 4; b++) out[4 * row + b] = turned[b][g][row];
-            }
+/* One word of four row groups, from sixteen bytes of sixteen columns: from[byte of the word][field]. */
+static inline void lb_turn_word(const uint8_t *const from[4][4], uint8_t *const to[4]) {
+    uint8_t turned[4][4][LB_ROWS]; /* [byte of the word][row group][row] */
+    for (int b = 0; b < 4; b++) {
+        uint8_t *const groups[4] = {turned[b][0], turned[b][1], turned[b][2], turned[b][3]};
+        lb_turn_sixteen(from[b], groups);
+    }
+    for (int g = 0; g < 4; g++) {
+        for (int row = 0; row < LB_ROWS; row++) {
+            for (int b = 0; b < 4; b++) to[g][4 * row + b] = turned[b][g][row];
         }
     }
 }

@@ -106,7 +106,7 @@ def test_blocks_of_several_sizes_share_the_budget_by_bytes(source):
     lengths = np.random.default_rng(0).choice([4096, 30_000, 65_536, 65_000], N)
     table = np.stack([np.zeros(N, np.int64), np.arange(N) * LENGTH, lengths], 1)
     total = int((-(-lengths // 4096) * 4096).sum())
-    with BlockCache([source], table, total // 2) as cache:
+    with BlockCache([source], table, total // 2, readers=0) as cache:  # nothing is read before it is asked for
         cache.set_order(range(N))
         stats = cache.stats()
         ring = stats["ring_slots"] * stats["ring_slot_bytes"]

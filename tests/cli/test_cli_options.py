@@ -214,6 +214,7 @@ def test_bench_measures_the_embedded_model_on_one_and_two_threads_by_default(run
             "threads": (1, 2),
             "context": None,
             "repeat": 3,
+            "sparsity": 0.0,
         }
     ]
 
@@ -228,6 +229,7 @@ def test_bench_measures_the_embedded_model_on_one_and_two_threads_by_default(run
         (["-t", "1,2,4"], "threads", (1, 2, 4)),
         (["--context", "256"], "context", 256),
         (["--repeat", "1"], "repeat", 1),
+        (["--sparsity", "0.5"], "sparsity", 0.5),
     ],
 )
 def test_bench_options_reach_the_benchmark(run, benchmark_calls, arguments, name, value):

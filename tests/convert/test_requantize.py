@@ -156,7 +156,8 @@ def test_bits_go_to_the_sensitive_tensor_within_the_budget(llama, tmp_path, bits
     assert done.bits_per_weight <= bits
     assert kinds[sensitive] == "Q8_0"
     low = [name for name, kind in kinds.items() if kind == "TQ2_0"]
-    assert bool(low) == (bits < 9)
+    assert low or bits > 4
+    assert not low or bits < 9
     assert not any(name.startswith(("token_embd", "output")) for name in low)
     if bits >= 4:
         assert not any(name.startswith("blk.0.") for name in low)

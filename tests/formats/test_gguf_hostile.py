@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 import time
 import tracemalloc
@@ -110,10 +111,10 @@ def write(tmp_path):
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_file_is_one_line_that_names_the_file(write, content):
     path = write(content)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(FormatError) as caught:
         open_model(path)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert str(caught.value).startswith(path + ":")
     assert "\n" not in str(caught.value)
 
@@ -240,14 +241,15 @@ LARGE = {
 }
 
 
+@pytest.mark.skipif("LOWBIT_SANITIZED" in os.environ, reason="sanitizers take time and memory of their own")
 @pytest.mark.parametrize("make", LARGE.values(), ids=LARGE.keys())
 def test_large_hostile_headers_cost_little_time_and_memory(write, make):
     content = make().build()
     path = write(content)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(FormatError):
         open_model(path)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     tracemalloc.start()
     try:
         with pytest.raises(FormatError):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lowbit
-from lowbit import ContextLengthError, FormatError, LowbitError, UnsupportedModelError
+from lowbit import ContextLengthError, FormatError, UnsupportedModelError
 
 
 def expect(error, path, *words, **options):
@@ -138,11 +138,6 @@ def test_context_must_fit_the_model(write_llama, context):
 def test_choices_must_be_known(setting):
     with pytest.raises(ValueError, match=f"{setting}.*nonsense"):
         lowbit.load(**{setting: "nonsense"})
-
-
-def test_settings_of_later_versions_are_refused():
-    with pytest.raises(LowbitError, match="not supported"):
-        lowbit.load(sparsity=0.5)
 
 
 def test_path_may_be_text_or_path(write_llama):

@@ -24,15 +24,17 @@ make_kernel() {
     cp "$folder/bin/busybox" "$folder/initramfs/bin/busybox"
     /sbin/depmod -b "$folder" "$version"
     modules=$(for name in "${MODULES[@]}"; do /sbin/modprobe -S "$version" -d "$folder" --show-depends "$name"; done |
-        awk '$1 == "insmod" && !seen[$2]++ { print $2 }')
+        awk '$1 == "insmod" && $2 !~ /crc32c-intel/ && !seen[$2]++ { print $2 }') # that one needs SSE4.2
     {
         printf '#!/bin/busybox sh\nbusybox mount -t devtmpfs devtmpfs /dev\n'
         for name in $modules; do
             cp "$name" "$folder/initramfs/lib/modules"
             printf 'busybox insmod /lib/modules/%s\n' "$(basename "$name")"
         done
-        # The disk answers a moment after its driver is there.
-        printf 'until busybox mount -o ro /dev/sda /root 2>/dev/null; do busybox sleep 1; done\n'
+        # Disks answer a moment after their driver is there, and in any order: the right one has the program to go on with.
+        printf 'until [ -x /root/sbin/init ]; do for disk in /dev/sd*; do\n'
+        printf 'busybox mount -t ext4 -o ro $disk /root 2>/dev/null || continue\n'
+        printf '[ -x /root/sbin/init ] && break || busybox umount /root\ndone; busybox sleep 1; done\n'
         printf 'busybox mount -o move /dev /root/dev\nexec busybox switch_root /root /sbin/init\n'
     } >"$folder/initramfs/init"
     chmod +x "$folder/initramfs/init"

@@ -146,8 +146,32 @@ void LB_NAME(lb_sparse_finish)(const lb_sparse_args *args, int32_t begin, int32_
     }
 }
 
+#ifndef LB_TURN_WORD
+#define LB_TURN_WORD lb_turn_word
+#endif
+
 void LB_NAME(lb_to_row_groups)(const lb_matrix *m, int32_t quarter, uint8_t *codes) {
-    lb_turn_to_row_groups(m, quarter, codes);
+    static const uint8_t zeros[LB_ROWS] = {0x55, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55,
+                                           0x55, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55};
+    const size_t size = (size_t)m->words * 64;
+    const int32_t block_words = m->block_cols / 16;
+    size_t step;
+    const uint8_t *base = lb_quarter_codes(m, quarter, &step);
+    for (int32_t word = 0; word < m->words; word++) {
+        const int32_t block = word / block_words * block_words, left = m->words - block;
+        const int32_t apart = 4 * (left < block_words ? left : block_words);
+        const uint8_t *from[4][4];
+        uint8_t *const to[4] = {codes, codes + size, codes + 2 * size, codes + 3 * size};
+        for (int b = 0; b < 4; b++) {
+            const int32_t column = 16 * block + 4 * (word - block) + b;
+            for (int f = 0; f < 4; f++) {
+                from[b][f] = column + apart * f < m->n_cols ? base + step * (column + apart * f) : zeros;
+                LB_PREFETCH(base + step * (column + apart * f + 64)); /* prefetches beyond the matrix do nothing */
+            }
+        }
+        LB_TURN_WORD(from, to);
+        codes += 64;
+    }
 }
 
 #endif

@@ -100,11 +100,13 @@ def sampling_values(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def share_or_file(text: str) -> float | str:
-    """Return the number that an argument is, or else the argument: the name of a file."""
+    """Return the number that an argument is, or the argument if it names a file."""
     try:
         return float(text)
     except ValueError:
-        return text
+        if os.path.isfile(text):
+            return text
+    raise argparse.ArgumentTypeError(f"must be a share from 0 to 1 or a thresholds file, not {text!r}")
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -32,7 +32,7 @@ def main() -> None:
     pieces = model.stream(run["prompt"], max_tokens=run["tokens"], temperature=0)
     has_text = isinstance(run["prompt"], str)
     if has_text:
-        print(run["prompt"], end="", flush=True)
+        print(f'"{run["prompt"]} ...', flush=True)
     while True:
         try:
             piece = next(pieces)
@@ -41,6 +41,8 @@ def main() -> None:
             break
         if has_text:
             print(piece, end="", flush=True)
+    if has_text:
+        print('"')
     result = {
         "name": name,
         "isa": lowbit.isa.active(),
@@ -55,7 +57,7 @@ def main() -> None:
         logits = model.logits(run["probe"])[-1].view("<u4")
         result["logits"] = logits[:: model.config.vocab_size // 64].tolist()
     result["peak_kb"] = peak_kilobytes()
-    print("\n@result", json.dumps(result), flush=True)
+    print("@result", json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
  * bits. What differs is the order of the loops: the template keeps sixteen sums side by side, which the eight registers
  * of the x87 would keep in memory; here each sum is finished before the next begins, and stays in a register.
  *
- * An int8 key or value becomes a float by look-up: the x87 cannot load one, and via memory it takes an instruction more.
+ * An int8 key or value becomes a float by look-up: the x87 cannot load one, and via memory it takes an instruction
+ * more.
  */
 #include <math.h>
 #include <string.h>
@@ -110,7 +111,8 @@ void lb_glu__mmx(float *gate, const float *up, int32_t n, int32_t relu2) {
     }
 }
 
-/* --- the KV cache and attention ------------------------------------------------------------------------------------ */
+/* --- the KV cache and attention ------------------------------------------------------------------------------------
+ */
 
 LB_INLINE float cached(const void *base, ptrdiff_t at, const int32_t type) {
     if (type == LB_KV_F16) return lb_half_to_float(((const uint16_t *)base)[at]);
@@ -225,22 +227,23 @@ LB_INLINE void attend(const lb_attention_args *a, const lb_kv *kv, const float *
     for (int32_t c = 0; c < dim; c++) out[c] = total[c] / weight_sum;
 }
 
-static void attend_row(const lb_attention_args *a, int32_t row, int32_t kv_head) {
-    const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim, count = a->positions[row] + 1;
-    const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
-    float *out = a->out + ((ptrdiff_t)row * a->n_heads + (ptrdiff_t)kv_head * shared) * dim;
-    for (int32_t head = 0; head < shared; head++, q += dim, out += dim) {
-        if (a->kv_type == LB_KV_F16) {
-            attend(a, a->kv + row, q, out, kv_head, count, LB_KV_F16);
-        } else if (a->kv_type == LB_KV_I8) {
-            attend(a, a->kv + row, q, out, kv_head, count, LB_KV_I8);
-        } else {
-            attend(a, a->kv + row, q, out, kv_head, count, LB_KV_F32);
+LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, const int32_t type) {
+    const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim;
+    for (int32_t end = row + rows; row < end; row++) {
+        const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
+        float *out = a->out + ((ptrdiff_t)row * a->n_heads + (ptrdiff_t)kv_head * shared) * dim;
+        for (int32_t head = 0; head < shared; head++, q += dim, out += dim) {
+            attend(a, a->kv + row, q, out, kv_head, a->positions[row] + 1, type);
         }
     }
 }
 
-lb_attention_fn lb_attention__mmx; /* so that the compiler compares it with the table's */
 void lb_attention__mmx(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head) {
-    for (int32_t i = 0; i < rows; i++) attend_row(a, row + i, kv_head);
+    if (a->kv_type == LB_KV_F16) {
+        attend_rows(a, row, rows, kv_head, LB_KV_F16);
+    } else if (a->kv_type == LB_KV_I8) {
+        attend_rows(a, row, rows, kv_head, LB_KV_I8);
+    } else {
+        attend_rows(a, row, rows, kv_head, LB_KV_F32);
+    }
 }

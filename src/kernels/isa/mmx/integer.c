@@ -1,5 +1,5 @@
 /*
- * MMX: four- and eight-bit codes. A 64-bit register holds one word of two rows, and its 16-bit lanes are pairs of bytes:
+ * MMX: four- and eight-bit codes. A 64-bit register holds one word of two rows; its 16-bit lanes are pairs of bytes:
  *
  *     int16 lane       3     2   |   1     0
  *     bytes           3 2   1 0  |  3 2   1 0        row 1 | row 0
@@ -8,9 +8,11 @@
  *
  * U8   low byte: masked; high byte: shifted down. Each meets the activation of its column: 8 instructions, 8 weights.
  * U4   a lane holds four codes n0 + 16 n1 + 256 n2 + 4096 n3. n0 is masked; the other three are shifted down but not
- *      masked, and what a shifted lane has too much of the higher codes is taken back by the activations:
- *          n0 x0 + (n1 + 16 n2 + 256 n3) x1 + (n2 + 16 n3) (x2 - 16 x1) + n3 (x3 - 16 x2)  =  n0 x0 + n1 x1 + n2 x2 + n3 x3
- *      16 instructions, 16 weights.
+ *      masked, and what a shifted lane has too much of the higher codes is taken back by the activations. 16
+ *      instructions, 16 weights:
+ *
+ *          n0 x0 + (n1 + 16 n2 + 256 n3) x1 + (n2 + 16 n3) (x2 - 16 x1) + n3 (x3 - 16 x2)
+ *              = n0 x0 + n1 x1 + n2 x2 + n3 x3
  *
  * Bounds: |x - 16 x'| <= 17 * 128 fits int16. Sums may wrap around in int32, and come out right, because the true sum
  * fits: of a scale group, U4 15 * 128 * 2**18 < 2**29, U8 255 * 128 * 2**16 < 2**31.
@@ -149,8 +151,8 @@ typedef struct {
     float small_scales[LB_ROWS];
 } group;
 
-LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group, int32_t token, window *win,
-                                  int small, const int eight) {
+LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group, int32_t token, window *win, int small,
+                                  const int eight) {
     const lb_matrix *m = args->w;
     const lb_activations *a = args->x;
     const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;

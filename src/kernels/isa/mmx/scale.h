@@ -7,15 +7,7 @@
 
 #include "../../half.h"
 #include "../../kernels.h"
-
-#if defined(_MSC_VER)
-#define LB_INLINE static __forceinline
-#define LB_UNROLL(n)
-#else
-#define LB_INLINE static inline __attribute__((always_inline))
-#define LB_PRAGMA(text) _Pragma(#text)
-#define LB_UNROLL(n) LB_PRAGMA(GCC unroll n)
-#endif
+#include "../inline.h"
 
 /*
  * Two hints for GCC, which plans for more registers than these CPUs have: keep the loads where they are written, and
@@ -45,7 +37,8 @@ LB_INLINE void lb_small_scales(const uint16_t *halves, float *small) {
     }
 }
 
-/* Whether the scales of a token are so small that they have room for 2**112: positive floats are ordered as integers. */
+/* Whether the scales of a token are so small that they have room for 2**112: positive floats are ordered as integers.
+ */
 LB_INLINE int lb_has_room(const float *scales, int32_t n) {
     int room = 1;
     for (int32_t i = 0; i < n; i++) room &= lb_float_to_bits(scales[i]) < lb_float_to_bits(65536.0f);
