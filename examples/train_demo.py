@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 import lowbit
 from lowbit.train.loop import Schedule
 from lowbit.train.model import BitNet, BitNetShape
@@ -79,6 +81,7 @@ def corpus(folder: Path) -> Path:
 def main(folder: Path, minutes: float) -> None:
     """Train within the time, then generate."""
     begun = time.monotonic()
+    torch.set_num_threads(1)  # so small a model gains little from two, and loses much if the machine is busy
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     text, output = corpus(folder), folder / "demo.gguf"
