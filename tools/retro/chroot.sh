@@ -45,6 +45,7 @@ build_sentencepiece() {
 
 [[ $(id -u) == 0 ]] || cannot "needs root, for chroot"
 [[ $(uname -m) == x86_64 ]] || cannot "needs an x86-64 machine, which also runs 32-bit programs"
+mirror >/dev/null
 need debootstrap=debootstrap
 say "Debian for i386, and what lowbit needs in it, in $RETRO"
 step root "Debian $SUITE for i386 (1 GB, 3 minutes)" make_root

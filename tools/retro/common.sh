@@ -52,7 +52,7 @@ step() { # name, what it does, function, more that it depends on
     if ((status)); then
         tail -n 30 "$log" >&2
         say "$title: failed ($status); all of it is in $log"
-        exit 1
+        exit "${STEP_FAILS:-1}"
     fi
     say "    done in $((SECONDS - start)) s"
     printf '%s' "$recipe" >"$stamp"
@@ -80,7 +80,7 @@ need() { # package=command-or-file ...
 mirror() {
     local found
     found=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Identifier: Packages' 2>/dev/null |
-        awk -v suite=$SUITE '$2 == suite && $3 == "main" { print $1; exit }')
+        awk -v suite=$SUITE '$2 == suite && $3 == "main" && !found++ { print $1 }')
     [[ -n $found ]] || cannot "needs Debian 12 ($SUITE): its apt sources name no such mirror"
     printf '%s\n' "$found"
 }

@@ -11,7 +11,7 @@ make_environment() {
     rm -rf "$ROOT/wheels" && mkdir "$ROOT/wheels"
     cp "$WHEELS"/*.whl "$ROOT/wheels"
     inside sh -c 'python3 -m venv --clear /tests && /tests/bin/pip install --quiet --upgrade pip &&
-        /tests/bin/pip install --quiet --find-links /wheels /wheels/*.whl tqdm jinja2 psutil \
+        /tests/bin/pip install --quiet --find-links /wheels /wheels/*.whl tqdm jinja2 \
             pytest pytest-benchmark hypothesis gguf "cython>=3.1" "scikit-build-core>=0.10"'
 }
 

@@ -33,9 +33,11 @@ for candidate in python$PYTHON_VERSION /usr/bin/python3 python3; do
 done
 [[ -n $PYTHON ]] || cannot "needs Python $PYTHON_VERSION, the one of Debian 12"
 command -v apt-get >/dev/null || cannot "needs Debian 12: the headers of its i386 Python come by apt"
+mirror >/dev/null
 need gcc-i686-linux-gnu=i686-linux-gnu-gcc
 "$PYTHON" -c 'import ensurepip' 2>/dev/null || need python3-venv=/nonexistent
 say "the wheel for i686"
+STEP_FAILS=$CANNOT # they only fetch things: without a network there is nothing to find out here
 step headers "headers of Python $PYTHON_VERSION for i386" get_headers
 step venv "build tools" make_venv "$PYTHON"
 
