@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from typing import IO, Any
 
 import numpy as np
@@ -54,6 +53,8 @@ class Paging:
     def begin_spill(self) -> int:
         """Return where the next packed matrix begins in the spill file, which is made if need be."""
         if self._spill is None:
+            import tempfile
+
             self._spill = tempfile.TemporaryFile(prefix="lowbit-")
         return self._spill.seek(0, os.SEEK_END)
 
@@ -65,6 +66,8 @@ class Paging:
         LowbitError
             If the disk has no room for them.
         """
+        import tempfile
+
         assert self._spill is not None
         try:
             self._spill.write(groups.data)

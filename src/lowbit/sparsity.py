@@ -7,7 +7,6 @@ on inputs count, as TEAL has it (Liu et al., 2024, arXiv 2408.14690): the quanti
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -155,6 +154,8 @@ def thresholds_of(counts: Mapping[str, np.ndarray], target: float) -> list[dict[
 
 def identity(file: ModelFile) -> str:
     """Return a hash over a model's metadata and the names, types, shapes and first bytes of its tensors."""
+    import hashlib  # with it comes OpenSSL, some megabytes that a small machine does without
+
     digest = hashlib.sha256()
     for key in sorted(file.metadata):
         value = file.metadata[key]
