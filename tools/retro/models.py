@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import lowbit
-from lowbit.assets import embedded_model
+from lowbit.assets import EMBEDDED_MODEL
 
 SOURCE = Path(__file__).resolve().parents[2]
 STORY = "tinystories-3m.TQ2_0.gguf"
@@ -30,8 +30,7 @@ def story_model(folder: Path) -> str:
     if data:
         shutil.copyfile(Path(data) / "models" / STORY, folder / STORY)
         return STORY
-    with embedded_model() as path:
-        shutil.copyfile(path, folder / "embedded.gguf")
+    shutil.copyfile(EMBEDDED_MODEL, folder / "embedded.gguf")
     return "embedded.gguf"
 
 
