@@ -23,7 +23,7 @@ from lowbit.tokenizers import load_tokenizer
 from lowbit.tokenizers.byte_alphabet import BYTE_TO_LETTER
 from lowbit.tokenizers.splitting import LLAMA3, QWEN2
 
-pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers.models")
 
 HERE = Path(__file__).parent
 

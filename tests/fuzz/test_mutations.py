@@ -16,7 +16,7 @@ EXAMPLES = {"tokenizer_model": 100, "gguf_tokenizer": 100}
 @pytest.fixture(params=targets.TARGETS)
 def target(request):
     if request.param in ("gguf_tokenizer", "tokenizer_json", "tiktoken"):
-        pytest.importorskip("tokenizers")
+        pytest.importorskip("tokenizers.models")
     return request.param
 
 

@@ -12,6 +12,9 @@ from lowbit import cli
 from lowbit.formats.gguf_writer import GGUFWriter
 from lowbit.tokenizers.byte_alphabet import BYTE_TO_LETTER
 
+# not "tokenizers": where that library is missing, the folder of tests with its name would do
+pytest.importorskip("tokenizers.models")
+
 HIDDEN, WORDS = 256, 300
 SPM = {
     "tokenizer.ggml.model": "llama",

@@ -68,7 +68,7 @@ BYTE_LEVEL = {
 @pytest.fixture(scope="session")
 def byte_level(data):
     """Tokenizers of all real byte-level vocabularies by name."""
-    pytest.importorskip("tokenizers")
+    pytest.importorskip("tokenizers.models")
     return {name: load_tokenizer(data / path) for name, path in BYTE_LEVEL.items()}
 
 

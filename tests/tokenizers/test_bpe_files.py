@@ -18,7 +18,7 @@ from lowbit.errors import FormatError, LowbitError, UnsupportedModelError
 from lowbit.tokenizers import from_gguf_metadata, load_tokenizer
 from lowbit.tokenizers.byte_alphabet import BYTE_TO_LETTER
 
-pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers.models")
 
 MERGES = ["a b", "ab c", "Ġ a", "1 2", "12 3", "é é"]
 LETTERS = [BYTE_TO_LETTER[byte] for byte in range(256)]

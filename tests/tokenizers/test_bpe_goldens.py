@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lowbit.tokenizers import bpe, load_tokenizer, tiktoken
 
-pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers.models")
 
 WORDS = ["a", "the", "Hello", "1234", "it's", "I'LL", "é", "ß", "ñandú", "日本語", "생활", "नमस्ते", "ខ្មែរ", "العربية"]
 WORDS += [
