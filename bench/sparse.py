@@ -31,7 +31,7 @@ from lowbit._kernels.transformer import KVCache, Transformer
 from lowbit.benchmark import RandomModel
 from lowbit.calibration import calibrate
 from lowbit.kernels import channel_major, pack_ternary, sparse_ternary_matmul, ternary_matmul
-from lowbit.model import build
+from lowbit.loading import build
 from lowbit.sparsity import LINEARS, parse
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

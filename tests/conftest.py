@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lowbit import isa as instruction_sets
-from lowbit._kernels import matrix, transformer
+from lowbit._kernels import matrix, products, transformer
 
 REQUIRED = [name.strip() for name in os.environ.get("LOWBIT_REQUIRE_ISA", "").split(",") if name.strip()]
 """Instruction sets whose absence is a failure rather than a skip."""
@@ -70,6 +70,6 @@ class GuardedNumPy:
 def guards(monkeypatch):
     """Guard bytes around results and scratch memory; `guards.intact()` tells whether they still stand."""
     guarded = GuardedNumPy()
-    for module in (matrix, transformer):
+    for module in (matrix, products, transformer):
         monkeypatch.setattr(module, "np", guarded)
     return guarded

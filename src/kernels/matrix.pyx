@@ -5,16 +5,15 @@
 2. The formats of files whose bytes already hold the right columns together (TQ2_0, I2_S, Q4_0, Q8_0) are packed by
    transposing 32-bit words; anything else comes as codes, one byte each.
 3. Filling checks what the kernels rely on: codes in range, finite scales.
-4. A product is split over the row groups; `matmul` and `matmul_sums` are the products for Python callers.
 """
 from libc.math cimport fabsf, isfinite
 from libc.stddef cimport size_t
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_weights, begin_floats, end_floats, free_aligned,
-    lb_activations, lb_matmul_args, lb_matrix, lb_row_groups, parallel, table,
+    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_weights, free_aligned, lb_matrix, lb_row_groups,
+    parallel,
 )
 
 import numpy as np
@@ -26,9 +25,6 @@ cdef extern from "half.h":
     float lb_half_to_float(uint16_t h) noexcept nogil
     float lb_bits_to_float(uint32_t bits) noexcept nogil
     uint16_t lb_float_to_half(float f) noexcept nogil
-
-cdef enum:
-    CHUNK_BYTES = 192 << 10     # weights a thread takes at a time: long enough to stream, short enough to share out
 
 FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "f32": LB_F32, "f16": LB_F16, "bf16": LB_BF16}
 BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32}
@@ -50,6 +46,11 @@ cdef inline size_t value_size(int32_t format) noexcept nogil:
 
 cdef bint is_float(int32_t format) noexcept nogil:
     return format >= LB_F32
+
+
+cdef size_t group_code_bytes(const lb_matrix *m) noexcept nogil:
+    """Bytes of the codes, or float values, of one row group."""
+    return <size_t>m.n_cols * LB_ROWS * value_size(m.format) if is_float(m.format) else <size_t>m.words * 64
 
 
 cdef int32_t padded_cols(const lb_matrix *m) noexcept nogil:
@@ -107,164 +108,6 @@ cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
         w += words * 64
         words_left -= words
         start += words * 4 * fields
-
-
-# --- products ----------------------------------------------------------------------------------------------------
-
-cdef void multiply_work(void *context, int32_t begin, int32_t end) noexcept nogil:
-    cdef const lb_matmul_args *args = <const lb_matmul_args *>context
-    table.matmul[args.w.format](args, begin, end)
-
-
-cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_t *sums, ptrdiff_t y_stride,
-                   int32_t threads) noexcept nogil:
-    """y = x W^T, on several threads where that pays: a job costs about a microsecond to hand out."""
-    cdef lb_matmul_args args
-    cdef int32_t groups = lb_row_groups(w.n_rows), chunk
-    cdef int64_t work = <int64_t>w.n_rows * w.n_cols * x.n_tokens, group_bytes
-    args.w, args.x, args.y, args.sums, args.y_stride = w, x, y, sums, y_stride
-    if threads <= 1 or work < (1 << 18 if is_float(w.format) else 1 << 20):
-        parallel(multiply_work, &args, groups, groups, 1)
-        return
-    group_bytes = LB_ROWS * (w.n_cols * <int64_t>value_size(w.format) if is_float(w.format) else w.words * 4)
-    chunk = <int32_t>min(<int64_t>groups // (threads * 4), CHUNK_BYTES // group_bytes)
-    parallel(multiply_work, &args, groups, chunk if chunk > 1 else 1, threads)
-
-
-def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads=1):
-    """Multiply packed integer weights by int8 activations.
-
-    Parameters
-    ----------
-    w : PackedMatrix, n rows of k integer weights with one scale per row
-    x : ndarray of int8, shape (m, k), C-contiguous, may be read-only
-        For ``u8`` weights at least -127.
-    threads : int
-
-    Returns
-    -------
-    ndarray of int32, shape (m, n)
-        Exact sums of (code - offset) * x, unscaled.
-
-    Raises
-    ------
-    FormatError
-        If k differs, or the weights have several scales per row or are floats.
-    """
-    cdef lb_activations a
-    cdef int32_t[:, ::1] out, sums
-    cdef int8_t[:, ::1] padded
-    cdef int64_t m = x.shape[0]
-    if w.m.tiles:
-        raise FormatError("a channel-major matrix takes sparse products")
-    if is_float(w.m.format) or w.m.n_groups != 1:
-        raise FormatError("integer sums need integer weights with one scale per row")
-    if x.shape[1] != w.m.n_cols:
-        raise FormatError(f"activations of {x.shape[1]} columns do not fit weights of {w.m.n_cols}")
-    result = np.empty((m, w.m.n_rows), np.int32)
-    if m == 0:
-        return result
-    source = np.asarray(x)
-    whole = np.zeros((m, padded_cols(&w.m)), np.int8)
-    whole[:, :w.m.n_cols] = source
-    total = source.sum(1, dtype=np.int32, keepdims=True)
-    padded, sums, out = whole, total, result
-    a.q, a.sum, a.scale, a.x = &padded[0, 0], &sums[0, 0], NULL, NULL
-    a.stride, a.n_groups, a.n_tokens = padded.shape[1], 1, m
-    with nogil:
-        multiply(&w.m, &a, NULL, &out[0, 0], w.m.n_rows, threads)
-    return result
-
-
-cdef const float[:, ::1] aligned(const float[:, ::1] x):
-    """The same, where C may read floats: an array over a buffer can begin at any byte."""
-    return np.array(x) if x.size and <size_t>&x[0, 0] % sizeof(float) else x
-
-
-def quantize_activations(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False):
-    """Quantise activations to int8, as the product with `w` does.
-
-    Parameters
-    ----------
-    w : PackedMatrix of integer weights, (n, k)
-    x : ndarray of float32, shape (m, k)
-    per_token : bool
-        One scale per token (BitNet) rather than one per scale group of `w`.
-
-    Returns
-    -------
-    q : ndarray of int8, shape (m, padded k)
-        round(x * s), half to even, with s = 127 / max(max|x|, 1e-5).
-    scale : ndarray of float32, shape (m, n_groups)
-        1 / s
-    sums : ndarray of int32, shape (m, n_groups)
-        Sums of q over the groups.
-    """
-    cdef int8_t[:, :] q
-    cdef float[:, ::1] scale
-    cdef int32_t[:, ::1] sums
-    cdef int32_t mode
-    cdef int64_t i
-    if is_float(w.m.format) or x.shape[1] != w.m.n_cols:
-        raise FormatError(f"activations of {x.shape[1]} columns do not fit {w!r}")
-    x = aligned(x)
-    q_out = np.empty((x.shape[0], row_stride(&w.m)), np.int8)[:, :padded_cols(&w.m)]
-    scale_out = np.empty((x.shape[0], w.m.n_groups), np.float32)
-    sums_out = np.empty((x.shape[0], w.m.n_groups), np.int32)
-    q, scale, sums = q_out, scale_out, sums_out
-    mode = begin_floats()
-    for i in range(x.shape[0]):
-        table.quantize(&x[i, 0], w.m.n_cols, w.m.group_cols, per_token, padded_cols(&w.m), &q[i, 0], &scale[i, 0],
-                       &sums[i, 0])
-    end_floats(mode)
-    return q_out, scale_out, sums_out
-
-
-def matmul(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False, int32_t threads=1):
-    """Multiply packed weights of any format by float activations: x W^T.
-
-    Integer weights quantise the activations to int8 first (`quantize_activations`); float weights do not.
-
-    Parameters
-    ----------
-    w : PackedMatrix, (n, k)
-    x : ndarray of float32, shape (m, k), C-contiguous, may be read-only
-    per_token : bool
-        One int8 scale per token rather than one per scale group.
-    threads : int
-
-    Returns
-    -------
-    ndarray of float32, shape (m, n)
-        The same bits on every instruction set and for any number of threads.
-
-    Raises
-    ------
-    FormatError
-        If k differs.
-    """
-    cdef lb_activations a
-    cdef int8_t[:, :] q
-    cdef float[:, ::1] scale, out
-    cdef int32_t[:, ::1] sums
-    if w.m.tiles:
-        raise FormatError("a channel-major matrix takes sparse products")
-    if x.shape[1] != w.m.n_cols:
-        raise FormatError(f"activations of {x.shape[1]} columns do not fit weights of {w.m.n_cols}")
-    result = np.empty((x.shape[0], w.m.n_rows), np.float32)
-    if x.shape[0] == 0:
-        return result
-    out = result
-    if is_float(w.m.format):
-        x = aligned(x)
-        a.x, a.stride = &x[0, 0], x.shape[1]
-    else:
-        q, scale, sums = quantize_activations(w, x, per_token)
-        a.q, a.scale, a.sum, a.stride = &q[0, 0], &scale[0, 0], &sums[0, 0], q.strides[0]
-    a.n_groups, a.n_tokens = w.m.n_groups, x.shape[0]
-    with nogil:
-        multiply(&w.m, &a, &out[0, 0], NULL, w.m.n_rows, threads)
-    return result
 
 
 # --- filling -----------------------------------------------------------------------------------------------------
@@ -506,7 +349,7 @@ cdef class PackedMatrix:
             self.m.words = n_cols // block * (block // (4 * fields)) + -(-(n_cols % block) // (4 * fields))
             self.m.scales_f16 = scales_f16
             scale_bytes = <size_t>lb_row_groups(n_rows) * self.m.n_groups * LB_ROWS * (2 if scales_f16 else 4)
-        code_bytes = lb_row_groups(n_rows) * self.group_code_bytes()
+        code_bytes = lb_row_groups(n_rows) * group_code_bytes(&self.m)
         self.m.codes = <const uint8_t *>alloc_weights(code_bytes)
         self.m.scales = alloc_weights(scale_bytes)
         if self.m.codes == NULL or self.m.scales == NULL:
@@ -523,7 +366,7 @@ cdef class PackedMatrix:
         """Rows and columns beyond the matrix have weight 0 and scale 0; rows in it are all written by fill."""
         cdef lb_matrix *m = &self.m
         cdef int32_t last = lb_row_groups(m.n_rows) - 1
-        cdef size_t group_bytes = self.group_code_bytes(), scale_bytes
+        cdef size_t group_bytes = group_code_bytes(&self.m), scale_bytes
         cdef int fill = 0
         if not is_float(m.format):
             fill = 0x55 if m.format == LB_U2 else 0x88 if m.format == LB_U4 else 0x80
@@ -667,12 +510,6 @@ cdef class PackedMatrix:
         if c.bad:
             raise FormatError("a weight is not finite, or too large")
 
-    cdef size_t group_code_bytes(self):
-        """Bytes of the codes, or float values, of one row group."""
-        if is_float(self.m.format):
-            return <size_t>self.m.n_cols * LB_ROWS * value_size(self.m.format)
-        return <size_t>self.m.words * 64
-
     def groups(self):
         """Return the row groups one after the other, each with its codes and then its scales.
 
@@ -680,7 +517,8 @@ cdef class PackedMatrix:
         -------
         ndarray of uint8, shape (row groups, bytes)
         """
-        cdef size_t n = lb_row_groups(self.m.n_rows), codes = self.group_code_bytes(), scales = self.nbytes // n - codes
+        cdef size_t n = lb_row_groups(self.m.n_rows), codes = group_code_bytes(&self.m)
+        cdef size_t scales = self.nbytes // n - codes
         cdef uint8_t[:, ::1] out
         cdef size_t g
         result = np.empty((n, codes + scales), np.uint8)

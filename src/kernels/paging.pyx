@@ -17,8 +17,9 @@ from lowbit._kernels.dispatch cimport (
     LB_ROWS, alloc_aligned, free_aligned, lb_activations, lb_matmul_args, lb_matrix, parallel, table,
 )
 from lowbit._kernels.matrix cimport (
-    FillBlocks, PackedMatrix, block_layout, fill_blocks, matrix_row, multiply,
+    FillBlocks, PackedMatrix, block_layout, fill_blocks, group_code_bytes, matrix_row,
 )
+from lowbit._kernels.products cimport multiply
 
 from lowbit.errors import FormatError, LowbitError
 
@@ -169,7 +170,7 @@ cdef class PagedMatrix:
         self.m.n_rows = <int32_t>n_rows
         self.m.codes, self.m.scales = NULL, NULL
         self.pager, self.pattern, self.tail = pager, pattern, tail
-        self.code_bytes, self.group_bytes = pattern.group_code_bytes(), pattern.nbytes
+        self.code_bytes, self.group_bytes = group_code_bytes(&pattern.m), pattern.nbytes
         self.stored = stored is not None
         self.own_scales = pattern.m.scales_f16 or (not self.stored and pattern.nbytes > self.code_bytes)
         if self.stored:

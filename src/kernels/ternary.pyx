@@ -20,7 +20,7 @@ from lowbit._kernels.matrix cimport PackedMatrix
 
 import numpy as np
 
-from lowbit._kernels.matrix import matmul_sums
+from lowbit._kernels.products import matmul_sums
 from lowbit.errors import FormatError
 
 

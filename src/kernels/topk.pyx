@@ -19,10 +19,10 @@ from lowbit._kernels.dispatch cimport (
     lb_lines, lb_matmul_args, lb_matrix, lb_row_groups, lb_sparse_args, parallel, table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, padded_cols
+from lowbit._kernels.products cimport Activations
 
 import numpy as np
 
-from lowbit._kernels.matrix import quantize_activations
 from lowbit.errors import FormatError
 
 
@@ -405,25 +405,19 @@ def sparse_matmul(PackedMatrix w not None, const float[:, ::1] x not None, bint 
 
     Takes and returns what `matmul` does for the same matrix in row groups, bit for bit.
     """
-    cdef lb_activations a
-    cdef int8_t[:, :] q
-    cdef float[:, ::1] scale, out
-    cdef int32_t[:, ::1] sums
+    cdef Activations activations
+    cdef float[:, ::1] out
     cdef SparseScratch scratch = SparseScratch()
     if not w.m.tiles:
         raise FormatError("not a channel-major matrix")
-    if x.shape[1] != w.m.n_cols:
-        raise FormatError(f"activations of {x.shape[1]} columns do not fit weights of {w.m.n_cols}")
+    activations = Activations(w, x, per_token)
     result = np.empty((x.shape[0], w.m.n_rows), np.float32)
     if x.shape[0] == 0:
         return result
     out = result
     scratch.reserve(&w.m, threads)
-    q, scale, sums = quantize_activations(w, x, per_token)
-    a.q, a.scale, a.sum, a.stride = &q[0, 0], &scale[0, 0], &sums[0, 0], q.strides[0]
-    a.n_groups, a.n_tokens, a.x = w.m.n_groups, x.shape[0], NULL
     with nogil:
-        scratch.multiply(&w.m, &a, &out[0, 0], NULL, w.m.n_rows, threads)
+        scratch.multiply(&w.m, &activations.a, &out[0, 0], NULL, w.m.n_rows, threads)
     return result
 
 

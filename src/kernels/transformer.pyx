@@ -13,16 +13,21 @@
 from libc.math cimport sqrt
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_MAX_HEAD_DIM, alloc_aligned, free_aligned, lb_activations, lb_attention_args,
-    lb_kv, lb_matrix, parallel, table,
+    LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_MAX_HEAD_DIM, alloc_aligned, free_aligned, lb_activations, lb_kv, lb_matrix,
+    parallel,
 )
-from lowbit._kernels.matrix cimport PackedMatrix, is_float, matrix_row, multiply, padded_cols, row_stride
+from lowbit._kernels.matrix cimport PackedMatrix, is_float, matrix_row, padded_cols, row_stride
 from lowbit._kernels.paging cimport PagedMatrix, Pager
+from lowbit._kernels.products cimport multiply
 from lowbit._kernels.sampler cimport Sampler
-from lowbit._kernels.topk cimport SparseScratch, count_magnitudes, keep_from, keep_largest
+from lowbit._kernels.steps cimport (
+    ATTENTION_ROWS, AddWork, AttentionWork, GluWork, NormWork, RopeWork, add_work, attention_work, glu_work, norm_work,
+    rope_work,
+)
+from lowbit._kernels.topk cimport SparseScratch
 
 import numpy as np
 
@@ -32,7 +37,6 @@ KV_TYPES = {"f32": LB_KV_F32, "f16": LB_KV_F16, "int8": LB_KV_I8}
 
 cdef enum:
     ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
-    ATTENTION_ROWS = 4              # rows of a unit: those of one prompt share what is read of its keys and values
     MAX_DRAFT = 8                   # tokens proposed at a time by prompt look-up
 
 
@@ -90,143 +94,6 @@ cdef class KVCache:
         """Forget the positions from `length` on, if there are any."""
         self.length = min(self.length, max(length, 0))
 
-
-# --- work units of the pool --------------------------------------------------------------------------------------
-
-cdef struct NormWork:
-    # Normalise rows, keep the inputs that count, and quantise them for the matrix that reads them.
-    const float *x
-    const float *weight             # NULL: no norm
-    float *out
-    int8_t *q
-    float *scale
-    int32_t *sum
-    const lb_matrix *reader         # NULL or a float matrix: no quantisation
-    int64_t x_stride, q_stride
-    int32_t n
-    int32_t n_groups
-    float eps
-    bint per_token
-    int32_t keep                    # 0: all
-    float threshold
-    uint32_t *histogram
-
-
-cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
-    cdef NormWork *c = <NormWork *>context
-    cdef int64_t i
-    cdef const float *x
-    for i in range(begin, end):
-        x = c.x + i * c.x_stride
-        if c.weight != NULL:
-            table.rms_norm(x, c.weight, c.n, c.eps, c.out + i * c.n)
-            x = c.out + i * c.n
-        if c.histogram != NULL:
-            count_magnitudes(x, c.n, c.histogram)
-        if c.keep > 0:              # what is not normalised is scratch memory too
-            keep_largest(<float *>x, c.n, c.keep)
-        if c.threshold > 0:
-            keep_from(<float *>x, c.n, c.threshold)
-        if c.reader != NULL:
-            table.quantize(x, c.n, c.reader.group_cols, c.per_token, padded_cols(c.reader), c.q + i * c.q_stride,
-                           c.scale + i * c.n_groups, c.sum + i * c.n_groups)
-
-
-cdef struct AttentionWork:
-    lb_attention_args args
-    int32_t n_rows
-
-
-cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nogil:
-    cdef AttentionWork *c = <AttentionWork *>context
-    cdef int32_t unit, row
-    for unit in range(begin, end):
-        # the last rows of a prompt have the most positions, so they come first
-        row = ((c.n_rows - 1) // ATTENTION_ROWS - unit // c.args.n_kv_heads) * ATTENTION_ROWS
-        table.attention(&c.args, row, min(<int32_t>ATTENTION_ROWS, c.n_rows - row), unit % c.args.n_kv_heads)
-
-
-cdef struct AddWork:
-    float *x                        # (n_rows, n)
-    const float *y
-    int32_t n
-
-
-cdef void add_work(void *context, int32_t begin, int32_t end) noexcept nogil:
-    cdef AddWork *c = <AddWork *>context
-    table.add(c.x + <int64_t>begin * c.n, c.y + <int64_t>begin * c.n, (end - begin) * c.n)
-
-
-cdef struct GluWork:
-    float *gate_up                  # (n_rows, 2 n)
-    int32_t n
-    bint relu2
-
-
-cdef void glu_work(void *context, int32_t begin, int32_t end) noexcept nogil:
-    cdef GluWork *c = <GluWork *>context
-    cdef int64_t i
-    for i in range(begin, end):
-        table.glu(c.gate_up + 2 * i * c.n, c.gate_up + (2 * i + 1) * c.n, c.n, c.relu2)
-
-
-cdef struct RopeWork:
-    # Per row: biases, norms of the heads, rotation, and the cache.
-    float *qkv
-    const int32_t *positions
-    const lb_kv *kv
-    const Layer *layer
-    const float *cos
-    const float *sin
-    lb_attention_args shape
-    int32_t n_out
-    int32_t rope_dim
-    bint halves
-    float eps
-    float q_scale
-
-
-cdef void rotate_head(const RopeWork *c, float *head, const float *cos, const float *sin) noexcept nogil:
-    cdef int32_t half = c.rope_dim // 2, j
-    cdef float a, b
-    if c.halves:
-        for j in range(half):
-            a = head[j]
-            b = head[j + half]
-            head[j] = a * cos[j] - b * sin[j]
-            head[j + half] = a * sin[j] + b * cos[j]
-    else:
-        for j in range(half):
-            a = head[2 * j]
-            b = head[2 * j + 1]
-            head[2 * j] = a * cos[j] - b * sin[j]
-            head[2 * j + 1] = a * sin[j] + b * cos[j]
-
-
-cdef void rope_work(void *context, int32_t begin, int32_t end) noexcept nogil:
-    cdef RopeWork *c = <RopeWork *>context
-    cdef int32_t dim = c.shape.head_dim, n_heads = c.shape.n_heads, n_kv = c.shape.n_kv_heads, h, j
-    cdef int64_t i, at
-    cdef float *q
-    cdef float *k
-    for i in range(begin, end):
-        q = c.qkv + i * c.n_out
-        k = q + n_heads * dim
-        at = <int64_t>c.positions[i] * (c.rope_dim // 2)
-        if c.layer.qkv.bias != NULL:
-            table.add(q, c.layer.qkv.bias, c.n_out)
-        for h in range(n_heads + n_kv):
-            if h < n_heads and c.layer.q_norm != NULL:
-                table.rms_norm(q + h * dim, c.layer.q_norm, dim, c.eps, q + h * dim)
-            elif h >= n_heads and c.layer.k_norm != NULL:
-                table.rms_norm(q + h * dim, c.layer.k_norm, dim, c.eps, q + h * dim)
-            rotate_head(c, q + h * dim, c.cos + at, c.sin + at)
-        for j in range(n_heads * dim):
-            q[j] = q[j] * c.q_scale
-        table.kv_store(k, k + n_kv * dim, c.kv + i, &c.shape, c.positions[i])
-
-
-# --- the model ---------------------------------------------------------------------------------------------------
 
 cdef class Transformer:
     """Weights and scratch memory of one model.
@@ -529,7 +396,8 @@ cdef class Transformer:
         attention.args.n_heads, attention.args.n_kv_heads = self.n_heads, self.n_kv_heads
         attention.args.head_dim, attention.args.kv_type = self.head_dim, self.kv_type
         attention.n_rows = n_rows
-        rope.qkv, rope.positions, rope.kv, rope.layer = self.wide, self.positions, kv, layer
+        rope.qkv, rope.positions, rope.kv = self.wide, self.positions, kv
+        rope.bias, rope.q_norm, rope.k_norm = layer.qkv.bias, layer.q_norm, layer.k_norm
         rope.cos, rope.sin, rope.shape, rope.n_out = self.cos, self.sin, attention.args, layer.qkv.n_out
         rope.rope_dim, rope.halves, rope.eps = self.rope_dim, self.halves, self.eps
         rope.q_scale = <float>(1.0 / sqrt(<double>self.head_dim))
@@ -567,6 +435,20 @@ cdef class Transformer:
         for i in range(self.n_layers):
             if not self.failed:
                 self._layer(i, n_rows)
+
+    cdef int32_t _next(self, KVCache cache, const int32_t[::1] tokens, int64_t start) noexcept nogil:
+        """Take as many tokens as fit at once, from tokens[start] on, through all layers; returns how many."""
+        cdef int32_t i, rows = <int32_t>min(tokens.shape[0] - start, <int64_t>self.batch)
+        for i in range(rows):
+            self._row(i, tokens[start + i], cache, cache.length + i)
+        self._forward(rows)
+        return rows
+
+    cdef _keep(self, KVCache cache, int32_t rows):
+        """Count the rows of `_next` as part of the sequence, unless a weight could not be read."""
+        if self.failed:
+            self.pager.check(self.failed)
+        cache.length += rows
 
     cdef void _embed(self, int32_t token, float *out) noexcept nogil:
         if self.token_embd.paged == NULL:
@@ -609,28 +491,22 @@ cdef class Transformer:
         ValueError
             If a token is not in the vocabulary.
         """
-        cdef int64_t start, n = tokens.shape[0]
-        cdef int32_t rows, i
+        cdef int64_t start = 0, n = tokens.shape[0]
+        cdef int32_t rows
         cdef float[:, ::1] out
         self._check(cache, tokens)
         result = np.empty((n, self.vocab), np.float32) if every else None
         if every and n:
             out = result
         self.sparse_rows = every or self.sparse_prefill
-        start = 0
         while start < n:
-            rows = <int32_t>min(n - start, <int64_t>self.batch)
             with nogil:
-                for i in range(rows):
-                    self._row(i, tokens[start + i], cache, cache.length + i)
-                self._forward(rows)
+                rows = self._next(cache, tokens, start)
                 if every:
                     self._head(0, rows, &out[start, 0])
                 elif start + rows == n:
                     self._head(rows - 1, 1, self.logits)
-            if self.failed:
-                self.pager.check(self.failed)
-            cache.length += rows
+            self._keep(cache, rows)
             start += rows
         return result
 
@@ -653,24 +529,23 @@ cdef class Transformer:
             As from `prefill`.
         """
         cdef int64_t start = 0, n = tokens.shape[0]
-        cdef int32_t rows, i
+        cdef int32_t rows
         cdef float[:, ::1] out
+        cdef NormWork work
         self._check(cache, tokens)
         result = np.empty((n, self.hidden), np.float32)
-        out = result
+        if n:
+            out = result
         self.sparse_rows = self.sparse_prefill
+        memset(&work, 0, sizeof(work))
+        work.x, work.x_stride, work.n = self.x, self.hidden, self.hidden
+        work.weight, work.eps = self.output_norm, self.eps
         while start < n:
-            rows = <int32_t>min(n - start, <int64_t>self.batch)
             with nogil:
-                for i in range(rows):
-                    self._row(i, tokens[start + i], cache, cache.length + i)
-                self._forward(rows)
-                for i in range(rows):
-                    table.rms_norm(self.x + <size_t>i * self.hidden, self.output_norm, self.hidden, self.eps,
-                                   &out[start + i, 0])
-            if self.failed:
-                self.pager.check(self.failed)
-            cache.length += rows
+                rows = self._next(cache, tokens, start)
+                work.out = &out[start, 0]
+                parallel(norm_work, &work, rows, 1, self.threads)
+            self._keep(cache, rows)
             start += rows
         return result
 

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
     from . import isa, kernels
     from .config import ModelConfig
     from .generation import Generation, Timings, TokenLogprob
-    from .model import Model, Perplexity, load
+    from .loading import load
+    from .model import Model, Perplexity
     from .sampling import SamplingParams
     from .tokenizers import load_tokenizer
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "model",
+    "load": "loading",
     "Model": "model",
     "Generation": "generation",
     "Perplexity": "model",

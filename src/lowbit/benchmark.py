@@ -20,8 +20,8 @@ from .errors import ContextLengthError
 from .formats import open_model
 from .formats.base import ModelFile, TensorInfo
 from .formats.ggml_types import tensor_nbytes
+from .loading import build, check_threads
 from .memory import resident_bytes
-from .model import build, check_threads
 from .sparsity import Setting, parse
 
 __all__ = ["SHAPES", "RandomModel", "run"]

@@ -11,7 +11,7 @@ from . import sparsity
 from .assets import EMBEDDED_MODEL
 from .errors import UnsupportedModelError
 from .formats import open_model
-from .model import _tokenizer_of, build, check_threads
+from .loading import build, check_threads, tokenizer_of
 
 __all__ = ["calibrate", "default_path"]
 
@@ -62,7 +62,7 @@ def calibrate(
     """
     sparsity.parse(target)
     with open_model(EMBEDDED_MODEL if model is None else model) as file:
-        tokenizer = _tokenizer_of(file)
+        tokenizer = tokenizer_of(file)
         if tokenizer is None:
             raise UnsupportedModelError(f"{file.path} has no tokenizer")
         start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]

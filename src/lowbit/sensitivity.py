@@ -19,7 +19,7 @@ import numpy as np
 from .errors import FormatError, LowbitError
 from .formats.base import ModelFile
 from .formats.ggml_types import tensor_nbytes
-from .model import _tokenizer_of, build, check_threads
+from .loading import build, check_threads, tokenizer_of
 from .requantize import METHODS, TABLES, Altered, Source, encode, error_of
 from .train.corpus import read_documents
 
@@ -55,7 +55,7 @@ class Calibration:
     """
 
     def __init__(self, file: ModelFile, text: str | os.PathLike[str], tokens: int, threads: int | None) -> None:
-        tokenizer = _tokenizer_of(file)
+        tokenizer = tokenizer_of(file)
         if tokenizer is None:
             raise FormatError("has no tokenizer, which the calibration text needs")
         self.threads, self.pieces, self.bytes = check_threads(threads), list[np.ndarray](), 0

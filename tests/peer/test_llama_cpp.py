@@ -105,10 +105,10 @@ def write_model(path, kind: str, seed: int = 7) -> None:
         out.add_tensor("output.weight", "F16", rng.standard_normal((len(words), HIDDEN), np.float32))
 
 
-def ask_llama_cpp(python: str, path, prompt: list[int]):
-    """Greedy tokens of llama.cpp, and how it splits a text."""
+def ask_llama_cpp(python: str, path, prompt: list[int], n: int = TOKENS):
+    """The n greedy tokens of llama.cpp, and how it splits a text."""
     told = subprocess.run(
-        [python, "-c", LLAMA_CPP, json.dumps([str(path), prompt, TOKENS])], capture_output=True, text=True, timeout=120
+        [python, "-c", LLAMA_CPP, json.dumps([str(path), prompt, n])], capture_output=True, text=True, timeout=120
     )
     assert told.returncode == 0, told.stderr[-2000:]
     return json.loads(told.stdout.splitlines()[-1])

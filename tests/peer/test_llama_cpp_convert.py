@@ -36,6 +36,16 @@ def test_llama_cpp_decodes_a_converted_file_alike(tmp_path, peer, target, head):
     assert told["tokens"] == model.tokenizer.encode("One day, a dog", add_bos=True)
 
 
+@pytest.mark.parametrize("name", ["stories260K.bin", "tinystories-3m.F32.gguf"])
+@pytest.mark.parametrize("target", ["f16", "q8_0"])
+def test_llama_cpp_tells_the_same_story(tmp_path, test_data, peer, name, target):
+    convert(test_data / "models" / name, tmp_path / "out.gguf", target, target)
+    told = llama_cpp_peer.ask_llama_cpp(peer, tmp_path / "out.gguf", [1], 64)
+    model = lowbit.load(tmp_path / "out.gguf", threads=1, head="file", weights="file")
+    assert told["ids"] == llama_cpp_peer.greedy(model, [1], 64)
+    assert len(set(told["ids"])) > 20
+
+
 @pytest.mark.parametrize("target", ["tq2_0", "tq1_0", "q4_0"])
 @pytest.mark.parametrize("head", ["f16", "q6_k"])
 def test_llama_cpp_loads_every_type_it_knows(tmp_path, peer, target, head):

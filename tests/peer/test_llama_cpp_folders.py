@@ -36,9 +36,6 @@ LLAMA3 = ("LlamaForCausalLM", "llama", {"rope_parameters": {
 }})  # fmt: skip
 QWEN3 = ("Qwen3ForCausalLM", "qwen3", {"rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "head_dim": 128})
 FAMILIES = {"llama": LLAMA, "llama3": LLAMA3, "qwen3": QWEN3}
-SEEDS = {"llama": 0, "llama3": 8, "qwen3": 2}
-"""Of models in which no two best logits lie so close together that rounding decides: llama.cpp keeps the scale of 32
-activations in float16, lowbit in float32. With other seeds a token differs here and there for Q8_0."""
 PROMPT = [1, 17, 5, 80, 33, 2, 64, 9]
 
 
@@ -49,7 +46,7 @@ def converted(tmp_path):
     checkpoints.HIDDEN, checkpoints.WIDE = 256, 512  # rows of whole TQ2_0 blocks
 
     def make(family: str, weights: str, target: str) -> tuple[Path, Path]:
-        checkpoints.SEEDS[family] = SEEDS[family]
+        checkpoints.SEEDS[family] = 0
         checkpoints.CASES[family] = (*FAMILIES[family], weights, "F16")
         folder = checkpoints.write(family, tmp_path / "folder")
         convert(folder, tmp_path / "bare.gguf", target, "f16")
@@ -68,24 +65,39 @@ def converted(tmp_path):
     return make
 
 
+def behind(model: lowbit.Model, ids: list[int]) -> np.ndarray:
+    """How far each of the tokens lies behind the likeliest one of lowbit, as a share of the range of logits."""
+    logits = model.logits([*PROMPT, *ids])[len(PROMPT) - 1 : -1]
+    taken = logits[np.arange(len(logits)), ids]
+    return (logits.max(axis=1) - taken) / np.ptp(logits, axis=1)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("target", ["f16", "q8_0"])
-def test_llama_cpp_decodes_a_converted_folder_alike(converted, peer, family, target):
-    ours, theirs = converted(family, "float", target)
+def test_llama_cpp_decodes_a_converted_folder_alike(converted, peer, family):
+    ours, theirs = converted(family, "float", "f16")
     told = llama_cpp_peer.ask_llama_cpp(peer, theirs, PROMPT)
     model = lowbit.load(ours, threads=1, head="file")
     assert told["ids"] == llama_cpp_peer.greedy(model, PROMPT, llama_cpp_peer.TOKENS)
 
 
+@pytest.mark.parametrize(
+    ("weights", "target", "tolerance"),
+    [
+        # llama.cpp keeps the scale of 32 activations in float16, lowbit in float32; random weights have logits that lie
+        # close together, so that can turn a token. The stories of test_llama_cpp_convert.py are equal throughout.
+        ("float", "q8_0", 0.02),
+        # llama.cpp rounds activations for this type in another way.
+        ("trilm", "tq2_0", 0.05),
+    ],
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_llama_cpp_decodes_a_converted_ternary_folder(converted, peer, family):
-    # llama.cpp rounds activations for this type in another way, and random weights have logits that lie close together:
-    # what it takes for the likeliest must be nearly so here.
-    ours, theirs = converted(family, "trilm", "tq2_0")
+def test_llama_cpp_takes_nearly_the_likeliest_of_a_converted_folder(
+    converted, peer, family, weights, target, tolerance
+):
+    ours, theirs = converted(family, weights, target)
     with open_model(ours) as file:
-        assert file.tensors["blk.0.attn_q.weight"].type == "TQ2_0"
+        assert file.tensors["blk.0.attn_q.weight"].type == target.upper()
     told = llama_cpp_peer.ask_llama_cpp(peer, theirs, PROMPT)
-    model = lowbit.load(ours, threads=1, head="file")
-    logits = model.logits([*PROMPT, *told["ids"]])[len(PROMPT) - 1 : -1]
-    taken = logits[np.arange(len(logits)), told["ids"]]
-    assert (logits.max(axis=1) - taken <= 0.05 * np.ptp(logits, axis=1)).all()
+    late = behind(lowbit.load(ours, threads=1, head="file"), told["ids"])
+    assert (late <= tolerance).all()
+    assert (late == 0).mean() > 0.75

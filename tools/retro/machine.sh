@@ -20,7 +20,7 @@ make_kernel() {
     package=$(apt_i386 apt-cache depends --important linux-image-686 | awk '$1 == "Depends:" { print $2; exit }')
     unpack_i386 "$folder" "$package" busybox-static
     version=${package#linux-image-}
-    mkdir -p "$folder/initramfs/bin" "$folder/initramfs/lib/modules" "$folder"/initramfs/{dev,proc,root}
+    mkdir -p "$folder/initramfs/bin" "$folder/initramfs/lib/modules" "$folder"/initramfs/{dev,proc,system}
     cp "$folder/bin/busybox" "$folder/initramfs/bin/busybox"
     /sbin/depmod -b "$folder" "$version"
     modules=$(for name in "${MODULES[@]}"; do /sbin/modprobe -S "$version" -d "$folder" --show-depends "$name"; done |
@@ -32,10 +32,10 @@ make_kernel() {
             printf 'busybox insmod /lib/modules/%s\n' "$(basename "$name")"
         done
         # Disks answer a moment after their driver is there, and in any order: the right one has the program to go on with.
-        printf 'until [ -x /root/sbin/init ]; do for disk in /dev/sd*; do\n'
-        printf 'busybox mount -t ext4 -o ro $disk /root 2>/dev/null || continue\n'
-        printf '[ -x /root/sbin/init ] && break || busybox umount /root\ndone; busybox sleep 1; done\n'
-        printf 'busybox mount -o move /dev /root/dev\nexec busybox switch_root /root /sbin/init\n'
+        printf 'until [ -x /system/sbin/init ]; do for disk in /dev/sd*; do\n'
+        printf 'busybox mount -t ext4 -o ro $disk /system 2>/dev/null || continue\n'
+        printf '[ -x /system/sbin/init ] && break || busybox umount /system\ndone; busybox sleep 1; done\n'
+        printf 'busybox mount -o move /dev /system/dev\nexec busybox switch_root /system /sbin/init\n'
     } >"$folder/initramfs/init"
     chmod +x "$folder/initramfs/init"
     (cd "$folder/initramfs" && find . | cpio --quiet -o -H newc -R 0:0 | gzip -9) >"$RETRO/initramfs.gz"

@@ -2,12 +2,12 @@
  * The float operations, written once over sixteen lanes (simd.h) and compiled for every instruction set.
  *
  * The order of the additions is part of the definition, and products are never fused with sums (the build turns
- * contraction off), so every instruction set gives the same bits. LB_NAME(f) gives the exported name.
+ * contraction off), so every instruction set gives the same bits. LB_ISA is defined before.
  */
 #include <math.h>
 #include <string.h>
 
-#include "../kernels.h"
+#include "names.h"
 
 /* Loads n < 16 floats and fills the rest with zeros. */
 static inline f32x16 load_part(const float *x, int32_t n) {

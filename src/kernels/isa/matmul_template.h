@@ -2,7 +2,7 @@
  * Matrix products over packed weights: the loops that all instruction sets share.
  *
  * The including file provides, for its registers:
- *     LB_NAME(f)            the exported name of f, such as f__avx2
+ *     LB_ISA                its name, such as avx2
  *     simd.h                sixteen lanes of float and of int32
  *     LB_TILE               most tokens that one pass over the weights of a row group serves (a power of two)
  *     LB_LONGEST_TILE       that of an LB_TILED_INT_MATMUL, if one serves more tokens than LB_TILE
@@ -26,8 +26,8 @@
 
 #include <string.h>
 
-#include "../kernels.h"
 #include "inline.h"
+#include "names.h"
 
 /* A run of blocks: `full` blocks of `words` words, then one of `tail` words if that is not 0. */
 typedef struct {

@@ -3,7 +3,7 @@
  * instruction sets share.
  *
  * The including file provides, for its registers:
- *     LB_NAME(f)            the exported name of f, such as f__avx2
+ *     LB_ISA                its name, such as avx2
  *     simd.h                sixteen lanes of float and of int32
  *     LB_WIDTH              bytes of a register that holds codes: 16, 32 or 64
  *     add_eight             (const uint8_t *const w[8], const int8_t *q, int32_t at, int32_t *acc, int first)
@@ -24,9 +24,9 @@
 
 #include <string.h>
 
-#include "../kernels.h"
 #include "../turn.h"
 #include "inline.h"
+#include "names.h"
 
 #if defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
 #define LB_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)

@@ -1,7 +1,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint32_t
 
-from lowbit._kernels.dispatch cimport lb_activations, lb_matrix
+from lowbit._kernels.dispatch cimport lb_matrix
 
 
 cdef class PackedMatrix:
@@ -9,15 +9,12 @@ cdef class PackedMatrix:
     cdef readonly size_t nbytes
     cdef readonly str source_type
 
-    cdef size_t group_code_bytes(self)
-
 
 cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
 cdef int32_t padded_cols(const lb_matrix *m) noexcept nogil
 cdef int32_t row_stride(const lb_matrix *m) noexcept nogil
 cdef bint is_float(int32_t format) noexcept nogil
-cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_t *sums, ptrdiff_t y_stride,
-                   int32_t threads) noexcept nogil
+cdef size_t group_code_bytes(const lb_matrix *m) noexcept nogil
 
 
 # How a stored block (of a TQ2_0, I2_S, Q4_0 or Q8_0 tensor) becomes words.

@@ -1,4 +1,4 @@
 #include "simd.h"
 
-#define LB_NAME(f) f##__avx2
+#define LB_ISA avx2
 #include "../float_template.h"

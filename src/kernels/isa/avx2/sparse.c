@@ -3,7 +3,7 @@
  * int16 lane of vpmaddubsw sums adds up four products of at most 32 * 128, 2**14, and field 3 would not fit. A part of
  * 2**16 channels sums to at most 32 * 128 * 2**16 = 2**28.
  */
-#define LB_NAME(f) f##__avx2
+#define LB_ISA avx2
 #include "sparse_registers.h"
 
 LB_INLINE vec field_of(vec v, const int f) {

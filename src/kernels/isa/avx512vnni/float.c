@@ -1,4 +1,4 @@
 #include "simd.h"
 
-#define LB_NAME(f) f##__avx512vnni
+#define LB_ISA avx512vnni
 #include "../float_template.h"

@@ -12,7 +12,7 @@
  */
 #include "simd.h"
 
-#define LB_NAME(f) f##__avx512vnni
+#define LB_ISA avx512vnni
 #define LB_TILE 16
 #define LB_FLOAT_TILE 8
 #define LB_U8_OFFSET 128

@@ -4,7 +4,7 @@
  */
 #include "simd.h"
 
-#define LB_NAME(f) f##__avx512vnni
+#define LB_ISA avx512vnni
 #define LB_WIDTH 64
 #include "../inline.h"
 

@@ -1,4 +1,4 @@
 #include "../avx2/simd.h"
 
-#define LB_NAME(f) f##__avxvnni
+#define LB_ISA avxvnni
 #include "../float_template.h"

@@ -15,7 +15,7 @@
  */
 #include "../avx2/simd.h"
 
-#define LB_NAME(f) f##__avxvnni
+#define LB_ISA avxvnni
 #define LB_TILE 8
 #define LB_FLOAT_TILE 2
 #define LB_U8_OFFSET 128

@@ -2,7 +2,7 @@
  * AVX-VNNI, channel-major. The fields are masked and not shifted down: field f is summed as 4**f times its value, at
  * most 2 * 64 * 128 * 2**16 = 2**30 in a part, and shifted at the end.
  */
-#define LB_NAME(f) f##__avxvnni
+#define LB_ISA avxvnni
 #include "../avx2/sparse_registers.h"
 
 /* The same instruction in its AVX-512 encoding, to run this file's code where only that exists (tests/selftest). */

@@ -57,16 +57,16 @@ LB_INLINE float exponential(float t) {
 
 LB_INLINE float at_most_88(float x) { return x > 88.0f ? 88.0f : x; }
 
-void lb_exp__mmx(const float *x, float shift, float factor, int32_t n, float *out) {
+void LB_NAME(lb_exp)(const float *x, float shift, float factor, int32_t n, float *out) {
     for (int32_t i = 0; i < n; i++) out[i] = exponential(at_most_88((x[i] - shift) * factor));
 }
 
-void lb_add__mmx(float *x, const float *y, int32_t n) {
+void LB_NAME(lb_add)(float *x, const float *y, int32_t n) {
     LB_UNROLL(4)
     for (int32_t i = 0; i < n; i++) x[i] = x[i] + y[i];
 }
 
-void lb_rms_norm__mmx(const float *x, const float *weight, int32_t n, float eps, float *out) {
+void LB_NAME(lb_rms_norm)(const float *x, const float *weight, int32_t n, float eps, float *out) {
     float lanes[16];
     for (int32_t lane = 0; lane < 16; lane++) {
         float sum = 0.0f;
@@ -79,8 +79,8 @@ void lb_rms_norm__mmx(const float *x, const float *weight, int32_t n, float eps,
     for (int32_t i = 0; i < n; i++) out[i] = x[i] * factor * weight[i];
 }
 
-void lb_quantize__mmx(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded, int8_t *q,
-                      float *scale, int32_t *sum) {
+void LB_NAME(lb_quantize)(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded, int8_t *q,
+                          float *scale, int32_t *sum) {
     float largest = per_token ? largest_magnitude(x, n) : 0.0f;
     for (int32_t start = 0; start < n; start += group_cols) {
         const int32_t end = n - start < group_cols ? n : start + group_cols;
@@ -99,7 +99,7 @@ void lb_quantize__mmx(const float *x, int32_t n, int32_t group_cols, int32_t per
     memset(q + n, 0, (size_t)(padded - n));
 }
 
-void lb_glu__mmx(float *gate, const float *up, int32_t n, int32_t relu2) {
+void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t relu2) {
     for (int32_t i = 0; i < n; i++) {
         const float g = gate[i];
         if (relu2) {
@@ -130,8 +130,8 @@ static void store_one(void *base, ptrdiff_t at, float x, int32_t type) {
     }
 }
 
-void lb_kv_store__mmx(const float *k, const float *v, const lb_kv *kv, const lb_attention_args *shape,
-                      int32_t position) {
+void LB_NAME(lb_kv_store)(const float *k, const float *v, const lb_kv *kv, const lb_attention_args *shape,
+                          int32_t position) {
     const int32_t dim = shape->head_dim, padded = (dim + 15) / 16 * 16, type = shape->kv_type;
     for (int32_t head = 0; head < shape->n_kv_heads; head++, k += dim, v += dim) {
         const ptrdiff_t key = head * kv->key_stride + (ptrdiff_t)(position / 16) * dim * 16 + position % 16;
@@ -238,7 +238,7 @@ LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows
     }
 }
 
-void lb_attention__mmx(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head) {
+void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head) {
     if (a->kv_type == LB_KV_F16) {
         attend_rows(a, row, rows, kv_head, LB_KV_F16);
     } else if (a->kv_type == LB_KV_I8) {

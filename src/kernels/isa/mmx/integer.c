@@ -200,8 +200,6 @@ LB_INLINE void multiply(const lb_matmul_args *args, int32_t begin, int32_t end, 
     }
 }
 
-lb_matmul_fn lb_matmul_u4__mmx, lb_matmul_u8__mmx;
+void LB_NAME(lb_matmul_u4)(const lb_matmul_args *args, int32_t begin, int32_t end) { multiply(args, begin, end, 0); }
 
-void lb_matmul_u4__mmx(const lb_matmul_args *args, int32_t begin, int32_t end) { multiply(args, begin, end, 0); }
-
-void lb_matmul_u8__mmx(const lb_matmul_args *args, int32_t begin, int32_t end) { multiply(args, begin, end, 1); }
+void LB_NAME(lb_matmul_u8)(const lb_matmul_args *args, int32_t begin, int32_t end) { multiply(args, begin, end, 1); }

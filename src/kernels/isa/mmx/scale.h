@@ -5,9 +5,10 @@
 #include <mmintrin.h>
 #include <string.h>
 
+#define LB_ISA mmx
 #include "../../half.h"
-#include "../../kernels.h"
 #include "../inline.h"
+#include "../names.h"
 
 /*
  * Two hints for GCC, which plans for more registers than these CPUs have: keep the loads where they are written, and

@@ -129,9 +129,7 @@ static void multiply_strip(const lb_matmul_args *args, int32_t token, int32_t ro
     for (int32_t i = 0; i < n; i++) lb_store_rows(args, token, row_group + i, y[i]);
 }
 
-lb_matmul_fn lb_matmul_u2__mmx;
-
-void lb_matmul_u2__mmx(const lb_matmul_args *args, int32_t begin, int32_t end) {
+void LB_NAME(lb_matmul_u2)(const lb_matmul_args *args, int32_t begin, int32_t end) {
     for (int32_t token = 0; token < args->x->n_tokens; token++) {
         for (int32_t at = begin; at < end; at += STRIP) {
             multiply_strip(args, token, at, end - at < STRIP ? end - at : STRIP);

@@ -1,4 +1,4 @@
 #include "simd.h"
 
-#define LB_NAME(f) f##__neon
+#define LB_ISA neon
 #include "../float_template.h"

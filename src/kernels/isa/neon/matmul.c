@@ -17,7 +17,7 @@
  */
 #include "simd.h"
 
-#define LB_NAME(f) f##__neon
+#define LB_ISA neon
 #define LB_TILE 8
 #define LB_FLOAT_TILE 2
 #define LB_U8_OFFSET 0

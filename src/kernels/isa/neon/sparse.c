@@ -2,7 +2,7 @@
  * NEON, channel-major. smlal adds products of two channels each in int16: at most 2 * 32 * 128 = 2**13 for field 2,
  * after addp 2**14. A part of 2**16 channels sums to at most 32 * 128 * 2**16 = 2**28.
  */
-#define LB_NAME(f) f##__neon
+#define LB_ISA neon
 #include "sparse_registers.h"
 
 LB_INLINE int32x4_t dot_eight(int32x4_t acc, int8x16_t a, four_q qa, int8x16_t b, four_q qb) {

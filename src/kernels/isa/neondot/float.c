@@ -1,4 +1,4 @@
 #include "../neon/simd.h"
 
-#define LB_NAME(f) f##__neondot
+#define LB_ISA neondot
 #include "../float_template.h"

@@ -15,7 +15,7 @@
  */
 #include "../neon/simd.h"
 
-#define LB_NAME(f) f##__neondot
+#define LB_ISA neondot
 #define LB_TILE 8
 #define LB_FLOAT_TILE 2
 #define LB_U8_OFFSET 0

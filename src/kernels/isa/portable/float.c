@@ -1,4 +1,4 @@
 #include "simd.h"
 
-#define LB_NAME(f) f##__portable
+#define LB_ISA portable
 #include "../float_template.h"

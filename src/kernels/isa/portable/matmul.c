@@ -4,7 +4,7 @@
  */
 #include "simd.h"
 
-#define LB_NAME(f) f##__portable
+#define LB_ISA portable
 #define LB_TILE 1
 #define LB_FLOAT_TILE 1
 #include "../matmul_template.h"

@@ -5,7 +5,7 @@
  */
 #include "simd.h"
 
-#define LB_NAME(f) f##__portable
+#define LB_ISA portable
 #define LB_WIDTH 64
 #include "../inline.h"
 

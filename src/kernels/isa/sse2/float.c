@@ -1,4 +1,4 @@
 #include "simd.h"
 
-#define LB_NAME(f) f##__sse2
+#define LB_ISA sse2
 #include "../float_template.h"

@@ -21,7 +21,7 @@
  */
 #include "simd.h"
 
-#define LB_NAME(f) f##__sse2
+#define LB_ISA sse2
 #define LB_TILE 16
 #define LB_FLOAT_TILE 4
 #define LB_U8_OFFSET 128

@@ -3,7 +3,7 @@
  * int16 codes for pmaddwd, which adds the two of an output into its int32 lane. Field f is taken as 4**f times its
  * code: a pmaddwd is at most 2 * 128 * 128, and a part of 2**16 channels sums to at most 2 * 64 * 128 * 2**16 = 2**30.
  */
-#define LB_NAME(f) f##__sse2
+#define LB_ISA sse2
 #include "sparse_registers.h"
 
 typedef struct {

@@ -1,4 +1,4 @@
 #include "../sse2/simd.h"
 
-#define LB_NAME(f) f##__ssse3
+#define LB_ISA ssse3
 #include "../float_template.h"

@@ -18,7 +18,7 @@
 
 #include "../sse2/simd.h"
 
-#define LB_NAME(f) f##__ssse3
+#define LB_ISA ssse3
 #define LB_TILE 16
 #define LB_FLOAT_TILE 4
 #define LB_U8_OFFSET 0

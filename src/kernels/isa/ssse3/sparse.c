@@ -5,7 +5,7 @@
  */
 #include <tmmintrin.h>
 
-#define LB_NAME(f) f##__ssse3
+#define LB_ISA ssse3
 #include "../sse2/sparse_registers.h"
 
 typedef __m128i four_q;

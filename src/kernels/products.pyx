@@ -1,0 +1,178 @@
+"""Products of packed matrices: split over the row groups, for the forward pass and for Python callers."""
+from libc.stddef cimport size_t
+from libc.stdint cimport int8_t, int32_t, int64_t
+
+from lowbit._kernels.dispatch cimport (
+    begin_floats, end_floats, lb_activations, lb_matmul_args, lb_matrix, lb_row_groups, parallel, table,
+)
+from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, is_float, padded_cols, row_stride
+
+import numpy as np
+
+from lowbit.errors import FormatError
+
+cdef enum:
+    CHUNK_BYTES = 192 << 10     # weights a thread takes at a time: long enough to stream, short enough to share out
+
+
+cdef void multiply_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef const lb_matmul_args *args = <const lb_matmul_args *>context
+    table.matmul[args.w.format](args, begin, end)
+
+
+cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_t *sums, ptrdiff_t y_stride,
+                   int32_t threads) noexcept nogil:
+    """y = x W^T, on several threads where that pays: a job costs about a microsecond to hand out."""
+    cdef lb_matmul_args args
+    cdef int32_t groups = lb_row_groups(w.n_rows), chunk
+    cdef int64_t work = <int64_t>w.n_rows * w.n_cols * x.n_tokens
+    args.w, args.x, args.y, args.sums, args.y_stride = w, x, y, sums, y_stride
+    if threads <= 1 or work < (1 << 18 if is_float(w.format) else 1 << 20):
+        parallel(multiply_work, &args, groups, groups, 1)
+        return
+    chunk = <int32_t>min(<int64_t>groups // (threads * 4), CHUNK_BYTES // <int64_t>group_code_bytes(w))
+    parallel(multiply_work, &args, groups, chunk if chunk > 1 else 1, threads)
+
+
+def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads=1):
+    """Multiply packed integer weights by int8 activations.
+
+    Parameters
+    ----------
+    w : PackedMatrix, n rows of k integer weights with one scale per row
+    x : ndarray of int8, shape (m, k), C-contiguous, may be read-only
+        For ``u8`` weights at least -127.
+    threads : int
+
+    Returns
+    -------
+    ndarray of int32, shape (m, n)
+        Exact sums of (code - offset) * x, unscaled.
+
+    Raises
+    ------
+    FormatError
+        If k differs, or the weights have several scales per row or are floats.
+    """
+    cdef lb_activations a
+    cdef int32_t[:, ::1] out, sums
+    cdef int8_t[:, ::1] padded
+    cdef int64_t m = x.shape[0]
+    if w.m.tiles:
+        raise FormatError("a channel-major matrix takes sparse products")
+    if is_float(w.m.format) or w.m.n_groups != 1:
+        raise FormatError("integer sums need integer weights with one scale per row")
+    if x.shape[1] != w.m.n_cols:
+        raise FormatError(f"activations of {x.shape[1]} columns do not fit weights of {w.m.n_cols}")
+    result = np.empty((m, w.m.n_rows), np.int32)
+    if m == 0:
+        return result
+    source = np.asarray(x)
+    whole = np.zeros((m, padded_cols(&w.m)), np.int8)
+    whole[:, :w.m.n_cols] = source
+    total = source.sum(1, dtype=np.int32, keepdims=True)
+    padded, sums, out = whole, total, result
+    a.q, a.sum, a.scale, a.x = &padded[0, 0], &sums[0, 0], NULL, NULL
+    a.stride, a.n_groups, a.n_tokens = padded.shape[1], 1, m
+    with nogil:
+        multiply(&w.m, &a, NULL, &out[0, 0], w.m.n_rows, threads)
+    return result
+
+
+cdef const float[:, ::1] aligned(const float[:, ::1] x):
+    """The same, where C may read floats: an array over a buffer can begin at any byte."""
+    return np.array(x) if x.size and <size_t>&x[0, 0] % sizeof(float) else x
+
+
+def quantize_activations(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False):
+    """Quantise activations to int8, as the product with `w` does.
+
+    Parameters
+    ----------
+    w : PackedMatrix of integer weights, (n, k)
+    x : ndarray of float32, shape (m, k)
+    per_token : bool
+        One scale per token (BitNet) rather than one per scale group of `w`.
+
+    Returns
+    -------
+    q : ndarray of int8, shape (m, padded k)
+        round(x * s), half to even, with s = 127 / max(max|x|, 1e-5).
+    scale : ndarray of float32, shape (m, n_groups)
+        1 / s
+    sums : ndarray of int32, shape (m, n_groups)
+        Sums of q over the groups.
+    """
+    cdef int8_t[:, :] q
+    cdef float[:, ::1] scale
+    cdef int32_t[:, ::1] sums
+    cdef int32_t mode
+    cdef int64_t i
+    if is_float(w.m.format) or x.shape[1] != w.m.n_cols:
+        raise FormatError(f"activations of {x.shape[1]} columns do not fit {w!r}")
+    x = aligned(x)
+    q_out = np.empty((x.shape[0], row_stride(&w.m)), np.int8)[:, :padded_cols(&w.m)]
+    scale_out = np.empty((x.shape[0], w.m.n_groups), np.float32)
+    sums_out = np.empty((x.shape[0], w.m.n_groups), np.int32)
+    q, scale, sums = q_out, scale_out, sums_out
+    mode = begin_floats()
+    for i in range(x.shape[0]):
+        table.quantize(&x[i, 0], w.m.n_cols, w.m.group_cols, per_token, padded_cols(&w.m), &q[i, 0], &scale[i, 0],
+                       &sums[i, 0])
+    end_floats(mode)
+    return q_out, scale_out, sums_out
+
+
+cdef class Activations:
+    """Activations as the product with a matrix wants them, and the memory that they lie in."""
+
+    def __cinit__(self, PackedMatrix w not None, const float[:, ::1] x not None, bint per_token):
+        if x.shape[1] != w.m.n_cols:
+            raise FormatError(f"activations of {x.shape[1]} columns do not fit weights of {w.m.n_cols}")
+        self.a.n_groups, self.a.n_tokens = w.m.n_groups, x.shape[0]
+        if x.shape[0] == 0:
+            return
+        if is_float(w.m.format):
+            self.x = aligned(x)
+            self.a.x, self.a.stride = &self.x[0, 0], self.x.shape[1]
+        else:
+            self.q, self.scale, self.sums = quantize_activations(w, x, per_token)
+            self.a.q, self.a.scale, self.a.sum = &self.q[0, 0], &self.scale[0, 0], &self.sums[0, 0]
+            self.a.stride = self.q.strides[0]
+
+
+def matmul(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False, int32_t threads=1):
+    """Multiply packed weights of any format by float activations: x W^T.
+
+    Integer weights quantise the activations to int8 first (`quantize_activations`); float weights do not.
+
+    Parameters
+    ----------
+    w : PackedMatrix, (n, k)
+    x : ndarray of float32, shape (m, k), C-contiguous, may be read-only
+    per_token : bool
+        One int8 scale per token rather than one per scale group.
+    threads : int
+
+    Returns
+    -------
+    ndarray of float32, shape (m, n)
+        The same bits on every instruction set and for any number of threads.
+
+    Raises
+    ------
+    FormatError
+        If k differs.
+    """
+    cdef Activations activations
+    cdef float[:, ::1] out
+    if w.m.tiles:
+        raise FormatError("a channel-major matrix takes sparse products")
+    activations = Activations(w, x, per_token)
+    result = np.empty((x.shape[0], w.m.n_rows), np.float32)
+    if x.shape[0] == 0:
+        return result
+    out = result
+    with nogil:
+        multiply(&w.m, &activations.a, &out[0, 0], NULL, w.m.n_rows, threads)
+    return result

@@ -1,0 +1,87 @@
+"""What is done to rows between the products of a pass, as work units of the pool."""
+from libc.stdint cimport int32_t, int64_t
+
+from lowbit._kernels.dispatch cimport table
+from lowbit._kernels.matrix cimport padded_cols
+from lowbit._kernels.topk cimport count_magnitudes, keep_from, keep_largest
+
+
+cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef NormWork *c = <NormWork *>context
+    cdef int64_t i
+    cdef const float *x
+    for i in range(begin, end):
+        x = c.x + i * c.x_stride
+        if c.weight != NULL:
+            table.rms_norm(x, c.weight, c.n, c.eps, c.out + i * c.n)
+            x = c.out + i * c.n
+        if c.histogram != NULL:
+            count_magnitudes(x, c.n, c.histogram)
+        if c.keep > 0:              # what is not normalised is scratch memory too
+            keep_largest(<float *>x, c.n, c.keep)
+        if c.threshold > 0:
+            keep_from(<float *>x, c.n, c.threshold)
+        if c.reader != NULL:
+            table.quantize(x, c.n, c.reader.group_cols, c.per_token, padded_cols(c.reader), c.q + i * c.q_stride,
+                           c.scale + i * c.n_groups, c.sum + i * c.n_groups)
+
+
+cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef AttentionWork *c = <AttentionWork *>context
+    cdef int32_t unit, row
+    for unit in range(begin, end):
+        # the last rows of a prompt have the most positions, so they come first
+        row = ((c.n_rows - 1) // ATTENTION_ROWS - unit // c.args.n_kv_heads) * ATTENTION_ROWS
+        table.attention(&c.args, row, min(<int32_t>ATTENTION_ROWS, c.n_rows - row), unit % c.args.n_kv_heads)
+
+
+cdef void add_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef AddWork *c = <AddWork *>context
+    table.add(c.x + <int64_t>begin * c.n, c.y + <int64_t>begin * c.n, (end - begin) * c.n)
+
+
+cdef void glu_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef GluWork *c = <GluWork *>context
+    cdef int64_t i
+    for i in range(begin, end):
+        table.glu(c.gate_up + 2 * i * c.n, c.gate_up + (2 * i + 1) * c.n, c.n, c.relu2)
+
+
+cdef void rotate_head(const RopeWork *c, float *head, const float *cos, const float *sin) noexcept nogil:
+    cdef int32_t half = c.rope_dim // 2, j
+    cdef float a, b
+    if c.halves:
+        for j in range(half):
+            a = head[j]
+            b = head[j + half]
+            head[j] = a * cos[j] - b * sin[j]
+            head[j + half] = a * sin[j] + b * cos[j]
+    else:
+        for j in range(half):
+            a = head[2 * j]
+            b = head[2 * j + 1]
+            head[2 * j] = a * cos[j] - b * sin[j]
+            head[2 * j + 1] = a * sin[j] + b * cos[j]
+
+
+cdef void rope_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef RopeWork *c = <RopeWork *>context
+    cdef int32_t dim = c.shape.head_dim, n_heads = c.shape.n_heads, n_kv = c.shape.n_kv_heads, h, j
+    cdef int64_t i, at
+    cdef float *q
+    cdef float *k
+    for i in range(begin, end):
+        q = c.qkv + i * c.n_out
+        k = q + n_heads * dim
+        at = <int64_t>c.positions[i] * (c.rope_dim // 2)
+        if c.bias != NULL:
+            table.add(q, c.bias, c.n_out)
+        for h in range(n_heads + n_kv):
+            if h < n_heads and c.q_norm != NULL:
+                table.rms_norm(q + h * dim, c.q_norm, dim, c.eps, q + h * dim)
+            elif h >= n_heads and c.k_norm != NULL:
+                table.rms_norm(q + h * dim, c.k_norm, dim, c.eps, q + h * dim)
+            rotate_head(c, q + h * dim, c.cos + at, c.sin + at)
+        for j in range(n_heads * dim):
+            q[j] = q[j] * c.q_scale
+        table.kv_store(k, k + n_kv * dim, c.kv + i, &c.shape, c.positions[i])

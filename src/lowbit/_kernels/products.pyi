@@ -1,0 +1,9 @@
+import numpy as np
+
+from .matrix import PackedMatrix
+
+def matmul_sums(w: PackedMatrix, x: np.ndarray, threads: int = 1) -> np.ndarray: ...
+def matmul(w: PackedMatrix, x: np.ndarray, per_token: bool = False, threads: int = 1) -> np.ndarray: ...
+def quantize_activations(
+    w: PackedMatrix, x: np.ndarray, per_token: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...

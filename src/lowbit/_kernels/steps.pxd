@@ -1,0 +1,67 @@
+from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t
+
+from lowbit._kernels.dispatch cimport lb_attention_args, lb_kv, lb_matrix
+
+cdef enum:
+    ATTENTION_ROWS = 4              # rows of a unit: those of one prompt share what is read of their keys and values
+
+
+cdef struct NormWork:
+    # Normalise rows, keep the inputs that count, and quantise them for the matrix that reads them.
+    const float *x
+    const float *weight             # NULL: no norm
+    float *out
+    int8_t *q
+    float *scale
+    int32_t *sum
+    const lb_matrix *reader         # NULL or a float matrix: no quantisation
+    int64_t x_stride, q_stride
+    int32_t n
+    int32_t n_groups
+    float eps
+    bint per_token
+    int32_t keep                    # 0: all
+    float threshold
+    uint32_t *histogram
+
+
+cdef struct AttentionWork:
+    lb_attention_args args
+    int32_t n_rows
+
+
+cdef struct AddWork:
+    float *x                        # (n_rows, n)
+    const float *y
+    int32_t n
+
+
+cdef struct GluWork:
+    float *gate_up                  # (n_rows, 2 n)
+    int32_t n
+    bint relu2
+
+
+cdef struct RopeWork:
+    # Per row: biases, norms of the heads, rotation, and the cache.
+    float *qkv
+    const int32_t *positions
+    const lb_kv *kv
+    const float *bias               # (n_out,), or NULL, like the next two
+    const float *q_norm
+    const float *k_norm
+    const float *cos
+    const float *sin
+    lb_attention_args shape
+    int32_t n_out
+    int32_t rope_dim
+    bint halves
+    float eps
+    float q_scale
+
+
+cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil
+cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nogil
+cdef void add_work(void *context, int32_t begin, int32_t end) noexcept nogil
+cdef void glu_work(void *context, int32_t begin, int32_t end) noexcept nogil
+cdef void rope_work(void *context, int32_t begin, int32_t end) noexcept nogil
