@@ -123,6 +123,7 @@ inside() {
         shift 3
         mount -t proc proc "$root/proc"
         mkdir -p "$root/dev/shm" && mount -t tmpfs tmpfs "$root/dev/shm"
+        mkdir -p "$root/dev/pts" && mount -t devpts -o newinstance,ptmxmode=666 devpts "$root/dev/pts"
         mkdir -p "$root/source" && mount --bind -o ro "$source" "$root/source"
         if [ -n "$data" ]; then mkdir -p "$root/data" && mount --bind -o ro "$data" "$root/data"; fi
         exec setarch i686 chroot "$root" env -i "$@"' \
