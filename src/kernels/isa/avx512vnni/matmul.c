@@ -6,8 +6,9 @@
  *     bits of a byte   7 6 | 5 4 | 3 2 | 1 0
  *     field             3     2     1     0      columns 4*W*field + 4*t + byte
  *
- * For one token the fields are not shifted down: field f is summed as 4**f times its value in an accumulator of its
- * own, and the sums are shifted once at the end. That halves the work on the vector ports. The largest sum is
+ * For up to four tokens the fields are not shifted down: field f is summed as 4**f times its value in an accumulator of
+ * its own, and the sums are shifted once at the end. That halves the work on the vector ports for one token, and with
+ * more of them no sum waits for the one before it. The largest sum is
  * 3 * 64 * 128 * n_cols / 4 < 2**31 for n_cols <= 2**18, which packing enforces.
  */
 #include "simd.h"
@@ -24,37 +25,52 @@ LB_INLINE __m512i dot4(__m512i acc, __m512i codes, const int8_t *x) {
     return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(four));
 }
 
-/* One block for one token. The usual 8 words are unrolled: the end of a short loop is often mispredicted. */
-LB_INLINE void u2_words(const uint8_t *w, const int8_t *x, const int32_t words, __m512i a[4]) {
+/* One block for up to four tokens. The usual 8 words are unrolled: the end of a short loop is often mispredicted. */
+LB_INLINE void u2_words(const uint8_t *w, const int8_t *x, ptrdiff_t stride, const int tokens, const int32_t words,
+                        __m512i a[][4]) {
     const __m512i low = _mm512_set1_epi8(3);
     const __m512i m1 = _mm512_slli_epi16(low, 2), m2 = _mm512_slli_epi16(low, 4), m3 = _mm512_slli_epi16(low, 6);
     const int32_t field = 4 * words;
     LB_UNROLL(8)
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
+        if (tokens > 1) _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
         const __m512i v = _mm512_loadu_si512(w);
-        a[0] = dot4(a[0], _mm512_and_si512(v, low), x);
-        a[1] = dot4(a[1], _mm512_and_si512(v, m1), x + field);
-        a[2] = dot4(a[2], _mm512_and_si512(v, m2), x + 2 * field);
-        a[3] = dot4(a[3], _mm512_and_si512(v, m3), x + 3 * field);
+        const __m512i c0 = _mm512_and_si512(v, low), c1 = _mm512_and_si512(v, m1), c2 = _mm512_and_si512(v, m2),
+                      c3 = _mm512_and_si512(v, m3);
+        for (int j = 0; j < tokens; j++) {
+            const int8_t *xj = x + j * stride;
+            a[j][0] = dot4(a[j][0], c0, xj);
+            a[j][1] = dot4(a[j][1], c1, xj + field);
+            a[j][2] = dot4(a[j][2], c2, xj + 2 * field);
+            a[j][3] = dot4(a[j][3], c3, xj + 3 * field);
+        }
     }
 }
 
-LB_INLINE void u2_tile_1(const uint8_t *w, lb_run run, const int8_t *x, __m512i *acc) {
-    __m512i a[4] = {acc[0], _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
-    if (run.words == 8) {
-        for (int32_t b = 0; b < run.full; b++, w += 8 * 64, x += 128) u2_words(w, x, 8, a);
-    } else {
-        for (int32_t b = 0; b < run.full; b++, w += run.words * 64, x += 16 * run.words) u2_words(w, x, run.words, a);
+LB_INLINE void u2_few(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
+    __m512i a[4][4];
+    for (int j = 0; j < tokens; j++) {
+        a[j][0] = acc[j];
+        a[j][1] = a[j][2] = a[j][3] = _mm512_setzero_si512();
     }
-    if (run.tail) u2_words(w, x, run.tail, a);
-    a[0] = _mm512_add_epi32(a[0], _mm512_srai_epi32(a[1], 2));
-    a[2] = _mm512_add_epi32(_mm512_srai_epi32(a[2], 4), _mm512_srai_epi32(a[3], 6));
-    acc[0] = _mm512_add_epi32(a[0], a[2]);
+    if (run.words == 8) {
+        for (int32_t b = 0; b < run.full; b++, w += 8 * 64, x += 128) u2_words(w, x, stride, tokens, 8, a);
+    } else {
+        for (int32_t b = 0; b < run.full; b++, w += run.words * 64, x += 16 * run.words) {
+            u2_words(w, x, stride, tokens, run.words, a);
+        }
+    }
+    if (run.tail) u2_words(w, x, stride, tokens, run.tail, a);
+    for (int j = 0; j < tokens; j++) {
+        const __m512i low = _mm512_add_epi32(a[j][0], _mm512_srai_epi32(a[j][1], 2));
+        const __m512i high = _mm512_add_epi32(_mm512_srai_epi32(a[j][2], 4), _mm512_srai_epi32(a[j][3], 6));
+        acc[j] = _mm512_add_epi32(low, high);
+    }
 }
 
 LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
-    if (tokens == 1) {
-        u2_tile_1(w, run, x, acc);
+    if (tokens <= 4) {
+        u2_few(w, run, x, stride, tokens, acc);
         return;
     }
     const __m512i low = _mm512_set1_epi8(3);
@@ -86,6 +102,7 @@ LB_INLINE void u4_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
         const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
         for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
             const __m512i v = _mm512_loadu_si512(w);
+            if (tokens > 1) _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
             const __m512i c0 = _mm512_and_si512(v, low), c1 = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
             for (int j = 0; j < tokens; j++) {
                 __m512i *second = tokens == 1 ? &turn : &acc[j];
@@ -104,6 +121,7 @@ LB_INLINE void u8_words(const uint8_t *w, const int32_t words, const int8_t *x, 
     LB_UNROLL(8)
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
         const __m512i v = _mm512_loadu_si512(w);
+        if (tokens > 1) _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
         for (int j = 0; j < tokens; j++) {
             __m512i *sum = tokens == 1 && t & 1 ? &turn : &acc[j];
             *sum = dot4(*sum, v, x + j * stride);
