@@ -34,8 +34,8 @@ fi
 inside sh -c '
     set -e
     /tests/bin/pip install --quiet --no-deps --force-reinstall /native/*.whl
-    rm -rf /checks && mkdir /checks && cp -r /source/tests /source/src /source/cmake /source/examples /source/bench /checks
-    cp /source/CMakeLists.txt /source/pyproject.toml /checks
+    rm -rf /checks && mkdir /checks && cd /source && cp -r tests src cmake examples bench docs tools /checks
+    cp CMakeLists.txt pyproject.toml README.md /checks
     cd /checks/tests
     /tests/bin/python -c "import lowbit.isa, platform; print(platform.machine(), *lowbit.isa.available())"
     exec /tests/bin/python -m pytest -p no:cacheprovider "$@" .' sh "$@"
