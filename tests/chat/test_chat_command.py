@@ -46,6 +46,15 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+def take_terminal():
+    """Make standard input what Ctrl-C comes from, and let it come: tests in the background are started without."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A child process at a pseudo-terminal."""
 
@@ -55,7 +64,7 @@ class Terminal:
         self.child = subprocess.Popen(
             [sys.executable, "-c", TALKATIVE, *argv],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+            preexec_fn=take_terminal,
         )  # fmt: skip
         os.close(slave)
         self.seen = ""

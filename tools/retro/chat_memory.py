@@ -2,8 +2,8 @@
 
     python chat_memory.py
 
-The command is `lowbit chat` with room for 8192 tokens, and the conversation fills it; the model's weights are random. The
-peak is the process's whole resident memory (VmHWM), Python and numpy in it.
+The command is `lowbit chat` with room for 8192 tokens, and the conversation fills it; the model's weights are random.
+The peak is the process's whole resident memory (VmHWM), Python and numpy in it.
 """
 
 from __future__ import annotations
