@@ -25,8 +25,7 @@ from lowbit.train.model import PRECISIONS, BitNet, BitNetShape
 from lowbit.train.report import Progress
 from lowbit.train.vocabulary import train_vocabulary
 
-SHAPE = {"hidden_size": 64, "intermediate_size": 128, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1}
-WINDOW, BATCH = 64, 1024
+HEAD_DIM = 32
 
 
 def main() -> None:
@@ -34,14 +33,19 @@ def main() -> None:
     parser.add_argument("corpus", nargs="+")
     parser.add_argument("--validation", required=True, help="text that is not in the corpus")
     parser.add_argument("--validation-bytes", type=int, default=15_000)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--hidden", type=int, default=128, help="width of the model, a multiple of 64")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--vocabulary", type=int, default=512)
+    parser.add_argument("--window", type=int, default=64, help="tokens of a sequence")
+    parser.add_argument("--batch", type=int, default=1024, help="tokens of a step")
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--output", type=Path, default=Path("docs"))
     parser.add_argument("--results", type=Path, default=Path("build/precisions.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     documents = read_documents(args.corpus)
-    tokenizer = from_gguf_metadata(train_vocabulary(documents, 512, 1_000_000), "the vocabulary")
+    tokenizer = from_gguf_metadata(train_vocabulary(documents, args.vocabulary, 1_000_000), "the vocabulary")
     held, size = [], 0
     for text in read_documents([args.validation]):
         if size < args.validation_bytes:
@@ -49,16 +53,21 @@ def main() -> None:
             size += len(text.encode())
     tokens, held_tokens = encode(documents, tokenizer), encode(held, tokenizer)
     schedule = Schedule(
-        steps=args.steps, batch_tokens=BATCH, micro_tokens=BATCH, window=WINDOW, learning_rate=args.learning_rate
-    )
+        steps=args.steps, batch_tokens=args.batch, micro_tokens=args.batch, window=args.window,
+        learning_rate=args.learning_rate,
+    )  # fmt: skip
+    shape = BitNetShape(
+        tokenizer.vocab_size, hidden_size=args.hidden, intermediate_size=2 * args.hidden, n_layers=args.layers,
+        n_heads=args.hidden // HEAD_DIM, n_kv_heads=args.hidden // HEAD_DIM // 2, context_length=args.window,
+    )  # fmt: skip
     args.results.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(args.results.read_text(encoding="utf-8")) if args.results.exists() else {}
     for precision in PRECISIONS:
         if precision in results:
             continue
         torch.manual_seed(0)
-        model = BitNet(BitNetShape(tokenizer.vocab_size, context_length=WINDOW, **SHAPE), precision=precision)
-        progress = Progress(args.steps, 0, BATCH)
+        model = BitNet(shape, precision=precision)
+        progress = Progress(args.steps, 0, args.batch)
         begun = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             history = fit(model, tokens, schedule, Path(folder) / "checkpoint.npz", report=progress)

@@ -20,7 +20,7 @@ from plots import draw_all, in_cache
 
 KEYS = ("part", "size", "context", "batch", "spinners", "threads")
 BULKY = ("ids", "turns", "limits", "text")
-SIZES = ["stories260K", "3M", "13M", "110M", "0.7B", "2.4B"]
+SIZES = ["stories260K", "3M", "13M", "15M", "110M", "0.7B", "1B", "2.4B"]
 PEER = "llama.cpp"
 PLAIN = "lowbit avx2"
 

@@ -29,27 +29,40 @@ static struct {
     lb_mutex sleep_lock;
     lb_cond wake;
     lb_atomic state;
-    lb_atomic next_unit;
     lb_atomic sleepers;
     lb_atomic limit; /* workers with a lower number may take part */
     lb_work_fn *work;
     void *context;
-    int32_t n_units, chunk;
-    int32_t shares; /* twice the number of threads */
+    int32_t n_threads, chunk; /* of this job */
     int32_t n_workers;
     int64_t solo_until, solo_ns;
 } pool;
 
+/* Each thread's share of the units, in a cache line of its own. */
+static struct {
+    lb_atomic next;
+    int32_t end;
+    char padding[64 - sizeof(lb_atomic) - sizeof(int32_t)];
+} shares[LB_MAX_THREADS];
+
 static lb_atomic pool_ready;
 
-/* Near the end less is taken at a time, half a thread's share of what is left: so all threads end at about one time. */
-static void take_units(void) {
-    int32_t begin = lb_atomic_load(&pool.next_unit), left;
-    while ((left = pool.n_units - begin) > 0) {
-        const int32_t share = left / pool.shares > 1 ? left / pool.shares : 1;
-        const int32_t taken = share < pool.chunk ? share : pool.chunk;
-        if (lb_atomic_swap_if(&pool.next_unit, begin, begin + taken)) pool.work(pool.context, begin, begin + taken);
-        begin = lb_atomic_load(&pool.next_unit);
+/*
+ * A thread goes through its own share from front to back, which is one stream in memory, and then helps with what the
+ * others have left. Near the end of a share less is taken at a time, so that all threads end at about one time.
+ */
+static void take_units(int32_t own) {
+    for (int32_t i = 0; i < pool.n_threads; i++) {
+        const int32_t share = (own + i) % pool.n_threads;
+        int32_t begin = lb_atomic_load(&shares[share].next), left;
+        while ((left = shares[share].end - begin) > 0) {
+            const int32_t part = left / (2 * pool.n_threads) > 1 ? left / (2 * pool.n_threads) : 1;
+            const int32_t taken = part < pool.chunk ? part : pool.chunk;
+            if (lb_atomic_swap_if(&shares[share].next, begin, begin + taken)) {
+                pool.work(pool.context, begin, begin + taken);
+            }
+            begin = lb_atomic_load(&shares[share].next);
+        }
     }
 }
 
@@ -76,7 +89,7 @@ static LB_THREAD_RESULT worker_main(void *argument) {
         seen = state;
         while ((state & OPEN) && state >> 16 == seen >> 16 && index < lb_atomic_load(&pool.limit)) {
             if (lb_atomic_swap_if(&pool.state, state, state + 1)) {
-                take_units();
+                take_units(index + 1);
                 lb_atomic_add(&pool.state, -1);
                 break;
             }
@@ -129,10 +142,12 @@ static void run_job(lb_work_fn *work, void *context, int32_t n_units, int32_t ch
 
     pool.work = work;
     pool.context = context;
-    pool.n_units = n_units;
+    pool.n_threads = n_threads;
     pool.chunk = chunk;
-    pool.shares = 2 * n_threads;
-    lb_atomic_store(&pool.next_unit, 0);
+    for (int32_t i = 0; i < n_threads; i++) {
+        shares[i].end = (int32_t)((int64_t)n_units * (i + 1) / n_threads);
+        lb_atomic_store(&shares[i].next, (int32_t)((int64_t)n_units * i / n_threads));
+    }
     lb_atomic_store(&pool.limit, n_threads - 1);
     const int32_t job =
         (int32_t)(((uint32_t)lb_atomic_load(&pool.state) & ~(uint32_t)INSIDE & ~(uint32_t)OPEN) + NEXT_JOB);
@@ -142,7 +157,7 @@ static void run_job(lb_work_fn *work, void *context, int32_t n_units, int32_t ch
         lb_cond_wake_all(&pool.wake);
         lb_mutex_unlock(&pool.sleep_lock);
     }
-    take_units();
+    take_units(0);
 
     lb_atomic_and(&pool.state, ~OPEN);
     if (lb_atomic_load(&pool.state) & INSIDE) {

@@ -53,7 +53,8 @@ static inline i32x16 vi_load(const int32_t *p) {
 }
 static inline void vi_store(int32_t *p, i32x16 a) { memcpy(p, a.v, sizeof a.v); }
 static inline i32x16 vi_set1(int32_t a) { LB_EACH(i32x16, a); }
-static inline i32x16 vi_add(i32x16 a, i32x16 b) { LB_EACH(i32x16, a.v[i] + b.v[i]); }
+/* wraps around, like the registers' additions */
+static inline i32x16 vi_add(i32x16 a, i32x16 b) { LB_EACH(i32x16, (int32_t)((uint32_t)a.v[i] + (uint32_t)b.v[i])); }
 static inline f32x16 v_from_i32(i32x16 a) { LB_EACH(f32x16, (float)a.v[i]); }
 /* nearest integer, ties to even, for |a| < 2**22: adding 1.5 * 2**23 leaves the rounded integer in the low bits */
 static inline i32x16 vi_round(f32x16 a) {
