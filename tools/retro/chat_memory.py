@@ -1,6 +1,6 @@
 """Say how much memory a chat with the 15M shape takes on this machine, and end with an error above 200 MB.
 
-    python chat_memory.py
+    python chat_memory.py [further options of lowbit chat, such as --kv-type int8]
 
 The command is `lowbit chat` with room for 8192 tokens, and the conversation fills it; the model's weights are random.
 The peak is the process's whole resident memory (VmHWM), Python and numpy in it.
@@ -33,6 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / random_model(Path(folder), "15M")
         options = ["--template", "plain", "--context", str(CONTEXT), "-n", "1000", "--temperature", "0"]
+        options += sys.argv[1:]
         # None of these words is a token: a line is about a thousand bytes, each a token, and so long is each answer.
         lines = " ".join(f"w{i}" for i in range(200)) + "\n"
         done = subprocess.run(
