@@ -18,6 +18,14 @@ REQUIRED = [name.strip() for name in os.environ.get("LOWBIT_REQUIRE_ISA", "").sp
 """Instruction sets whose absence is a failure rather than a skip."""
 
 
+def pytest_collection_modifyitems(items):
+    """Leave out what is measured where sanitizers watch (`make sanitize`)."""
+    if "LOWBIT_SANITIZED" in os.environ:
+        for item in items:
+            if item.get_closest_marker("measured"):
+                item.add_marker(pytest.mark.skip(reason="sanitizers take time and memory of their own"))
+
+
 @pytest.fixture(scope="session")
 def test_data():
     """Folder of the real files."""

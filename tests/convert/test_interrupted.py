@@ -111,7 +111,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(llama, tmp_pa
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.skipif("LOWBIT_SANITIZED" in os.environ, reason="sanitizers take memory of their own")
+@pytest.mark.measured
 @pytest.mark.parametrize(("kind", "head"), [("tq2_0", "q6_k"), ("q8_0", "q8_0"), ("f16", "f16")])
 def test_peak_memory_is_within_twice_the_largest_tensor_and_64_mb(llama, tmp_path, kind, head):
     # An embedding of 64 MB; everything else is small.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 import time
 import tracemalloc
@@ -241,7 +240,7 @@ LARGE = {
 }
 
 
-@pytest.mark.skipif("LOWBIT_SANITIZED" in os.environ, reason="sanitizers take time and memory of their own")
+@pytest.mark.measured
 @pytest.mark.parametrize("make", LARGE.values(), ids=LARGE.keys())
 def test_large_hostile_headers_cost_little_time_and_memory(write, make):
     content = make().build()

@@ -77,6 +77,7 @@ def test_vocabulary_is_read_to_its_end(data, name):
     assert len(model.tensors) == 0
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_vocabulary_opens_fast(data, name):
     best = min(_seconds(vocabulary(data, name)) for _ in range(3))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import seeds
 from bounds import Loader, can_measure
@@ -15,7 +13,7 @@ CASES = [pytest.param(kind, name, id=f"{kind}: {name}") for kind, files in CRAFT
 
 pytestmark = [
     pytest.mark.skipif(not can_measure(), reason="the system does not tell a peak of memory (/proc/self/clear_refs)"),
-    pytest.mark.skipif("LOWBIT_SANITIZED" in os.environ, reason="sanitizers take time and memory of their own"),
+    pytest.mark.measured,
 ]
 
 

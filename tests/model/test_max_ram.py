@@ -32,6 +32,7 @@ def smallest(path, **options):
     return caught.value.smallest
 
 
+@pytest.mark.measured
 def test_logits_and_text_are_those_of_the_resident_model(path):
     resident, paged = lowbit.load(path), lowbit.load(path, max_ram=smallest(path))
     stats = paged.info()["memory"]
@@ -55,11 +56,13 @@ def test_weights_are_read_again_when_they_do_not_fit(write_llama):
     assert after["peak_memory"] <= after["cache_bytes"]
 
 
+@pytest.mark.measured
 def test_the_smallest_budget_named_works(path):
     model = lowbit.load(path, max_ram=smallest(path))
     assert len(model.generate(PROMPT, max_tokens=3, temperature=0).tokens) == 3
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("file", ["tinystories-3m.I2_S.gguf", "tinystories-3m.F32.gguf", "stories260K.bin"])
 def test_real_models_tell_the_same_story(test_data, file):
     resident = lowbit.load(test_data / "models" / file)

@@ -113,6 +113,7 @@ def test_streamed_pieces_are_the_decoded_text(byte_level, fractions):
         assert "".join([*(decoder.push(i) for i in ids), decoder.flush()]) == tokenizer.decode(ids)
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("name", ["llama3", "qwen2", "gpt2", "llama2"])
 def test_a_hundred_thousand_equal_letters_take_less_than_a_second(data, byte_level, name):
     tokenizer = byte_level.get(name) or load_tokenizer(data / "tokenizers/llama2/tokenizer.json")
