@@ -163,7 +163,7 @@ class Budget:
             budget=self.limit,
             resident=max(0, resident_bytes() - self.before),
             kv=KVCache(transformer, transformer.context).nbytes,
-            scratch=transformer.scratch_bytes + rows * logits + paging.pager.scratch_bytes,
+            scratch=transformer.scratch_bytes + rows * logits + paging.scratch_bytes,
             logit_rows=rows,
         )
 
