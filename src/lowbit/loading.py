@@ -177,9 +177,14 @@ def channel_plan(
     file: ModelFile, config: ModelConfig, sparse: sparsity_settings.Sparsity, budget: Budget
 ) -> ChannelPlan:
     """The linear layers to read by channel: none where all weights fit into the budget as they are."""
-    if not sparse or sum(info.nbytes for info in file.tensors.values()) <= budget.limit:
+    if not sparse or all_fits(file, budget):
         return NO_CHANNELS
     return by_channel(config, sparsity_settings.expected_shares(sparse))
+
+
+def all_fits(file: ModelFile, budget: Budget) -> bool:
+    """Tell whether a budget is as large as all tensors of a file."""
+    return sum(info.nbytes for info in file.tensors.values()) <= budget.limit
 
 
 def tokenizer_of(file: ModelFile) -> Tokenizer | None:
