@@ -82,7 +82,7 @@ def measure(**task: Any) -> dict[str, Any]:
 def child(path: str, budget: int | None, share: float, pays: float | None, threads: int) -> dict[str, Any]:
     """Load, decode, and report."""
     import lowbit
-    from lowbit import channels
+    from lowbit import loading
     from lowbit._kernels.sampler import Sampler
     from lowbit._kernels.transformer import KVCache
     from lowbit.memory import resident_bytes
@@ -92,12 +92,12 @@ def child(path: str, budget: int | None, share: float, pays: float | None, threa
         f.write("5")  # sets the peak back
     before = resident_bytes()
     if pays is not None:
-        channels.BLOCKS_THAT_PAY = pays
+        loading.blocks_that_pay = lambda path: pays
     start = time.perf_counter()
     model = lowbit.load(path, max_ram=budget, sparsity=share, threads=threads, context=256)
     load_seconds = time.perf_counter() - start
     t = model._transformer
-    cache, sampler = KVCache(t, 256), Sampler(t.vocab, 0.0, 0, 1.0, 0.0, 1.0, 0)
+    cache, sampler = KVCache(t, 256), Sampler(t.vocab, 20.0, 0, 1.0, 0.0, 1.0, 7)  # any token: greedy text would repeat one
     pending, none = np.array([-1], np.int32), np.empty(0, np.int32)
     t.prefill(cache, np.array(PROMPT, np.int32))
 

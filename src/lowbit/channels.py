@@ -7,24 +7,32 @@ count. Prompts go on reading the other copy.
 
 from __future__ import annotations
 
+import math
+import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from ._kernels.blockcache import BlockCache
 from ._kernels.matrix import PackedMatrix
 from ._kernels.paged_channels import channel_lines
 from .config import ModelConfig
 
-__all__ = ["BLOCKS_THAT_PAY", "NO_CHANNELS", "ChannelPlan", "by_channel", "channel_blocks"]
+__all__ = ["BLOCKS_THAT_PAY", "NO_CHANNELS", "ChannelPlan", "blocks_that_pay", "by_channel", "channel_blocks"]
 
 PAGE = 4096
+PIECE = 1 << 20
 LINE_ROWS = 256
 LINE_BYTES = 64
-BLOCKS_THAT_PAY = 0.12
-"""Share of a layer's blocks that a token may need for channels to be worth reading one by one. A page on its own costs
-about as much time as eight times its share of a long read: on the virtual disk where this was measured, 45,000 single
-pages against 1.5 GB in a second."""
+BLOCKS_THAT_PAY = 0.1
+"""Share of a layer's blocks that a token may need for them to be worth reading one by one, where nothing was measured:
+a virtual disk gave 45,000 single pages in a second, and ten times the bytes in long reads. Others differ widely."""
+PROBED_BYTES = 64 << 20
+"""Files from this length on are measured."""
+PROBES = 4
+"""Rounds of a measurement, of which the best counts."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,44 @@ class ChannelPlan:
 NO_CHANNELS = ChannelPlan({})
 
 
-def by_channel(config: ModelConfig, shares: Mapping[str, float]) -> ChannelPlan:
+def blocks_that_pay(path: str) -> float:
+    """Measure how a file's disk reads single pages, against long reads.
+
+    Parameters
+    ----------
+    path : str
+
+    Returns
+    -------
+    float
+        Share of the pages of a stretch that can be read one by one in the time that all of it takes.
+    """
+    pieces = os.path.getsize(path) // PIECE
+    if pieces * PIECE < PROBED_BYTES:
+        return BLOCKS_THAT_PAY
+    order = np.random.default_rng(1).permutation(pieces * (PIECE // PAGE))
+    single = _seconds(path, order[: PROBES * 256] * PAGE, PAGE, readers=16)
+    long = _seconds(path, (pieces // 2 + np.arange(PROBES * 8)) * PIECE, PIECE, readers=4)
+    return long / (PIECE // PAGE) / single
+
+
+def _seconds(path: str, offsets: np.ndarray, length: int, readers: int) -> float:
+    """How long a read takes where many are under way; the best of several rounds."""
+    blocks = np.stack([np.zeros_like(offsets), offsets, np.full_like(offsets, length)], axis=1)
+    n = len(offsets) // PROBES
+    best = math.inf
+    with BlockCache([path], blocks, n * length + (1 << 20), readers=readers) as cache:
+        for first in range(0, len(offsets), n):
+            start = time.perf_counter()
+            cache.prefetch(range(first, first + n))
+            for block in range(first, first + n):
+                with cache.pinned(block):
+                    pass
+            best = min(best, time.perf_counter() - start)
+    return best / n
+
+
+def by_channel(config: ModelConfig, shares: Mapping[str, float], pays: float) -> ChannelPlan:
     """Choose the linear layers to read by channel.
 
     Parameters
@@ -54,6 +99,8 @@ def by_channel(config: ModelConfig, shares: Mapping[str, float]) -> ChannelPlan:
     config : ModelConfig
     shares : mapping of str to float
         By linear layer: the share of its inputs that do not count.
+    pays : float
+        Share of the blocks of a layer that a token may need, as `blocks_that_pay` has it.
     """
     heads = config.n_heads * config.head_dim
     rows = {
@@ -67,7 +114,7 @@ def by_channel(config: ModelConfig, shares: Mapping[str, float]) -> ChannelPlan:
         name
         for name, share in shares.items()
         # a block is needed if one of its channels is, and which ones are is as good as random
-        if share and 1 - share ** (_pages(channel[name]) // channel[name]) <= BLOCKS_THAT_PAY
+        if share and 1 - share ** (_pages(channel[name]) // channel[name]) <= pays
     ]
     block = max((_pages(channel[name]) for name in pays), default=PAGE)
     return ChannelPlan({name: block // channel[name] for name in pays}, block)

@@ -13,7 +13,7 @@ from . import sparsity as sparsity_settings
 from ._kernels import dispatch
 from ._kernels.transformer import KV_TYPES, Transformer
 from .assets import EMBEDDED_MODEL
-from .channels import NO_CHANNELS, ChannelPlan, by_channel
+from .channels import NO_CHANNELS, ChannelPlan, blocks_that_pay, by_channel
 from .config import ModelConfig
 from .errors import FormatError, UnsupportedModelError
 from .families import find_family
@@ -179,7 +179,10 @@ def channel_plan(
     """The linear layers to read by channel: none where all weights fit into the budget as they are."""
     if not sparse or all_fits(file, budget):
         return NO_CHANNELS
-    return by_channel(config, sparsity_settings.expected_shares(sparse))
+    path = file.path
+    if hasattr(file, "locate"):  # of several files or a folder, one that holds weights
+        path, _ = file.locate(next(name for name, info in file.tensors.items() if len(info.shape) == 2))
+    return by_channel(config, sparsity_settings.expected_shares(sparse), blocks_that_pay(os.path.abspath(path)))
 
 
 def all_fits(file: ModelFile, budget: Budget) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import lowbit
 from lowbit import FormatError, MemoryBudgetError, channels, loading
 from lowbit.calibration import calibrate
-from lowbit.channels import by_channel
+from lowbit.channels import blocks_that_pay, by_channel
 from lowbit.config import ModelConfig
 from lowbit.sparsity import LINEARS
 
@@ -147,13 +147,23 @@ def config(hidden=2560, wide=6912, heads=20, kv_heads=5):
 
 
 def test_layers_are_read_by_channel_where_few_blocks_are_needed():
-    assert not by_channel(config(), dict.fromkeys(LINEARS, 0.5)).per_block
-    assert by_channel(config(), dict.fromkeys(LINEARS, 0.9)).per_block == {"gate_up": 1}
-    assert by_channel(config(), dict.fromkeys(LINEARS, 0.99)).per_block == {
+    assert not by_channel(config(), dict.fromkeys(LINEARS, 0.5), 0.12).per_block
+    assert by_channel(config(), dict.fromkeys(LINEARS, 0.9), 0.12).per_block == {"gate_up": 1}
+    assert by_channel(config(), dict.fromkeys(LINEARS, 0.5), 0.6).per_block == {"gate_up": 1}, "a faster disk"
+    assert by_channel(config(), dict.fromkeys(LINEARS, 0.99), 0.12).per_block == {
         "qkv": 4, "attn_output": 6, "gate_up": 1, "ffn_down": 6,
     }  # fmt: skip
-    assert by_channel(config(wide=14336), {"gate_up": 0.95, "ffn_down": 0.99}).block_bytes == 8192
-    assert not by_channel(config(), {}).per_block
+    assert by_channel(config(wide=14336), {"gate_up": 0.95, "ffn_down": 0.99}, 0.12).block_bytes == 8192
+    assert not by_channel(config(), {}, 0.12).per_block
+
+
+def test_the_disk_is_measured_where_a_file_is_long_enough(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 24))
+    assert blocks_that_pay(path) == channels.BLOCKS_THAT_PAY
+    monkeypatch.setattr(channels, "PROBED_BYTES", 1 << 24)
+    monkeypatch.setattr(channels, "PROBES", 1)
+    assert 0 < blocks_that_pay(path) != channels.BLOCKS_THAT_PAY
 
 
 def test_a_budget_for_all_weights_keeps_them_in_the_order_of_the_file(write_llama):
