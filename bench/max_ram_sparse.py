@@ -97,14 +97,13 @@ def child(path: str, budget: int | None, share: float, pays: float | None, threa
     model = lowbit.load(path, max_ram=budget, sparsity=share, threads=threads, context=256)
     load_seconds = time.perf_counter() - start
     t = model._transformer
-    cache, sampler = KVCache(t, 256), Sampler(t.vocab, 20.0, 0, 1.0, 0.0, 1.0, 7)  # any token: greedy text would repeat one
-    pending, none = np.array([-1], np.int32), np.empty(0, np.int32)
+    cache, sampler = KVCache(t, 256), Sampler(t.vocab, 0.0, 0, 1.0, 0.0, 1.0, 0)
+    text, none = iter(np.random.default_rng(1).integers(3, t.vocab, 200, np.int32)), np.empty(0, np.int32)
     t.prefill(cache, np.array(PROMPT, np.int32))
 
     def decode(n: int) -> list[int]:
-        made: list[int] = t.decode([cache], [sampler], pending, n, none)[0]
-        pending[0] = made[-1]
-        return made
+        """What would follow each of some random words: a random model left to itself repeats one."""
+        return [t.decode([cache], [sampler], np.array([next(text)], np.int32), 1, none)[0][0] for _ in range(n)]
 
     ids, best = decode(WARM), float("inf")
     first = t.cache_stats().get("bytes_read", 0)
