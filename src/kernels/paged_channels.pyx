@@ -9,7 +9,7 @@
 3. Scales are needed for every token, whatever is active: a block in the order of the other cache.
 """
 from libc.stddef cimport size_t
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.blockcache cimport BlockCache, acquire, forget, mark, prefetch, release
@@ -268,7 +268,8 @@ cdef class ChannelPager:
             for tile in range(m.tiles):
                 first = lb_tile_line(&m, tile)
                 lines = lb_tile_line(&m, tile + 1) - first
-                memcpy(self.codes + (<size_t>first * room + <size_t>lines * i) * 64, source + <size_t>first * 64, lines * 64)
+                memcpy(self.codes + (<size_t>first * room + <size_t>lines * i) * 64,
+                       source + <size_t>first * 64, <size_t>lines * 64)
         while n % LB_CHANNELS:
             self.values[n] = 0
             n += 1
@@ -330,7 +331,8 @@ cdef class PagedChannels:
         self.pager, self.channels, self.layer.per_block = pager, channels, per_block
         self.layer.first_block = channels.add(offset, &self.layer.m, per_block)
         offset += <int64_t>(channels.n_blocks - self.layer.first_block) * channels.block_bytes
-        scale_bytes = <size_t>self.layer.m.n_groups * lb_lines(self.layer.m.n_rows) * LB_LINE_ROWS * (2 if self.layer.m.scales_f16 else 4)
+        scale_bytes = <size_t>pattern.m.n_groups * lb_lines(<int32_t>n_rows) * LB_LINE_ROWS
+        scale_bytes *= 2 if pattern.m.scales_f16 else 4
         self.scale_block = pager.add(source, offset, scale_bytes, 1, 1, True)
 
     @property
@@ -364,4 +366,5 @@ cdef class PagedChannels:
         return status
 
     def __repr__(self):
-        return f"PagedChannels({self.layer.m.n_rows} x {self.layer.m.n_cols}, {self.layer.per_block} channels per block)"
+        rows, cols = self.shape
+        return f"PagedChannels({rows} x {cols}, {self.layer.per_block} channels in a block)"

@@ -110,14 +110,14 @@ def by_channel(config: ModelConfig, shares: Mapping[str, float], pays: float) ->
         "ffn_down": config.hidden_size,
     }
     channel = {name: -(-n // LINE_ROWS) * LINE_BYTES for name, n in rows.items()}
-    pays = [
+    chosen = [
         name
         for name, share in shares.items()
         # a block is needed if one of its channels is, and which ones are is as good as random
         if share and 1 - share ** (_pages(channel[name]) // channel[name]) <= pays
     ]
-    block = max((_pages(channel[name]) for name in pays), default=PAGE)
-    return ChannelPlan({name: block // channel[name] for name in pays}, block)
+    block = max((_pages(channel[name]) for name in chosen), default=PAGE)
+    return ChannelPlan({name: block // channel[name] for name in chosen}, block)
 
 
 def _pages(n: int) -> int:

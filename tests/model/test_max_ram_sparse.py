@@ -1,4 +1,4 @@
-"""Sparsity under a memory budget: channels that do not count are not read, and the text is that of the resident model."""
+"""Sparsity under a memory budget: channels that do not count are not read, and the text is the resident model's."""
 
 from __future__ import annotations
 
