@@ -1,6 +1,6 @@
 """Sparsity under a memory budget: bytes and time per token where channels that do not count are not read.
 
-    python bench/max_ram_sparse.py [--shape 1B] [--budgets 0.25,0.5] [--shares 0,0.5,0.75,0.9,0.98] [--json FILE] [--plot FILE]
+    python bench/max_ram_sparse.py [--shape 1B] [--budgets 0.25,0.5] [--shares 0,0.5,0.75,0.9,0.98] [--json FILE]
 
 For each budget and each share of inputs that are skipped, three ways to read: all weights in their order, every layer
 by channel, and the way that `max_ram` chooses. Each runs in a process of its own; the ids must equal those of the
@@ -24,7 +24,7 @@ import numpy as np
 from random_gguf import write_random_gguf
 
 PROMPT = [1, 15, 27, 300, 4, 77, 8, 912]
-WARM, TOKENS, ROUNDS, TRACED = 6, 6, 4, 24
+WARM, TOKENS, ROUNDS, TRACED = 4, 3, 4, 12
 WAYS = {"in order": 0.0, "by channel": 1.0, "chosen": None}
 
 
@@ -56,8 +56,9 @@ def main() -> None:
                 one |= {"way": way, "budget_share": part, "share": share, "resident_seconds": resident["seconds"]}
                 results.append(one)
                 print(
-                    f"{part:4.0%} of the weights, {share:3.0%} skipped, {way:>10}: {one['bytes_per_token'] / 1e6:6.1f} MB and "
-                    f"{one['seconds']:.3f} s per token (resident {resident['seconds']:.3f} s), process "
+                    f"{part:4.0%} of the weights, {share:3.0%} skipped, {way:>10}: "
+                    f"{one['bytes_per_token'] / 1e6:6.1f} MB and {one['seconds']:.3f} s per token "
+                    f"(resident {resident['seconds']:.3f} s), process "
                     f"{one['peak'] / 1e6:.0f} of {budget / 1e6:.0f} MB, loaded in {one['load_seconds']:.1f} s"
                     + "".join(f", {k} {v:.1%}" for k, v in one.get("hits", {}).items()),
                     flush=True,
