@@ -122,6 +122,11 @@ cdef class Pager:
         return self.longest
 
     @property
+    def least_bytes(self):
+        """A budget that `start` can do with."""
+        return 4 * (self.longest + 2 * PAGE) + (1 << 18) + 80 * len(self.table)
+
+    @property
     def most_bytes(self):
         """A budget with which all blocks of the order stay in memory."""
         cdef int64_t lru = (BLOCKS_AHEAD + 2) * self.longest

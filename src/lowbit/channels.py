@@ -26,9 +26,11 @@ PAGE = 4096
 PIECE = 1 << 20
 LINE_ROWS = 256
 LINE_BYTES = 64
-BLOCKS_THAT_PAY = 0.1
+BLOCKS_THAT_PAY = 0.07
 """Share of a layer's blocks that a token may need for them to be worth reading one by one, where nothing was measured:
 a virtual disk gave 45,000 single pages in a second, and ten times the bytes in long reads. Others differ widely."""
+GAIN = 0.7
+"""Of the time of the long reads, what single ones may take: at 1 nothing would be gained."""
 PROBED_BYTES = 64 << 20
 """Files from this length on are measured."""
 PROBES = 4
@@ -64,7 +66,7 @@ def blocks_that_pay(path: str) -> float:
     Returns
     -------
     float
-        Share of the pages of a stretch that can be read one by one in the time that all of it takes.
+        Share of the pages of a stretch that can be read one by one in `GAIN` of the time that all of it takes.
     """
     pieces = os.path.getsize(path) // PIECE
     if pieces * PIECE < PROBED_BYTES:
@@ -72,7 +74,7 @@ def blocks_that_pay(path: str) -> float:
     order = np.random.default_rng(1).permutation(pieces * (PIECE // PAGE))
     single = _seconds(path, order[: PROBES * 256] * PAGE, PAGE, readers=16)
     long = _seconds(path, (pieces // 2 + np.arange(PROBES * 8)) * PIECE, PIECE, readers=4)
-    return long / (PIECE // PAGE) / single
+    return GAIN * long / (PIECE // PAGE) / single
 
 
 def _seconds(path: str, offsets: np.ndarray, length: int, readers: int) -> float:

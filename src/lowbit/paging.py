@@ -110,14 +110,16 @@ class Paging:
     def start(self, budget: int) -> None:
         """Make the caches; MemoryBudgetError if `budget` bytes are too few for them.
 
-        What every token needs comes first; channels, of which it needs some, get the memory that is left.
+        What every token needs comes first; channels, of which it needs some, get the memory that is left, and a
+        sixteenth at least: some hundred reads have to be under way.
         """
         channels = self._by_channel
         if not channels.n_blocks:
             self.pager.start(self._sources, budget)
             return
         assert self._spill is not None
-        rest = min(max(budget - self.pager.most_bytes, channels.least_bytes), channels.most_bytes)
+        rest = max(budget - self.pager.most_bytes, channels.least_bytes + budget // 16)
+        rest = min(rest, channels.most_bytes, max(budget - self.pager.least_bytes, channels.least_bytes))
         try:
             self.pager.start(self._sources, budget - rest)
         except MemoryBudgetError as error:

@@ -10,6 +10,7 @@ class Pager:
     table: list[tuple[int, int, int]]
     order: list[int]
     scratch_bytes: int
+    least_bytes: int
     most_bytes: int
     channels: ChannelPager | None
     def __init__(self, block_bytes: int) -> None: ...
