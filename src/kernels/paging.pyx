@@ -24,10 +24,18 @@ from lowbit._kernels.products cimport multiply
 from lowbit.errors import FormatError, LowbitError
 
 
+cdef extern from "os.h":
+    void lb_trim_heap() noexcept nogil
+
 cdef enum:
     SMALL_WORK = 1 << 18    # products below which a block stays on one thread
     PAGE = 4096
     BLOCKS_AHEAD = 3        # of a matrix outside the order
+
+
+def trim_heap():
+    """Give memory that was freed back to the system, before what is in use is counted."""
+    lb_trim_heap()
 
 
 cdef struct PageWork:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ._kernels.paging import trim_heap
 from ._kernels.transformer import KVCache, Transformer
 from .errors import MemoryBudgetError
 from .paging import Paging
@@ -157,6 +158,7 @@ class Budget:
         )
 
     def _plan(self, transformer: Transformer, paging: Paging) -> MemoryPlan:
+        trim_heap()
         logits = 5 * 4 * transformer.vocab  # scoring holds them as float32, and twice as float64
         rows = min(MOST_LOGIT_ROWS, transformer.batch, max(1, self.limit // 32 // logits))
         return MemoryPlan(

@@ -5,6 +5,8 @@ from .blockcache import BlockCache
 from .matrix import PackedMatrix
 from .paged_channels import ChannelPager
 
+def trim_heap() -> None: ...
+
 class Pager:
     cache: BlockCache | None
     table: list[tuple[int, int, int]]
