@@ -104,13 +104,12 @@ def test_thresholds_give_the_resident_text(write_llama, test_data, tmp_path):
 def test_the_sparser_the_less_is_read(write_llama):
     path = write_llama(kind="TQ2_0", **{**SIZES, "vocab": 256})
     budget = smallest(path, sparsity=0.5) + (1 << 18)
-    dense = read_per_token(lowbit.load(path, max_ram=budget))
     half, most = (
         read_per_token(lowbit.load(path, max_ram=budget, sparsity={"gate_up": share, "ffn_down": share}))
         for share in (0.5, 0.97)
     )
     assert most < 0.5 * half
-    assert most < 0.5 * dense
+    assert most < 0.25 * path.stat().st_size, "a dense pass reads all weights that are not resident"
 
 
 @pytest.mark.usefixtures("always")
