@@ -1,6 +1,6 @@
 """Sparsity under a memory budget: bytes and time per token where channels that do not count are not read.
 
-    python bench/max_ram_sparse.py [--shape 1B] [--budgets 0.25,0.5] [--shares 0,0.5,0.75,0.9,0.98] [--json FILE]
+    python bench/max_ram_sparse.py [--shape 1B] [--budgets 0.25,0.5] [--shares 0,0.5,0.75,0.9,0.95,0.98] [--json FILE]
 
 For each budget and each share of inputs that are skipped, three ways to read: all weights in their order, every layer
 by channel, and the way that `max_ram` chooses. Each runs in a process of its own; the ids must equal those of the
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="1B")
     parser.add_argument("--budgets", default="0.25,0.5", help="shares of the weights")
-    parser.add_argument("--shares", default="0,0.5,0.75,0.9,0.98", help="shares of the inputs that are skipped")
+    parser.add_argument("--shares", default="0,0.5,0.75,0.9,0.95,0.98", help="shares of inputs that are skipped")
     parser.add_argument("--cache", type=Path, default=Path("build/bench"), help="folder for the random model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -63,6 +63,8 @@ def main() -> None:
                     + "".join(f", {k} {v:.1%}" for k, v in one.get("hits", {}).items()),
                     flush=True,
                 )
+    for one in results:
+        del one["ids"]
     record = {"shape": args.shape, "file_bytes": path.stat().st_size, "threads": args.threads, "runs": results}
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n")
