@@ -53,6 +53,7 @@ def main() -> None:
                     continue  # then there are no channels to skip
                 one = measure(path=str(path), budget=budget, share=share, pays=pays, threads=args.threads)
                 assert one["ids"] == resident["ids"], f"{budget} bytes, {share}, {way}: another text"
+                assert one["peak"] <= 1.05 * budget, f"{one['peak']} bytes where {budget} are allowed"
                 one |= {"way": way, "budget_share": part, "share": share, "resident_seconds": resident["seconds"]}
                 results.append(one)
                 print(
