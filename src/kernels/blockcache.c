@@ -500,6 +500,22 @@ void lb_cache_release(lb_cache *c, int32_t block) {
     lb_mutex_unlock(&c->lock);
 }
 
+void lb_cache_forget(lb_cache *c, int32_t block) {
+    if (is_forked(c)) return;
+    lb_mutex_lock(&c->lock);
+    block_t *b = &c->blocks[block];
+    slot_t *slot = b->slot >= 0 ? &c->slots[b->slot] : NULL;
+    if (b->kind == LB_LRU && slot && slot->state == READY && slot->refs == 0) {
+        unlink_slot(c, list_of(c, slot), b->slot);
+        slot->state = EMPTY;
+        append(c, &c->pools[LB_LRU].free, b->slot);
+        count_memory(c, -slot_bytes(c, slot));
+        c->stats.evictions++;
+        b->slot = -1;
+    }
+    lb_mutex_unlock(&c->lock);
+}
+
 void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) {
     if (is_forked(c)) return;
     lb_mutex_lock(&c->lock);

@@ -100,6 +100,12 @@ const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int
 void lb_cache_release(lb_cache *c, int32_t block);
 
 /*
+ * Gives up the bytes of an lru block that nobody references, so that its slot is the next to be used: for those who
+ * know better than the order of last use what is worth keeping. Does nothing to any other block.
+ */
+void lb_cache_forget(lb_cache *c, int32_t block);
+
+/*
  * A byte that goes with the bytes of a block that is referenced: 0 after every read, and whatever its users make of it
  * until the block is read again. One that writes to a block, to change its form in place, notes it here.
  */

@@ -51,6 +51,7 @@ cdef extern from "blockcache.h":
     void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil
     const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error) noexcept nogil
     void lb_cache_release(lb_cache *c, int32_t block) noexcept nogil
+    void lb_cache_forget(lb_cache *c, int32_t block) noexcept nogil
     uint8_t *lb_cache_mark(lb_cache *c, int32_t block) noexcept nogil
     lb_cache_stats lb_cache_get_stats(lb_cache *c) noexcept nogil
     void lb_cache_after_fork() noexcept
@@ -67,6 +68,10 @@ cdef const void *acquire(lb_cache *c, int32_t block, int32_t *error) noexcept no
 
 cdef void release(lb_cache *c, int32_t block) noexcept nogil:
     lb_cache_release(c, block)
+
+
+cdef void forget(lb_cache *c, int32_t block) noexcept nogil:
+    lb_cache_forget(c, block)
 
 
 cdef uint8_t *mark(lb_cache *c, int32_t block) noexcept nogil:

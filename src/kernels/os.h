@@ -19,6 +19,9 @@
 #include <malloc.h>
 #include <windows.h>
 
+/* Gives memory that was freed back to the system, where the C library keeps it. */
+static inline void lb_trim_heap(void) {}
+
 typedef CRITICAL_SECTION lb_mutex;
 typedef CONDITION_VARIABLE lb_cond;
 #define LB_THREAD_RESULT DWORD WINAPI
@@ -104,6 +107,16 @@ static inline int lb_atomic_swap_if(lb_atomic *a, int32_t expected, int32_t v) {
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+/* Gives memory that was freed back to the system, where the C library keeps it. */
+static inline void lb_trim_heap(void) {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}
 
 typedef pthread_mutex_t lb_mutex;
 typedef pthread_cond_t lb_cond;

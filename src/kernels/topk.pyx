@@ -183,6 +183,10 @@ cdef void turn_lines(void *context, int32_t begin, int32_t end) noexcept nogil:
                        <const char *>c.rows.scales + (<size_t>group * m.n_groups + g) * LB_ROWS * size, LB_ROWS * size)
 
 
+cdef int32_t tiles_of(const lb_matrix *m) noexcept nogil:
+    return max(1, (lb_lines(m.n_rows) + TILE_LINES // 2) // TILE_LINES)
+
+
 def make_channel_major(PackedMatrix w not None, int32_t threads=1):
     """Change a ternary matrix to the channel-major order, in place.
 
@@ -203,7 +207,7 @@ def make_channel_major(PackedMatrix w not None, int32_t threads=1):
         raise FormatError(f"scale groups of {m.group_cols} columns are too long")
     if m.tiles:
         return
-    m.tiles = max(1, (lines + TILE_LINES // 2) // TILE_LINES)
+    m.tiles = tiles_of(&m)
     code_bytes = <size_t>lines * m.n_cols * 64
     scale_bytes = <size_t>lines * LB_LINE_ROWS * m.n_groups * (2 if m.scales_f16 else 4)
     m.codes = <const uint8_t *>alloc_weights(code_bytes)

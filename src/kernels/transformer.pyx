@@ -20,6 +20,7 @@ from lowbit._kernels.dispatch cimport (
     parallel,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, matrix_row, padded_cols, row_stride
+from lowbit._kernels.paged_channels cimport PagedChannels
 from lowbit._kernels.paging cimport PagedMatrix, Pager
 from lowbit._kernels.products cimport multiply
 from lowbit._kernels.sampler cimport Sampler
@@ -37,6 +38,7 @@ KV_TYPES = {"f32": LB_KV_F32, "f16": LB_KV_F16, "int8": LB_KV_I8}
 
 cdef enum:
     ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
+    CHANNEL_ROWS = 2                # rows up to which channels in a file are read one by one
     MAX_DRAFT = 8                   # tokens proposed at a time by prompt look-up
 
 
@@ -193,6 +195,11 @@ cdef class Transformer:
             one.attn_output = self._linear(layer["attn_output"], q_size, self.hidden)
             one.gate_up = self._linear(layer["gate_up"], self.hidden, 2 * self.intermediate)
             one.ffn_down = self._linear(layer["ffn_down"], self.intermediate, self.hidden)
+            for name in ("qkv", "attn_output", "gate_up", "ffn_down"):
+                channels = layer.get(name + "_channels")
+                if channels is not None:
+                    self._named(i, name).channels = <void *>(<PagedChannels?>channels)
+                    self.keep.append(channels)
         self.pager = pager
         self.output = self._linear([output], self.hidden, self.vocab)
         self.token_embd = self.output.parts[0]
@@ -255,7 +262,7 @@ cdef class Transformer:
         cdef Linear linear
         cdef const lb_matrix *m
         linear.n_parts, linear.n_out, linear.bias = len(parts), n_out, NULL
-        linear.keep, linear.threshold, linear.histogram = 0, 0, NULL
+        linear.keep, linear.threshold, linear.histogram, linear.channels = 0, 0, NULL, NULL
         if not 1 <= len(parts) <= MAX_PARTS or sum(part.shape[0] for part in parts) != n_out:
             raise FormatError(f"matrices {parts} do not have {n_out} rows together")
         for i, matrix in enumerate(parts):
@@ -367,6 +374,11 @@ cdef class Transformer:
             a.q, a.scale, a.sum, a.n_groups, a.n_tokens = self.q8, self.scales, self.sums, m.n_groups, n_rows
             a.x = work.x
             a.stride = <int32_t>(work.x_stride if is_float(m.format) else work.q_stride)
+            if linear.channels != NULL and self.sparse_rows and n_rows <= CHANNEL_ROWS:
+                if not self.failed:
+                    self.failed = (<PagedChannels>linear.channels).multiply_channels(
+                        &a, out, linear.n_out, self.threads)
+                return
             if m.tiles:
                 self.sparse.multiply(m, &a, out, NULL, linear.n_out, self.threads)
             elif linear.parts[part].paged == NULL:
@@ -672,8 +684,19 @@ cdef class Transformer:
         return self.weight_bytes - unread
 
     def cache_stats(self):
-        """What the cache of paged matrices did so far (`BlockCache.stats`); empty if all is resident."""
-        return {} if self.pager is None else self.pager.cache.stats()
+        """What the caches of paged weights did so far (`BlockCache.stats`); empty if all is resident.
+
+        Where there are blocks of channels, names that begin with ``channel_`` are theirs, and the others count both.
+        """
+        if self.pager is None:
+            return {}
+        stats = self.pager.cache.stats()
+        if self.pager.channels is not None:
+            for name, value in self.pager.channels.cache.stats().items():
+                stats["channel_" + name] = value
+                if not name.endswith("slot_bytes"):
+                    stats[name] += value
+        return stats
 
     def last_logits(self):
         """Return a copy of the logits that the next token is chosen from, float32, shape (vocab_size,)."""

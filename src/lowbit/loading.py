@@ -13,6 +13,7 @@ from . import sparsity as sparsity_settings
 from ._kernels import dispatch
 from ._kernels.transformer import KV_TYPES, Transformer
 from .assets import EMBEDDED_MODEL
+from .channels import NO_CHANNELS, ChannelPlan, blocks_that_pay, by_channel
 from .config import ModelConfig
 from .errors import FormatError, UnsupportedModelError
 from .families import find_family
@@ -149,7 +150,10 @@ def build(
         raise ValueError(f"context must be a whole number from 1 to {config.context_length}, not {context!r}")
     if kv_type == "auto":
         kv_type = "f32" if 8 * config.n_layers * config.n_kv_heads * config.head_dim <= EXACT_KV_BYTES else "f16"
-    paging = None if budget is None else Paging(file, budget.block_bytes)
+    paging = None
+    if budget is not None:
+        room = max(budget.limit // 16, 1 << 20)
+        paging = Paging(file, budget.block_bytes, channel_plan(file, config, sparse, budget), room)
     read = read_weights(file, config, family, threads, head, weights, paging)
     if read.rope_factors:
         config = replace(config, rope_factors=read.rope_factors)
@@ -167,6 +171,23 @@ def build(
         transformer = budget.fit(make, paging, context, most, batch)
     sparsity_settings.apply(transformer, config, sparse, file)
     return transformer, config
+
+
+def channel_plan(
+    file: ModelFile, config: ModelConfig, sparse: sparsity_settings.Sparsity, budget: Budget
+) -> ChannelPlan:
+    """The linear layers to read by channel: none where all weights fit into the budget as they are."""
+    if not sparse or all_fits(file, budget):
+        return NO_CHANNELS
+    path = file.path
+    if hasattr(file, "locate"):  # of several files or a folder, one that holds weights
+        path, _ = file.locate(next(name for name, info in file.tensors.items() if len(info.shape) == 2))
+    return by_channel(config, sparsity_settings.expected_shares(sparse), blocks_that_pay(os.path.abspath(path)))
+
+
+def all_fits(file: ModelFile, budget: Budget) -> bool:
+    """Tell whether a budget is as large as all tensors of a file."""
+    return sum(info.nbytes for info in file.tensors.values()) <= budget.limit
 
 
 def tokenizer_of(file: ModelFile) -> Tokenizer | None:

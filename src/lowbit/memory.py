@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ._kernels.paging import trim_heap
 from ._kernels.transformer import KVCache, Transformer
 from .errors import MemoryBudgetError
 from .paging import Paging
@@ -102,7 +103,7 @@ class Budget:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.before = resident_bytes()
+        self.before = self._in_use()
         self.block_bytes = min(max(limit // 256, 64 << 10), 1 << 20)
         self.plan: MemoryPlan | None = None
 
@@ -156,14 +157,20 @@ class Budget:
             megabytes << 20,
         )
 
+    @staticmethod
+    def _in_use() -> int:
+        """Memory of this process without what was freed, so that the same model needs the same each time."""
+        trim_heap()
+        return resident_bytes()
+
     def _plan(self, transformer: Transformer, paging: Paging) -> MemoryPlan:
         logits = 5 * 4 * transformer.vocab  # scoring holds them as float32, and twice as float64
         rows = min(MOST_LOGIT_ROWS, transformer.batch, max(1, self.limit // 32 // logits))
         return MemoryPlan(
             budget=self.limit,
-            resident=max(0, resident_bytes() - self.before),
+            resident=max(0, self._in_use() - self.before),
             kv=KVCache(transformer, transformer.context).nbytes,
-            scratch=transformer.scratch_bytes + rows * logits + paging.pager.scratch_bytes,
+            scratch=transformer.scratch_bytes + rows * logits + paging.scratch_bytes,
             logit_rows=rows,
         )
 

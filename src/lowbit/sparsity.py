@@ -72,6 +72,15 @@ def parse(setting: Setting) -> Sparsity:
     return Sparsity(dict.fromkeys(LINEARS, _share(setting)))
 
 
+def expected_shares(sparsity: Sparsity) -> Mapping[str, float]:
+    """Return the share of the inputs that will not count, by linear layer: of thresholds, what they were made for."""
+    if sparsity.path is None:
+        return sparsity.shares
+    target = read_content(sparsity.path).get("target")
+    known = isinstance(target, (int, float)) and not isinstance(target, bool) and 0 <= target < 1
+    return dict.fromkeys(LINEARS, float(target) if known else 0.0)  # type: ignore[arg-type]
+
+
 def _share(value: Any) -> float:
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not number or not 0.0 <= value < 1.0:  # NaN is not either
@@ -177,6 +186,18 @@ def write_thresholds(
         out.write("\n")
 
 
+def read_content(path: str) -> dict[str, Any]:
+    """Read a thresholds file of any model; FormatError if it is none."""
+    try:
+        with open(path, "rb") as source:
+            content = parse_object(source.read(MAX_BYTES + 1), path)
+    except OSError as error:
+        raise FormatError(f"{path}: {error.strerror or error}") from None
+    if content.get("kind") != KIND:
+        raise FormatError(f"{path}: not a thresholds file of lowbit")
+    return content
+
+
 def read_thresholds(path: str, file: ModelFile, n_layers: int) -> list[dict[str, float]]:
     """Read a thresholds file of this model.
 
@@ -185,13 +206,7 @@ def read_thresholds(path: str, file: ModelFile, n_layers: int) -> list[dict[str,
     FormatError
         If it is missing, damaged, or belongs to another model.
     """
-    try:
-        with open(path, "rb") as source:
-            content = parse_object(source.read(MAX_BYTES + 1), path)
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror or error}") from None
-    if content.get("kind") != KIND:
-        raise FormatError(f"{path}: not a thresholds file of lowbit")
+    content = read_content(path)
     if content.get("model") != identity(file):
         raise FormatError(f"{path}: the thresholds belong to another model than {file.path}")
     layers = content.get("layers")

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from ._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, MAX_COLS, PackedMatrix
+from ._kernels.paged_channels import PagedChannels
 from ._kernels.paging import PagedMatrix
+from .channels import channel_blocks
 from .config import ModelConfig
 from .errors import FormatError, UnsupportedModelError
 from .families import Family
@@ -80,11 +82,15 @@ def read_weights(
         layer: dict[str, Any] = {
             "attn_norm": read.vector(b + "attn_norm", hidden),
             "ffn_norm": read.vector(b + "ffn_norm", hidden),
-            "qkv": read.linear([(b + "attn_q", q_size), (b + "attn_k", kv_size), (b + "attn_v", kv_size)], hidden),
-            "attn_output": read.linear([(b + "attn_output", hidden)], q_size),
-            "gate_up": read.linear([(b + "ffn_gate", wide), (b + "ffn_up", wide)], hidden),
-            "ffn_down": read.linear([(b + "ffn_down", hidden)], wide),
         }
+        for name, parts, cols in (
+            ("qkv", [(b + "attn_q", q_size), (b + "attn_k", kv_size), (b + "attn_v", kv_size)], hidden),
+            ("attn_output", [(b + "attn_output", hidden)], q_size),
+            ("gate_up", [(b + "ffn_gate", wide), (b + "ffn_up", wide)], hidden),
+            ("ffn_down", [(b + "ffn_down", hidden)], wide),
+        ):
+            layer[name + "_channels"] = channels = read.by_channel(name, parts, cols)
+            layer[name] = read.linear(parts, cols, streamed=channels is not None)
         if config.attn_sub_norm:
             layer["attn_sub_norm"] = read.vector(b + "attn_sub_norm", q_size)
         if config.ffn_sub_norm:
@@ -154,6 +160,12 @@ def blockwise_ternary(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | Non
     return (np.sign(values) + 1).astype(np.uint8), scales
 
 
+def _make_one(infos: Sequence[TensorInfo], kinds: Sequence[str], scales: Sequence[float | None]) -> bool:
+    """Tell whether tensors can be the rows of one matrix: packed alike, and in whole row groups."""
+    alike = len({(kind, scale is None) for kind, scale in zip(kinds, scales)}) == 1
+    return alike and not any(info.shape[0] % 16 for info in infos[:-1])
+
+
 class _Reader:
     """Reads tensors by role, checks their shapes, and remembers which were read."""
 
@@ -205,15 +217,16 @@ class _Reader:
         self._fill(packed, info, None, 0)
         return packed
 
-    def linear(self, parts: Sequence[tuple[str, int]], cols: int) -> list[PackedMatrix] | list[PagedMatrix]:
+    def linear(
+        self, parts: Sequence[tuple[str, int]], cols: int, streamed: bool = False
+    ) -> list[PackedMatrix] | list[PagedMatrix]:
         """Tensors that read the same input, as one matrix where their types and row counts allow it."""
         infos = [self._find(role + ".weight", (rows, cols)) for role, rows in parts]
         scales = [self._one_scale(info) for info in infos]
         kinds = [self._kind(info) for info in infos]
         if self.paging is not None:
-            return [self._paged(self.paging, *one) for one in zip(kinds, infos, scales)]
-        alike = len({(kind, scale is None) for kind, scale in zip(kinds, scales)}) == 1
-        if not alike or any(info.shape[0] % 16 for info in infos[:-1]):
+            return [self._paged(self.paging, *one, streamed=streamed) for one in zip(kinds, infos, scales)]
+        if not _make_one(infos, kinds, scales):
             packed = [self._new(kind, info.shape[0], cols, scale) for kind, info, scale in zip(kinds, infos, scales)]
             for matrix, info, scale in zip(packed, infos, scales):
                 self._fill(matrix, info, scale, 0)
@@ -224,6 +237,37 @@ class _Reader:
             self._fill(matrix, info, scale, row)
             row += info.shape[0]
         return [matrix]
+
+    def by_channel(self, name: str, parts: Sequence[tuple[str, int]], cols: int) -> PagedChannels | None:
+        """Write a linear layer channel by channel, if that is planned and its tensors are ternary in the file."""
+        paging = self.paging
+        if paging is None or name not in paging.channels.per_block:
+            return None
+        infos = [self._find(role + ".weight", (rows, cols)) for role, rows in parts]
+        if any(info.type not in TERNARY for info in infos):
+            return None
+        scales = [self._one_scale(info) for info in infos]
+        if not _make_one(infos, [info.type for info in infos], scales):
+            return None
+        rows = sum(info.shape[0] for info in infos)
+        per_block = paging.channels.per_block[name]
+
+        def stripe(start: int) -> PackedMatrix:
+            matrix = self._new(infos[0].type, min(CHUNK_ROWS, rows - start), cols, scales[0])
+            row = first = 0
+            for info, scale in zip(infos, scales):
+                begin = max(start - first, 0)  # in this tensor
+                if row < matrix.shape[0] and begin < info.shape[0]:
+                    self._fill(matrix, info, scale, row, begin)
+                    row += info.shape[0] - begin
+                first += info.shape[0]
+            return matrix
+
+        offset = paging.begin_spill()
+        channel_blocks(
+            paging.spill, stripe, rows, cols, per_block, paging.channels.block_bytes, paging.room, self.threads
+        )
+        return paging.spilled_channels(offset, rows, per_block, self._new(infos[0].type, 16, cols, scales[0]))
 
     def _kind(self, info: TensorInfo) -> str:
         """What a linear layer's tensor is packed as: its own type, or what becomes of floats."""
@@ -281,7 +325,7 @@ class _Reader:
 
     def _paged(
         self, paging: Paging, kind: str, info: TensorInfo, one_scale: float | None, lookup: bool = False,
-        product: bool = True,
+        product: bool = True, streamed: bool = False,
     ) -> PagedMatrix:  # fmt: skip
         """Leave a tensor in the file if the kernels can take it from there, or pack it into the spill file."""
         rows, cols = info.shape
@@ -293,14 +337,14 @@ class _Reader:
             tail = self._new(kind, rows - whole, cols, one_scale)
             self._fill(tail, info, one_scale, 0, whole)
         if paging.in_file(info, kind):
-            return paging.stored(info, pattern, tail, lookup=lookup, product=product)
+            return paging.stored(info, pattern, tail, lookup=lookup, product=product, streamed=streamed)
         offset = paging.begin_spill()
         for start in range(0, whole, CHUNK_ROWS):
             part = self._new(kind, min(CHUNK_ROWS, whole - start), cols, one_scale)
             self._fill(part, info, one_scale, 0, start)
             paging.spill(part.groups())
         self.codes.pop(info.name, None)
-        return paging.spilled(offset, rows, pattern, tail, lookup=lookup, product=product)
+        return paging.spilled(offset, rows, pattern, tail, lookup=lookup, product=product, streamed=streamed)
 
     def _fill(self, matrix: PackedMatrix, info: TensorInfo, one_scale: float | None, row: int, first: int = 0) -> None:
         """Fill rows of a matrix from `row` on with those of a tensor from `first` on, as many as there are room for."""

@@ -88,6 +88,7 @@ static LB_THREAD_RESULT use_blocks(void *argument) {
                 die("wrong bytes in block", block);
             if ((r >> 36) % 32 == 1) lb_yield();
             lb_cache_release(round->cache, block);
+            if ((r >> 44) % 16 == 1) lb_cache_forget(round->cache, block);
             t->acquired++;
             t->bytes += round->table[3 * block + 2];
         } else if (error == LB_CACHE_BUSY && timeout > 0) {

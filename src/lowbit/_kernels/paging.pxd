@@ -6,6 +6,13 @@ from lowbit._kernels.dispatch cimport lb_activations, lb_matrix
 from lowbit._kernels.matrix cimport FillBlocks, PackedMatrix
 
 
+cdef enum:
+    # what a pass comes back with, beside 0; the first two as `fill_blocks` has them
+    BAD_CODE = 1
+    BAD_SCALE = 2
+    CANNOT_READ = 3
+    CANNOT_READ_CHANNELS = 4    # see paged_channels.pyx
+
 cdef struct PageWork
 
 
@@ -16,7 +23,9 @@ cdef class Pager:
     cdef int64_t block_bytes
     cdef size_t longest
     cdef uint8_t *scratch
-    cdef list sources
+    cdef readonly list sources      # what `source` counts
+    cdef public object channels     # a ChannelPager, or None
+    cdef bint streams               # whether some matrices are outside the order
     cdef readonly list table        # (source, offset, length) of every block
     cdef readonly list order        # blocks in the order of use
 
@@ -31,7 +40,7 @@ cdef class PagedMatrix:
     cdef PackedMatrix pattern
     cdef PackedMatrix tail
     cdef FillBlocks fill
-    cdef bint stored, own_scales
+    cdef bint stored, own_scales, streamed
     cdef size_t group_bytes, code_bytes
     cdef int32_t n_groups, block_groups, first_block, first_row_block
 

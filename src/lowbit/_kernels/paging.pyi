@@ -3,12 +3,18 @@ from typing import IO
 
 from .blockcache import BlockCache
 from .matrix import PackedMatrix
+from .paged_channels import ChannelPager
+
+def trim_heap() -> None: ...
 
 class Pager:
     cache: BlockCache | None
     table: list[tuple[int, int, int]]
     order: list[int]
     scratch_bytes: int
+    least_bytes: int
+    most_bytes: int
+    channels: ChannelPager | None
     def __init__(self, block_bytes: int) -> None: ...
     def start(self, sources: Sequence[str | IO[bytes]], budget: int) -> None: ...
 
@@ -26,6 +32,7 @@ class PagedMatrix:
         tail: PackedMatrix | None = None,
         product: bool = True,
         lookup: bool = False,
+        streamed: bool = False,
     ) -> None: ...
     @property
     def shape(self) -> tuple[int, int]: ...

@@ -22,6 +22,7 @@ cdef struct Linear:
     int32_t keep            # inputs of largest magnitude that count, 0 for all
     float threshold         # magnitude from which on inputs count
     uint32_t *histogram     # of the inputs' magnitudes, or NULL
+    void *channels          # a PagedChannels for rows that decode, or NULL
 
 
 cdef struct Layer:
