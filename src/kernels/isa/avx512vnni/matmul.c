@@ -121,7 +121,7 @@ LB_INLINE void u8_words(const uint8_t *w, const int32_t words, const int8_t *x, 
     LB_UNROLL(8)
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
         const __m512i v = _mm512_loadu_si512(w);
-        if (tokens > 1) _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
+        if (tokens > 1) _mm_prefetch((const char *)((uintptr_t)w + LB_AHEAD), _MM_HINT_T0);
         for (int j = 0; j < tokens; j++) {
             __m512i *sum = tokens == 1 && t & 1 ? &turn : &acc[j];
             *sum = dot4(*sum, v, x + j * stride);
