@@ -15,6 +15,8 @@ from lowbit.channels import blocks_that_pay, by_channel
 from lowbit.config import ModelConfig
 from lowbit.sparsity import LINEARS
 
+pytestmark = pytest.mark.measured  # small budgets, of which sanitizers alone take more
+
 SIZES = {"vocab": 1237, "hidden": 1024, "wide": 6400, "heads": 8, "kv_heads": 2}
 """A channel of gate and up is 3200 bytes; query, key and value have 1536 outputs, so that 10 channels are a block."""
 PROMPT = [1, 5, 9, 200, 33]
