@@ -50,11 +50,6 @@ def parse_size(size: str | int) -> int:
     return value
 
 
-def block_bytes(budget: int) -> int:
-    """Return the size of the blocks to page in: large enough for the disk, small against the budget."""
-    return min(max(budget // 256, 64 << 10), 1 << 20)
-
-
 @dataclass(frozen=True)
 class MemoryPlan:
     """How a budget is divided, in bytes."""

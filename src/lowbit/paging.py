@@ -10,13 +10,11 @@ import numpy as np
 from ._kernels.matrix import BLOCK_TYPES, PackedMatrix
 from ._kernels.paged_channels import ChannelPager, PagedChannels
 from ._kernels.paging import PagedMatrix, Pager
-from .channels import NO_CHANNELS, ChannelPlan
+from .channels import NO_CHANNELS, PAGE, ChannelPlan
 from .errors import LowbitError, MemoryBudgetError
 from .formats.base import ModelFile, TensorInfo
 
 __all__ = ["Paging"]
-
-PAGE = 4096
 
 
 class Paging:
