@@ -5,18 +5,23 @@
     python bench/sparse.py plot                      docs/sparsity-speed.svg and docs/sparsity-quality.svg
 
 Times are the least of many short repetitions, dense and sparse in turn, so that what else the machine does hits both.
-The kernel goes round copies of its matrix that no cache holds; every sum is checked against NumPy.
+The kernel goes round copies of its matrix that no cache holds; every sum is checked against NumPy. Its limit is the
+time in which the same cores read the weights of the channels that count and compute nothing (pieces.c, needs cc).
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import re
+import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +42,9 @@ from lowbit.sparsity import LINEARS, parse
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 ROWS, COLS = 2560, 6912
 RING_BYTES = 160 << 20
+AHEAD = (0, 8, 16, 32)  # pieces
 SHARES = [0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9]
-DECODE_SHARES = [0.0, 0.25, 0.5, 0.75]
+DECODE_SHARES = [0.0, 0.25, 0.5, 0.75, 0.9]
 QUALITY_SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
 FIRST_WORDS = r"\n\s*\n(?=Once upon a time|One day|Once there|There once|In a |A long)"
 
@@ -50,6 +56,41 @@ def seconds(call: Callable[..., Any], *args: Any, **options: Any) -> float:
     return time.perf_counter() - start
 
 
+def piece_reader(folder: str) -> Callable[[np.ndarray, np.ndarray, int], None] | None:
+    """Build pieces.c, and return what reads chosen channels with some prefetch distance; None without a compiler."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        return None
+    source, library = Path(__file__).with_name("pieces.c"), Path(folder, "pieces.so")
+    subprocess.run([compiler, "-O3", "-march=native", "-shared", "-fPIC", "-o", library, source], check=True)
+    function = ctypes.CDLL(str(library)).read_pieces
+    function.restype = ctypes.c_uint64
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]
+
+    def read(memory: np.ndarray, chosen: np.ndarray, ahead: int) -> None:
+        function(memory.ctypes.data, memory.nbytes // COLS, chosen.ctypes.data, len(chosen), ahead)
+
+    return read
+
+
+def limit(
+    reader: Callable[[np.ndarray, np.ndarray, int], None], memory: list[np.ndarray], active: np.ndarray, threads: int
+) -> float:
+    """Return the least seconds in which threads, each with a share of the channels, read those that are active."""
+    shares = np.array_split(active.astype(np.int32), threads)
+    best = math.inf
+    with ThreadPoolExecutor(threads) as pool:
+        for ahead in AHEAD:
+
+            def work(mine: np.ndarray, ahead: int = ahead) -> None:
+                for one in memory:  # all copies at once, so that starting a thread does not count
+                    reader(one, mine, ahead)
+
+            for _ in range(5):
+                best = min(best, seconds(lambda: list(pool.map(work, shares))) / len(memory))
+    return best
+
+
 def kernel(repeat: int) -> list[dict[str, Any]]:
     """The 2560 x 6912 product of one token from memory, for every share of zeros and one and two threads."""
     rng = np.random.default_rng(1)
@@ -59,7 +100,11 @@ def kernel(repeat: int) -> list[dict[str, Any]]:
     sparse = [channel_major(d) for d in dense]
     x = rng.integers(1, 128, COLS, dtype=np.int8) * rng.choice(np.array([-1, 1], np.int8), COLS)
     scratch = SparseScratch()
+    memory = [np.ones(ROWS // 4 * COLS + 64, np.uint8) for _ in range(copies)]
+    memory = [one[-one.ctypes.data % 64 :][: ROWS // 4 * COLS] for one in memory]
     results = []
+    with tempfile.TemporaryDirectory() as folder:
+        reader = piece_reader(folder)
     for threads in (1, 2):
         for share in SHARES:
             y = np.where(rng.permutation(COLS) < share * COLS, np.int8(0), x)
@@ -81,6 +126,7 @@ def kernel(repeat: int) -> list[dict[str, Any]]:
                     "dense_us": times[0] * 1e6,
                     "sparse_us": times[1] * 1e6,
                     "ratio": times[0] / times[1],
+                    "limit_us": limit(reader, memory, np.flatnonzero(y), threads) * 1e6 if reader else None,
                 }
             )
             print(json.dumps(results[-1]), flush=True)
@@ -167,6 +213,11 @@ def plot(figures: dict[str, Any]) -> None:
                         [f["sparsity"] for f in here], [f["ratio"] for f in here], "o-", color=color,
                         label=f"{threads} thread{'s' * (threads > 1)}",
                     )  # fmt: skip
+                    if part == "kernel" and all(f.get("limit_us") for f in here):
+                        ax.plot(
+                            [f["sparsity"] for f in here], [f["dense_us"] / f["limit_us"] for f in here], "--",
+                            color=color, lw=1, label="only reading what counts",
+                        )  # fmt: skip
                 ax.axhline(1, color="#999999", lw=0.8)
                 ax.set_title(title)
                 ax.set_xlabel("share of inputs that is skipped")

@@ -321,6 +321,17 @@ cdef class Transformer:
                 linear = self._named(i, name)
                 linear.keep, linear.threshold = keep, threshold
 
+    @property
+    def skipping(self):
+        """Names of the linear layers that read only the weights of the inputs that count."""
+        cdef Linear *linear
+        names = []
+        for name in ("qkv", "attn_output", "gate_up", "ffn_down"):
+            linear = self._named(0, name)
+            if linear.channels != NULL or linear.parts[0].m.tiles:
+                names.append(name)
+        return names
+
     def observe(self, const int32_t[::1] tokens not None, dict histograms not None):
         """Count how large the inputs of linear layers are, over a text.
 

@@ -20,11 +20,14 @@ from ._kernels.matrix import PackedMatrix
 from ._kernels.paged_channels import channel_lines
 from .config import ModelConfig
 
-__all__ = ["BLOCKS_THAT_PAY", "NO_CHANNELS", "ChannelPlan", "blocks_that_pay", "by_channel", "channel_blocks"]
+__all__ = [
+    "BLOCKS_THAT_PAY", "LINE_ROWS", "NO_CHANNELS", "ChannelPlan", "blocks_that_pay", "by_channel", "channel_blocks",
+]  # fmt: skip
 
 PAGE = 4096
 PIECE = 1 << 20
 LINE_ROWS = 256
+"""Rows of a line of the channel-major order."""
 LINE_BYTES = 64
 BLOCKS_THAT_PAY = 0.07
 """Share of a layer's blocks that a token may need for them to be worth reading one by one, where nothing was measured:

@@ -314,7 +314,9 @@ class Model:
     def info(self) -> dict[str, Any]:
         """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set.
 
-        ``warnings`` lists what in the file is guessed, contradicts itself, or is known to ruin the text elsewhere.
+        ``skipping`` names the linear layers that read only the weights of inputs that are not zero: under `sparsity`
+        those where that was quicker on this machine when the model was loaded. ``warnings`` lists what in the file is
+        guessed, contradicts itself, or is known to ruin the text elsewhere.
         """
         t, c = self._transformer, self.config
         kv_bytes = KVCache(t, t.context).nbytes // (-(-t.context // 16) * 16)  # reserved in blocks of 16 positions
@@ -330,6 +332,7 @@ class Model:
             "scratch_bytes": t.scratch_bytes,
             "kv_bytes_per_token": kv_bytes,
             "threads": t.threads,
+            "skipping": t.skipping,
             "isa": dispatch.active(),
             "memory": None if self._plan is None else self._plan.as_dict() | t.cache_stats(),
         }

@@ -69,6 +69,37 @@ def test_channel_major_weights_give_the_bits_of_row_groups(small):
     )
 
 
+@pytest.mark.parametrize("cost", [0.5, 2.0])
+def test_weights_are_skipped_only_where_that_is_quicker(small, monkeypatch, cost):
+    """A clock that the products move: by channel each costs what counts, times `cost`, and 1 otherwise."""
+    now, tried = [0.0], []
+
+    def try_product(w, q, by_channel, threads, scratch):
+        now[0] += cost * (q[: w.shape[1]] != 0).mean() if by_channel else 1
+        tried.append(w)
+
+    want = lowbit.load(small, sparsity=SHARES)
+    assert set(want.info()["skipping"]) == set(LINEARS), "small models skip without being measured"
+    assert lowbit.load(small).info()["skipping"] == []
+    monkeypatch.setattr(lowbit.sparsity, "try_product", try_product)
+    monkeypatch.setattr(lowbit.sparsity, "MEASURED_FROM", 1)
+    monkeypatch.setattr(lowbit.sparsity.time, "perf_counter", lambda: now[0])
+    model = lowbit.load(small, sparsity=SHARES)
+    monkeypatch.undo()
+    expected = {name for name, share in SHARES.items() if cost * (1 - share) <= 0.9}
+    assert 0 < len(expected) < 4 or cost < 1
+    assert set(model.info()["skipping"]) == expected
+    assert len(tried) >= 12
+    assert np.array_equal(bits(model.logits(IDS)), bits(want.logits(IDS)))
+
+
+def test_products_are_tried_on_real_weights(small, monkeypatch):
+    monkeypatch.setattr(lowbit.sparsity, "MEASURED_FROM", 1)
+    want = lowbit.load(small).logits(IDS)
+    model = lowbit.load(small, sparsity=1e-9)  # nothing is dropped, whatever the clock says
+    assert np.array_equal(bits(model.logits(IDS)), bits(want))
+
+
 def test_zeros_of_a_squared_relu_are_skipped_without_a_trace(write_llama, monkeypatch):
     norms = {"blk.0.attn_sub_norm.weight": (512,), "blk.0.ffn_sub_norm.weight": (768,)}
     size = {"hidden": 512, "wide": 768, "vocab": 300, "heads": 8, "kv_heads": 4}

@@ -30,6 +30,8 @@ class Transformer:
     most_logits: int
     pager: Pager | None
     sparse_decode: bool
+    @property
+    def skipping(self) -> list[str]: ...
     sparse_prefill: bool
     scratch_bytes: int
     weight_bytes: int
