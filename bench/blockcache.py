@@ -12,39 +12,31 @@ In every round and for every budget from 10 to 100 % of the file, in turn:
   out where control groups are not for us to make.
 
 Each goes through the file once, and then again while it is measured; "using" a block is adding up its 64-bit words. The
-least number of reads (Belady 1966) is computed from the same sequence of blocks, for as many blocks as fit into the
-budget without any bookkeeping. The best of the rounds is recorded, and the plot goes beside the record.
+least number of reads (Belady 1966) is computed for the same sequence of blocks, in as much memory without any
+bookkeeping. The best of the rounds is recorded, and the plot goes beside the record.
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
-import mmap
-import multiprocessing
 import os
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from environment import environment
+from paging_limits import belady, cached, disk_rate, forget, mapped, use
 from plots import STYLE
 from tqdm import tqdm
-
-from lowbit.kernels import BlockCache
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-HINTS = 16  # blocks that the LRU cache is told ahead
 CURVES = {
     "order": ("BlockCache, order known", "#0072B2", "o"),
     "lru": ("the same, LRU with read-ahead", "#E69F00", "s"),
@@ -52,174 +44,15 @@ CURVES = {
 }
 
 
-def belady(trace: list[int], capacity: int) -> list[bool]:
-    """Tell which uses miss when the block used again last is evicted: no policy misses less often."""
-    later = [len(trace)] * len(trace)
-    seen: dict[int, int] = {}
-    for t in range(len(trace) - 1, -1, -1):
-        later[t] = seen.get(trace[t], len(trace) + t)
-        seen[trace[t]] = t
-    resident: dict[int, int] = {}
-    queue: list[tuple[int, int]] = []
-    missed = []
-    for t, block in enumerate(trace):
-        missed.append(block not in resident)
-        if missed[-1] and len(resident) == capacity:
-            while True:
-                use, victim = heapq.heappop(queue)
-                if resident.get(victim) == -use:
-                    del resident[victim]
-                    break
-        resident[block] = later[t]
-        heapq.heappush(queue, (-later[t], block))
-    return missed
-
-
-def use(view: memoryview | mmap.mmap) -> int:
-    """Read all of a block."""
-    return int(np.frombuffer(view, np.uint64).sum())
-
-
-def forget(path: Path) -> None:
-    """Drop the file's pages from the page cache."""
-    fd = os.open(path, os.O_RDONLY)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
-
-
-def disk_rate(path: Path, n_bytes: int) -> float:
-    """Return the best rate of direct reads of 1 MB at a time, in bytes per second."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    size = 1 << 20
-    best = 0.0
-
-    def read(first: int, step: int) -> None:
-        buffer = mmap.mmap(-1, size)
-        for i in range(first, n_bytes // size, step):
-            os.preadv(fd, [buffer], i * size)
-
-    for depth in (1, 4, 8):
-        threads = [threading.Thread(target=read, args=(i, depth)) for i in range(depth)]
-        start = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        best = max(best, n_bytes / (time.perf_counter() - start))
-    os.close(fd)
-    return best
-
-
-def cached(path: Path, table: np.ndarray, budget: int, order: bool) -> dict[str, float]:
-    """Measure one cycle of the cache."""
-    n = len(table)
-    with BlockCache([path], table, budget) as cache:
-        if order:
-            cache.set_order(range(n))
-        for cycle in range(2):
-            if cycle:
-                before, start = cache.stats(), time.perf_counter()
-            for b in range(n):
-                if not order and b % (HINTS // 2) == 0:
-                    cache.prefetch([(b + i) % n for i in range(1, HINTS)])
-                with cache.pinned(b) as view:
-                    use(view)
-        seconds, after = time.perf_counter() - start, cache.stats()
-    return {"seconds": seconds, "bytes": after["bytes_read"] - before["bytes_read"], "peak": after["peak_memory"]}
-
-
-# --- mmap under a limit ------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def control_group(limit: int) -> Iterator[Path | None]:
-    """Make a memory control group, of whichever version there is; None where that is not allowed."""
-    roots = {Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes", Path("/sys/fs/cgroup"): "memory.max"}
-    group = None
-    for root, name in roots.items():
-        candidate = root / f"lowbit-bench-{os.getpid()}"
-        try:
-            candidate.mkdir()
-        except OSError:
-            continue
-        try:
-            (candidate / name).write_text(str(limit))
-        except OSError:
-            candidate.rmdir()
-            continue
-        group = candidate
-        break
-    try:
-        yield group
-    finally:
-        if group:
-            group.rmdir()
-
-
-def bytes_from_disk() -> int:
-    """Return what this process has caused to be read so far."""
-    lines = Path("/proc/self/io").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
-
-
-def map_file(group: Path, path: Path, length: int, advice: int, out: Any) -> None:
-    """Measure one cycle over a mapped file; runs in its own process."""
-    (group / "cgroup.procs").write_text(str(os.getpid()))
-    fd = os.open(path, os.O_RDONLY)
-    mapped = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
-    mapped.madvise(advice)
-    words = np.frombuffer(mapped, np.uint64)
-    for cycle in range(2):
-        if cycle:
-            before, start = bytes_from_disk(), time.perf_counter()
-        for at in range(0, len(words), length // 8):
-            words[at : at + length // 8].sum()
-    out.send({"seconds": time.perf_counter() - start, "bytes": bytes_from_disk() - before})
-
-
-def mapped(path: Path, length: int, budget: int) -> dict[str, float] | None:
-    """Measure a process that maps the file, under a limit of the budget and a little for the kernel's own tables."""
-    best = None
-    for advice in (mmap.MADV_NORMAL, mmap.MADV_SEQUENTIAL):
-        forget(path)
-        with control_group(budget + (4 << 20)) as group:
-            if group is None:
-                return None
-            mine, theirs = multiprocessing.Pipe()
-            child = multiprocessing.get_context("fork").Process(
-                target=map_file, args=(group, path, length, advice, theirs)
-            )
-            child.start()
-            theirs.close()
-            try:
-                result = mine.recv()
-            except EOFError:
-                result = None
-            except KeyboardInterrupt:
-                child.kill()
-                raise
-            finally:
-                child.join()
-        if result and (best is None or result["seconds"] < best["seconds"]):
-            best = result
-    forget(path)
-    return best
-
-
-# --- all together ------------------------------------------------------------------------------------------------
-
-
 def measure(path: Path, length: int, percents: list[int], rounds: int) -> dict[str, Any]:
     """Measure everything in turn; return the record."""
     size = path.stat().st_size
     n = size // length
-    table = np.stack([np.zeros(n, np.int64), np.arange(n) * length, np.full(n, length)], 1)
-    trace = [*range(n)] * 4
+    blocks = np.column_stack([np.arange(n) * length, np.full(n, length)])
     rows = []
     for percent in percents:
         budget = size * percent // 100
-        misses = belady(trace, budget // length)
-        least = sum(misses[n : 3 * n]) // 2 * length
+        least = belady([length] * n, budget)
         rows.append({"percent": percent, "budget": budget, "least_bytes": least, "engines": {}})
     content = np.fromfile(path, np.uint64)
     rates, resident = [], []
@@ -235,9 +68,9 @@ def measure(path: Path, length: int, percents: list[int], rounds: int) -> dict[s
                 progress.update()
                 for name in CURVES:
                     if name == "mmap":
-                        result = mapped(path, length, row["budget"])
+                        result = mapped(path, blocks, row["budget"])
                     else:
-                        result = cached(path, table, row["budget"], name == "order")
+                        result = cached(path, blocks, row["budget"], name == "order")
                     progress.update()
                     best = row["engines"].get(name)
                     if result and (best is None or result["seconds"] < best["seconds"]):

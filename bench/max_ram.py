@@ -4,35 +4,37 @@
 
 Each budget runs in a process of its own, whose peak of memory the system counts from just before the model is loaded.
 Beside it, in the same run: the resident model, the rate at which the disk delivers the file in order past the page
-cache (best of one to eight reads at a time), and the bytes that Belady's policy, which knows the future, would
-read with the same memory for blocks. The ids of every run must equal those of the resident model.
+cache (best of one to eight reads at a time), and what the same blocks in the same order would cost others in as much
+memory as the cache has: the bytes that Belady's policy reads, which knows the future; bytes and time of plain LRU that
+reads ahead; and of a mapped file in a process whose memory is limited (needs control groups, so root as a rule). LRU
+and the mapped file only add the words up, so what they take is the least that a program built on them could take.
+The ids of every run must equal those of the resident model.
 """
 
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
-import mmap
-import os
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from paging_limits import belady, cached, disk_rate, mapped
 from random_gguf import write_random_gguf
 
 PROMPT = [1, 15, 27, 300, 4, 77, 8, 912]
 TOKENS = 12
-PIECE = 1 << 20
+READ = 600 << 20  # bytes at the end of the file: the beginning is the embedding, which decoding hardly reads
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="2.4B")
-    parser.add_argument("--budgets", default="256MB,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1.0", help="sizes, or shares of it")
+    parser.add_argument(
+        "--budgets", default="0.1,0.2,256MB,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1.0", help="sizes, or shares of it"
+    )
     parser.add_argument("--cache", type=Path, default=Path("build/bench"), help="folder for the random model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -48,7 +50,7 @@ def main() -> None:
     results = []
     for word in args.budgets.split(","):
         budget = word if word[-1] in "Bb" else f"{float(word) * weights / 2**20:.0f}MB"
-        disk = disk_rate(path)
+        disk = disk_rate(path, READ)
         one = measure(path, budget, args.threads)
         again = measure(path, None, args.threads)
         assert one["ids"] == resident["ids"] == again["ids"], f"{budget}: another text"
@@ -58,11 +60,18 @@ def main() -> None:
             "resident_seconds": again["seconds"],
             "over_limit": one["seconds"] / floor,
         }
+        blocks, room = np.array(one.pop("blocks")), one["memory"]["cache_bytes"]
+        one["lru"], one["mmap"] = cached(path, blocks, room, order=False), mapped(path, blocks, room)
         results.append(one)
         print(
             f"{budget:>8}: process {one['peak'] / 2**20:.0f} MB, {one['bytes_per_token'] / 2**20:.0f} MB per token "
             f"(Belady {one['belady_bytes'] / 2**20:.0f}), {one['seconds']:.3f} s per token, resident "
-            f"{again['seconds']:.3f}, disk {disk / 1e9:.2f} GB/s: {one['over_limit']:.2f} x the limit",
+            f"{again['seconds']:.3f}, disk {disk / 1e9:.2f} GB/s: {one['over_limit']:.2f} x the limit"
+            + "".join(
+                f"; {name} {one[name]['bytes'] / 2**20:.0f} MB, {one[name]['seconds']:.3f} s"
+                for name in ("lru", "mmap")
+                if one[name]
+            ),
             flush=True,
         )
     record = {"shape": args.shape, "weight_bytes": weights, "resident": resident, "budgets": results}
@@ -107,65 +116,16 @@ def child(path: str, budget: str | None, threads: int) -> dict[str, Any]:
         memory = model.info()["memory"]
         passes = 3 * TOKENS
         pager = model._transformer.pager
-        sizes = [pager.table[block][2] for block in pager.order]
+        blocks = [pager.table[block] for block in pager.order]
+        assert not any(source for source, _, _ in blocks), "all blocks are in the file itself"
         result |= {
             "budget_bytes": memory["budget_bytes"],
             "memory": memory,
             "bytes_per_token": (memory["bytes_read"] - start) / passes,
-            "belady_bytes": belady(sizes, memory["cache_bytes"]),
+            "belady_bytes": belady([length for _, _, length in blocks], memory["cache_bytes"]),
+            "blocks": [(offset, length) for _, offset, length in blocks],
         }
     return result
-
-
-def belady(sizes: list[int], capacity: int, cycles: int = 4) -> float:
-    """Bytes per cycle that are read if blocks of these sizes are used in order, over and over: always evict the block
-    that is used last from now, and do not keep a block that would be evicted next."""
-    n, resident, used, read = len(sizes), {}, 0, 0
-    heap: list[tuple[int, int]] = []
-    for at in range(n * cycles):
-        block = at % n
-        if at == n:
-            read = 0  # the first cycle fills the cache
-        if block not in resident:
-            read += sizes[block]
-            used += sizes[block]
-        resident[block] = at + n
-        heapq.heappush(heap, (-(at + n), block))
-        while used > capacity:
-            when, victim = heapq.heappop(heap)
-            if resident.get(victim) == -when:
-                del resident[victim]
-                used -= sizes[victim]
-    return read / (cycles - 1)
-
-
-def disk_rate(path: Path) -> float:
-    """Bytes per second of the file, read in order past the page cache."""
-    best = 0.0
-    for n_threads in (1, 2, 4, 8, 4):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-        pieces = os.path.getsize(path) // PIECE
-        total = min(pieces, 600)  # of the end: the beginning is the embedding, which decoding hardly reads
-        lock, position = threading.Lock(), iter(range(pieces - total, pieces))
-
-        def work(fd: int = fd, lock: threading.Lock = lock, position: Any = position) -> None:
-            buffer = mmap.mmap(-1, PIECE)
-            while True:
-                with lock:
-                    piece = next(position, None)
-                if piece is None:
-                    return
-                os.preadv(fd, [buffer], piece * PIECE)
-
-        workers = [threading.Thread(target=work) for _ in range(n_threads)]
-        start = time.perf_counter()
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        best = max(best, total * PIECE / (time.perf_counter() - start))
-        os.close(fd)
-    return best
 
 
 def plot(record: dict[str, Any], path: Path) -> None:
@@ -174,23 +134,29 @@ def plot(record: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from plots import STYLE
 
     rows = sorted(record["budgets"], key=lambda row: row["budget_bytes"])
     x = [row["budget_bytes"] / 2**20 for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    left.plot(x, [row["bytes_per_token"] / 2**20 for row in rows], "o-", label="lowbit")
-    left.plot(x, [row["belady_bytes"] / 2**20 for row in rows], "k--", label="Belady, same memory")
-    left.set(xlabel="max_ram, MB", ylabel="MB read per token", ylim=(0, None))
-    right.plot(x, [row["seconds"] for row in rows], "o-", label="lowbit")
-    right.plot(
-        x, [row["bytes_per_token"] / row["disk_bytes_per_second"] for row in rows], "k--", label="the disk alone"
-    )
-    right.plot(x, [row["resident_seconds"] for row in rows], "k:", label="all weights resident")
-    right.set(xlabel="max_ram, MB", ylabel="seconds per token", ylim=(0, None))
-    for axes in (left, right):
-        axes.legend()
-        axes.grid(alpha=0.3)
-    figure.savefig(path)
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+        left.plot(x, [row["bytes_per_token"] / 2**20 for row in rows], "o-", label="lowbit")
+        right.plot(x, [row["seconds"] for row in rows], "o-", label="lowbit")
+        for name, label, style in (("lru", "LRU, only reading", "s-"), ("mmap", "mmap, only reading", "^-")):
+            there = [i for i, row in enumerate(rows) if row.get(name)]
+            if there:
+                at = [x[i] for i in there]
+                left.plot(at, [rows[i][name]["bytes"] / 2**20 for i in there], style, label=label)
+                right.plot(at, [rows[i][name]["seconds"] for i in there], style, label=label)
+        left.plot(x, [row["belady_bytes"] / 2**20 for row in rows], "k--", label="Belady, same memory")
+        disk = [row["bytes_per_token"] / row["disk_bytes_per_second"] for row in rows]
+        right.plot(x, disk, "k--", label="the disk alone")
+        right.plot(x, [row["resident_seconds"] for row in rows], "k:", label="all weights resident")
+        left.set(xlabel="max_ram, MB", ylabel="MB read per token", ylim=(0, None))
+        right.set(xlabel="max_ram, MB", ylabel="seconds per token", ylim=(0, None))
+        for axes in (left, right):
+            axes.legend(fontsize=7.5)
+        figure.savefig(path, metadata={"Date": None})
 
 
 if __name__ == "__main__":

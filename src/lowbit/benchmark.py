@@ -129,6 +129,9 @@ class RandomModel:
     def release(self, name: str) -> None:
         """Nothing is kept."""
 
+    def release_all(self) -> None:
+        """Nor here."""
+
     def close(self) -> None:
         """There is nothing to close."""
 

@@ -168,6 +168,7 @@ def build(
     if budget is None or paging is None:
         transformer = make(context or most, batch)
     else:
+        file.release_all()  # it is closed when loading ends, so what is mapped does not count
         transformer = budget.fit(make, paging, context, most, batch)
     sparsity_settings.apply(transformer, config, sparse, file)
     return transformer, config

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lowbit.tokenizers import from_gguf_metadata
+from lowbit.tokenizers.vocabulary import Texts
 
 
 def test_bos_comes_first_exactly_once(real):
@@ -147,3 +148,15 @@ def test_missing_types_are_told_from_the_texts(small):
     for text in ("ab é</s>", "\x00日"):
         assert guessed.encode(text) == given.encode(text)
         assert guessed.decode(guessed.encode(text)) == text
+
+
+@pytest.mark.parametrize("texts", [[], [b""], [b"a", b"", "é".encode(), b"\xff\x00", b"a"]])
+def test_texts_in_one_piece_of_memory_are_a_list(texts):
+    packed = Texts(texts)
+    assert len(packed) == len(texts)
+    assert list(packed) == texts
+    assert packed[::-1] == texts[::-1]
+    assert [packed[i] for i in range(-len(texts), len(texts))] == texts + texts
+    for i in (len(texts), -len(texts) - 1):
+        with pytest.raises(IndexError):
+            packed[i]

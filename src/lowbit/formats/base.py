@@ -44,6 +44,9 @@ class ModelFile(Protocol):
     def release(self, name: str) -> None:
         """Tell the system that a tensor's bytes are not needed in memory for now; they can still be read."""
 
+    def release_all(self) -> None:
+        """The same for the whole file, and for what lies between its tensors."""
+
     def close(self) -> None:
         """Unmap the file. Views that were handed out keep it alive until they are gone."""
 

@@ -55,7 +55,10 @@ class _Deferred:
 
 
 class _Metadata(Mapping[str, Any]):
-    """Values by key; strings and arrays are copied out of the map at the first access."""
+    """Values by key; strings and arrays are copied out of the map when they are asked for.
+
+    Arrays are copied each time: a vocabulary as Python objects takes several times its bytes in the file.
+    """
 
     def __init__(self, buffer: mmap.mmap, values: dict[str, Any]) -> None:
         self._buffer = buffer
@@ -64,7 +67,9 @@ class _Metadata(Mapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         value = self._values[key]
         if isinstance(value, _Deferred):
-            value = self._values[key] = self._materialise(value)
+            value, deferred = self._materialise(value), value
+            if not deferred.is_array:
+                self._values[key] = value
         return value
 
     def __iter__(self) -> Iterator[str]:

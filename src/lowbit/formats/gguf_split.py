@@ -118,6 +118,11 @@ class SplitGGUF:
         """Tell the system that a tensor's bytes are not needed in memory for now; they can still be read."""
         self._file_of(name).release(name)
 
+    def release_all(self) -> None:
+        """The same for all files."""
+        for file in self._files:
+            file.release_all()
+
     def close(self) -> None:
         """Let go of all maps."""
         for file in self._files:

@@ -103,6 +103,12 @@ class HuggingFaceFolder:
             shard, stored = self._source[name]
             shard.release(stored)
 
+    def release_all(self) -> None:
+        """The same for all files."""
+        self._made.clear()
+        for shard in self._shards:
+            shard.release_all()
+
     def close(self) -> None:
         """Let go of all maps."""
         for shard in self._shards:

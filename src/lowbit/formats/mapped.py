@@ -77,6 +77,11 @@ class MappedFile:
         if self._bytes is not None and last > first and hasattr(self._map, "madvise"):
             self._map.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
+    def release_all(self) -> None:
+        """The same for the whole file: a page that was touched brings some beside it into memory."""
+        if self._bytes is not None and hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         """Let go of the map; it is unmapped as soon as no view and no metadata refers to it."""
         self._bytes = None

@@ -71,8 +71,8 @@ class SentencePieceTokenizer(Tokenizer):
         self.control_ids = frozenset(vocabulary.ids_of(CONTROL))
         self.bos_id, self.eos_id, self.add_bos = bos_id, eos_id, add_bos
         self.unk_id = None if unk_id in self.control_ids else unk_id
-        self._vocabulary = vocabulary
-        self._bytes = vocabulary.token_bytes(unk_surface, specs.escape_whitespaces)
+        self._vocabulary = vocabulary.compact()
+        self._unk_surface, self._escapes = unk_surface, specs.escape_whitespaces
         self._prefix = b"" if not specs.add_dummy_prefix else SPACE if specs.escape_whitespaces else b" "
         self._own_prefix = prefix
         if prefix:
@@ -88,7 +88,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def token_bytes(self, token: int, first: bool = False) -> bytes:
         self._check_id(token)
-        data = self._bytes[token]
+        data = self._vocabulary.decoded(token, self._unk_surface, self._escapes)
         if first and self._prefix and data[:1] == b" " and self._vocabulary.tokens[token].startswith(self._prefix):
             return data[1:]
         return data

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import overload
 
 import numpy as np
 
@@ -42,11 +44,32 @@ class Specs:
     """Tokens write a space as U+2581."""
 
 
+class Texts(Sequence[bytes]):
+    """Some texts that cannot be changed, one after the other in memory."""
+
+    def __init__(self, texts: Sequence[bytes]) -> None:
+        self._joined = b"".join(texts)
+        self._ends = np.cumsum([0, *map(len, texts)], dtype=np.int32 if len(self._joined) < 1 << 31 else np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, i: int) -> bytes: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[bytes]: ...
+    def __getitem__(self, i: int | slice) -> bytes | list[bytes]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        i = range(len(self))[i]
+        return self._joined[self._ends[i] : self._ends[i + 1]]
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Tokens in order of their ids; made by `checked`, which is what makes it safe to use."""
 
-    tokens: list[bytes]
+    tokens: Sequence[bytes]
     scores: np.ndarray
     """float32, one per token; of two possible merges the higher score wins."""
     types: np.ndarray
@@ -88,16 +111,20 @@ class Vocabulary:
         ids: list[int] = np.flatnonzero(self.types == token_type).tolist()
         return ids
 
-    def token_bytes(self, unk_surface: bytes, escape_whitespaces: bool) -> list[bytes]:
-        """Return the bytes that each token decodes to."""
-        out = [t.replace(SPACE, b" ") for t in self.tokens] if escape_whitespaces else list(self.tokens)
-        for i in self.ids_of(CONTROL):
-            out[i] = b""
-        for i in self.ids_of(UNKNOWN):
-            out[i] = unk_surface
-        for i in self.ids_of(BYTE):
-            out[i] = bytes([int(self.tokens[i][3:5], 16)])
-        return out
+    def compact(self) -> Vocabulary:
+        """Return the vocabulary with its texts in one piece of memory: objects of their own take five times as much."""
+        return replace(self, tokens=Texts(self.tokens))
+
+    def decoded(self, token: int, unk_surface: bytes, escape_whitespaces: bool) -> bytes:
+        """Return the bytes that a token decodes to."""
+        token_type, text = self.types[token], self.tokens[token]
+        if token_type == CONTROL:
+            return b""
+        if token_type == UNKNOWN:
+            return unk_surface
+        if token_type == BYTE:
+            return bytes([int(text[3:5], 16)])
+        return text.replace(SPACE, b" ") if escape_whitespaces else text
 
     def encodable(self) -> tuple[list[bytes], np.ndarray]:
         """Return texts and types as SentencePiece wants them: unique, never empty, bytes all or none, one unknown.
