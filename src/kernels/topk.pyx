@@ -1,7 +1,8 @@
 """Activation sparsity: which inputs of a product count, and the product that reads only their weights.
 
 1. Top-k by magnitude is exact: three passes over the 31 bits of the magnitudes, most significant first, find the k-th
-   largest; of equal magnitudes the first ones are kept. O(n), and the same on every machine.
+   largest, the later ones among the few values that the first leaves open; of equal magnitudes the first ones are kept.
+   O(n), and the same on every machine.
 2. A ternary matrix becomes channel-major (`kernels.h` draws it): what belongs to one input lies together, so that
    inputs that are zero cost neither time nor memory traffic. There is no second copy of the weights.
 3. For one token, channels whose int8 activation is not 0 are listed and multiplied. For more, 64 outputs at a time are
@@ -9,7 +10,7 @@
 4. Both give the bits that the ordinary kernel gives for the same activations: integer sums are exact, and scale groups
    are added in the same order.
 """
-from libc.math cimport isfinite
+from libc.math cimport fabsf, isfinite
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -40,6 +41,7 @@ cdef enum:
     UNIT_BYTES = 64 << 10       # least that is worth a unit of its own
     CHUNK_BYTES = 192 << 10     # what a thread takes at a time
     FEW_TOKENS = 8              # for these the matrix is read for each token anew
+    CANDIDATES = 2048           # values that are looked at alone in the second pass of a selection
     QUARTER = 64                # outputs that become row groups at a time
 
 
@@ -51,37 +53,63 @@ cdef inline uint32_t magnitude(const float *x) noexcept nogil:
     return bits & 0x7fffffffu
 
 
-cdef uint32_t kth_magnitude(const float *x, int32_t n, int32_t k, int32_t *equal) noexcept nogil:
-    """The bits of the k-th largest magnitude, and how many of those equal to it are among the k largest."""
+cdef uint32_t kth_magnitude(const float *x, int32_t n, int32_t k, int32_t *equal, bint *tie) noexcept nogil:
+    """The bits of the k-th largest magnitude, how many of those equal to it are among the k largest, and if not all.
+
+    The first pass leaves few candidates, which are copied, so that the others hardly take time.
+    """
     cdef int32_t counts[2048]
-    cdef int32_t i, bin, left = k, bits
+    cdef uint32_t candidates[CANDIDATES + 1]
+    cdef int32_t i, bin, left = k, bits, count = -1
     cdef uint32_t m, found = 0, known = 0
     cdef int32_t shift = 31
     while shift > 0:
         bits = 11 if shift == 31 else 10
         shift -= bits
         memset(counts, 0, sizeof(counts))
-        for i in range(n):
-            m = magnitude(x + i)
-            if m & known == found:
-                counts[m >> shift & ((1 << bits) - 1)] += 1
+        if count >= 0:
+            for i in range(count):
+                if candidates[i] & known == found:
+                    counts[candidates[i] >> shift & 1023] += 1
+        elif shift == 20:
+            for i in range(n):
+                counts[magnitude(x + i) >> 20] += 1
+        else:
+            for i in range(n):
+                m = magnitude(x + i)
+                if m & known == found:
+                    counts[m >> shift & 1023] += 1
         bin = (1 << bits) - 1
         while counts[bin] < left:
             left -= counts[bin]
             bin -= 1
         found |= <uint32_t>bin << shift
         known |= <uint32_t>((1 << bits) - 1) << shift
+        if shift == 20 and counts[bin] <= CANDIDATES:
+            count = 0
+            for i in range(n):      # without a branch, which nobody could foresee
+                m = magnitude(x + i)
+                candidates[count] = m
+                count += m & known == found
     equal[0] = left
+    tie[0] = counts[bin] > left
     return found
 
 
 cdef void keep_largest(float *x, int32_t n, int32_t k) noexcept nogil:
     """Set all but the k largest magnitudes to 0; 1 <= k <= n."""
     cdef int32_t i, equal
-    cdef uint32_t m, limit
+    cdef uint32_t m, bits, limit
+    cdef bint tie
     if k >= n:
         return
-    limit = kth_magnitude(x, n, k, &equal)
+    limit = kth_magnitude(x, n, k, &equal, &tie)
+    if not tie:
+        for i in range(n):
+            memcpy(&bits, x + i, 4)
+            bits = bits if <int32_t>(bits & 0x7fffffffu) >= <int32_t>limit else 0
+            memcpy(x + i, &bits, 4)
+        return
     for i in range(n):
         m = magnitude(x + i)
         if m < limit:
@@ -97,7 +125,7 @@ cdef void keep_from(float *x, int32_t n, float threshold) noexcept nogil:
     """Set magnitudes below the threshold to 0."""
     cdef int32_t i
     for i in range(n):
-        x[i] = x[i] if x[i] >= threshold or -x[i] >= threshold else 0
+        x[i] = x[i] if fabsf(x[i]) >= threshold else 0
 
 
 cdef void count_magnitudes(const float *x, int32_t n, uint32_t *counts) noexcept nogil:
@@ -128,6 +156,7 @@ def top_k(const float[::1] x not None, int64_t k):
     """
     cdef int32_t i, equal, found = 0, n = x.shape[0]
     cdef uint32_t m, limit
+    cdef bint tie
     cdef int32_t[::1] out
     if not 0 <= k <= n:
         raise ValueError(f"k must be from 0 to {n}, not {k}")
@@ -138,7 +167,7 @@ def top_k(const float[::1] x not None, int64_t k):
     if k == 0:
         return result
     out = result
-    limit = kth_magnitude(&x[0], n, k, &equal)
+    limit = kth_magnitude(&x[0], n, k, &equal, &tie)
     for i in range(n):
         m = magnitude(&x[i])
         if m > limit or (m == limit and equal > 0):

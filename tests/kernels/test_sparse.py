@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lowbit import isa as instruction_sets
 from lowbit import reference
+from lowbit._kernels.topk import largest_kept
 from lowbit.errors import FormatError
 from lowbit.kernels import channel_major, matmul, sparse_matmul, sparse_ternary_matmul, ternary_matmul, top_k
 
@@ -46,6 +47,20 @@ def test_top_k_orders_every_kind_of_number():
     x = np.array([0.0, -0.0, 1e-45, -1e-40, 1.0, -1.0, 3.4e38, -np.inf, np.inf], np.float32)
     for k in range(len(x) + 1):
         assert top_k(x, k).tolist() == reference.top_k(x, k).tolist()
+
+
+@pytest.mark.parametrize("steps", [0, 7, 5000])
+@pytest.mark.parametrize("low", [0.0, 1.0])  # from 1 on, the first pass leaves all values open
+def test_the_largest_are_kept_in_place(steps, low):
+    x = np.random.default_rng(8).uniform(low, 1.05, (3, 10_000)).astype(np.float32)
+    x = (np.round(x * steps) / steps if steps else x).astype(np.float32)  # steps make equal magnitudes
+    x[:, ::3] *= -1
+    for k in (1, 2500, 9_999, 10_000):
+        want = np.zeros_like(x)
+        for row, kept in zip(x, want, strict=True):
+            at = reference.top_k(row, k)
+            kept[at] = row[at]
+        assert np.array_equal(largest_kept(x, k), want)
 
 
 def test_top_k_refuses_what_it_cannot_order():
