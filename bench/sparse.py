@@ -146,7 +146,7 @@ def decode(shape: str, repeat: int, tokens: int = 4) -> list[dict[str, Any]]:
             model.threads = threads
             caches[share] = KVCache(model, 256)
             model.prefill(caches[share], np.arange(1, 9, dtype=np.int32))
-        for _ in range(repeat):
+        for _ in range(4 * repeat):
             for share, model in models.items():
                 caches[share].truncate(8)
                 sampler = Sampler(model.vocab, 0.0, 0, 1.0, 0.0, 1.0, 0)

@@ -156,6 +156,8 @@ typedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t relu2);
 typedef void lb_add_fn(float *x, const float *y, int32_t n);
 typedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n,
                        float *out); /* exp((x - shift) * factor) */
+/* How many magnitudes, as the 31 bits of a float without its sign, are at least `limit`. NaN is above infinity. */
+typedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit);
 
 /* Reads n words as fast as the core can; returns something that depends on all of them. */
 typedef uint64_t lb_read_fn(const uint64_t *memory, size_t n);
@@ -173,6 +175,7 @@ typedef struct {
     lb_glu_fn *glu;
     lb_add_fn *add;
     lb_exp_fn *exp;
+    lb_count_from_fn *count_from;
     lb_read_fn *read;
     lb_dot_peak_fn *dot_peak;
 } lb_kernels;

@@ -1,8 +1,7 @@
 """Activation sparsity: which inputs of a product count, and the product that reads only their weights.
 
-1. Top-k by magnitude is exact: three passes over the 31 bits of the magnitudes, most significant first, find the k-th
-   largest, the later ones among the few values that the first leaves open; of equal magnitudes the first ones are kept.
-   O(n), and the same on every machine.
+1. Top-k by magnitude is exact: bisection over the 31 bits of the magnitudes, each step a count that vectors do fast;
+   of equal magnitudes the first ones are kept. O(n), and the same on every machine.
 2. A ternary matrix becomes channel-major (`kernels.h` draws it): what belongs to one input lies together, so that
    inputs that are zero cost neither time nor memory traffic. There is no second copy of the weights.
 3. For one token, channels whose int8 activation is not 0 are listed and multiplied. For more, 64 outputs at a time are
@@ -41,73 +40,45 @@ cdef enum:
     UNIT_BYTES = 64 << 10       # least that is worth a unit of its own
     CHUNK_BYTES = 192 << 10     # what a thread takes at a time
     FEW_TOKENS = 8              # for these the matrix is read for each token anew
-    CANDIDATES = 2048           # values that are looked at alone in the second pass of a selection
     QUARTER = 64                # outputs that become row groups at a time
 
 
 # --- selection ---------------------------------------------------------------------------------------------------
 
-cdef inline uint32_t magnitude(const float *x) noexcept nogil:
-    cdef uint32_t bits
+cdef inline int32_t magnitude(const float *x) noexcept nogil:
+    cdef int32_t bits
     memcpy(&bits, x, 4)
-    return bits & 0x7fffffffu
+    return bits & 0x7fffffff
 
 
-cdef uint32_t kth_magnitude(const float *x, int32_t n, int32_t k, int32_t *equal, bint *tie) noexcept nogil:
-    """The bits of the k-th largest magnitude, how many of those equal to it are among the k largest, and if not all.
+cdef int32_t magnitude_from(const float *x, int32_t n, int32_t k, int32_t *equal) noexcept nogil:
+    """Magnitudes above the result are among the k largest, and the first `equal` of those that are the result.
 
-    The first pass leaves few candidates, which are copied, so that the others hardly take time.
+    Bisection, bit by bit from the highest one, until k magnitudes are left, or nothing but equal ones.
     """
-    cdef int32_t counts[2048]
-    cdef uint32_t candidates[CANDIDATES + 1]
-    cdef int32_t i, bin, left = k, bits, count = -1
-    cdef uint32_t m, found = 0, known = 0
-    cdef int32_t shift = 31
-    while shift > 0:
-        bits = 11 if shift == 31 else 10
-        shift -= bits
-        memset(counts, 0, sizeof(counts))
-        if count >= 0:
-            for i in range(count):
-                if candidates[i] & known == found:
-                    counts[candidates[i] >> shift & 1023] += 1
-        elif shift == 20:
-            for i in range(n):
-                counts[magnitude(x + i) >> 20] += 1
-        else:
-            for i in range(n):
-                m = magnitude(x + i)
-                if m & known == found:
-                    counts[m >> shift & 1023] += 1
-        bin = (1 << bits) - 1
-        while counts[bin] < left:
-            left -= counts[bin]
-            bin -= 1
-        found |= <uint32_t>bin << shift
-        known |= <uint32_t>((1 << bits) - 1) << shift
-        if shift == 20 and counts[bin] <= CANDIDATES:
-            count = 0
-            for i in range(n):      # without a branch, which nobody could foresee
-                m = magnitude(x + i)
-                candidates[count] = m
-                count += m & known == found
-    equal[0] = left
-    tie[0] = counts[bin] > left
+    cdef int32_t found = 0, trial, count, bit
+    equal[0] = n
+    for bit in range(30, -1, -1):
+        trial = found | <int32_t>1 << bit
+        count = table.count_from(x, n, trial)
+        if count == k:
+            return trial
+        if count > k:
+            found = trial
+    equal[0] = k - table.count_from(x, n, found + 1)
     return found
 
 
 cdef void keep_largest(float *x, int32_t n, int32_t k) noexcept nogil:
     """Set all but the k largest magnitudes to 0; 1 <= k <= n."""
-    cdef int32_t i, equal
-    cdef uint32_t m, bits, limit
-    cdef bint tie
+    cdef int32_t i, equal, m, bits, limit
     if k >= n:
         return
-    limit = kth_magnitude(x, n, k, &equal, &tie)
-    if not tie:
-        for i in range(n):
+    limit = magnitude_from(x, n, k, &equal)
+    if equal == n:
+        for i in range(n):          # without a branch, which no processor could foresee
             memcpy(&bits, x + i, 4)
-            bits = bits if <int32_t>(bits & 0x7fffffffu) >= <int32_t>limit else 0
+            bits = bits if (bits & 0x7fffffff) >= limit else 0
             memcpy(x + i, &bits, 4)
         return
     for i in range(n):
@@ -155,19 +126,18 @@ def top_k(const float[::1] x not None, int64_t k):
         If `k` is out of range, or a value is NaN.
     """
     cdef int32_t i, equal, found = 0, n = x.shape[0]
-    cdef uint32_t m, limit
-    cdef bint tie
+    cdef int32_t m, limit
     cdef int32_t[::1] out
     if not 0 <= k <= n:
         raise ValueError(f"k must be from 0 to {n}, not {k}")
     for i in range(n):
-        if magnitude(&x[i]) > 0x7f800000u:
+        if magnitude(&x[i]) > 0x7f800000:
             raise ValueError(f"value {i} is not a number")
     result = np.empty(k, np.int32)
     if k == 0:
         return result
     out = result
-    limit = kth_magnitude(&x[0], n, k, &equal, &tie)
+    limit = magnitude_from(&x[0], n, k, &equal)
     for i in range(n):
         m = magnitude(&x[i])
         if m > limit or (m == limit and equal > 0):

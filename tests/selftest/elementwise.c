@@ -63,6 +63,24 @@ static void check_rms_norm(int32_t n, float eps) {
     }
 }
 
+static void check_count_from(int32_t n) {
+    static const float limits[] = {0.0f, 1e-40f, 0.5f, 3.0f, 1e30f, INFINITY, NAN};
+    snprintf(text, sizeof text, "count_from: n %d", (int)n);
+    fill_random(x, n, -9.0f, 9.0f);
+    for (int32_t i = 0; i < n; i += 5) x[i] = limits[i % COUNT(limits)] * (i % 2 ? 1.0f : -1.0f);
+    for (int j = 0; j < COUNT(limits); j++) {
+        int32_t limit, bits, want = 0;
+        memcpy(&limit, &limits[j], sizeof limit);
+        limit &= 0x7fffffff;
+        for (int32_t i = 0; i < n; i++) {
+            memcpy(&bits, x + i, sizeof bits);
+            want += (bits & 0x7fffffff) >= limit;
+        }
+        const int32_t count = lb_table.count_from(x, n, limit);
+        check_bytes(text, "count", &count, &want, sizeof count);
+    }
+}
+
 static void check_glu(int32_t n, int32_t relu2) {
     snprintf(text, sizeof text, "glu: n %d, %s", (int)n, relu2 ? "relu2" : "silu");
     fill_random(x, n, -100.0f, 60.0f), fill_random(y, n, -2.0f, 2.0f);
@@ -159,6 +177,7 @@ void test_elementwise(void) {
             check_add(n);
             check_rms_norm(n, again ? 1e-5f : 1e-6f);
             check_glu(n, again & 1);
+            check_count_from(n);
         }
         for (int j = 0; j < COUNT(sizes); j++) {
             check_quantize(n, n, 1, sizes[j]);

@@ -80,6 +80,16 @@ void LB_NAME(lb_exp)(const float *x, float shift, float factor, int32_t n, float
     }
 }
 
+int32_t LB_NAME(lb_count_from)(const float *x, int32_t n, int32_t limit) {
+    int32_t count = 0;
+    for (int32_t i = 0; i < n; i++) { /* compilers make this loop what they make of it: one compare per register */
+        int32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        count += (bits & 0x7fffffff) >= limit;
+    }
+    return count;
+}
+
 void LB_NAME(lb_add)(float *x, const float *y, int32_t n) {
     for (int32_t i = 0; i < n; i += 16) {
         store_upto16(x + i, v_add(load_upto16(x + i, n - i), load_upto16(y + i, n - i)), n - i);

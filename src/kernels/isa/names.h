@@ -22,6 +22,7 @@ lb_kv_store_fn LB_NAME(lb_kv_store);
 lb_glu_fn LB_NAME(lb_glu);
 lb_add_fn LB_NAME(lb_add);
 lb_exp_fn LB_NAME(lb_exp);
+lb_count_from_fn LB_NAME(lb_count_from);
 lb_read_fn LB_NAME(lb_read);
 lb_dot_peak_fn LB_NAME(lb_dot_peak);
 void LB_NAME(lb_init)(lb_kernels *table);

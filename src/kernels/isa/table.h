@@ -20,6 +20,7 @@ void LB_NAME(lb_init)(lb_kernels *table) {
     table->glu = LB_NAME(lb_glu);
     table->add = LB_NAME(lb_add);
     table->exp = LB_NAME(lb_exp);
+    table->count_from = LB_NAME(lb_count_from);
     table->read = LB_NAME(lb_read);
     table->dot_peak = LB_NAME(lb_dot_peak);
 }
