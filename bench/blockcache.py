@@ -37,6 +37,7 @@ from tqdm import tqdm
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 CURVES = {
     "order": ("BlockCache, order known", "#0072B2", "o"),
     "lru": ("the same, LRU with read-ahead", "#E69F00", "s"),
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=256, help="KB per block")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--percents", type=int, nargs="+", default=list(range(10, 101, 10)))
-    parser.add_argument("--record", type=Path, default=Path("docs/block-cache.json"))
+    parser.add_argument("--record", type=Path, default=DOCS / "block-cache.json")
     options = parser.parse_args()
     if not hasattr(os, "O_DIRECT"):
         sys.exit("this benchmark needs direct reads, which this system does not have")

@@ -77,7 +77,7 @@ def disk_rate(path: Path, n_bytes: int) -> float:
 
 def use(view: memoryview | mmap.mmap) -> int:
     """Read all of a block, whole 64-bit words of it."""
-    return int(np.frombuffer(view, np.uint64, len(view) // 8).sum())
+    return int(np.frombuffer(view, np.uint64, memoryview(view).nbytes // 8).sum())
 
 
 def forget(path: Path) -> None:
