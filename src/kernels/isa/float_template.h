@@ -82,7 +82,7 @@ void LB_NAME(lb_exp)(const float *x, float shift, float factor, int32_t n, float
 
 int32_t LB_NAME(lb_count_from)(const float *x, int32_t n, int32_t limit) {
     int32_t count = 0;
-    for (int32_t i = 0; i < n; i++) { /* compilers make this loop what they make of it: one compare per register */
+    for (int32_t i = 0; i < n; i++) { /* which compilers turn into a comparison per register */
         int32_t bits;
         memcpy(&bits, x + i, sizeof bits);
         count += (bits & 0x7fffffff) >= limit;
@@ -276,7 +276,7 @@ LB_INLINED void add_values(const lb_kv *kv, ptrdiff_t at, int32_t chunks, float 
 }
 
 /* From the scores of one span to weights: updates the running maximum and sum, and rescales `total` if need be. */
-LB_INLINED void soften(float *weights, int32_t n, int32_t chunks, f32x16 *total, float *highest, float *weight_sum) {
+static void soften(float *weights, int32_t n, int32_t chunks, f32x16 *total, float *highest, float *weight_sum) {
     const int32_t blocks = (n + 15) / 16;
     for (int32_t i = n; i < 16 * blocks; i++) weights[i] = -INFINITY; /* lanes past the last position */
     f32x16 most = v_load(weights), sum = v_set1(0.0f);
