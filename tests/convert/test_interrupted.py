@@ -51,7 +51,10 @@ def test_kill_9_at_any_moment_leaves_nothing_under_the_final_name(llama, tmp_pat
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(draw.uniform(0.4, 0.95) * whole)
         child.kill()
-        killed += child.wait() == -9
+        if child.wait() == -9:
+            killed += 1
+        else:  # the run that was timed had less of the machine
+            whole *= 0.8
         if out.exists():  # only a conversion that was done before the signal came has given the name
             assert out.read_bytes() == complete
             out.unlink()
