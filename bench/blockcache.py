@@ -4,7 +4,7 @@
 
 In every round and for every budget from 10 to 100 % of the file, in turn:
 
-* the disk: the best rate of direct reads of 1 MB, 1, 4 or 8 at a time;
+* the disk: the best rate of direct reads of 1 MB, one to eight at a time;
 * `order`: BlockCache that was told the order;
 * `lru`: BlockCache without an order, but with hints for the next blocks, so that it reads ahead as well;
 * `mmap`: the file mapped by a process of its own, in a memory control group whose limit is the budget. Its pages are

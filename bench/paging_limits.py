@@ -17,7 +17,7 @@ import numpy as np
 
 from lowbit.kernels import BlockCache
 
-__all__ = ["belady", "cached", "control_group", "disk_rate", "forget", "mapped", "use"]
+__all__ = ["belady", "cached", "disk_rate", "forget", "mapped", "use"]
 
 PIECE = 1 << 20
 HINTS = 16  # blocks that the LRU cache is told ahead
