@@ -114,22 +114,24 @@ typedef struct {
 enum { LB_KV_F32 = 0, LB_KV_F16 = 1, LB_KV_I8 = 2 };
 
 /*
- * One layer's keys and values of one sequence.
+ * Keys and values lie in blocks: one of LB_KV_SPAN positions of one sequence, for all layers. This is where one layer's
+ * part begins in every block, and how it lies there.
  *     keys:   [kv head][position / 16][channel][16 positions]     a lane is a position
  *     values: [kv head][position][channel, padded to 16]          a lane is a channel
  *     scales: [kv head][position], float32, of int8 keys and values: one per head and position
  */
+#define LB_KV_SPAN 64
 typedef struct {
-    void *keys, *values;
-    float *key_scales, *value_scales;
-    ptrdiff_t key_stride, value_stride, scale_stride; /* elements from one kv head to the next */
+    size_t keys, values, key_scales, value_scales; /* bytes from the beginning of a block */
+    ptrdiff_t key_stride, value_stride;            /* elements from one kv head to the next */
 } lb_kv;
 
 typedef struct {
-    const float *q;           /* (n_rows, q_stride): n_heads x head_dim, already scaled by head_dim**-0.5 */
-    float *out;               /* (n_rows, n_heads, head_dim) */
-    const lb_kv *kv;          /* (n_rows,) */
-    const int32_t *positions; /* (n_rows,): attends to 0..position */
+    const float *q;             /* (n_rows, q_stride): n_heads x head_dim, already scaled by head_dim**-0.5 */
+    float *out;                 /* (n_rows, n_heads, head_dim) */
+    char *const *const *blocks; /* (n_rows,): those of each row's sequence, in the order of their positions */
+    const int32_t *positions;   /* (n_rows,): attends to 0..position */
+    lb_kv kv;
     ptrdiff_t q_stride;
     int32_t n_heads, n_kv_heads, head_dim, kv_type;
 } lb_attention_args;
@@ -149,7 +151,7 @@ typedef void lb_quantize_fn(const float *x, int32_t n, int32_t group_cols, int32
 typedef void lb_rms_norm_fn(const float *x, const float *weight, int32_t n, float eps, float *out);
 /* Some rows, one kv head: all query heads that share it. A row's result is the same whichever rows come with it. */
 typedef void lb_attention_fn(const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head);
-typedef void lb_kv_store_fn(const float *k, const float *v, const lb_kv *kv, const lb_attention_args *shape,
+typedef void lb_kv_store_fn(const float *k, const float *v, char *block, const lb_attention_args *shape,
                             int32_t position);
 /* gate = activation(gate) * up */
 typedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t relu2);

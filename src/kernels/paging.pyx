@@ -12,7 +12,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 
-from lowbit._kernels.blockcache cimport BlockCache, acquire, mark, prefetch, release
+from lowbit._kernels.blockcache cimport BlockCache, acquire, mark, release
 from lowbit._kernels.dispatch cimport (
     LB_ROWS, alloc_aligned, free_aligned, lb_activations, lb_matmul_args, lb_matrix, parallel, table,
 )
@@ -29,8 +29,6 @@ cdef extern from "os.h":
 
 cdef enum:
     SMALL_WORK = 1 << 18    # products below which a block stays on one thread
-    PAGE = 4096
-    BLOCKS_AHEAD = 3        # of a matrix outside the order
 
 
 def trim_heap():
@@ -118,7 +116,7 @@ cdef class Pager:
             raise LowbitError("a pager is started once")
         self.sources = list(sources)    # open files stay open with the cache
         cache = BlockCache([s if isinstance(s, str) else s.fileno() for s in self.sources], self.table, budget)
-        cache.set_order(self.order, max(budget // 64, (BLOCKS_AHEAD + 2) * self.longest if self.streams else 0))
+        cache.set_order(self.order, budget // 64)
         self.scratch = <uint8_t *>alloc_aligned(self.longest)
         if self.scratch == NULL:
             raise MemoryError(f"no memory for a block of {self.longest} bytes")
@@ -129,17 +127,6 @@ cdef class Pager:
         """Bytes beside the cache, for the longest block."""
         return self.longest
 
-    @property
-    def least_bytes(self):
-        """A budget that `start` can do with."""
-        return 4 * (self.longest + 2 * PAGE) + (1 << 18) + 80 * len(self.table)
-
-    @property
-    def most_bytes(self):
-        """A budget with which all blocks of the order stay in memory."""
-        cdef int64_t lru = (BLOCKS_AHEAD + 2) * self.longest
-        return lru * 64 // 63 + (1 << 18) + sum((self.table[b][2] + 2 * PAGE for b in self.order), 80 * len(self.table))
-
     def check(self, int status):
         """Raise what a status other than 0 of a pass stands for."""
         if status == BAD_CODE:
@@ -148,8 +135,6 @@ cdef class Pager:
             raise FormatError("a scale is not finite")
         if status == CANNOT_READ:
             self.cache.raise_error(self.bad_block, self.error)
-        if status:
-            self.channels.check()
 
     cdef int32_t add(self, int32_t source, int64_t offset, size_t group_bytes, int32_t groups, int32_t block_groups,
                      bint in_order) except -1:
@@ -179,12 +164,10 @@ cdef class PagedMatrix:
         The rows beyond the last whole row group.
     product, lookup : bool
         Whether every pass multiplies with it, and whether single rows are looked up: one of them, or both.
-    streamed : bool
-        Whether only some passes multiply with it, so that nothing of it is worth keeping.
     """
 
     def __cinit__(self, Pager pager not None, PackedMatrix pattern not None, int64_t n_rows, stored, int32_t source,
-                  int64_t offset, PackedMatrix tail=None, bint product=True, bint lookup=False, bint streamed=False):
+                  int64_t offset, PackedMatrix tail=None, bint product=True, bint lookup=False):
         if pattern.m.n_rows != LB_ROWS or (n_rows % LB_ROWS != 0) != (tail is not None):
             raise FormatError("a paged matrix needs a pattern of one row group, and a tail where rows are left over")
         self.m = pattern.m
@@ -203,11 +186,8 @@ cdef class PagedMatrix:
         self.n_groups = <int32_t>(n_rows // LB_ROWS)
         self.block_groups = <int32_t>max(1, pager.block_bytes // <int64_t>self.group_bytes)
         self.first_block = self.first_row_block = -1
-        self.streamed = streamed
-        pager.streams = pager.streams or streamed
         if product:
-            self.first_block = pager.add(
-                source, offset, self.group_bytes, self.n_groups, self.block_groups, not streamed)
+            self.first_block = pager.add(source, offset, self.group_bytes, self.n_groups, self.block_groups, True)
         if lookup:
             self.first_row_block = pager.add(source, offset, self.group_bytes, self.n_groups, 1, False)
         self.nbytes = pattern.nbytes + (tail.nbytes if tail is not None else 0)
@@ -245,13 +225,8 @@ cdef class PagedMatrix:
         """y = x W^T; 0, or a status for `Pager.check`."""
         cdef PageWork work
         cdef int32_t block = self.first_block, g = 0, groups, chunk
-        cdef int32_t ahead[BLOCKS_AHEAD]
         cdef int status
         while g < self.n_groups:
-            if self.streamed:       # what comes after the last block is most likely needed next, too
-                for groups in range(BLOCKS_AHEAD):
-                    ahead[groups] = block + 1 + groups
-                prefetch(self.pager.blocks, ahead, BLOCKS_AHEAD)
             groups = min(self.block_groups, self.n_groups - g)
             status = self._open(&work, block)
             if status:

@@ -1,12 +1,13 @@
 """Choosing the next token from the logits, without Python and the same on every machine.
 
-Order of the steps: repeat penalty, temperature, top-k, top-p, min-p, then one random number. Candidates are sorted by
-logit, the largest first and equals by token, so every cut is a prefix. Random numbers are xoshiro256** seeded by
+Order of the steps: repeat penalty, biases, presence and frequency penalties, the mask of tokens that may come next,
+temperature, top-k, top-p, min-p, then one random number. Candidates are sorted by logit, the largest first and equals by token, so every cut is a prefix. Random numbers are xoshiro256** seeded by
 splitmix64 (Blackman and Vigna), 53 bits of each.
 """
+from libc.math cimport INFINITY
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, int64_t, uint64_t
-from libc.stdlib cimport free, malloc, qsort
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, qsort
 from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport begin_floats, end_floats, table
@@ -42,20 +43,52 @@ cdef void sift_down(Candidate *heap, int32_t n, int32_t i) noexcept nogil:
 
 
 cdef class Sampler:
-    """State of one sequence's sampling: settings, random numbers, and the recent tokens."""
+    """State of one sequence's sampling: settings, random numbers, and the tokens so far.
+
+    Parameters
+    ----------
+    vocab_size : int
+    temperature, top_k, top_p, min_p, repeat_penalty, seed
+        As in `lowbit.sampling.SamplingParams`, checked there.
+    presence_penalty, frequency_penalty : float
+        Taken from the logit of each token that was made before: once, and as often as it was made.
+    logit_bias : dict of int to float, optional
+        Added to the logits of these tokens.
+
+    Raises
+    ------
+    ValueError
+        If a token of `logit_bias` is not in the vocabulary.
+    MemoryError
+        If the memory cannot be had.
+    """
 
     def __cinit__(self, int32_t vocab_size, double temperature, int32_t top_k, double top_p, double min_p,
-                  double repeat_penalty, uint64_t seed):
+                  double repeat_penalty, uint64_t seed, double presence_penalty=0, double frequency_penalty=0,
+                  logit_bias=None):
         cdef uint64_t z
         cdef int i
+        cdef size_t n = vocab_size
         self.vocab_size = vocab_size
         self.temperature, self.top_p, self.min_p, self.repeat_penalty = temperature, top_p, min_p, repeat_penalty
+        self.presence_penalty, self.frequency_penalty = presence_penalty, frequency_penalty
         self.top_k = top_k if 0 < top_k < vocab_size else vocab_size
-        self.candidates = <Candidate *>malloc(sizeof(Candidate) * <size_t>vocab_size)
-        self.probabilities = <float *>malloc(sizeof(float) * <size_t>vocab_size)
-        self.penalised = <float *>malloc(sizeof(float) * <size_t>vocab_size)
-        if self.candidates == NULL or self.probabilities == NULL or self.penalised == NULL:
+        self.candidates = <Candidate *>malloc(sizeof(Candidate) * n)
+        self.probabilities = <float *>malloc(sizeof(float) * n)
+        self.adjusted = <float *>malloc(sizeof(float) * n)
+        self.bias = <Candidate *>malloc(sizeof(Candidate) * (len(logit_bias or ()) + 1))
+        self.mask = <uint32_t *>calloc(n // 32 + 1, 4)
+        if presence_penalty != 0 or frequency_penalty != 0:
+            self.counts = <int32_t *>calloc(n, 4)
+            if self.counts == NULL:
+                raise MemoryError("no memory for the sampler")
+        if not (self.candidates and self.probabilities and self.adjusted and self.bias and self.mask):
             raise MemoryError("no memory for the sampler")
+        for token, value in (logit_bias or {}).items():
+            if not 0 <= token < vocab_size:
+                raise ValueError(f"logit_bias names the token {token}, which is not in a vocabulary of {vocab_size}")
+            self.bias[self.n_bias] = Candidate(<float>value, <int32_t>token)
+            self.n_bias += 1
         for i in range(4):
             seed += 0x9e3779b97f4a7c15u
             z = seed
@@ -66,7 +99,10 @@ cdef class Sampler:
     def __dealloc__(self):
         free(self.candidates)
         free(self.probabilities)
-        free(self.penalised)
+        free(self.adjusted)
+        free(self.bias)
+        free(self.mask)
+        free(self.counts)
 
     cdef double uniform(self) noexcept nogil:
         """A number in [0, 1) of 53 random bits."""
@@ -81,24 +117,42 @@ cdef class Sampler:
         return <double>(result >> 11) * (1.0 / 9007199254740992.0)
 
     cdef void remember(self, int32_t token) noexcept nogil:
-        """Note a token of the text, for the repeat penalty."""
+        """Note a token that was made."""
         self.recent[self.n_recent % RECENT] = token
         self.n_recent += 1
+        if self.counts != NULL:
+            self.counts[token] += 1
 
-    cdef int32_t sample(self, const float *logits) noexcept nogil:
-        """Return the next token."""
-        cdef int32_t i, n, best, kept, token, mode
-        cdef double total, limit, running
+    cdef void adjust(self, const float *logits) noexcept nogil:
+        """Write biased, penalised and masked logits to `adjusted`."""
+        cdef int32_t i, token
+        memcpy(self.adjusted, logits, sizeof(float) * <size_t>self.vocab_size)
         if self.repeat_penalty != 1.0:
-            memcpy(self.penalised, logits, sizeof(float) * <size_t>self.vocab_size)
             for i in range(<int32_t>min(self.n_recent, <int64_t>RECENT)):
                 token = self.recent[i]
                 # each recent token is penalised once, from its original logit
                 if logits[token] > 0:
-                    self.penalised[token] = <float>(logits[token] / self.repeat_penalty)
+                    self.adjusted[token] = <float>(logits[token] / self.repeat_penalty)
                 else:
-                    self.penalised[token] = <float>(logits[token] * self.repeat_penalty)
-            logits = self.penalised
+                    self.adjusted[token] = <float>(logits[token] * self.repeat_penalty)
+        for i in range(self.n_bias):
+            self.adjusted[self.bias[i].token] += self.bias[i].logit
+        if self.counts != NULL:
+            for i in range(self.vocab_size):
+                if self.counts[i]:
+                    self.adjusted[i] -= <float>(self.presence_penalty + self.frequency_penalty * self.counts[i])
+        if self.masked:
+            for i in range(self.vocab_size):
+                if not self.mask[i >> 5] >> (i & 31) & 1:
+                    self.adjusted[i] = -INFINITY
+
+    cdef int32_t sample(self, const float *logits) noexcept nogil:
+        """Return the next token."""
+        cdef int32_t i, n, best, kept, mode
+        cdef double total, limit, running
+        if self.repeat_penalty != 1.0 or self.n_bias or self.counts != NULL or self.masked:
+            self.adjust(logits)
+            logits = self.adjusted
         if self.temperature == 0 or self.top_k == 1:
             best = 0
             for i in range(1, self.vocab_size):
@@ -108,9 +162,9 @@ cdef class Sampler:
 
         n = self.select(logits)
         for i in range(n):
-            self.penalised[i] = self.candidates[i].logit
+            self.adjusted[i] = self.candidates[i].logit
         mode = begin_floats()
-        table.exp(self.penalised, self.candidates[0].logit, <float>min(1.0 / self.temperature, 1e30), n,
+        table.exp(self.adjusted, self.candidates[0].logit, <float>min(1.0 / self.temperature, 1e30), n,
                   self.probabilities)
         end_floats(mode)
         kept = n
@@ -128,6 +182,8 @@ cdef class Sampler:
         if self.min_p > 0.0:
             while kept > 1 and self.probabilities[kept - 1] < self.min_p * self.probabilities[0]:
                 kept -= 1
+        while self.masked and kept > 1 and self.probabilities[kept - 1] == 0:
+            kept -= 1
         total = 0
         for i in range(kept):
             total += self.probabilities[i]
@@ -163,7 +219,19 @@ cdef class Sampler:
         for token in tokens:
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"token {token} is not in a vocabulary of {self.vocab_size}")
-            self.remember(token)
+            self.recent[self.n_recent % RECENT] = token
+            self.n_recent += 1
+
+    def allow(self, mask) -> None:
+        """Say which tokens may come next, at least one: a bit of uint32 words for each, or None for all."""
+        cdef const uint32_t[::1] words
+        self.masked = False
+        if mask is not None:
+            words = mask
+            if words.shape[0] < (self.vocab_size + 31) // 32:
+                raise ValueError(f"a mask of {words.shape[0]} words does not fit a vocabulary of {self.vocab_size}")
+            memcpy(self.mask, &words[0], 4 * ((<size_t>self.vocab_size + 31) // 32))
+            self.masked = True
 
     def choose(self, const float[::1] logits) -> int:
         """Choose a token from logits, shape (vocab_size,), and note it."""

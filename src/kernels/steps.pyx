@@ -1,7 +1,7 @@
 """What is done to rows between the products of a pass, as work units of the pool."""
 from libc.stdint cimport int32_t, int64_t
 
-from lowbit._kernels.dispatch cimport table
+from lowbit._kernels.dispatch cimport LB_KV_SPAN, table
 from lowbit._kernels.matrix cimport padded_cols
 from lowbit._kernels.topk cimport count_magnitudes, keep_from, keep_largest
 
@@ -17,9 +17,9 @@ cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
             x = c.out + i * c.n
         if c.histogram != NULL:
             count_magnitudes(x, c.n, c.histogram)
-        if c.keep > 0:              # what is not normalised is scratch memory too
+        if c.keep > 0 and c.sparse[i]:      # what is not normalised is scratch memory too
             keep_largest(<float *>x, c.n, c.keep)
-        if c.threshold > 0:
+        if c.threshold > 0 and c.sparse[i]:
             keep_from(<float *>x, c.n, c.threshold)
         if c.reader != NULL:
             table.quantize(x, c.n, c.reader.group_cols, c.per_token, padded_cols(c.reader), c.q + i * c.q_stride,
@@ -67,13 +67,15 @@ cdef void rotate_head(const RopeWork *c, float *head, const float *cos, const fl
 cdef void rope_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef RopeWork *c = <RopeWork *>context
     cdef int32_t dim = c.shape.head_dim, n_heads = c.shape.n_heads, n_kv = c.shape.n_kv_heads, h, j
+    cdef int32_t position
     cdef int64_t i, at
     cdef float *q
     cdef float *k
     for i in range(begin, end):
         q = c.qkv + i * c.n_out
         k = q + n_heads * dim
-        at = <int64_t>c.positions[i] * (c.rope_dim // 2)
+        position = c.shape.positions[i]
+        at = <int64_t>position * (c.rope_dim // 2)
         if c.bias != NULL:
             table.add(q, c.bias, c.n_out)
         for h in range(n_heads + n_kv):
@@ -84,4 +86,4 @@ cdef void rope_work(void *context, int32_t begin, int32_t end) noexcept nogil:
             rotate_head(c, q + h * dim, c.cos + at, c.sin + at)
         for j in range(n_heads * dim):
             q[j] = q[j] * c.q_scale
-        table.kv_store(k, k + n_kv * dim, c.kv + i, &c.shape, c.positions[i])
+        table.kv_store(k, k + n_kv * dim, c.shape.blocks[i][position // <int32_t>LB_KV_SPAN], &c.shape, position)

@@ -13,6 +13,7 @@ from .errors import (
     FormatError,
     LowbitError,
     MemoryBudgetError,
+    QueueFullError,
     UnsupportedISAError,
     UnsupportedModelError,
 )
@@ -20,7 +21,7 @@ from .errors import (
 if TYPE_CHECKING:
     from . import isa, kernels
     from .config import ModelConfig
-    from .generation import Generation, Timings, TokenLogprob
+    from .engine import Engine, Generation, Stream, Timings, TokenLogprob
     from .loading import load
     from .model import Model, Perplexity
     from .sampling import SamplingParams
@@ -31,10 +32,12 @@ __version__ = "0.1.0"
 _LAZY = {
     "load": "loading",
     "Model": "model",
-    "Generation": "generation",
+    "Engine": "engine",
+    "Generation": "engine",
+    "Stream": "engine",
     "Perplexity": "model",
-    "Timings": "generation",
-    "TokenLogprob": "generation",
+    "Timings": "engine",
+    "TokenLogprob": "engine",
     "ModelConfig": "config",
     "SamplingParams": "sampling",
     "load_tokenizer": "tokenizers",
@@ -44,6 +47,7 @@ _LAZY = {
 
 __all__ = [
     "ContextLengthError",
+    "Engine",
     "FormatError",
     "Generation",
     "LowbitError",
@@ -51,7 +55,9 @@ __all__ = [
     "Model",
     "ModelConfig",
     "Perplexity",
+    "QueueFullError",
     "SamplingParams",
+    "Stream",
     "Timings",
     "TokenLogprob",
     "UnsupportedISAError",

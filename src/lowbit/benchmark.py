@@ -14,7 +14,7 @@ import numpy as np
 from ._kernels import dispatch
 from ._kernels.probe import read_bandwidth
 from ._kernels.sampler import Sampler
-from ._kernels.transformer import KVCache
+from ._kernels.sequence import Sequence
 from .assets import EMBEDDED_MODEL
 from .errors import ContextLengthError
 from .formats import open_model
@@ -199,28 +199,30 @@ def run(
             file = RandomModel(random, max(4096, need))
         else:
             file = stack.enter_context(open_model(EMBEDDED_MODEL if path is None else path))
-        transformer, config = build(file, max(counts), context, sparse=parse(sparsity))
+        decoder, config = build(file, max(counts), context, sparse=parse(sparsity))
         load_seconds = time.perf_counter() - start
-    if need > transformer.context:
-        raise ContextLengthError(f"{need} tokens do not fit into a context of {transformer.context}")
+    if need > decoder.graph.context:
+        raise ContextLengthError(f"{need} tokens do not fit into a context of {decoder.graph.context}")
     ids = np.random.default_rng(1).integers(0, config.vocab_size, prompt_tokens).astype(np.int32)
-    never = np.empty(0, np.int32)
-    per_token = transformer.bytes_per_token
+    per_token = decoder.graph.bytes_per_token
     results = []
     for n in counts:
-        transformer.threads = n
+        decoder.threads = n
         prefill = decode = float("inf")
         say(done := done + 1, steps)
         memory = read_bandwidth(n)
         for _ in range(repeat):
             say(done := done + 1, steps)
-            cache = KVCache(transformer, need)
             sampler = Sampler(config.vocab_size, 0.0, 0, 1.0, 0.0, 1.0, 0)
+            most = prompt_tokens + 1 + decode_tokens
+            sequence = Sequence(decoder.pool, ids, need, sampler=sampler, most=most, reuse=False)
             start = time.perf_counter()
-            transformer.prefill(cache, ids)
+            decoder.read(sequence)
             between = time.perf_counter()
-            transformer.decode([cache], [sampler], ids[-1:], decode_tokens, never)
+            decoder.make([sequence], decode_tokens)
             end = time.perf_counter()
+            sequence.close()
+            decoder.pool.clear()
             prefill, decode = min(prefill, between - start), min(decode, end - between)
         memory = max(memory, read_bandwidth(n))
         results.append(

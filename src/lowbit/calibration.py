@@ -69,12 +69,12 @@ def calibrate(
         ids = tokenizer.encode(text, add_bos=False)
         if not ids:
             raise ValueError("there is no text to look at")
-        transformer, config = build(file, check_threads(threads), None)
+        decoder, config = build(file, check_threads(threads), None)
         counts = sparsity.histograms(config.n_layers)
-        size = min(WINDOW, transformer.context) - len(start)
+        size = min(WINDOW, decoder.graph.context) - len(start)
         for at in range(0, len(ids), size):
             window = ids[at : at + size]
-            transformer.observe(np.array(start + window, np.int32), counts)
+            decoder.observe(np.array(start + window, np.int32), counts)
             if progress is not None:
                 progress(at + len(window), len(ids))
         layers = sparsity.thresholds_of(counts, target)

@@ -7,6 +7,7 @@ __all__ = [
     "FormatError",
     "LowbitError",
     "MemoryBudgetError",
+    "QueueFullError",
     "UnsupportedISAError",
     "UnsupportedModelError",
 ]
@@ -44,3 +45,7 @@ class MemoryBudgetError(LowbitError, MemoryError):
 
 class ContextLengthError(LowbitError, ValueError):
     """The prompt does not fit into the model's context."""
+
+
+class QueueFullError(LowbitError):
+    """An engine has as many waiting requests as it takes; try again later."""

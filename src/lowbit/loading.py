@@ -11,15 +11,16 @@ import numpy as np
 
 from . import sparsity as sparsity_settings
 from ._kernels import dispatch
-from ._kernels.transformer import KV_TYPES, Transformer
+from ._kernels.decoder import Decoder
+from ._kernels.graph import Graph
+from ._kernels.kvpool import KV_TYPES, KVPool
 from .assets import EMBEDDED_MODEL
-from .channels import NO_CHANNELS, ChannelPlan, blocks_that_pay, by_channel
 from .config import ModelConfig
 from .errors import FormatError, UnsupportedModelError
 from .families import find_family
 from .formats import open_model
 from .formats.base import ModelFile
-from .memory import Budget, parse_size
+from .memory import Budget, blocks_of, parse_size
 from .model import Model
 from .paging import Paging
 from .tokenizers import Tokenizer, from_gguf_metadata, load_tokenizer
@@ -121,10 +122,10 @@ def _from_file(
     """Read a model, and name the file in every complaint."""
     try:
         tokenizer = tokenizer_of(file)  # first, so that a budget can count it
-        transformer, config = build(
+        decoder, config = build(
             file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse
         )
-        transformer.sparse_prefill = sparse_prefill
+        decoder.sparse_prefill = sparse_prefill
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise FormatError(f"{tokenizer.vocab_size} token texts for a vocabulary of {config.vocab_size}")
         description = {**describe(file), "warnings": find_traps(file, config, tokenizer)}
@@ -133,14 +134,14 @@ def _from_file(
             raise
         raise type(error)(f"{file.path}: {error}") from None
     plan = None if budget is None else budget.plan
-    return Model(transformer, config, tokenizer, description, time.perf_counter() - start, plan)
+    return Model(decoder, config, tokenizer, description, time.perf_counter() - start, plan)
 
 
 def build(
     file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = 256,
     weights: str = "auto", budget: Budget | None = None, sparse: sparsity_settings.Sparsity = sparsity_settings.NONE,
-) -> tuple[Transformer, ModelConfig]:  # fmt: skip
-    """Pack a file's weights into a transformer, or leave them in the file if there is a budget."""
+) -> tuple[Decoder, ModelConfig]:  # fmt: skip
+    """Pack a file's weights for a decoder, or leave them in the file if there is a budget."""
     family = find_family(file.architecture)
     config = family.config(file.metadata, file.architecture, tied="output.weight" not in file.tensors)
     most = min(config.context_length, DEFAULT_CONTEXT)
@@ -152,43 +153,28 @@ def build(
         kv_type = "f32" if 8 * config.n_layers * config.n_kv_heads * config.head_dim <= EXACT_KV_BYTES else "f16"
     paging = None
     if budget is not None:
-        room = max(budget.limit // 16, 1 << 20)
-        paging = Paging(file, budget.block_bytes, channel_plan(file, config, sparse, budget), room)
+        paging = Paging(file, budget.block_bytes)
     read = read_weights(file, config, family, threads, head, weights, paging)
     if read.rope_factors:
         config = replace(config, rope_factors=read.rope_factors)
     sparsity_settings.arrange(read.layers, sparse, config.activation, threads)
 
-    def make(context: int, batch: int) -> Transformer:
-        return Transformer(
+    def make(context: int, batch: int) -> Decoder:
+        graph = Graph(
             config, read.layers, read.token_embd, read.output, read.output_norm, context, threads,
-            min(batch, context), kv_type, None if paging is None else paging.pager,
+            None if paging is None else paging.pager,
         )  # fmt: skip
+        pool = KVPool(config.n_layers, config.n_kv_heads, config.head_dim, kv_type)
+        return Decoder(graph, pool, threads, min(batch, context))
 
     if budget is None or paging is None:
-        transformer = make(context or most, batch)
+        decoder = make(context or most, batch)
+        decoder.pool.resize(None, blocks_of(decoder))
     else:
         file.release_all()  # it is closed when loading ends, so what is mapped does not count
-        transformer = budget.fit(make, paging, context, most, batch)
-    sparsity_settings.apply(transformer, config, sparse, file)
-    return transformer, config
-
-
-def channel_plan(
-    file: ModelFile, config: ModelConfig, sparse: sparsity_settings.Sparsity, budget: Budget
-) -> ChannelPlan:
-    """The linear layers to read by channel: none where all weights fit into the budget as they are."""
-    if not sparse or all_fits(file, budget):
-        return NO_CHANNELS
-    path = file.path
-    if hasattr(file, "locate"):  # of several files or a folder, one that holds weights
-        path, _ = file.locate(next(name for name, info in file.tensors.items() if len(info.shape) == 2))
-    return by_channel(config, sparsity_settings.expected_shares(sparse), blocks_that_pay(os.path.abspath(path)))
-
-
-def all_fits(file: ModelFile, budget: Budget) -> bool:
-    """Tell whether a budget is as large as all tensors of a file."""
-    return sum(info.nbytes for info in file.tensors.values()) <= budget.limit
+        decoder = budget.fit(make, paging, context, most, batch)
+    sparsity_settings.apply(decoder, config, sparse, file)
+    return decoder, config
 
 
 def tokenizer_of(file: ModelFile) -> Tokenizer | None:

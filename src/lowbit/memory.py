@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ._kernels.decoder import Decoder
+from ._kernels.kvpool import SPAN
 from ._kernels.paging import trim_heap
-from ._kernels.transformer import KVCache, Transformer
 from .errors import MemoryBudgetError
 from .paging import Paging
 
@@ -104,13 +105,13 @@ class Budget:
 
     def fit(
         self,
-        make: Callable[[int, int], Transformer],
+        make: Callable[[int, int], Decoder],
         paging: Paging,
         context: int | None,
         most_context: int,
         batch: int,
-    ) -> Transformer:
-        """Make a transformer that fits, and start its block cache with the memory that is left.
+    ) -> Decoder:
+        """Make a decoder that fits, and start its block cache with the memory that is left.
 
         Keys and values get up to an eighth of the limit and the activations of a batch a sixteenth; if that leaves too
         little for weights, as little as a model can do with.
@@ -132,19 +133,20 @@ class Budget:
         """
         least = make(context or min(LEAST_CONTEXT, most_context), LEAST_BATCH)
         row = max(1, least.scratch_bytes // least.batch)
-        kv_row = KVCache(least, least.context).nbytes // (-(-least.context // 16) * 16)
-        good_context = context or min(most_context, max(least.context, self.limit // 8 // kv_row // 16 * 16))
+        blocks = self.limit // 8 // least.pool.block_bytes
+        good_context = context or min(most_context, max(least.graph.context, blocks * SPAN))
         good_batch = min(batch, max(least.batch, self.limit // 16 // row))
-        for transformer in (make(good_context, good_batch), least):
-            plan = self._plan(transformer, paging)
+        for decoder in (make(good_context, good_batch), least):
+            plan = self._plan(decoder, paging)
             try:
                 paging.start(plan.cache)
             except MemoryBudgetError as error:
                 smallest = self.limit - plan.cache + (error.smallest or 0)
             else:
                 self.plan = plan
-                transformer.most_logits = plan.logit_rows
-                return transformer
+                decoder.most_logits = plan.logit_rows
+                decoder.pool.resize(blocks_of(decoder), blocks_of(decoder))
+                return decoder
         # what is set aside for the allocator grows with the limit
         megabytes = -(-smallest * 64 // 63 // (1 << 20)) + 1
         raise MemoryBudgetError(
@@ -158,16 +160,21 @@ class Budget:
         trim_heap()
         return resident_bytes()
 
-    def _plan(self, transformer: Transformer, paging: Paging) -> MemoryPlan:
-        logits = 5 * 4 * transformer.vocab  # scoring holds them as float32, and twice as float64
-        rows = min(MOST_LOGIT_ROWS, transformer.batch, max(1, self.limit // 32 // logits))
+    def _plan(self, decoder: Decoder, paging: Paging) -> MemoryPlan:
+        logits = 5 * 4 * decoder.graph.vocab  # scoring holds them as float32, and twice as float64
+        rows = min(MOST_LOGIT_ROWS, decoder.batch, max(1, self.limit // 32 // logits))
         return MemoryPlan(
             budget=self.limit,
             resident=max(0, self._in_use() - self.before),
-            kv=KVCache(transformer, transformer.context).nbytes,
-            scratch=transformer.scratch_bytes + rows * logits + paging.scratch_bytes,
+            kv=blocks_of(decoder) * decoder.pool.block_bytes,
+            scratch=decoder.scratch_bytes + rows * logits + paging.scratch_bytes,
             logit_rows=rows,
         )
+
+
+def blocks_of(decoder: Decoder) -> int:
+    """Return how many blocks of keys and values one whole context takes."""
+    return -(-int(decoder.graph.context) // SPAN)
 
 
 def shown(n: int) -> str:

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import math
 import os
-import threading
-import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
 
 from ._kernels import dispatch
+from ._kernels.decoder import Decoder
+from ._kernels.kvpool import SPAN
 from ._kernels.sampler import Sampler
-from ._kernels.transformer import KVCache, Transformer
 from .config import ModelConfig
-from .errors import ContextLengthError, MemoryBudgetError, UnsupportedModelError
-from .generation import Clock, GeneratedText, Generation, LogprobRecorder, Timings, TokenLogprob
+from .engine import Engine, Generation, Stream, Timings, TokenLogprob
+from .engine.sequence import Request
+from .engine.text import LogprobRecorder
+from .errors import ContextLengthError, UnsupportedModelError
 from .memory import MemoryPlan
 from .sampling import SamplingParams
 from .tokenizers import Tokenizer
 
 __all__ = ["Generation", "Model", "Perplexity", "Timings", "TokenLogprob"]
 
-DECODE_BURST = 32
-"""Tokens made between two looks at the stop strings, when nobody is waiting for each of them."""
-SPECULATION_BURST = 9
-"""The same for a stream that speculates: as many tokens as one pass can bring."""
-SCORE_ROWS = 64
-"""Positions whose logits, or hidden states, are held at a time while scoring and embedding."""
+MOST_TEXTS = 1 << 19
+"""Texts that one call may have."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +41,8 @@ class Perplexity:
     """Predicted tokens: all but the first."""
 
 
-@dataclass
-class _Sequence:
-    """A KV cache and the tokens it was filled with; the cache may lack the last of them."""
-
-    cache: KVCache
-    tokens: np.ndarray
-
-    def shared_prefix(self, ids: np.ndarray) -> int:
-        """How many of the tokens `ids` need not be computed again; the last one does, for its logits."""
-        known = self.tokens[: min(len(ids) - 1, self.cache.length)]
-        different = np.flatnonzero(known != ids[: len(known)])
-        return int(different[0]) if len(different) else len(known)
-
-
 class Model:
-    """A loaded model. Calls from several threads are served one after the other.
+    """A loaded model. Calls from several threads share their passes through the weights.
 
     Attributes
     ----------
@@ -71,27 +54,26 @@ class Model:
 
     def __init__(
         self,
-        transformer: Transformer,
+        decoder: Decoder,
         config: ModelConfig,
         tokenizer: Tokenizer | None,
         description: dict[str, Any],
         load_seconds: float,
         plan: MemoryPlan | None = None,
     ) -> None:
-        self._transformer = transformer
+        self._decoder = decoder
         self._tokenizer = tokenizer
         self._description = description
         self._load_seconds = load_seconds
         self._plan = plan
-        self._caches: weakref.WeakSet[KVCache] = weakref.WeakSet()
-        self._lock = threading.Lock()
-        self._kept: _Sequence | None = None  # of the last call, for a next one that begins alike
         # Story models begin the next text with BOS, so that ends a text too.
         self._ends: frozenset[int] = frozenset()
         if tokenizer is not None:
             self._ends = tokenizer.eos_ids if tokenizer.bos_id is None else tokenizer.eos_ids | {tokenizer.bos_id}
         self.config = config
-        self.context: int = transformer.context
+        self.context: int = decoder.graph.context
+        # Whoever calls drives it; nothing runs between calls.
+        self._engine = Engine(self, max_sequences=decoder.batch, max_queue=MOST_TEXTS, thread=False)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -150,14 +132,12 @@ class Model:
         """
         params = SamplingParams(**sampling)
         several = isinstance(prompt, (list, tuple)) and (not prompt or not isinstance(prompt[0], (int, np.integer)))
-        if logprobs is not None:
-            record = LogprobRecorder(self._tokenizer, logprobs)
-            if not several:
-                return self._with_logprobs(self._prompt_ids(prompt), params, record)
-            return [self._with_logprobs(ids, params, record) for ids in self._entries(prompt)]
-        if several:
-            return self._generate_batch(prompt, params)
-        return _last(self._generate(self._prompt_ids(prompt), params, DECODE_BURST, speculate))
+        record = None if logprobs is None else LogprobRecorder(self._tokenizer, logprobs)
+        if several and not all(len(entry) for entry in prompt):
+            raise ValueError("an entry of the batch is empty")
+        entries = [self._prompt_ids(entry) for entry in (prompt if several else [prompt])]
+        results = self._run([self._request(ids, params, speculate, record) for ids in entries])
+        return results if several else results[0]
 
     def stream(
         self, prompt: str | Sequence[int], *, speculate: bool = False, **sampling: Any
@@ -167,8 +147,7 @@ class Model:
         Takes what `generate` takes for one text, and gives the same text. Pieces are valid UTF-8; the generator's
         return value is the `Generation`. Settings are checked here, before the first piece is asked for.
         """
-        burst = SPECULATION_BURST if speculate else 1
-        return self._generate(self._prompt_ids(prompt), SamplingParams(**sampling), burst, speculate)
+        return self._stream(self._request(self._prompt_ids(prompt), SamplingParams(**sampling), speculate))
 
     def chat(self, messages: list[dict[str, str]], *, template: str | None = None, **sampling: Any) -> Generation:
         """Answer the last message of a conversation.
@@ -217,9 +196,16 @@ class Model:
             If there is no token, or one is not in the vocabulary.
         """
         ids = self._ids(token_ids)
-        with self._lock:
-            out: np.ndarray = self._transformer.prefill(self._new_cache(len(ids)), ids, True)
-            return out
+        out = np.empty((len(ids), self.config.vocab_size), np.float32)
+        done = 0
+
+        def each(rows: np.ndarray) -> None:
+            nonlocal done
+            out[done : done + len(rows)] = rows
+            done += len(rows)
+
+        self._score(ids, each)
+        return out
 
     @overload
     def embed(self, texts: str, pooling: str = ...) -> np.ndarray: ...
@@ -259,15 +245,11 @@ class Model:
         if not entries:
             raise ValueError("there is no text to embed")
         vectors = np.empty((len(entries), self.config.hidden_size), np.float32)
-        rows = SCORE_ROWS if self._plan is None else self._plan.logit_rows
+        requests = []
         for vector, ids in zip(vectors, entries):
-            total = np.zeros(self.config.hidden_size)
-            with self._lock:
-                cache = self._new_cache(len(ids))
-                for start in range(0, len(ids), rows):
-                    states = self._transformer.hidden_states(cache, ids[start : start + rows])
-                    total += states.sum(axis=0, dtype=np.float64)
-            vector[:] = states[-1] if pooling == "last" else total / len(ids)
+            pool = _Mean(vector, len(ids)) if pooling == "mean" else _Last(vector)
+            requests.append(self._scoring(ids, pool, "states"))
+        self._run(requests)
         return vectors
 
     def perplexity(self, text: str) -> Perplexity:
@@ -292,17 +274,18 @@ class Model:
         ids = self._ids(self.tokenizer.encode(text, add_bos=True))
         if len(ids) < 2:
             raise ValueError("there is nothing to predict in an empty text")
-        nats = 0.0
-        with self._lock:
-            cache = self._new_cache(len(ids))
-            rows = SCORE_ROWS if self._plan is None else self._plan.logit_rows
-            for start in range(0, len(ids) - 1, rows):
-                piece = ids[start : start + rows]
-                target = ids[start + 1 : start + 1 + rows]
-                logits = self._transformer.prefill(cache, piece, True)[: len(target)].astype(np.float64)
-                top = logits.max(1)
-                total = top + np.log(np.exp(logits - top[:, None]).sum(1))
-                nats += float((total - logits[np.arange(len(target)), target]).sum())
+        nats, done = 0.0, 0
+
+        def each(rows: np.ndarray) -> None:
+            nonlocal nats, done
+            target = ids[done + 1 : done + 1 + len(rows)]
+            done += len(rows)
+            logits = rows[: len(target)].astype(np.float64)
+            top = logits.max(1, initial=-np.inf)
+            total = top + np.log(np.exp(logits - top[:, None]).sum(1))
+            nats += float((total - logits[np.arange(len(target)), target]).sum())
+
+        self._score(ids, each)
         n = len(ids) - 1
         return Perplexity(
             nats_per_token=nats / n,
@@ -318,8 +301,7 @@ class Model:
         those where that was quicker on this machine when the model was loaded. ``warnings`` lists what in the file is
         guessed, contradicts itself, or is known to ruin the text elsewhere.
         """
-        t, c = self._transformer, self.config
-        kv_bytes = KVCache(t, t.context).nbytes // (-(-t.context // 16) * 16)  # reserved in blocks of 16 positions
+        d, c = self._decoder, self.config
         return {
             **self._description,
             "family": c.family,
@@ -328,31 +310,19 @@ class Model:
             "layers": c.n_layers,
             "hidden_size": c.hidden_size,
             "tied_embeddings": c.tied_embeddings,
-            "weight_bytes": t.weight_bytes,
-            "scratch_bytes": t.scratch_bytes,
-            "kv_bytes_per_token": kv_bytes,
-            "threads": t.threads,
-            "skipping": t.skipping,
+            "weight_bytes": d.graph.weight_bytes,
+            "scratch_bytes": d.scratch_bytes,
+            "kv_bytes_per_token": d.pool.block_bytes // SPAN,
+            "threads": d.threads,
+            "skipping": d.graph.skipping,
             "isa": dispatch.active(),
-            "memory": None if self._plan is None else self._plan.as_dict() | t.cache_stats(),
+            "memory": None if self._plan is None else self._plan.as_dict() | d.cache_stats(),
         }
 
     def __repr__(self) -> str:
         return f"<lowbit.Model {self._description['path']}>"
 
     # --- generation ---
-
-    def _new_cache(self, capacity: int) -> KVCache:
-        """Memory for a sequence. Under a plan there is room for one whole context, all sequences together."""
-        cache = KVCache(self._transformer, capacity)
-        if self._plan is not None:
-            if self._kept is not None:
-                self._caches.discard(self._kept.cache)
-                self._kept = None
-            if sum(other.nbytes for other in self._caches) + cache.nbytes > self._plan.kv:
-                raise MemoryBudgetError("another stream holds the memory for keys and values: end it first")
-            self._caches.add(cache)
-        return cache
 
     def _ids(self, tokens: Sequence[int]) -> np.ndarray:
         ids = np.ascontiguousarray(tokens, dtype=np.int32)
@@ -368,153 +338,68 @@ class Model:
             ids = [self.tokenizer.bos_id]
         return self._ids(ids)
 
-    def _generate(
-        self, ids: np.ndarray, params: SamplingParams, burst: int, speculate: bool,
-        look: Callable[[int], None] | None = None,
-    ) -> Generator[str, None, Generation]:  # fmt: skip
-        text = GeneratedText(self._tokenizer, params.stop, self._ends)
-        clock = Clock()
-        sampler = self._sampler(params, ids)
-        with self._lock:  # held only while computing: a stream may wait for its reader for long
-            sequence, self._kept = self._kept or _Sequence(self._new_cache(self.context), ids[:0]), None
-        reused = sequence.shared_prefix(ids)
+    def _request(
+        self, ids: np.ndarray, params: SamplingParams, speculate: bool = False, record: LogprobRecorder | None = None,
+        salt: bytes = b"",
+    ) -> Request:  # fmt: skip
+        return Request(
+            ids, params, self._sampler(params, ids), self.context, self._tokenizer, self._ends, speculate, record,
+            salt=salt, load_seconds=self._load_seconds,
+        )  # fmt: skip
+
+    def _scoring(self, ids: np.ndarray, each: Callable[[np.ndarray], None], want: str) -> Request:
+        return Request(ids, SamplingParams(max_tokens=0), None, self.context, each=each, want=want)
+
+    def _score(self, ids: np.ndarray, each: Callable[[np.ndarray], None]) -> None:
+        self._run([self._scoring(ids, each, "every")])
+
+    def _run(self, requests: list[Request]) -> list[Generation]:
+        """Run requests together, all to their ends."""
+        streams: list[Stream] = []
         try:
-            made = self._tokens(sequence, ids, reused, sampler, params.max_tokens, burst, speculate, clock, look)
-            for token in made:
-                piece = text.push(token)
-                if piece:
-                    yield piece
-                if text.stopped:
-                    break
-            piece = text.finish()
-            if piece:
-                yield piece
+            for request in requests:
+                request.collecting = True
+                streams.append(self._engine.start(request))
+            return [stream.result() for stream in streams]
         finally:
-            self._kept = sequence
-            if self._transformer.sparse_decode and not self._transformer.sparse_prefill:
-                sequence.tokens = sequence.tokens[: len(ids)]  # a prompt is computed anew from what was decoded on
-        return text.result(len(ids), clock.timings(self._load_seconds, len(ids), reused, len(text.tokens)))
+            for stream in streams:
+                stream.cancel()
 
-    def _tokens(
-        self, sequence: _Sequence, ids: np.ndarray, reused: int, sampler: Sampler, n: int, burst: int,
-        speculate: bool, clock: Clock, look: Callable[[int], None] | None,
-    ) -> Iterator[int]:  # fmt: skip
-        """Make up to n tokens after `ids`, in bursts of which the first has one token, so that it comes at once.
-
-        `look` is called after each burst of one, while the logits that the token was chosen from are still there.
-        """
-        stop = np.array(sorted(self._ends), np.int32)
-        size, pending, made = 1, np.array([-1], np.int32), [-1]
-        while made:
-            with self._lock:
-                if pending[0] < 0:
-                    sequence.tokens = ids[:0]  # nothing is known until the pass is through
-                    sequence.cache.truncate(reused)
-                    self._transformer.prefill(sequence.cache, ids[reused:])
-                    sequence.tokens = ids
-                    clock.prompt_done()
-                history = sequence.tokens if speculate else None
-                with clock.decoding():
-                    [made] = self._transformer.decode([sequence.cache], [sampler], pending, min(n, size), stop, history)
-                if look is not None and made:
-                    look(made[0])
-                sequence.tokens = np.concatenate([sequence.tokens, np.array(made, np.int32)])
-            yield from made
-            n -= len(made)
-            if n <= 0 or len(made) < size or made[-1] in self._ends:
-                return
-            pending, size = sequence.tokens[-1:], burst
-
-    def _with_logprobs(self, ids: np.ndarray, params: SamplingParams, record: LogprobRecorder) -> Generation:
-        found: list[TokenLogprob] = []
-
-        def look(token: int) -> None:
-            found.append(record(token, self._transformer.last_logits()))
-
-        out = _last(self._generate(ids, params, 1, False, look))
-        return replace(out, logprobs=found[: len(out.tokens)])  # without the token that ended the text
-
-    def _entries(self, prompts: Sequence[Any]) -> list[np.ndarray]:
-        """Token ids of each entry of a batch."""
-        if not all(len(prompt) for prompt in prompts):
-            raise ValueError("an entry of the batch is empty")
-        return [self._prompt_ids(prompt) for prompt in prompts]
-
-    def _generate_batch(self, prompts: Sequence[Any], params: SamplingParams) -> list[Generation]:
-        entries = self._entries(prompts)
-        results: list[Generation] = []
-        with self._lock:
-            while len(results) < len(entries):
-                group = self._group(entries[len(results) :], params.max_tokens)
-                results += self._batch(group, params)
-        return results
-
-    def _group(self, entries: list[np.ndarray], max_tokens: int) -> list[np.ndarray]:
-        """As many of the entries as can be decoded together: by the batch, or by the memory of a plan."""
-        if self._plan is None:
-            return entries[: self._transformer.batch]
-        room, count = self.context, 0
-        while count < min(len(entries), self._plan.logit_rows):
-            room -= min(self.context, len(entries[count]) + max_tokens + 15) // 16 * 16  # as caches are laid out
-            if room < 0 and count:
-                break
-            count += 1
-        return entries[:count]
-
-    def _batch(self, entries: list[np.ndarray], params: SamplingParams) -> list[Generation]:
-        stop = np.array(sorted(self._ends), np.int32)
-        texts = [GeneratedText(self._tokenizer, params.stop, self._ends) for _ in entries]
-        samplers = [self._sampler(params, ids) for ids in entries]
-        clock = Clock()
-        caches, last = [], []
-        for ids, sampler, text in zip(entries, samplers, texts):
-            cache = self._new_cache(min(self.context, len(ids) + params.max_tokens))
-            self._transformer.prefill(cache, ids)
-            first = np.array([-1], np.int32)
-            [made] = self._transformer.decode([cache], [sampler], first, min(1, params.max_tokens), stop)
-            for token in made:
-                text.push(token)
-            caches.append(cache)
-            last.append(made[-1] if made else -1)
-        clock.prompt_done()
-        running = [i for i, text in enumerate(texts) if last[i] >= 0 and not text.stopped]
-        left = params.max_tokens - 1
-        while running and left > 0:
-            size = min(left, DECODE_BURST)
-            with clock.decoding():
-                made_by = self._transformer.decode(
-                    [caches[i] for i in running], [samplers[i] for i in running],
-                    np.array([last[i] for i in running], np.int32), size, stop,
-                )  # fmt: skip
-            for i, made in zip(running, made_by):
-                for token in made:
-                    if not texts[i].stopped:
-                        texts[i].push(token)
-                last[i] = made[-1] if len(made) == size else -1
-            running = [i for i in running if last[i] >= 0 and not texts[i].stopped]
-            left -= size
-        for text in texts:
-            text.finish()
-        return [
-            text.result(len(ids), clock.timings(self._load_seconds, len(ids), 0, len(text.tokens)))
-            for ids, text in zip(entries, texts)
-        ]
+    def _stream(self, request: Request) -> Generator[str, None, Generation]:
+        stream = self._engine.start(request)
+        try:
+            yield from stream
+            return stream.result()
+        finally:
+            stream.cancel()
 
     def _sampler(self, params: SamplingParams, ids: np.ndarray) -> Sampler:
         seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         sampler = Sampler(
             self.config.vocab_size, params.temperature, params.top_k, params.top_p, params.min_p,
-            params.repeat_penalty, seed,
+            params.repeat_penalty, seed, params.presence_penalty, params.frequency_penalty, params.logit_bias,
         )  # fmt: skip
         sampler.note(ids.tolist())
         return sampler
 
 
-def _last(run: Generator[str, None, Generation]) -> Generation:
-    """Run a generation to its end."""
-    while True:
-        try:
-            next(run)
-        except StopIteration as end:
-            result: Generation = end.value
-            return result
+class _Last:
+    """Keeps the last row of all."""
+
+    def __init__(self, out: np.ndarray) -> None:
+        self._out = out
+
+    def __call__(self, rows: np.ndarray) -> None:
+        self._out[:] = rows[-1]
+
+
+class _Mean:
+    """Makes the mean of all rows."""
+
+    def __init__(self, out: np.ndarray, n: int) -> None:
+        self._out, self._n, self._total = out, n, np.zeros(len(out))
+
+    def __call__(self, rows: np.ndarray) -> None:
+        for start in range(0, len(rows)):
+            self._total += rows[start].astype(np.float64)
+        self._out[:] = self._total / self._n

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 __all__ = ["SamplingParams"]
@@ -35,6 +35,12 @@ class SamplingParams:
     """Seed of the random numbers, 0 to 2**64 - 1; None takes one from the system."""
     stop: tuple[str, ...] = ()
     """Strings that end the text; they are not part of it."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of all tokens that were generated before, -100 to 100; 0 is off."""
+    frequency_penalty: float = 0.0
+    """The same, once for each time that the token was generated."""
+    logit_bias: Mapping[int, float] | None = None
+    """Added to the logits of these tokens, -1000 to 1000 each; -1000 forbids a token in practice."""
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
@@ -49,6 +55,12 @@ class SamplingParams:
         _check(self, "repeat_penalty", lambda v: 0 < v <= 100, "above 0 and at most 100")
         if self.seed is not None and (not isinstance(self.seed, int) or not 0 <= self.seed < 2**64):
             raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, not {self.seed!r}")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check(self, name, lambda v: -100 <= v <= 100, "between -100 and 100")
+        for token, bias in (self.logit_bias or {}).items():
+            known = isinstance(token, int) and isinstance(bias, (int, float)) and not isinstance(bias, bool)
+            if not known or not 0 <= token < 2**31 or not -1000 <= bias <= 1000:
+                raise ValueError(f"logit_bias maps token ids to numbers from -1000 to 1000, not {token!r} to {bias!r}")
         if any(not isinstance(s, str) or not s for s in stop):
             raise ValueError(f"stop must hold non-empty strings, not {self.stop!r}")
 

@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ._kernels.decoder import Decoder
+from ._kernels.sequence import Sequence
 from .errors import FormatError, LowbitError
 from .formats.base import ModelFile
 from .formats.ggml_types import tensor_nbytes
 from .loading import build, check_threads, tokenizer_of
 from .requantize import METHODS, TABLES, Altered, Source, encode, error_of
 from .train.corpus import read_documents
-
-if TYPE_CHECKING:
-    from ._kernels.transformer import KVCache
 
 __all__ = ["Calibration", "Option", "allocate", "measure"]
 
@@ -76,28 +75,28 @@ class Calibration:
 
     def score(self, file: ModelFile) -> float:
         """Return the bits per byte of a model on the text."""
-        from ._kernels.transformer import KVCache
-
         longest = max(len(piece) for piece in self.pieces) - 1
         context = min(longest, int(file.metadata.get(f"{file.architecture}.context_length", longest)))
-        transformer, _ = build(file, self.threads, context, "f32", "file", weights="file")
+        decoder, _ = build(file, self.threads, context, "f32", "file", weights="file")
+        decoder.most_logits = SCORE_ROWS
         nats = sum(
-            self._nats(transformer, KVCache(transformer, context), piece[start : start + context + 1])
+            self._nats(decoder, piece[start : start + context + 1])
             for piece in self.pieces
             for start in range(0, len(piece) - 1, context)
         )
         return nats / math.log(2) / self.bytes
 
     @staticmethod
-    def _nats(transformer: Any, cache: KVCache, ids: np.ndarray) -> float:
-        nats = 0.0
-        for start in range(0, len(ids) - 1, SCORE_ROWS):
-            target = ids[start + 1 : start + 1 + SCORE_ROWS]
-            logits = transformer.prefill(cache, ids[start : start + len(target)], True).astype(np.float64)
+    def _nats(decoder: Decoder, ids: np.ndarray) -> float:
+        sequence = Sequence(decoder.pool, ids[:-1], len(ids) - 1, reuse=False).compute_as(all_sparse=True)
+        try:
+            logits = decoder.read(sequence, "every").astype(np.float64)
+            target = ids[1:]
             top = logits.max(1)
             total = top + np.log(np.exp(logits - top[:, None]).sum(1))
-            nats += float((total - logits[np.arange(len(target)), target]).sum())
-        return nats
+            return float((total - logits[np.arange(len(target)), target]).sum())
+        finally:
+            sequence.close()
 
 
 @dataclass(frozen=True)

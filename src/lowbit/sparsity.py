@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Union
@@ -18,9 +17,8 @@ from typing import Any, Union
 import numpy as np
 
 from ._kernels.matrix import PackedMatrix
-from ._kernels.topk import SparseScratch, make_channel_major, try_product
-from ._kernels.transformer import Transformer
-from .channels import LINE_ROWS
+from ._kernels.decoder import Decoder
+from ._kernels.topk import make_channel_major
 from .config import ModelConfig
 from .errors import FormatError
 from .formats.base import ModelFile
@@ -28,7 +26,7 @@ from .formats.strict_json import MAX_BYTES, parse_object
 
 __all__ = [
     "LINEARS", "NONE", "Setting", "Sparsity", "apply", "arrange", "histograms", "identity", "parse", "read_thresholds",
-    "skipping_pays", "thresholds_of", "write_thresholds",
+    "thresholds_of", "write_thresholds",
 ]  # fmt: skip
 
 LINEARS = ("qkv", "attn_output", "gate_up", "ffn_down")
@@ -39,14 +37,9 @@ MAGNITUDES = 1 << 16
 """Places of a histogram: the upper 16 bits of a float32, without the sign."""
 WORTHWHILE = 1 << 20
 """Weights of a matrix from which on zeros of a squared ReLU are worth the channel-major order."""
-MEASURED_FROM = 8 << 20
-"""Bytes of ternary weights from which on `skipping_pays` measures: fewer are read from caches."""
-MEASURED_BYTES = 96 << 20
-"""Bytes of ternary weights that are enough to measure with: more than most caches hold."""
-ROUNDS = 3
-"""Measurements each way, of which the least time counts."""
-GAIN = 0.9
-"""Of the time of the whole product, what the product by channel may take: prompts are slower in that order."""
+SKIPPED = 0.4
+"""Share of inputs from which on reading only the others' weights is at least as quick, on the processors measured: see
+docs/sparsity.md."""
 KIND = "lowbit thresholds"
 
 
@@ -101,11 +94,10 @@ def _share(value: Any) -> float:
 def arrange(layers: list[dict[str, Any]], sparsity: Sparsity, activation: str, threads: int) -> None:
     """Make the ternary matrices channel-major that will meet enough zeros; paged ones stay as the file has them.
 
-    Those are the layers that `sparsity` is about, if it saves time on this machine, and large down projections after a
-    squared ReLU, which gives zeros of its own. In the others zeros are multiplied like any other input.
+    Those are the layers of which `sparsity` skips `SKIPPED` or more, and large down projections after a squared ReLU,
+    which gives zeros of its own. In the others zeros are multiplied like any other input.
     """
-    shares = expected_shares(sparsity)
-    names = skipping_pays(layers, shares if sparsity.path else {n: s for n, s in shares.items() if s}, threads)
+    names = {name for name, share in expected_shares(sparsity).items() if share >= SKIPPED}
     for layer in layers:
         for name in LINEARS:
             for matrix in _ternary(layer[name]):
@@ -114,63 +106,11 @@ def arrange(layers: list[dict[str, Any]], sparsity: Sparsity, activation: str, t
                     make_channel_major(matrix, threads)
 
 
-def skipping_pays(layers: list[dict[str, Any]], shares: Mapping[str, float], threads: int) -> set[str]:
-    """Measure which linear layers are quicker where only the weights of the inputs that count are read.
-
-    That depends on how many reads a processor keeps under way when its hardware cannot foresee them. So some layers of
-    the model are multiplied both ways, in their order, as decoding would; nothing of that is kept.
-
-    Parameters
-    ----------
-    layers : list of dict
-        Of the model, with the matrices of `LINEARS`.
-    shares : mapping of str to float
-        Share of the inputs that will not count, by linear layer.
-    threads : int
-
-    Returns
-    -------
-    set of str
-        Of the names in `shares`. All of them if the ternary weights have less than `MEASURED_FROM` bytes.
-    """
-    steps: list[tuple[str, PackedMatrix, np.ndarray]] = []
-    inputs: dict[tuple[str, int], np.ndarray] = {}
-    rng = np.random.default_rng(1)
-    nbytes = 0
-    for layer in layers:
-        for name, share in shares.items():
-            for matrix in _ternary(layer[name]):
-                n_rows, n_cols = matrix.shape
-                if n_rows < LINE_ROWS:
-                    continue
-                if (name, n_cols) not in inputs:
-                    q = np.ones(-(-n_cols // 256) * 256, np.int8)
-                    q[rng.permutation(n_cols)[: int(share * n_cols)]] = 0
-                    inputs[name, n_cols] = q
-                steps.append((name, matrix, inputs[name, n_cols]))
-                nbytes += matrix.nbytes
-        if nbytes > MEASURED_BYTES:
-            break
-    if nbytes < MEASURED_FROM:
-        return set(shares)
-    scratch = SparseScratch()
-    best = {(name, by_channel): math.inf for name in shares for by_channel in (False, True)}
-    for by_channel in (False, True) * ROUNDS:
-        seconds = dict.fromkeys(shares, 0.0)
-        for name, matrix, q in steps:
-            start = time.perf_counter()
-            try_product(matrix, q, by_channel, threads, scratch)
-            seconds[name] += time.perf_counter() - start
-        for name, took in seconds.items():
-            best[name, by_channel] = min(best[name, by_channel], took)
-    return {name for name in shares if best[name, True] <= GAIN * best[name, False]}
-
-
 def _ternary(matrices: list[Any]) -> list[PackedMatrix]:
     return [matrix for matrix in matrices if isinstance(matrix, PackedMatrix) and matrix.format == "u2"]
 
 
-def apply(transformer: Transformer, config: ModelConfig, sparsity: Sparsity, file: ModelFile) -> None:
+def apply(decoder: Decoder, config: ModelConfig, sparsity: Sparsity, file: ModelFile) -> None:
     """Tell the forward pass which inputs count; FormatError if a thresholds file is not one of this model."""
     if not sparsity:
         return
@@ -184,7 +124,7 @@ def apply(transformer: Transformer, config: ModelConfig, sparsity: Sparsity, fil
         shares = {name: share for name, share in sparsity.shares.items() if share}
         one = {name: (max(widths[name] - int(share * widths[name]), 1), 0.0) for name, share in shares.items()}
         rules = [one] * config.n_layers
-    transformer.sparsify(rules)
+    decoder.graph.sparsify(rules)
 
 
 def input_widths(config: ModelConfig) -> dict[str, int]:
@@ -197,7 +137,7 @@ def input_widths(config: ModelConfig) -> dict[str, int]:
 
 
 def histograms(n_layers: int) -> dict[str, np.ndarray]:
-    """Return empty counters for `Transformer.observe`."""
+    """Return empty counters for `Decoder.observe`."""
     return {name: np.zeros((n_layers, MAGNITUDES), np.uint32) for name in LINEARS}
 
 
@@ -207,7 +147,7 @@ def thresholds_of(counts: Mapping[str, np.ndarray], target: float) -> list[dict[
     Parameters
     ----------
     counts : mapping of str to ndarray of uint32, shape (n_layers, 65536)
-        As `Transformer.observe` fills them.
+        As `Decoder.observe` fills them.
     target : float
         Share of the inputs to skip.
 

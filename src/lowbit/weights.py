@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, MAX_COLS, PackedMatrix
-from ._kernels.paged_channels import PagedChannels
 from ._kernels.paging import PagedMatrix
-from .channels import channel_blocks
 from .config import ModelConfig
 from .errors import FormatError, UnsupportedModelError
 from .families import Family
@@ -43,7 +41,7 @@ class Weights:
     Attributes
     ----------
     layers : list of dict
-        As `lowbit._kernels.transformer.Transformer` takes them.
+        As `lowbit._kernels.graph.Graph` takes them.
     token_embd, output : PackedMatrix or PagedMatrix
         The same object if the embeddings are tied.
     output_norm : ndarray of float32, shape (hidden_size,)
@@ -89,8 +87,7 @@ def read_weights(
             ("gate_up", [(b + "ffn_gate", wide), (b + "ffn_up", wide)], hidden),
             ("ffn_down", [(b + "ffn_down", hidden)], wide),
         ):
-            layer[name + "_channels"] = channels = read.by_channel(name, parts, cols)
-            layer[name] = read.linear(parts, cols, streamed=channels is not None)
+            layer[name] = read.linear(parts, cols)
         if config.attn_sub_norm:
             layer["attn_sub_norm"] = read.vector(b + "attn_sub_norm", q_size)
         if config.ffn_sub_norm:
@@ -217,15 +214,13 @@ class _Reader:
         self._fill(packed, info, None, 0)
         return packed
 
-    def linear(
-        self, parts: Sequence[tuple[str, int]], cols: int, streamed: bool = False
-    ) -> list[PackedMatrix] | list[PagedMatrix]:
+    def linear(self, parts: Sequence[tuple[str, int]], cols: int) -> list[PackedMatrix] | list[PagedMatrix]:
         """Tensors that read the same input, as one matrix where their types and row counts allow it."""
         infos = [self._find(role + ".weight", (rows, cols)) for role, rows in parts]
         scales = [self._one_scale(info) for info in infos]
         kinds = [self._kind(info) for info in infos]
         if self.paging is not None:
-            return [self._paged(self.paging, *one, streamed=streamed) for one in zip(kinds, infos, scales)]
+            return [self._paged(self.paging, *one) for one in zip(kinds, infos, scales)]
         if not _make_one(infos, kinds, scales):
             packed = [self._new(kind, info.shape[0], cols, scale) for kind, info, scale in zip(kinds, infos, scales)]
             for matrix, info, scale in zip(packed, infos, scales):
@@ -237,37 +232,6 @@ class _Reader:
             self._fill(matrix, info, scale, row)
             row += info.shape[0]
         return [matrix]
-
-    def by_channel(self, name: str, parts: Sequence[tuple[str, int]], cols: int) -> PagedChannels | None:
-        """Write a linear layer channel by channel, if that is planned and its tensors are ternary in the file."""
-        paging = self.paging
-        if paging is None or name not in paging.channels.per_block:
-            return None
-        infos = [self._find(role + ".weight", (rows, cols)) for role, rows in parts]
-        if any(info.type not in TERNARY for info in infos):
-            return None
-        scales = [self._one_scale(info) for info in infos]
-        if not _make_one(infos, [info.type for info in infos], scales):
-            return None
-        rows = sum(info.shape[0] for info in infos)
-        per_block = paging.channels.per_block[name]
-
-        def stripe(start: int) -> PackedMatrix:
-            matrix = self._new(infos[0].type, min(CHUNK_ROWS, rows - start), cols, scales[0])
-            row = first = 0
-            for info, scale in zip(infos, scales):
-                begin = max(start - first, 0)  # in this tensor
-                if row < matrix.shape[0] and begin < info.shape[0]:
-                    self._fill(matrix, info, scale, row, begin)
-                    row += info.shape[0] - begin
-                first += info.shape[0]
-            return matrix
-
-        offset = paging.begin_spill()
-        channel_blocks(
-            paging.spill, stripe, rows, cols, per_block, paging.channels.block_bytes, paging.room, self.threads
-        )
-        return paging.spilled_channels(offset, rows, per_block, self._new(infos[0].type, 16, cols, scales[0]))
 
     def _kind(self, info: TensorInfo) -> str:
         """What a linear layer's tensor is packed as: its own type, or what becomes of floats."""
@@ -325,7 +289,7 @@ class _Reader:
 
     def _paged(
         self, paging: Paging, kind: str, info: TensorInfo, one_scale: float | None, lookup: bool = False,
-        product: bool = True, streamed: bool = False,
+        product: bool = True,
     ) -> PagedMatrix:  # fmt: skip
         """Leave a tensor in the file if the kernels can take it from there, or pack it into the spill file."""
         rows, cols = info.shape
@@ -337,14 +301,14 @@ class _Reader:
             tail = self._new(kind, rows - whole, cols, one_scale)
             self._fill(tail, info, one_scale, 0, whole)
         if paging.in_file(info, kind):
-            return paging.stored(info, pattern, tail, lookup=lookup, product=product, streamed=streamed)
+            return paging.stored(info, pattern, tail, lookup=lookup, product=product)
         offset = paging.begin_spill()
         for start in range(0, whole, CHUNK_ROWS):
             part = self._new(kind, min(CHUNK_ROWS, whole - start), cols, one_scale)
             self._fill(part, info, one_scale, 0, start)
             paging.spill(part.groups())
         self.codes.pop(info.name, None)
-        return paging.spilled(offset, rows, pattern, tail, lookup=lookup, product=product, streamed=streamed)
+        return paging.spilled(offset, rows, pattern, tail, lookup=lookup, product=product)
 
     def _fill(self, matrix: PackedMatrix, info: TensorInfo, one_scale: float | None, row: int, first: int = 0) -> None:
         """Fill rows of a matrix from `row` on with those of a tensor from `first` on, as many as there are room for."""

@@ -181,24 +181,28 @@ static inline void store_kv(void *base, ptrdiff_t at, ptrdiff_t step, f32x16 x, 
     }
 }
 
-void LB_NAME(lb_kv_store)(const float *k, const float *v, const lb_kv *kv, const lb_attention_args *shape,
+void LB_NAME(lb_kv_store)(const float *k, const float *v, char *block, const lb_attention_args *shape,
                           int32_t position) {
     const int32_t dim = shape->head_dim, padded = (dim + 15) / 16 * 16, type = shape->kv_type;
+    const lb_kv *kv = &shape->kv;
+    float *key_scales = (float *)(void *)(block + kv->key_scales);
+    float *value_scales = (float *)(void *)(block + kv->value_scales);
+    position %= LB_KV_SPAN;
     for (int32_t head = 0; head < shape->n_kv_heads; head++, k += dim, v += dim) {
         const ptrdiff_t key = head * kv->key_stride + (ptrdiff_t)(position / 16) * dim * 16 + position % 16;
         const ptrdiff_t value = head * kv->value_stride + (ptrdiff_t)position * padded;
         f32x16 k_factor = v_set1(1.0f), v_factor = k_factor;
         if (type == LB_KV_I8) {
             const float k_most = largest_magnitude(k, dim), v_most = largest_magnitude(v, dim);
-            kv->key_scales[head * kv->scale_stride + position] = k_most / 127.0f;
-            kv->value_scales[head * kv->scale_stride + position] = v_most / 127.0f;
+            key_scales[head * LB_KV_SPAN + position] = k_most / 127.0f;
+            value_scales[head * LB_KV_SPAN + position] = v_most / 127.0f;
             k_factor = v_set1(k_most > 0 ? 127.0f / k_most : 0.0f);
             v_factor = v_set1(v_most > 0 ? 127.0f / v_most : 0.0f);
         }
         for (int32_t i = 0; i < dim; i += 16) {
             const int32_t n = dim - i < 16 ? dim - i : 16;
-            store_kv(kv->keys, key + (ptrdiff_t)i * 16, 16, v_mul(load_upto16(k + i, n), k_factor), n, type);
-            store_kv(kv->values, value + i, 1, v_mul(load_upto16(v + i, n), v_factor), 16, type);
+            store_kv(block + kv->keys, key + (ptrdiff_t)i * 16, 16, v_mul(load_upto16(k + i, n), k_factor), n, type);
+            store_kv(block + kv->values, value + i, 1, v_mul(load_upto16(v + i, n), v_factor), 16, type);
         }
     }
 }
@@ -209,7 +213,7 @@ void LB_NAME(lb_kv_store)(const float *k, const float *v, const lb_kv *kv, const
  * with sixteen positions side by side, so the scores need no horizontal sum; channels are added in two chains, and
  * positions in one. Several independent chains run side by side, because an addition takes some cycles.
  */
-enum { SPAN = 64 };
+enum { SPAN = LB_KV_SPAN };
 
 #if defined(_MSC_VER)
 #define LB_INLINED static __forceinline
@@ -226,7 +230,7 @@ enum { SPAN = 64 };
 
 /* Scores of `blocks` times sixteen positions, from element `at` of the keys on, for `heads` queries of `dim` floats,
  * `step` apart. */
-LB_INLINED void score_blocks(const lb_kv *kv, ptrdiff_t at, const float *q, ptrdiff_t step, int32_t dim,
+LB_INLINED void score_blocks(const void *keys, ptrdiff_t at, const float *q, ptrdiff_t step, int32_t dim,
                              float (*scores)[SPAN], const int heads, const int blocks, const int32_t type) {
     f32x16 even[LB_HEADS * 2], odd[LB_HEADS * 2];
     for (int i = 0; i < heads * blocks; i++) even[i] = odd[i] = v_set1(0.0f);
@@ -234,7 +238,7 @@ LB_INLINED void score_blocks(const lb_kv *kv, ptrdiff_t at, const float *q, ptrd
     for (; d + 1 < dim; d += 2) {
         for (int b = 0; b < blocks; b++) {
             const ptrdiff_t here = at + ((ptrdiff_t)b * dim + d) * 16;
-            const f32x16 k0 = load_kv(kv->keys, here, type), k1 = load_kv(kv->keys, here + 16, type);
+            const f32x16 k0 = load_kv(keys, here, type), k1 = load_kv(keys, here + 16, type);
             for (int h = 0; h < heads; h++) {
                 const int i = h * blocks + b;
                 even[i] = v_add(even[i], v_mul(k0, v_set1(q[h * step + d])));
@@ -246,7 +250,7 @@ LB_INLINED void score_blocks(const lb_kv *kv, ptrdiff_t at, const float *q, ptrd
         for (int h = 0; h < heads; h++) {
             const int i = h * blocks + b;
             if (d < dim) {
-                const f32x16 k = load_kv(kv->keys, at + ((ptrdiff_t)b * dim + d) * 16, type);
+                const f32x16 k = load_kv(keys, at + ((ptrdiff_t)b * dim + d) * 16, type);
                 even[i] = v_add(even[i], v_mul(k, v_set1(q[h * step + d])));
             }
             v_store(scores[h] + 16 * b, v_add(even[i], odd[i]));
@@ -255,7 +259,7 @@ LB_INLINED void score_blocks(const lb_kv *kv, ptrdiff_t at, const float *q, ptrd
 }
 
 /* total[head][c] += sum over the positions begin to end of weight * value, for `count` chunks of sixteen channels. */
-LB_INLINED void add_values(const lb_kv *kv, ptrdiff_t at, int32_t chunks, float (*weights)[SPAN], int32_t begin,
+LB_INLINED void add_values(const void *values, ptrdiff_t at, int32_t chunks, float (*weights)[SPAN], int32_t begin,
                            int32_t end, f32x16 *total, const int heads, const int count, const int32_t type) {
     f32x16 t[LB_HEADS * 4];
     for (int h = 0; h < heads; h++) {
@@ -264,7 +268,7 @@ LB_INLINED void add_values(const lb_kv *kv, ptrdiff_t at, int32_t chunks, float 
     at += (ptrdiff_t)begin * chunks * 16;
     for (int32_t i = begin; i < end; i++, at += (ptrdiff_t)chunks * 16) {
         f32x16 v[4];
-        for (int c = 0; c < count; c++) v[c] = load_kv(kv->values, at + c * 16, type);
+        for (int c = 0; c < count; c++) v[c] = load_kv(values, at + c * 16, type);
         for (int h = 0; h < heads; h++) {
             const f32x16 w = v_set1(weights[h][i]);
             for (int c = 0; c < count; c++) t[h * count + c] = v_add(t[h * count + c], v_mul(v[c], w));
@@ -303,16 +307,20 @@ LB_INLINED void scale_blocks(float *values, const float *scales, int32_t blocks)
         v_store(values + 16 * b, v_mul(v_load(values + 16 * b), v_load(scales + 16 * b)));
 }
 
+static inline const float *scales_of(const char *scales, int32_t kv_head) {
+    return (const float *)(const void *)scales + kv_head * LB_KV_SPAN;
+}
+
 /* The same for all chunks. */
-LB_INLINED void add_all_values(const lb_kv *kv, ptrdiff_t at, int32_t chunks, float (*weights)[SPAN], int32_t begin,
+LB_INLINED void add_all_values(const void *values, ptrdiff_t at, int32_t chunks, float (*weights)[SPAN], int32_t begin,
                                int32_t end, f32x16 *total, const int heads, const int32_t type) {
     int32_t c = 0;
     if (heads == 1) {
         for (; c + 4 <= chunks; c += 4)
-            add_values(kv, at + c * 16, chunks, weights, begin, end, total + c, heads, 4, type);
+            add_values(values, at + c * 16, chunks, weights, begin, end, total + c, heads, 4, type);
     }
-    for (; c + 2 <= chunks; c += 2) add_values(kv, at + c * 16, chunks, weights, begin, end, total + c, heads, 2, type);
-    if (c < chunks) add_values(kv, at + c * 16, chunks, weights, begin, end, total + c, heads, 1, type);
+    for (; c + 2 <= chunks; c += 2) add_values(values, at + c * 16, chunks, weights, begin, end, total + c, heads, 2, type);
+    if (c < chunks) add_values(values, at + c * 16, chunks, weights, begin, end, total + c, heads, 1, type);
 }
 
 /*
@@ -320,44 +328,43 @@ LB_INLINED void add_all_values(const lb_kv *kv, ptrdiff_t at, int32_t chunks, fl
  * as many; neighbouring rows (more = 1) have one more each, all in the same span. A query's additions are the same, and
  * in the same order, as if it came alone.
  */
-LB_INLINED void attend(const lb_attention_args *a, const lb_kv *kv, const float *q, ptrdiff_t q_step, float *out,
+LB_INLINED void attend(const lb_attention_args *a, char *const *block, const float *q, ptrdiff_t q_step, float *out,
                        ptrdiff_t out_step, int32_t kv_head, int32_t count, const int heads, const int more,
                        const int32_t type) {
     const int32_t dim = a->head_dim, chunks = (dim + 15) / 16;
+    const lb_kv *kv = &a->kv;
     const ptrdiff_t key_base = kv_head * kv->key_stride, value_base = kv_head * kv->value_stride;
-    const float *key_scales = kv->key_scales + kv_head * kv->scale_stride;
-    const float *value_scales = kv->value_scales + kv_head * kv->scale_stride;
     f32x16 total[LB_HEADS * LB_MAX_HEAD_DIM / 16];
     float weights[LB_HEADS][SPAN], highest[LB_HEADS], weight_sum[LB_HEADS];
     for (int h = 0; h < heads; h++) highest[h] = -INFINITY, weight_sum[h] = 0.0f;
     for (int32_t c = 0; c < heads * chunks; c++) total[c] = v_set1(0.0f);
 
-    for (int32_t start = 0; start < count; start += SPAN) {
+    for (int32_t start = 0; start < count; start += SPAN, block++) {
         int32_t n[LB_HEADS];
         for (int h = 0; h < heads; h++) n[h] = count + more * h - start < SPAN ? count + more * h - start : SPAN;
         const int32_t blocks = (n[heads - 1] + 15) / 16;
-        const ptrdiff_t keys = key_base + (ptrdiff_t)start * dim, values = value_base + (ptrdiff_t)start * chunks * 16;
+        const char *keys = *block + kv->keys, *values = *block + kv->values;
         int32_t b = 0;
         if (heads <= LB_HEADS / 2) { /* else there are no registers for the sums of two blocks */
             for (; b + 2 <= blocks; b += 2) {
-                score_blocks(kv, keys + (ptrdiff_t)b * dim * 16, q, q_step, dim, (float (*)[SPAN])(weights[0] + 16 * b),
-                             heads, 2, type);
+                score_blocks(keys, key_base + (ptrdiff_t)b * dim * 16, q, q_step, dim,
+                             (float (*)[SPAN])(weights[0] + 16 * b), heads, 2, type);
             }
         }
         for (; b < blocks; b++) {
-            score_blocks(kv, keys + (ptrdiff_t)b * dim * 16, q, q_step, dim, (float (*)[SPAN])(weights[0] + 16 * b),
-                         heads, 1, type);
+            score_blocks(keys, key_base + (ptrdiff_t)b * dim * 16, q, q_step, dim,
+                         (float (*)[SPAN])(weights[0] + 16 * b), heads, 1, type);
         }
         for (int h = 0; h < heads; h++) {
             const int32_t own = (n[h] + 15) / 16;
-            if (type == LB_KV_I8) scale_blocks(weights[h], key_scales + start, own);
+            if (type == LB_KV_I8) scale_blocks(weights[h], scales_of(*block + kv->key_scales, kv_head), own);
             soften(weights[h], n[h], chunks, total + h * chunks, &highest[h], &weight_sum[h]);
-            if (type == LB_KV_I8) scale_blocks(weights[h], value_scales + start, own);
+            if (type == LB_KV_I8) scale_blocks(weights[h], scales_of(*block + kv->value_scales, kv_head), own);
         }
-        add_all_values(kv, values, chunks, weights, 0, n[0], total, heads, type);
+        add_all_values(values, value_base, chunks, weights, 0, n[0], total, heads, type);
         if (more && n[heads - 1] > n[0]) { /* the last positions, which the first row does not have */
             for (int h = 1; h < heads; h++) {
-                add_all_values(kv, values, chunks, weights + h, n[0], n[h], total + h * chunks, 1, type);
+                add_all_values(values, value_base, chunks, weights + h, n[0], n[h], total + h * chunks, 1, type);
             }
         }
     }
@@ -372,7 +379,7 @@ LB_INLINED void attend(const lb_attention_args *a, const lb_kv *kv, const float 
 /* Whether LB_HEADS rows follow each other in one sequence, and end in the same span. */
 static inline int are_neighbours(const lb_attention_args *a, int32_t row) {
     for (int i = 1; i < LB_HEADS; i++) {
-        if (a->kv[row + i].keys != a->kv[row].keys || a->positions[row + i] != a->positions[row] + i) return 0;
+        if (a->blocks[row + i] != a->blocks[row] || a->positions[row + i] != a->positions[row] + i) return 0;
     }
     return a->positions[row] / SPAN == (a->positions[row] + LB_HEADS - 1) / SPAN;
 }
@@ -388,16 +395,16 @@ LB_INLINED void attend_rows(const lb_attention_args *a, int32_t row, int32_t row
         float *out = a->out + row * out_stride + (ptrdiff_t)kv_head * shared * dim;
         for (int32_t r = 0; r < n; r++) {
             for (int32_t head = 0; head < whole; head += LB_HEADS) {
-                attend(a, a->kv + row + r, q + r * a->q_stride + head * dim, dim, out + r * out_stride + head * dim,
+                attend(a, a->blocks[row + r], q + r * a->q_stride + head * dim, dim, out + r * out_stride + head * dim,
                        dim, kv_head, a->positions[row + r] + 1, LB_HEADS, 0, type);
             }
         }
         for (int32_t head = whole; head < shared; head++) {
             if (together) {
-                attend(a, a->kv + row, q + head * dim, a->q_stride, out + head * dim, out_stride, kv_head,
+                attend(a, a->blocks[row], q + head * dim, a->q_stride, out + head * dim, out_stride, kv_head,
                        a->positions[row] + 1, LB_HEADS, 1, type);
             } else {
-                attend(a, a->kv + row, q + head * dim, 0, out + head * dim, 0, kv_head, a->positions[row] + 1, 1, 0,
+                attend(a, a->blocks[row], q + head * dim, 0, out + head * dim, 0, kv_head, a->positions[row] + 1, 1, 0,
                        type);
             }
         }

@@ -15,6 +15,7 @@ cdef extern from "kernels.h":
         LB_KV_F32
         LB_KV_F16
         LB_KV_I8
+        LB_KV_SPAN
         LB_MAX_HEAD_DIM
         LB_LINE_ROWS
         LB_CHANNELS
@@ -61,19 +62,19 @@ cdef extern from "kernels.h":
         int32_t *sums
 
     ctypedef struct lb_kv:
-        void *keys
-        void *values
-        float *key_scales
-        float *value_scales
+        size_t keys
+        size_t values
+        size_t key_scales
+        size_t value_scales
         ptrdiff_t key_stride
         ptrdiff_t value_stride
-        ptrdiff_t scale_stride
 
     ctypedef struct lb_attention_args:
         const float *q
         float *out
-        const lb_kv *kv
+        char **const *blocks
         const int32_t *positions
+        lb_kv kv
         ptrdiff_t q_stride
         int32_t n_heads
         int32_t n_kv_heads
@@ -88,7 +89,7 @@ cdef extern from "kernels.h":
     ctypedef void lb_rms_norm_fn(const float *x, const float *weight, int32_t n, float eps, float *out) noexcept nogil
     ctypedef void lb_attention_fn(
         const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head) noexcept nogil
-    ctypedef void lb_kv_store_fn(const float *k, const float *v, const lb_kv *kv, const lb_attention_args *shape,
+    ctypedef void lb_kv_store_fn(const float *k, const float *v, char *block, const lb_attention_args *shape,
                                  int32_t position) noexcept nogil
     ctypedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t relu2) noexcept nogil
     ctypedef void lb_add_fn(float *x, const float *y, int32_t n) noexcept nogil

@@ -11,7 +11,6 @@ cdef enum:
     BAD_CODE = 1
     BAD_SCALE = 2
     CANNOT_READ = 3
-    CANNOT_READ_CHANNELS = 4    # see paged_channels.pyx
 
 cdef struct PageWork
 
@@ -24,8 +23,6 @@ cdef class Pager:
     cdef size_t longest
     cdef uint8_t *scratch
     cdef readonly list sources      # what `source` counts
-    cdef public object channels     # a ChannelPager, or None
-    cdef bint streams               # whether some matrices are outside the order
     cdef readonly list table        # (source, offset, length) of every block
     cdef readonly list order        # blocks in the order of use
 
@@ -40,7 +37,7 @@ cdef class PagedMatrix:
     cdef PackedMatrix pattern
     cdef PackedMatrix tail
     cdef FillBlocks fill
-    cdef bint stored, own_scales, streamed
+    cdef bint stored, own_scales
     cdef size_t group_bytes, code_bytes
     cdef int32_t n_groups, block_groups, first_block, first_row_block
 

@@ -1,6 +1,6 @@
-from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 
-from lowbit._kernels.dispatch cimport lb_attention_args, lb_kv, lb_matrix
+from lowbit._kernels.dispatch cimport lb_attention_args, lb_matrix
 
 cdef enum:
     ATTENTION_ROWS = 4              # rows of a unit: those of one prompt share what is read of their keys and values
@@ -22,6 +22,7 @@ cdef struct NormWork:
     bint per_token
     int32_t keep                    # 0: all
     float threshold
+    const uint8_t *sparse           # (n_rows,): whether these two hold for a row
     uint32_t *histogram
 
 
@@ -45,8 +46,6 @@ cdef struct GluWork:
 cdef struct RopeWork:
     # Per row: biases, norms of the heads, rotation, and the cache.
     float *qkv
-    const int32_t *positions
-    const lb_kv *kv
     const float *bias               # (n_out,), or NULL, like the next two
     const float *q_norm
     const float *k_norm

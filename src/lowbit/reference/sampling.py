@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,17 +22,23 @@ def sample_distribution(
     min_p: float = 0.0,
     repeat_penalty: float = 1.0,
     recent: Sequence[int] = (),
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    made: Sequence[int] = (),
+    logit_bias: Mapping[int, float] | None = None,
+    allowed: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Return the probability of each token, after all filters, in this order.
 
     1. Repeat penalty: each token among the last 64 of `recent`, counted once, has its logit divided by the penalty
        if positive, multiplied if not.
-    2. Temperature: divides all logits. At 0 the largest logit takes all, and nothing below applies.
-    3. top_k: exactly k tokens stay; of equal logits the lower id stays. Softmax over these.
-    4. top_p: walk them from the most likely down (lower id first among equals) and stop with the first token at
+    2. Biases are added, presence and frequency penalties taken off, and tokens that are not allowed have no chance.
+    3. Temperature: divides all logits. At 0 the largest logit takes all, and nothing below applies.
+    4. top_k: exactly k tokens stay; of equal logits the lower id stays. Softmax over these.
+    5. top_p: walk them from the most likely down (lower id first among equals) and stop with the first token at
        which the running sum reaches `top_p`.
-    5. min_p: drop tokens whose probability is below `min_p` times the largest one.
-    6. Divide by the sum of what is left.
+    6. min_p: drop tokens whose probability is below `min_p` times the largest one.
+    7. Divide by the sum of what is left.
 
     Parameters
     ----------
@@ -46,6 +52,13 @@ def sample_distribution(
     repeat_penalty : float, above 0
     recent : sequence of int
         Token ids so far, prompt included, latest last.
+    presence_penalty, frequency_penalty : float
+        Taken from the logits of the tokens in `made`: once, and as often as they occur.
+    made : sequence of int
+        Token ids that were generated.
+    logit_bias : mapping of int to float, optional
+    allowed : sequence of int, optional
+        Token ids that may come next; None are all.
 
     Returns
     -------
@@ -55,6 +68,12 @@ def sample_distribution(
     logits = np.array(logits, dtype=np.float64)
     seen = sorted(set(recent[-REPEAT_WINDOW:]))
     logits[seen] = np.where(logits[seen] > 0, logits[seen] / repeat_penalty, logits[seen] * repeat_penalty)
+    for token, bias in (logit_bias or {}).items():
+        logits[token] += bias
+    counts = np.bincount(np.asarray(made, np.int64), minlength=len(logits))
+    logits -= presence_penalty * (counts > 0) + frequency_penalty * counts
+    if allowed is not None:
+        logits[np.setdiff1d(np.arange(len(logits)), allowed)] = -np.inf
 
     out = np.zeros_like(logits)
     if temperature == 0:

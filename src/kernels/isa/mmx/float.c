@@ -130,29 +130,33 @@ static void store_one(void *base, ptrdiff_t at, float x, int32_t type) {
     }
 }
 
-void LB_NAME(lb_kv_store)(const float *k, const float *v, const lb_kv *kv, const lb_attention_args *shape,
+void LB_NAME(lb_kv_store)(const float *k, const float *v, char *block, const lb_attention_args *shape,
                           int32_t position) {
     const int32_t dim = shape->head_dim, padded = (dim + 15) / 16 * 16, type = shape->kv_type;
+    const lb_kv *kv = &shape->kv;
+    float *key_scales = (float *)(void *)(block + kv->key_scales);
+    float *value_scales = (float *)(void *)(block + kv->value_scales);
+    position %= LB_KV_SPAN;
     for (int32_t head = 0; head < shape->n_kv_heads; head++, k += dim, v += dim) {
         const ptrdiff_t key = head * kv->key_stride + (ptrdiff_t)(position / 16) * dim * 16 + position % 16;
         const ptrdiff_t value = head * kv->value_stride + (ptrdiff_t)position * padded;
         float k_factor = 1.0f, v_factor = 1.0f;
         if (type == LB_KV_I8) {
             const float k_most = largest_magnitude(k, dim), v_most = largest_magnitude(v, dim);
-            kv->key_scales[head * kv->scale_stride + position] = k_most / 127.0f;
-            kv->value_scales[head * kv->scale_stride + position] = v_most / 127.0f;
+            key_scales[head * LB_KV_SPAN + position] = k_most / 127.0f;
+            value_scales[head * LB_KV_SPAN + position] = v_most / 127.0f;
             k_factor = k_most > 0 ? 127.0f / k_most : 0.0f;
             v_factor = v_most > 0 ? 127.0f / v_most : 0.0f;
         }
         for (int32_t i = 0; i < dim; i++) {
-            store_one(kv->keys, key + (ptrdiff_t)i * 16, k[i] * k_factor, type);
-            store_one(kv->values, value + i, v[i] * v_factor, type);
+            store_one(block + kv->keys, key + (ptrdiff_t)i * 16, k[i] * k_factor, type);
+            store_one(block + kv->values, value + i, v[i] * v_factor, type);
         }
-        for (int32_t i = dim; i < padded; i++) store_one(kv->values, value + i, 0.0f, type);
+        for (int32_t i = dim; i < padded; i++) store_one(block + kv->values, value + i, 0.0f, type);
     }
 }
 
-enum { SPAN = 64 }; /* positions between two looks at the running maximum, as in the template */
+enum { SPAN = LB_KV_SPAN }; /* positions between two looks at the running maximum, as in the template */
 
 LB_INLINE float score(const void *keys, ptrdiff_t at, const float *q, int32_t dim, const int32_t type) {
     float even = 0.0f, odd = 0.0f;
@@ -191,26 +195,27 @@ static void soften(float *weights, int32_t n, int32_t dim, float *total, float *
     *weight_sum += add_lanes(lanes);
 }
 
-LB_INLINE void attend(const lb_attention_args *a, const lb_kv *kv, const float *q, float *out, int32_t kv_head,
+LB_INLINE void attend(const lb_attention_args *a, char *const *block, const float *q, float *out, int32_t kv_head,
                       int32_t count, const int32_t type) {
     const int32_t dim = a->head_dim, padded = (dim + 15) / 16 * 16;
-    const float *key_scales = kv->key_scales + kv_head * kv->scale_stride;
-    const float *value_scales = kv->value_scales + kv_head * kv->scale_stride;
+    const lb_kv *kv = &a->kv;
     float total[LB_MAX_HEAD_DIM], weights[SPAN], highest = -INFINITY, weight_sum = 0.0f;
     memset(total, 0, (size_t)dim * sizeof *total);
-    for (int32_t start = 0; start < count; start += SPAN) {
+    for (int32_t start = 0; start < count; start += SPAN, block++) {
         const int32_t n = count - start < SPAN ? count - start : SPAN;
-        const ptrdiff_t keys = kv_head * kv->key_stride + (ptrdiff_t)start * dim;
-        const ptrdiff_t values = kv_head * kv->value_stride + (ptrdiff_t)start * padded;
+        const void *keys = *block + kv->keys, *cached_values = *block + kv->values;
+        const float *key_scales = (const float *)(const void *)(*block + kv->key_scales) + kv_head * SPAN;
+        const float *value_scales = (const float *)(const void *)(*block + kv->value_scales) + kv_head * SPAN;
+        const ptrdiff_t values = kv_head * kv->value_stride;
         for (int32_t b = 0; b < n; b += 16) {
             for (int32_t i = b; i < n && i < b + 16; i++) {
-                const float one = score(kv->keys, keys + (ptrdiff_t)b * dim + (i - b), q, dim, type);
-                weights[i] = type == LB_KV_I8 ? one * key_scales[start + i] : one;
+                const float one = score(keys, kv_head * kv->key_stride + (ptrdiff_t)b * dim + (i - b), q, dim, type);
+                weights[i] = type == LB_KV_I8 ? one * key_scales[i] : one;
             }
         }
         soften(weights, n, dim, total, &highest, &weight_sum);
         if (type == LB_KV_I8) {
-            for (int32_t i = 0; i < n; i++) weights[i] = weights[i] * value_scales[start + i];
+            for (int32_t i = 0; i < n; i++) weights[i] = weights[i] * value_scales[i];
         }
         for (int32_t c = 0; c < dim; c++) {
             ptrdiff_t at = values + c;
@@ -218,9 +223,9 @@ LB_INLINE void attend(const lb_attention_args *a, const lb_kv *kv, const float *
             int32_t i = 0;
             for (; i + 8 <= n; i += 8, at += 8 * padded) {
                 LB_UNROLL(8)
-                for (int j = 0; j < 8; j++) sum = sum + cached(kv->values, at + j * padded, type) * weights[i + j];
+                for (int j = 0; j < 8; j++) sum = sum + cached(cached_values, at + j * padded, type) * weights[i + j];
             }
-            for (; i < n; i++, at += padded) sum = sum + cached(kv->values, at, type) * weights[i];
+            for (; i < n; i++, at += padded) sum = sum + cached(cached_values, at, type) * weights[i];
             total[c] = sum;
         }
     }
@@ -233,7 +238,7 @@ LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows
         const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
         float *out = a->out + ((ptrdiff_t)row * a->n_heads + (ptrdiff_t)kv_head * shared) * dim;
         for (int32_t head = 0; head < shared; head++, q += dim, out += dim) {
-            attend(a, a->kv + row, q, out, kv_head, a->positions[row] + 1, type);
+            attend(a, a->blocks[row], q, out, kv_head, a->positions[row] + 1, type);
         }
     }
 }

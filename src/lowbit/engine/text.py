@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from .tokenizers import StopBuffer, Tokenizer
+from ..tokenizers import StopBuffer, Tokenizer
 
-__all__ = ["MAX_LOGPROBS", "Clock", "GeneratedText", "Generation", "LogprobRecorder", "Timings", "TokenLogprob"]
+__all__ = ["MAX_LOGPROBS", "GeneratedText", "Generation", "LogprobRecorder", "Timings", "TokenLogprob"]
 
 MAX_LOGPROBS = 100
 """Most tokens whose log-probabilities are reported in the place of one."""
@@ -121,9 +120,15 @@ class GeneratedText:
             self._pieces.append(piece)
         return piece
 
+    def text(self) -> str:
+        """Return all text that is certain."""
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0] if self._pieces else ""
+
     def result(self, prompt_tokens: int, timings: Timings) -> Generation:
         return Generation(
-            "".join(self._pieces), self.tokens, prompt_tokens, "stop" if self.stopped else "length", timings
+            self.text(), self.tokens, prompt_tokens, "stop" if self.stopped else "length", timings
         )
 
 
@@ -166,43 +171,3 @@ class LogprobRecorder:
         if token in self._tokenizer.control_ids:
             return self._tokenizer.piece(token)
         return self._tokenizer.token_bytes(token).decode("utf-8", "replace")
-
-
-class Clock:
-    """Times of one call; waiting for the reader of a stream does not count."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self.prompt_seconds = self.first_token_seconds = self.decode_seconds = 0.0
-
-    def prompt_done(self) -> None:
-        self.prompt_seconds = time.perf_counter() - self._start
-
-    def decoding(self) -> _Stretch:
-        """A context in which time counts as decoding."""
-        return _Stretch(self)
-
-    def timings(self, load_seconds: float, prompt_tokens: int, reused_tokens: int, decode_tokens: int) -> Timings:
-        return Timings(
-            load_seconds,
-            prompt_tokens,
-            reused_tokens,
-            self.prompt_seconds,
-            decode_tokens,
-            self.decode_seconds,
-            self.first_token_seconds,
-        )
-
-
-class _Stretch:
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *exc: object) -> None:
-        now = time.perf_counter()
-        self._clock.decode_seconds += now - self._start
-        if not self._clock.first_token_seconds:
-            self._clock.first_token_seconds = now - self._clock._start

@@ -1,0 +1,260 @@
+"""Keys and values of past tokens: blocks of 64 positions, all layers of each together, in one pool under one limit.
+
+1. A block belongs to the sequence that fills it. A full one never changes again, and every sequence that begins with
+   the same tokens reads it too, without a copy.
+2. A full block is found by its chain: a hash of the chain of the block before it and of its own tokens. The first
+   chain is a hash of the caller's salt, so that callers can keep apart what they know.
+3. What nobody holds stays known while there is room. The one that was let go first goes first, and a sequence lets go
+   of its end before its beginning.
+4. A block that agrees with a prompt only for a part is copied, and the copy is filled on: a prompt may leave a known
+   text at any token.
+
+Everything here holds the GIL, and runs between two steps of the decoder, never during one.
+"""
+from libc.stddef cimport size_t
+from libc.stdint cimport int32_t, int64_t
+
+from lowbit._kernels.dispatch cimport LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_KV_SPAN, alloc_aligned, free_aligned, lb_kv
+
+import sys
+
+try:
+    from _blake2 import blake2b     # hashlib would bring OpenSSL, some megabytes that a small machine does without
+except ImportError:
+    from hashlib import blake2b
+
+cdef enum:
+    SPARE = 4       # blocks whose memory is kept for the next that is needed
+
+KV_TYPES = {"f32": LB_KV_F32, "f16": LB_KV_F16, "int8": LB_KV_I8}
+SPAN = LB_KV_SPAN
+
+
+def chain_of(bytes parent, bytes tokens):
+    """Return the chain of a full block, from that of the block before it."""
+    return blake2b(parent + tokens, digest_size=20).digest()
+
+
+def first_chain(bytes salt):
+    """Return what the first block of a sequence hangs on."""
+    return blake2b(salt, digest_size=20, person=b"lowbit kv").digest()
+
+
+cdef class Block:
+    def __dealloc__(self):
+        free_aligned(self.memory)
+
+
+cdef class KVPool:
+    """All blocks of keys and values of a model.
+
+    Parameters
+    ----------
+    n_layers, n_kv_heads, head_dim : int
+    kv_type : str
+        ``f32``, ``f16`` or ``int8``.
+
+    Raises
+    ------
+    ValueError
+        If the type has another name.
+    MemoryError
+        If a block is larger than the address space.
+    """
+
+    def __cinit__(self, n_layers, n_kv_heads, head_dim, str kv_type):
+        if kv_type not in KV_TYPES:
+            raise ValueError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
+        self.kv_type = KV_TYPES[kv_type]
+        element = {LB_KV_F32: 4, LB_KV_F16: 2, LB_KV_I8: 1}[self.kv_type]
+        keys, values = SPAN * head_dim, SPAN * ((head_dim + 15) // 16 * 16)
+        stride = keys + values          # a head's values follow its keys, as attention reads them
+        scales = 4 * SPAN * n_kv_heads if self.kv_type == LB_KV_I8 else 0
+        scales_at = element * n_kv_heads * stride
+        layer_bytes = (scales_at + 2 * scales + 63) // 64 * 64
+        if n_layers * layer_bytes > sys.maxsize // 2:
+            raise MemoryError(f"{SPAN} positions of keys and values take {n_layers * layer_bytes} bytes")
+        self.layer_bytes, self.block_bytes = layer_bytes, n_layers * layer_bytes
+        self.shape = lb_kv(0, element * keys, scales_at, scales_at + scales, stride, stride)
+        self.full, self.children, self.idle, self.growing, self.spare = {}, {}, {}, [], []
+
+    def resize(self, limit, kept):
+        """Set how many blocks there may be, None for any number, and how many of them nobody needs to hold."""
+        self.limit, self.kept = limit, kept
+        self._trim()
+
+    @property
+    def held(self):
+        """Blocks that sequences hold."""
+        return self.allocated - len(self.idle)
+
+    @property
+    def known(self):
+        """Blocks that nobody holds and that are still known."""
+        return len(self.idle)
+
+    @property
+    def free(self):
+        """Blocks that could be taken now; None for any number."""
+        return None if self.limit is None else self.limit - self.held
+
+    def clear(self):
+        """Forget what nobody holds."""
+        while self.idle:
+            self._evict()
+        self.spare.clear()
+
+    @property
+    def sequences(self):
+        """The sequences that hold blocks."""
+        return tuple(self.growing)
+
+    def match(self, bytes tokens, bytes salt):
+        """Find what is known of the beginning of a text.
+
+        Parameters
+        ----------
+        tokens : bytes of int32
+        salt : bytes
+
+        Returns
+        -------
+        blocks : list of Block
+            Full ones.
+        chain : bytes
+            That of the last of them.
+        part : (Block, int) or None
+            A block that agrees with the next tokens, and with how many of them.
+        """
+        cdef size_t size = 4 * LB_KV_SPAN, at = 0
+        cdef Block block
+        cdef list blocks = []
+        chain = first_chain(salt)
+        while at + size <= <size_t>len(tokens):
+            block = self.full.get(chain_of(chain, tokens[at:at + size]))
+            if block is None:
+                break
+            blocks.append(block)
+            chain = block.chain
+            at += size
+        rest, part = tokens[at:at + size], None
+        for block in self.children.get(chain, ()):
+            part = better(part, block, block.tokens, rest)
+        for sequence in self.growing:
+            block, known = sequence.tail(chain)
+            if block is not None:
+                part = better(part, block, known, rest)
+        return blocks, chain, part
+
+    def stats(self):
+        """Return the counts of blocks and what became of them."""
+        return {"block_bytes": self.block_bytes, "limit": self.limit, "held": self.held, "known": self.known,
+                "hits": self.hits, "evictions": self.evictions}
+
+    cdef lb_kv layer(self, int32_t index) noexcept nogil:
+        cdef lb_kv kv = self.shape
+        cdef size_t base = self.layer_bytes * index
+        kv.keys += base
+        kv.values += base
+        kv.key_scales += base
+        kv.value_scales += base
+        return kv
+
+    cdef Block take(self):
+        """A block for one sequence to fill; None if all are held. MemoryError if the system has no more."""
+        cdef Block block
+        if self.limit is not None and self.allocated >= self.limit:
+            if not self.idle:
+                return None
+            self._evict()
+        if self.spare:
+            block = self.spare.pop()
+            block.holders = 1
+            self.allocated += 1
+            return block
+        block = Block()
+        block.memory = <char *>alloc_aligned(self.block_bytes)
+        if block.memory == NULL and self.idle:      # what is only known is worth less than what is needed
+            self.clear()
+            block.memory = <char *>alloc_aligned(self.block_bytes)
+        if block.memory == NULL:
+            raise MemoryError(f"no memory for {SPAN} positions of keys and values ({self.block_bytes} bytes)")
+        block.holders = 1
+        self.allocated += 1
+        return block
+
+    cdef int hold(self, Block block) except -1:
+        if block.holders == 0:
+            del self.idle[block]
+        block.holders += 1
+        return 0
+
+    cdef int let_go(self, Block block) except -1:
+        block.holders -= 1
+        if block.holders:
+            return 0
+        if block.parent is None:
+            self._drop(block)
+        else:
+            self.idle[block] = None
+            self._trim()
+        return 0
+
+    cdef Block learn(self, Block block, bytes parent, bytes tokens):
+        """Make a block known, or return the one that is known already for the same tokens; hold that one then."""
+        cdef Block same
+        cdef bytes chain = None
+        if len(tokens) == 4 * LB_KV_SPAN:
+            chain = chain_of(parent, tokens)
+            same = self.full.get(chain)
+            if same is not None:
+                self.hold(same)
+                self.let_go(block)
+                return same
+            self.full[chain] = block
+        else:
+            for same in self.children.get(parent, ()):
+                if same.tokens.startswith(tokens):      # nothing new: it goes, and what is known counts as used
+                    if same.holders == 0:
+                        del self.idle[same]
+                        self.idle[same] = None
+                    return block
+        block.parent, block.chain, block.tokens = parent, chain, tokens
+        self.children.setdefault(parent, []).append(block)
+        return block
+
+    def _trim(self):
+        while self.idle and ((self.kept is not None and len(self.idle) > self.kept)
+                             or (self.limit is not None and self.allocated > self.limit)):
+            self._evict()
+
+    def _evict(self):
+        cdef Block block = next(iter(self.idle))
+        del self.idle[block]
+        siblings = self.children[block.parent]
+        siblings.remove(block)
+        if not siblings:
+            del self.children[block.parent]
+        if block.chain is not None:
+            del self.full[block.chain]
+        block.parent = block.chain = block.tokens = None
+        self._drop(block)
+        self.evictions += 1
+
+    cdef int _drop(self, Block block) except -1:
+        """Give up a block: a few keep their memory, which the system would have to clear for the next one."""
+        self.allocated -= 1
+        if len(self.spare) < (SPARE if self.limit is None else min(<int32_t>SPARE, <int32_t>(self.limit - self.allocated))):
+            self.spare.append(block)
+        return 0
+
+
+cdef tuple better(tuple part, Block block, bytes known, bytes wanted):
+    """The better one of a block that agrees for a part, and another: (block, tokens that agree)."""
+    cdef const char *a = known
+    cdef const char *b = wanted
+    cdef int64_t n = min(len(known), len(wanted)), i = 0
+    while i < n and a[i] == b[i]:
+        i += 1
+    i //= 4
+    return (block, i) if i > 0 and (part is None or i > part[1]) else part

@@ -1,0 +1,230 @@
+"""One sequence: its tokens, and the blocks that hold its keys and values."""
+from libc.stddef cimport size_t
+from libc.stdint cimport int32_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+
+from lowbit._kernels.dispatch cimport LB_KV_SPAN
+from lowbit._kernels.kvpool cimport Block, KVPool
+from lowbit._kernels.sampler cimport Sampler
+
+import numpy as np
+
+from lowbit._kernels.kvpool import first_chain
+from lowbit.errors import ContextLengthError, LowbitError
+
+
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident()
+
+
+cdef class Turn:
+    """Whose turn it is: `with turn as mine` takes it if nobody has it, and gives it back.
+
+    A lock that is tried in Python can be left locked by a signal that arrives between the try and the `with`.
+    """
+
+    def __enter__(self):
+        if self.taken:
+            if self.thread == PyThread_get_thread_ident():
+                raise LowbitError("an engine cannot be used from within one of its own steps")
+            return False
+        self.taken, self.thread = True, PyThread_get_thread_ident()
+        return True
+
+    def __exit__(self, *exc):
+        if self.taken and self.thread == PyThread_get_thread_ident():
+            self.taken = False
+
+
+cdef class Sequence:
+    """A text that is being read, and then written.
+
+    Parameters
+    ----------
+    pool : KVPool
+    tokens : ndarray of int32, shape (n,)
+        What is given; n >= 1.
+    capacity : int
+        Most positions. One more token can be made, which then has no position.
+    prompt : int, optional
+        How many of `tokens` were the prompt; those after it were made by the model (default: all are the prompt).
+    sampler : Sampler, optional
+        Makes the tokens that follow; None if there are none.
+    most : int
+        Tokens in all at which the sequence ends.
+    ends : ndarray of int32
+        Tokens that end it; the one that was found is its last.
+    salt : bytes
+        Only sequences of the same salt know each other's blocks.
+    reuse : bool
+        Begin with what the pool knows. The last of `tokens` is never taken from there, for its logits are needed.
+    owner : object, optional
+        Whoever will close it.
+    share_made : bool
+        Whether the positions of made tokens are what a prompt of the same tokens would have (they are not if inputs
+        are skipped while decoding).
+
+    Raises
+    ------
+    ContextLengthError
+        If the tokens do not fit.
+    MemoryError
+        If the memory cannot be had.
+    """
+
+    def __cinit__(self, KVPool pool not None, const int32_t[::1] tokens not None, int32_t capacity, prompt=None,
+                  Sampler sampler=None, int32_t most=0, const int32_t[::1] ends=None, bytes salt=b"",
+                  bint reuse=True, bint share_made=True, owner=None):
+        cdef State *s = &self.state
+        cdef int32_t n = <int32_t>min(tokens.shape[0], 1 << 30), blocks
+        if n < 1:
+            raise ValueError("a sequence needs at least one token")
+        if n > capacity:
+            raise ContextLengthError(f"{n} tokens do not fit into a context of {capacity}")
+        self.pool, self.sampler, self.owner = pool, sampler, owner
+        self.blocks, self.chains = [], [first_chain(salt)]
+        s.sampler = <void *>sampler if sampler is not None else NULL
+        s.capacity, s.n_tokens = capacity, n
+        s.prompt = n if prompt is None else prompt
+        s.most = min(max(most, n), capacity + 1)
+        s.ended = sampler is None or s.most == n
+        self.shared = capacity if share_made else s.prompt
+        blocks = (capacity - 1) // LB_KV_SPAN + 1
+        s.table = <char **>malloc(sizeof(char *) * <size_t>blocks)
+        s.text = <int32_t *>malloc(4 * (<size_t>capacity + 1))
+        if ends is not None and ends.shape[0]:
+            s.n_ends = <int32_t>ends.shape[0]
+            s.ends = <int32_t *>malloc(4 * <size_t>s.n_ends)
+        if s.table == NULL or s.text == NULL or (s.n_ends and s.ends == NULL):
+            raise MemoryError(f"no memory for a sequence of {capacity} tokens")
+        memcpy(s.text, &tokens[0], 4 * <size_t>n)
+        if s.n_ends:
+            memcpy(s.ends, &ends[0], 4 * <size_t>s.n_ends)
+        pool.growing.append(self)
+        if reuse:
+            try:
+                self._adopt(salt)
+            except BaseException:
+                self.close()
+                raise
+
+    def __dealloc__(self):
+        free(self.state.table)
+        free(self.state.text)
+        free(self.state.ends)
+
+    def _adopt(self, bytes salt):
+        """Begin with what the pool knows of the prompt."""
+        cdef Block block, copy
+        cdef int32_t n = min(self.state.n_tokens - 1, self.shared)
+        blocks, chain, part = self.pool.match((<char *>self.state.text)[:4 * n], salt)
+        for block in blocks:
+            self.pool.hold(block)
+            self.state.table[len(self.blocks)] = block.memory
+            self.blocks.append(block)
+            self.chains.append(block.chain)
+        self.state.length = self.state.covered = LB_KV_SPAN * <int32_t>len(blocks)
+        if part is not None:
+            block = part[0]
+            self.pool.hold(block)   # not to be evicted for its own copy
+            try:
+                copy = self.pool.take()
+            finally:
+                self.pool.let_go(block)
+            if copy is not None:
+                memcpy(copy.memory, block.memory, self.pool.block_bytes)
+                self.state.table[len(self.blocks)] = copy.memory
+                self.blocks.append(copy)
+                self.state.length += <int32_t>part[1]
+                self.state.covered += LB_KV_SPAN
+        self.reused = self.state.length
+        self.pool.hits += self.state.length > 0
+
+    def tail(self, bytes chain):
+        """The block that is being filled after `chain`, and the tokens in it; (None, None) if there is none."""
+        cdef int32_t full = <int32_t>len(self.chains) - 1, start = full * LB_KV_SPAN, end
+        end = min(self.state.length, self.shared)
+        if self.chains[full] != chain or end <= start:
+            return None, None
+        return self.blocks[full], (<char *>(self.state.text + start))[:4 * (end - start)]
+
+    def blocks_for(self, int32_t positions):
+        """Return how many blocks are still to be taken for this many positions."""
+        return max(0, -(-min(positions, self.state.capacity) // LB_KV_SPAN) - len(self.blocks))
+
+    cdef int reserve(self, int32_t positions) except -1:
+        """Take blocks for the first `positions`; MemoryError if the pool has none."""
+        cdef Block block
+        positions = min(positions, self.state.capacity)
+        while LB_KV_SPAN * <int32_t>len(self.blocks) < positions:
+            block = self.pool.take()
+            if block is None:
+                raise MemoryError("all blocks of keys and values are held")
+            self.state.table[len(self.blocks)] = block.memory
+            self.blocks.append(block)
+            self.state.covered += LB_KV_SPAN
+        return 0
+
+    def publish(self):
+        """Make the blocks known that have become full."""
+        cdef int32_t i = <int32_t>len(self.chains) - 1, full = min(self.state.length, self.shared) // LB_KV_SPAN
+        cdef Block block
+        while i < full:
+            block = self.pool.learn(self.blocks[i], self.chains[i],
+                                    (<char *>(self.state.text + i * LB_KV_SPAN))[:4 * LB_KV_SPAN])
+            self.blocks[i], self.state.table[i] = block, block.memory
+            self.chains.append(block.chain)
+            i += 1
+
+    def close(self):
+        """Let go of all blocks; what is in them stays known while the pool has room. May be called twice."""
+        cdef Block block
+        cdef int32_t full
+        if self not in self.pool.growing:
+            return
+        self.publish()
+        full = <int32_t>len(self.chains) - 1
+        block, known = self.tail(self.chains[full])
+        if block is not None:
+            self.pool.learn(block, self.chains[full], known)
+        self.pool.growing.remove(self)
+        while self.blocks:
+            self.pool.let_go(self.blocks.pop())
+        self.state.ended = True
+        self.state.covered = 0
+
+    @property
+    def length(self):
+        """Positions that are filled."""
+        return self.state.length
+
+    @property
+    def n_tokens(self):
+        """Tokens, of which those from `length` on are still to be taken in."""
+        return self.state.n_tokens
+
+    @property
+    def prompt(self):
+        """How many of the tokens were given."""
+        return self.state.prompt
+
+    @property
+    def ended(self):
+        """Whether no token will be made any more."""
+        return self.state.ended
+
+    def compute_as(self, bint speculate=False, bint all_sparse=False):
+        """Propose tokens that followed the same words earlier; compute the prompt as made tokens are computed."""
+        self.state.speculate, self.state.all_sparse = speculate, all_sparse
+        return self
+
+    @property
+    def pending(self):
+        """Tokens that are still to be taken in."""
+        return self.state.n_tokens - self.state.length
+
+    def tokens(self, int32_t start=0):
+        """Return a copy of the tokens from `start` on, int32."""
+        start = min(max(start, 0), self.state.n_tokens)
+        return np.frombuffer((<char *>(self.state.text + start))[:4 * (self.state.n_tokens - start)], np.int32)

@@ -1,0 +1,33 @@
+from libc.stddef cimport size_t
+from libc.stdint cimport int32_t, int64_t
+
+from lowbit._kernels.dispatch cimport lb_kv
+
+
+# Keys and values of LB_KV_SPAN positions, for all layers.
+cdef class Block:
+    cdef char *memory
+    cdef int32_t holders        # sequences that read it, or fill it
+    cdef bytes parent           # chain of the block before it; None while the pool does not know it
+    cdef bytes chain            # its own; None if it is not full
+    cdef bytes tokens           # int32, those that are known to be in it
+
+
+cdef class KVPool:
+    cdef readonly size_t block_bytes
+    cdef readonly int32_t kv_type
+    cdef readonly object limit, kept    # blocks, or None
+    cdef readonly int32_t allocated
+    cdef size_t layer_bytes
+    cdef lb_kv shape                    # of layer 0
+    cdef dict full, children, idle
+    cdef list growing                   # sequences
+    cdef list spare                     # blocks of which nothing is known
+    cdef readonly int64_t hits, evictions
+
+    cdef lb_kv layer(self, int32_t index) noexcept nogil
+    cdef Block take(self)
+    cdef int hold(self, Block block) except -1
+    cdef int let_go(self, Block block) except -1
+    cdef int _drop(self, Block block) except -1
+    cdef Block learn(self, Block block, bytes parent, bytes tokens)

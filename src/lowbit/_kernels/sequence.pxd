@@ -1,0 +1,40 @@
+from libc.stdint cimport int32_t
+
+from lowbit._kernels.kvpool cimport KVPool
+from lowbit._kernels.sampler cimport Sampler
+
+
+# What the decoder reads and changes of a sequence, without the GIL.
+cdef struct State:
+    char **table            # memory of its blocks of keys and values
+    int32_t *text           # (capacity + 1,): all tokens
+    int32_t *ends           # tokens that end it
+    int32_t n_ends
+    int32_t capacity        # positions
+    int32_t length          # positions that are filled
+    int32_t covered         # positions that there are blocks for
+    int32_t n_tokens        # those from `length` on are still to be taken in
+    int32_t prompt          # how many of them were given
+    int32_t most            # tokens, after which it has ended
+    void *sampler           # a Sampler; NULL: tokens are only taken in
+    bint speculate
+    bint all_sparse         # its prompt, too, is computed as made tokens are
+    bint ended              # by an end token, or by `most`
+
+
+cdef class Turn:
+    cdef readonly bint taken
+    cdef unsigned long thread
+
+
+cdef class Sequence:
+    cdef State state
+    cdef KVPool pool
+    cdef list blocks                # of Block, in the order of their positions
+    cdef list chains                # one more than full blocks are known: what the next one hangs on is the last
+    cdef int32_t shared             # positions from which on nothing is shared
+    cdef readonly int32_t reused    # positions that were known
+    cdef readonly Sampler sampler
+    cdef readonly object owner
+
+    cdef int reserve(self, int32_t positions) except -1

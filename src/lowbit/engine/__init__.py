@@ -1,0 +1,9 @@
+"""Many texts at once on one model: requests join and leave a running batch, and none depends on the others."""
+
+from __future__ import annotations
+
+from .engine import Engine, Stream
+from .sequence import State
+from .text import Generation, Timings, TokenLogprob
+
+__all__ = ["Engine", "Generation", "State", "Stream", "Timings", "TokenLogprob"]

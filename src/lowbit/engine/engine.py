@@ -1,0 +1,535 @@
+"""The engine: requests come in, a batch is stepped, and pieces of text go out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence as Sequence_
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .._kernels.decoder import Batch
+from .._kernels.kvpool import SPAN
+from .._kernels.sampler import Sampler
+from .._kernels.sequence import Sequence, Turn
+from ..errors import LowbitError, MemoryBudgetError, QueueFullError
+from ..sampling import SamplingParams
+from .scheduler import Pace, plan_step
+from .sequence import Request, State
+from .text import Generation, LogprobRecorder
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+__all__ = ["Engine", "Stream"]
+
+BURST_STEPS = 64
+"""Tokens that each sequence may make before anybody looks at its text."""
+IDLE_SECONDS = 0.05
+"""Between two looks of somebody who waits, in case he was not told."""
+BURST_NS = 8_000_000
+"""Time that such a burst may take; a person sees no difference, and a tiny model is not slowed down by Python."""
+
+
+class Engine:
+    """Runs many requests on one model at once.
+
+    Requests share every read of the weights, and what is known of their prompts. What one of them gets does not depend
+    on the others, nor on when they came.
+
+    Parameters
+    ----------
+    model : Model
+    max_sequences : int
+        Most requests that are computed at a time; the others wait.
+    kv_ram : str or int, optional
+        Most memory for keys and values, running and remembered. None is what `max_ram` left for them, or else no limit
+        for what runs, and one context for what is remembered.
+    step_ms : float
+        What the prompts of newcomers may cost those that are being answered, in milliseconds per token.
+    max_queue : int
+        Most requests that wait.
+    max_queue_tokens : int, optional
+        Most tokens of the prompts that wait.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of range.
+    """
+
+    def __init__(
+        self, model: Model, max_sequences: int = 16, kv_ram: str | int | None = None, step_ms: float = 50,
+        max_queue: int = 256, max_queue_tokens: int | None = None, *, thread: bool = True,
+    ) -> None:  # fmt: skip
+        for name, value in (("max_sequences", max_sequences), ("max_queue", max_queue)):
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 20:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not 0 < step_ms <= 60_000:
+            raise ValueError(f"step_ms must be above 0 and at most 60000, not {step_ms!r}")
+        self.model = model if thread else weakref.proxy(model)  # which then holds this engine
+        self.max_sequences, self.max_queue, self.max_queue_tokens = max_sequences, max_queue, max_queue_tokens
+        self._decoder, self._pool = model._decoder, model._decoder.pool
+        if kv_ram is not None:
+            from ..memory import parse_size
+
+            blocks = parse_size(kv_ram) // self._pool.block_bytes
+            if blocks < 1:
+                raise MemoryBudgetError(f"kv_ram is less than one block of {self._pool.block_bytes} bytes")
+            with self._decoder.lock:
+                self._pool.resize(blocks, blocks)
+        self._batch = Batch(self._decoder.batch)
+        self._pace = Pace(step_ms, self._decoder.batch)
+        self._steps = self._made = self._prompt_tokens = self._known_tokens = 0
+        self._ended = dict.fromkeys((State.FINISHED, State.CANCELLED, State.FAILED), 0)
+        self._busy_seconds = 0.0
+        self._running: list[Request] = []
+        self._threaded = thread
+        self._thread: threading.Thread | None = None
+        self._fresh()
+
+    def _fresh(self) -> None:
+        """Make what a child process cannot take over from its parent."""
+        self._process = os.getpid()
+        self._changed = threading.Condition()
+        self._turn = Turn()
+        self._waiting: deque[Request] = deque()
+        self._listeners: set[Callable[[], None]] = set()
+        self._closed: BaseException | None = None
+
+    def submit(
+        self,
+        prompt: str | Sequence_[int],
+        *,
+        json_schema: Any = None,
+        regex: str | None = None,
+        grammar: str | None = None,
+        speculate: bool = False,
+        logprobs: int | None = None,
+        cache_salt: str = "",
+        **sampling: Any,
+    ) -> Stream:
+        """Ask for the continuation of a text.
+
+        Parameters
+        ----------
+        prompt : str or sequence of int
+        json_schema, regex, grammar
+            What the text must be; needs the extra ``serve``.
+        speculate : bool
+            Propose tokens that followed the same words earlier, and check several in one pass: the same text, sooner.
+        logprobs : int, optional
+            Also report log-probabilities, as in `Model.generate`.
+        cache_salt : str
+            Only requests with the same salt share what is known of their prompts.
+        **sampling
+            Fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty,
+            frequency_penalty, logit_bias, seed, stop.
+
+        Returns
+        -------
+        Stream
+
+        Raises
+        ------
+        ContextLengthError
+            If the prompt does not fit into the context.
+        MemoryBudgetError
+            If keys and values of such a text never fit into the memory for them.
+        QueueFullError
+            If too many requests wait.
+        ValueError
+            If a setting is out of range.
+        LowbitError
+            If the engine is closed.
+        """
+        if json_schema is not None or regex is not None or grammar is not None:
+            raise LowbitError("json_schema, regex and grammar are not supported yet")
+        params = SamplingParams(**sampling)
+        record = None if logprobs is None else LogprobRecorder(self.model._tokenizer, logprobs)
+        request = self.model._request(self.model._prompt_ids(prompt), params, speculate, record, cache_salt.encode())
+        return self.start(request)
+
+    def start(self, request: Request) -> Stream:
+        """Queue a request."""
+        if os.getpid() != self._process:
+            if self._threaded:
+                raise LowbitError("an engine does not live on in a child process; make a new one there")
+            self._leave_parent()
+        most = self._pool.limit
+        need = -(-request.capacity // SPAN)
+        if most is not None and need > most:
+            raise MemoryBudgetError(
+                f"{request.capacity} tokens need {need * self._pool.block_bytes} bytes of keys and values, and there "
+                f"are {most * self._pool.block_bytes}"
+            )
+        with self._changed:
+            if self._closed is not None:
+                raise LowbitError(f"the engine is closed ({self._closed})" if str(self._closed) else "the engine is closed")
+            tokens = sum(len(r.ids) for r in self._waiting) + len(request.ids)
+            if len(self._waiting) >= self.max_queue:
+                raise QueueFullError(f"{self.max_queue} requests are waiting")
+            if self.max_queue_tokens is not None and self._waiting and tokens > self.max_queue_tokens:
+                raise QueueFullError(f"the prompts that wait have {self.max_queue_tokens} tokens together")
+            self._waiting.append(request)
+            if self._threaded and self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="lowbit engine", daemon=True)
+                self._thread.start()
+            self._decoder.interrupt()
+            self._changed.notify_all()
+        return Stream(self, request)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the engine is doing, and what it did so far.
+
+        Returns
+        -------
+        dict
+            ``running`` and ``waiting`` requests; ``finished``, ``cancelled`` and ``failed`` ones; ``steps``,
+            ``tokens``, ``tokens_per_second`` of the time that steps took; ``prompt_tokens``, and ``known_tokens`` of
+            them that were not computed; ``kv``: blocks of keys and values, as `KVPool.stats` counts them.
+        """
+        return {
+            "running": len(self._running),
+            "waiting": len(self._waiting),
+            **{state.value: n for state, n in self._ended.items()},
+            "steps": self._steps,
+            "tokens": self._made,
+            "tokens_per_second": self._made / self._busy_seconds if self._busy_seconds else 0.0,
+            "prompt_tokens": self._prompt_tokens,
+            "known_tokens": self._known_tokens,
+            "kv": self._pool.stats(),
+        }
+
+    def close(self) -> None:
+        """Cancel all requests and stop. May be called twice."""
+        self._stop(LowbitError(""))
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread() and os.getpid() == self._process:
+            thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- whoever drives ---
+
+    def settle(self) -> None:
+        """Let go of what was cancelled: now if nobody drives, or else at the next step."""
+        if not self._threaded and not self._turn.taken:
+            with self._turn as mine:
+                if mine:
+                    with self._decoder.lock:
+                        self._settle()
+        self._tell()
+
+    def _serve(self) -> None:
+        """The engine's own thread."""
+        try:
+            while self._closed is None:
+                if not self._drive():
+                    with self._changed:
+                        if self._closed is None and not self._has_work():
+                            self._changed.wait(IDLE_SECONDS)
+        except BaseException as error:  # everybody has to be told
+            self._stop(error)
+            raise
+        finally:
+            with self._decoder.lock:
+                self._settle()
+            self._tell()
+
+    def _has_work(self) -> bool:
+        return any(r.cancelled or not r.held_back for r in (*self._running, *self._waiting))
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Return when `ready()`; until then drive the engine, unless somebody else does."""
+        while not ready():
+            if not self._threaded:
+                with self._turn as mine:
+                    while mine and not ready():
+                        if not self._drive():
+                            time.sleep(0.001)  # another engine has the memory
+            with self._changed:
+                if not ready():
+                    self._changed.wait(IDLE_SECONDS)
+        if not self._threaded:
+            self._tell()  # somebody else may have to drive now
+
+    def _drive(self) -> bool:
+        """One step, and all that belongs to it; whether there was anything to do."""
+        with self._decoder.lock:
+            try:
+                self._settle()
+                self._admit()
+                stepped = self._step()
+            finally:
+                self._settle()
+        self._tell()
+        return stepped
+
+    def _tell(self) -> None:
+        """Wake up those that wait for something to change."""
+        with self._changed:
+            self._changed.notify_all()
+            listeners = tuple(self._listeners)
+        for listen in listeners:
+            listen()
+
+    def _settle(self) -> None:
+        """Let go of what is over. Whatever was interrupted, after this the lists and the blocks agree."""
+        closed = self._closed
+        if closed is not None:
+            for request in (*self._running, *self._waiting):
+                request.end(State.FAILED if str(closed) else State.CANCELLED, closed if str(closed) else None)
+            self._waiting.clear()
+        running = []
+        for request in self._running:
+            if request.cancelled:
+                request.end(State.CANCELLED)
+            if request.over:
+                self._forget(request)
+            else:
+                running.append(request)
+        self._running = running
+        for sequence in self._pool.sequences:
+            owner = sequence.owner
+            if isinstance(owner, Request) and owner.sequence is not sequence:
+                sequence.close()
+
+    def _forget(self, request: Request) -> None:
+        self._ended[request.state] += 1
+        if request.sequence is not None:
+            request.sequence.close()
+            request.sequence = None
+
+    def _admit(self) -> None:
+        """Take in those that wait, the first first, as far as there is room for all that they may become."""
+        passed: list[Request] = []
+        while self._waiting and len(self._running) < self.max_sequences:
+            request = self._waiting[0]
+            if request.cancelled:
+                request.end(State.CANCELLED)
+                self._ended[request.state] += 1
+            elif request.held_back or self._is_coming(request):
+                passed.append(request)  # nobody reads it, or another one computes the same beginning just now
+            elif not self._begin(request):
+                break
+            self._waiting.popleft()
+        self._waiting.extendleft(reversed(passed))
+
+    def _is_coming(self, request: Request) -> bool:
+        """Whether a prompt that is being read begins with blocks that this one could then know."""
+        known = None
+        for other in self._running:
+            if other.state is not State.PREFILL or other.salt != request.salt or request.each is not None:
+                continue
+            n = min(len(request.ids) - 1, len(other.ids)) // SPAN * SPAN
+            different = np.flatnonzero(request.ids[:n] != other.ids[:n])
+            common = (int(different[0]) if len(different) else n) // SPAN * SPAN
+            if common:
+                if known is None:
+                    known = SPAN * len(self._pool.match(request.ids[:-1].tobytes(), request.salt)[0])
+                if common > known:
+                    return True
+        return False
+
+    def _begin(self, request: Request) -> bool:
+        """Give a request a sequence; False if there is no room for it now."""
+        graph, scored = self._decoder.graph, request.each is not None
+        while True:
+            sequence = Sequence(
+                self._pool, request.tokens, request.capacity, len(request.ids), request.sampler,
+                len(request.ids) + request.params.max_tokens, request.ends,
+                # a text that is scored under sparsity is computed as made tokens are, and known apart
+                b"scored" + request.salt if scored and graph.sparse_decode else b"text" + request.salt,
+                reuse=not scored, share_made=self._decoder.sparse_prefill or not graph.sparse_decode, owner=request,
+            )  # fmt: skip
+            sequence.compute_as(request.speculate, scored and request.want == "every")
+            free = self._pool.free
+            if free is None:
+                break
+            promised = sum(r.sequence.blocks_for(r.capacity) for r in self._running if r.sequence is not None)
+            if sequence.blocks_for(request.capacity) <= free - promised:
+                break
+            sequence.close()
+            if not self._set_aside():
+                return False
+        request.begin(sequence)
+        self._running.append(request)
+        self._prompt_tokens += len(request.ids)
+        self._known_tokens += sequence.reused
+        return True
+
+    def _set_aside(self) -> bool:
+        """Make room: the last one whose reader lets it wait computes its text anew when it is read on."""
+        for request in reversed(self._running):
+            if request.held_back:
+                request.set_aside()
+                self._running.remove(request)
+                self._waiting.append(request)
+                return True
+        return False
+
+    def _step(self) -> bool:
+        decoder, batch = self._decoder, self._batch
+        chosen = plan_step(self._running, decoder.batch, decoder.most_logits, self._pace, self._steps)
+        prompt_rows = sum(rows for request, rows, _ in chosen if request.state is State.PREFILL)
+        single = prompt_rows or any(request.record for request, _, _ in chosen)
+        steps = 1 if single else BURST_STEPS
+        batch.clear()
+        entered: list[Request] = []
+        for request, rows, drafts in chosen:
+            try:
+                batch.add(request.sequence, rows, request.want, steps - 1, drafts)
+                entered.append(request)
+            except MemoryError as error:
+                request.end(State.FAILED, error)
+        if not entered:
+            return False
+        self._steps += 1
+        start = time.perf_counter()
+        try:
+            passes = decoder.step(batch, steps, BURST_NS)
+        except Exception as error:  # what cannot be read concerns all of the batch
+            for request in entered:
+                request.end(State.FAILED, error)
+            return True
+        seconds = time.perf_counter() - start
+        self._busy_seconds += seconds
+        self._pace.learn(seconds, prompt_rows, passes)
+        for i, request in enumerate(entered):
+            self._take(request, batch.place(i), seconds)
+        return True
+
+    def _take(self, request: Request, place: slice, seconds: float) -> None:
+        """What a step left behind of one request."""
+        sequence, decoder = request.sequence, self._decoder
+        assert sequence is not None
+        try:
+            if request.state is State.DECODE:
+                request.decode_seconds += seconds
+            if request.each is not None:
+                request.each((decoder.states if request.want == "states" else decoder.logits)[place])
+            made = request.made
+            request.take(None if request.record is None or place.start == place.stop else decoder.logits[place][-1])
+            self._made += request.made - made
+            sequence.publish()
+        except Exception as error:  # a fault of one request ends that one
+            request.end(State.FAILED, error)
+
+    def _stop(self, reason: BaseException) -> None:
+        if os.getpid() != self._process:
+            return
+        with self._changed:
+            self._closed = self._closed or reason
+            self._decoder.interrupt()
+            self._changed.notify_all()
+
+    def _leave_parent(self) -> None:
+        """In a child process: what ran in the parent runs there."""
+        self._decoder.renew_lock()
+        for request in self._running:
+            request.end(State.FAILED, LowbitError("the request belongs to the parent process"))
+        self._fresh()
+        self._settle()
+
+
+class Stream:
+    """A text that is being made: an iterator over its pieces, here or in asyncio.
+
+    Every piece is valid UTF-8. A stream that is dropped is cancelled.
+    """
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._engine, self._request = engine, request
+
+    @property
+    def state(self) -> State:
+        """How far it is."""
+        return self._request.state
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        request = self._request
+        if not request.pieces:
+            self._engine.wait(lambda: bool(request.pieces) or request.over)
+        if request.pieces:
+            return self._next_piece()
+        self._raise()
+        raise StopIteration
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        request, engine = self._request, self._engine
+        if not request.pieces and not request.over:
+            loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+
+            def listen() -> None:
+                if request.pieces or request.over:
+                    loop.call_soon_threadsafe(arrived.set)
+
+            with engine._changed:
+                engine._listeners.add(listen)
+            try:
+                listen()
+                await arrived.wait()
+            finally:
+                with engine._changed:
+                    engine._listeners.discard(listen)
+        if request.pieces:
+            return self._next_piece()
+        self._raise()
+        raise StopAsyncIteration
+
+    def _next_piece(self) -> str:
+        request = self._request
+        full = request.held_back
+        piece = request.next_piece()
+        if full:
+            with self._engine._changed:
+                self._engine._changed.notify_all()
+        return piece
+
+    def result(self) -> Generation:
+        """Wait for the end, and return all of it; pieces need not have been read.
+
+        Raises
+        ------
+        LowbitError
+            If it failed, or was cancelled.
+        """
+        request = self._request
+        request.collecting = True
+        self._engine.wait(lambda: request.over)
+        self._raise()
+        if request.state is State.CANCELLED:
+            raise LowbitError("the request was cancelled")
+        return request.result()
+
+    def cancel(self) -> None:
+        """End it at the next step; what was made stays readable. Does nothing if it has ended."""
+        if not self._request.over:
+            self._request.cancelled = True
+            self._engine._decoder.interrupt()
+            self._engine.settle()
+
+    def __del__(self) -> None:
+        if not self._request.over:
+            self._request.cancelled = True
+
+    def _raise(self) -> None:
+        error = self._request.error
+        if error is not None:
+            raise error if isinstance(error, LowbitError) else type(error)(*error.args) from error

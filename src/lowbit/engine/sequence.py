@@ -1,0 +1,178 @@
+"""One request: what was asked, how far it is, and what came of it."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from .._kernels.sampler import Sampler
+from .._kernels.sequence import Sequence
+from ..sampling import SamplingParams
+from ..tokenizers import Tokenizer
+from .text import GeneratedText, Generation, LogprobRecorder, Timings, TokenLogprob
+
+__all__ = ["Request", "State"]
+
+
+class State(enum.Enum):
+    """What becomes of a request."""
+
+    QUEUED = "queued"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class Request:
+    """A text to continue, or to score.
+
+    Parameters
+    ----------
+    ids : ndarray of int32
+        The prompt.
+    params : SamplingParams
+    sampler : Sampler or None
+        None if no token is to be made.
+    context : int
+        Longest sequence, in tokens.
+    tokenizer : Tokenizer, optional
+    ends : frozenset of int
+        Tokens that end the text.
+    speculate : bool
+    record : LogprobRecorder, optional
+        Sees the logits that each token was chosen from.
+    each : callable, optional
+        Takes what every token of the prompt leaves behind, as an array of some rows at a time.
+    want : str
+        What that is: ``every`` one's logits, or ``states``.
+    salt : bytes
+        Only requests of the same salt share what is known of their prompts.
+    load_seconds : float
+        For the timings.
+    """
+
+    def __init__(
+        self, ids: np.ndarray, params: SamplingParams, sampler: Sampler | None, context: int,
+        tokenizer: Tokenizer | None = None, ends: frozenset[int] = frozenset(), speculate: bool = False,
+        record: LogprobRecorder | None = None, each: Callable[[np.ndarray], None] | None = None, want: str = "last",
+        salt: bytes = b"", load_seconds: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.ids, self.params, self.sampler = ids, params, sampler
+        self.tokens = ids
+        """What it begins with: the prompt, and what was made before it was set aside."""
+        self.capacity = min(context, len(ids) + (params.max_tokens if sampler is not None else 0))
+        self.speculate = speculate and record is None
+        self.record, self.each, self.want, self.salt = record, each, want, salt
+        self.ends = np.array(sorted(ends), np.int32)
+        self.state = State.QUEUED
+        self.error: BaseException | None = None
+        self.sequence: Sequence | None = None
+        self.cancelled = False
+        self.reused = 0
+        self.pieces: deque[str] = deque()
+        """Text that the reader has not taken yet."""
+        self.collecting = False
+        """Whether its reader waits for the end, so that nothing held back for a slow reader is too much."""
+        self._make_text = lambda: GeneratedText(tokenizer, params.stop, ends)
+        self._text = self._make_text()
+        self._taken = 0  # tokens that the text has seen
+        self._given = self._read = 0  # characters of it that were put into `pieces`, and taken out again
+        self._logprobs: list[TokenLogprob] = []
+        self._whole = True  # whether these agree: a signal can arrive between any two of them
+        self._load_seconds, self._start = load_seconds, time.perf_counter()
+        self._prompt_seconds = self._first_token_seconds = 0.0
+        self.decode_seconds = 0.0
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in (State.FINISHED, State.CANCELLED, State.FAILED)
+
+    @property
+    def made(self) -> int:
+        """Tokens that its text has seen."""
+        return self._taken
+
+    @property
+    def held_back(self) -> bool:
+        """Whether its reader has so much to read that making more can wait."""
+        return not self.collecting and self._given - self._read >= MOST_UNREAD
+
+    def begin(self, sequence: Sequence) -> None:
+        """Start to compute, or go on after having been set aside."""
+        if len(self.tokens) == len(self.ids):
+            self.reused = sequence.reused
+        self.sequence = sequence
+        self.state = State.PREFILL
+
+    def set_aside(self) -> None:
+        """Give up its memory; it is computed anew, to the same bits, when it begins again."""
+        sequence, self.state = self.sequence, State.QUEUED
+        assert sequence is not None
+        self.tokens = sequence.tokens()
+        self.sequence = None
+        sequence.close()
+
+    def next_piece(self) -> str:
+        """Hand out the next piece."""
+        piece = self.pieces.popleft()
+        self._read += len(piece)
+        return piece
+
+    def take(self, logits: np.ndarray | None) -> None:
+        """Take what a step made; `logits` are those that its only token was chosen from, if they are recorded."""
+        sequence = self.sequence
+        assert sequence is not None
+        if self.state is State.PREFILL and sequence.pending <= 1 and sequence.n_tokens > len(self.ids):
+            self.state = State.DECODE
+            now = time.perf_counter() - self._start
+            self._prompt_seconds = self._prompt_seconds or now
+            self._first_token_seconds = self._first_token_seconds or now
+        if not self._whole:
+            self._text, self._taken = self._make_text(), 0
+        self._whole = False
+        for token in sequence.tokens(len(self.ids) + self._taken).tolist():
+            if self.record is not None and logits is not None:
+                self._logprobs.append(self.record(token, logits))
+            self._text.push(token)
+            self._taken += 1
+            if self._text.stopped:
+                break
+        if sequence.ended and not self._text.stopped:
+            self._text.finish()
+        text = self._text.text()
+        if len(text) > self._given:
+            self.pieces.append(text[self._given :])
+            self._given = len(text)
+        self._whole = True
+        if self._text.stopped or (sequence.ended and not (sequence.pending and sequence.n_tokens == len(self.ids))):
+            self._prompt_seconds = self._prompt_seconds or time.perf_counter() - self._start
+            self.state = State.FINISHED
+
+    def end(self, state: State, error: BaseException | None = None) -> None:
+        """End it, if it has not ended."""
+        if not self.over:
+            self.error, self.state = error, state
+
+    def result(self) -> Generation:
+        """What came of it."""
+        text = self._text
+        timings = Timings(
+            self._load_seconds, len(self.ids), self.reused, self._prompt_seconds, len(text.tokens), self.decode_seconds,
+            self._first_token_seconds,
+        )  # fmt: skip
+        out = text.result(len(self.ids), timings)
+        if self.record is not None:
+            out = replace(out, logprobs=self._logprobs[: len(out.tokens)])  # without the token that ended the text
+        return out
+
+
+MOST_UNREAD = 512
+"""Characters that are made ahead of a reader."""
