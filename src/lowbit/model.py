@@ -264,9 +264,12 @@ class Model:
             total = np.zeros(self.config.hidden_size)
             with self._lock:
                 cache = self._new_cache(len(ids))
-                for start in range(0, len(ids), rows):
-                    states = self._transformer.hidden_states(cache, ids[start : start + rows])
-                    total += states.sum(axis=0, dtype=np.float64)
+                try:
+                    for start in range(0, len(ids), rows):
+                        states = self._transformer.hidden_states(cache, ids[start : start + rows])
+                        total += states.sum(axis=0, dtype=np.float64)
+                finally:
+                    del cache  # neither the next text's nor a traceback's: a plan has room for one
             vector[:] = states[-1] if pooling == "last" else total / len(ids)
         return vectors
 
@@ -296,13 +299,16 @@ class Model:
         with self._lock:
             cache = self._new_cache(len(ids))
             rows = SCORE_ROWS if self._plan is None else self._plan.logit_rows
-            for start in range(0, len(ids) - 1, rows):
-                piece = ids[start : start + rows]
-                target = ids[start + 1 : start + 1 + rows]
-                logits = self._transformer.prefill(cache, piece, True)[: len(target)].astype(np.float64)
-                top = logits.max(1)
-                total = top + np.log(np.exp(logits - top[:, None]).sum(1))
-                nats += float((total - logits[np.arange(len(target)), target]).sum())
+            try:
+                for start in range(0, len(ids) - 1, rows):
+                    piece = ids[start : start + rows]
+                    target = ids[start + 1 : start + 1 + rows]
+                    logits = self._transformer.prefill(cache, piece, True)[: len(target)].astype(np.float64)
+                    top = logits.max(1)
+                    total = top + np.log(np.exp(logits - top[:, None]).sum(1))
+                    nats += float((total - logits[np.arange(len(target)), target]).sum())
+            finally:
+                del cache  # a traceback must not keep it
         n = len(ids) - 1
         return Perplexity(
             nats_per_token=nats / n,
@@ -446,7 +452,11 @@ class Model:
         with self._lock:
             while len(results) < len(entries):
                 group = self._group(entries[len(results) :], params.max_tokens)
-                results += self._batch(group, params)
+                caches: list[KVCache] = []
+                try:
+                    results += self._batch(group, params, caches)
+                finally:
+                    caches.clear()  # a traceback must not keep them
         return results
 
     def _group(self, entries: list[np.ndarray], max_tokens: int) -> list[np.ndarray]:
@@ -461,20 +471,19 @@ class Model:
             count += 1
         return entries[:count]
 
-    def _batch(self, entries: list[np.ndarray], params: SamplingParams) -> list[Generation]:
+    def _batch(self, entries: list[np.ndarray], params: SamplingParams, caches: list[KVCache]) -> list[Generation]:
         stop = np.array(sorted(self._ends), np.int32)
         texts = [GeneratedText(self._tokenizer, params.stop, self._ends) for _ in entries]
         samplers = [self._sampler(params, ids) for ids in entries]
         clock = Clock()
-        caches, last = [], []
+        last = []
         for ids, sampler, text in zip(entries, samplers, texts):
-            cache = self._new_cache(min(self.context, len(ids) + params.max_tokens))
-            self._transformer.prefill(cache, ids)
+            caches.append(self._new_cache(min(self.context, len(ids) + params.max_tokens)))
+            self._transformer.prefill(caches[-1], ids)
             first = np.array([-1], np.int32)
-            [made] = self._transformer.decode([cache], [sampler], first, min(1, params.max_tokens), stop)
+            [made] = self._transformer.decode(caches[-1:], [sampler], first, min(1, params.max_tokens), stop)
             for token in made:
                 text.push(token)
-            caches.append(cache)
             last.append(made[-1] if made else -1)
         clock.prompt_done()
         running = [i for i, text in enumerate(texts) if last[i] >= 0 and not text.stopped]
