@@ -110,8 +110,8 @@ cdef class Pager:
 
         Parameters
         ----------
-        sources : sequence of str or open file
-            What the matrices' `source` counts.
+        sources : sequence of str, open file or object
+            What the matrices' `source` counts; files, or objects that a `BlockCache` takes.
         budget : int
             Bytes for blocks and for what the cache keeps about them.
 
@@ -123,7 +123,7 @@ cdef class Pager:
         if self.cache is not None:
             raise LowbitError("a pager is started once")
         self.sources = list(sources)    # open files stay open with the cache
-        cache = BlockCache([s if isinstance(s, str) else s.fileno() for s in self.sources], self.table, budget)
+        cache = BlockCache([s.fileno() if hasattr(s, "fileno") else s for s in self.sources], self.table, budget)
         cache.set_order(self.order, max(budget // 64, (BLOCKS_AHEAD + 2) * self.longest if self.streams else 0))
         self.scratch = <uint8_t *>alloc_aligned(self.longest)
         if self.scratch == NULL:
