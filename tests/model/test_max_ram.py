@@ -156,8 +156,8 @@ def test_a_bad_weight_is_the_same_error_at_every_use_and_never_a_text(write_llam
     for budget in (smallest(path), "40MB"):  # read anew for every pass, and read once
         model = lowbit.load(path, max_ram=budget, threads=threads)
         messages = set()
-        for call in (model.logits, model.embed, lambda ids: model.generate(ids, max_tokens=2, temperature=0)):
-            for _ in range(4 if tensor != "output" or call != model.embed else 0):
+        for call in (model.logits, model.generate, model.embed)[: 2 if tensor == "output" else 3]:  # no head in embed
+            for _ in range(4):
                 with pytest.raises(FormatError, match=reason) as caught:
                     call(prompt)
                 messages.add(str(caught.value))
@@ -213,8 +213,8 @@ def test_ctrl_c_is_heard_while_a_pass_waits_for_a_block(write_llama, monkeypatch
     model = lowbit.load(path, max_ram=budget, threads=1)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
             getattr(model, use)(PROMPT)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
