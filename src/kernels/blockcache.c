@@ -23,6 +23,7 @@ enum {
     PAGE = 4096, /* what direct reads are aligned to */
     MAX_READERS = 16,
     READER_BYTES = 16 << 10, /* of a reader's stack */
+    PATIENCE_NS = 100000000, /* between two questions whether to give up */
     STRAGGLERS = 16,         /* neighbours in the order that threads may use the other way round */
     RING_BYTES = 8 << 20     /* enough to keep a disk busy */
 };
@@ -54,6 +55,12 @@ typedef struct {
     list_t free, used, ahead;
 } pool_t;
 
+/* Something that others wait for, on the stack of the thread that is in the middle of it. */
+typedef struct doing {
+    lb_thread_id thread;
+    struct doing *next;
+} doing_t;
+
 struct lb_cache {
     lb_mutex lock;
     lb_cond changed; /* for those who acquire: bytes have come, or a slot can be had */
@@ -63,6 +70,10 @@ struct lb_cache {
     int32_t inside; /* threads in acquire */
     int32_t in_flight;
     int64_t refs;
+    doing_t *doing;
+    lb_interrupted *interrupted;
+    void *interrupted_context;
+    int64_t asked; /* when somebody was asked at the beginning of a wait */
 
     lb_source *sources;
     block_t *blocks;
@@ -84,6 +95,37 @@ static lb_atomic forks;
 void lb_cache_after_fork(void) { lb_atomic_add(&forks, 1); }
 
 static int is_forked(const lb_cache *c) { return lb_atomic_load(&forks) != c->forks; }
+
+/* --- waiting ---------------------------------------------------------------------------------------------------- */
+
+static void begin(lb_cache *c, doing_t *what) {
+    *what = (doing_t){lb_this_thread(), c->doing};
+    c->doing = what;
+}
+
+static void end(lb_cache *c, const doing_t *what) {
+    doing_t **at = &c->doing;
+    while (*at != what) at = &(*at)->next;
+    *at = what->next;
+}
+
+/* Whether this thread is in the middle of something that it would wait for. */
+static int is_doing(const lb_cache *c) {
+    for (const doing_t *d = c->doing; d; d = d->next)
+        if (lb_same_thread(d->thread, lb_this_thread())) return 1;
+    return 0;
+}
+
+/* LB_CACHE_INTERRUPTED if a wait is to end, else 0. The lock may have been released meanwhile. */
+static int32_t ask(lb_cache *c, int64_t *asked) {
+    const int64_t now = lb_nanoseconds();
+    if (!c->interrupted || now - *asked < PATIENCE_NS) return 0;
+    *asked = now;
+    lb_mutex_unlock(&c->lock);
+    const int32_t result = c->interrupted(c->interrupted_context) ? LB_CACHE_INTERRUPTED : 0;
+    lb_mutex_lock(&c->lock);
+    return result;
+}
 
 /* --- lists ------------------------------------------------------------------------------------------------------ */
 
@@ -145,11 +187,16 @@ static int32_t add_slots(lb_cache *c, int kind, int32_t n, int64_t bytes, int64_
     return n;
 }
 
+static void free_arena(lb_cache *c) {
+    if (c->arena) lb_free_pages(c->arena, (size_t)c->arena_bytes);
+    c->arena = NULL;
+}
+
 /* Replaces the slots by those of a plan. */
 static int32_t move_in(lb_cache *c, const lb_block_plan *plan, const int32_t *positions, const uint8_t *kinds,
                        const int32_t *order, int32_t n) {
     /* The old memory goes first: both together would exceed the budget. */
-    if (c->arena) lb_free_pages(c->arena, (size_t)c->arena_bytes);
+    free_arena(c);
     c->arena_bytes =
         plan->pinned_bytes + plan->ring_slots * plan->ring_slot_bytes + plan->lru_slots * plan->lru_slot_bytes;
     c->arena = (uint64_t)c->arena_bytes > SIZE_MAX / 2 ? NULL : lb_alloc_pages((size_t)c->arena_bytes);
@@ -303,17 +350,20 @@ static int32_t fill_slot(lb_cache *c, int32_t block, int32_t s, int why) {
     slot_t *slot = &c->slots[s];
     block_t *b = &c->blocks[block];
     int64_t transferred = 0;
+    doing_t reading;
     slot->block = block;
     slot->state = READING;
     slot->ahead = why == AHEAD;
     slot->mark = 0;
     b->slot = s;
     c->in_flight++;
+    begin(c, &reading);
     count_memory(c, slot_bytes(c, slot));
     lb_mutex_unlock(&c->lock);
     const int32_t error = read_block(c, b, slot->memory, &transferred);
     lb_mutex_lock(&c->lock);
     c->in_flight--;
+    end(c, &reading);
     c->stats.bytes_read += transferred;
     if (error) {
         c->stats.errors++;
@@ -415,8 +465,16 @@ static void advance(lb_cache *c, int32_t position) {
 
 /* --- the interface ---------------------------------------------------------------------------------------------- */
 
+/* As `ask`, by a thread in acquire: what it runs meanwhile may close the cache. */
+static int32_t ask_outside(lb_cache *c, int64_t *asked) {
+    c->inside--;
+    const int32_t result = ask(c, asked);
+    c->inside++;
+    return result;
+}
+
 const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error) {
-    int64_t start = 0;
+    int64_t start = 0, asked = 0;
     int missed = 0, late = 0;
     *error = 0;
     if (is_forked(c)) return *error = LB_CACHE_FORKED, NULL;
@@ -440,7 +498,13 @@ const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int
         if (!missed) {
             missed = 1;
             late = reading;
-            start = lb_nanoseconds();
+            start = asked = lb_nanoseconds();
+            if (is_doing(c)) {
+                *error = LB_CACHE_OWN_WAIT;
+                break;
+            }
+            if ((*error = ask_outside(c, &c->asked))) break;
+            continue;
         }
         if (!reading && !c->pausing) {
             const int32_t s = take_slot(c, b, DEMAND);
@@ -458,11 +522,9 @@ const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int
         }
         int32_t *starving = &c->pools[b->kind].starving;
         *starving += !reading;
-        if (timeout_ns < 0)
-            lb_cond_wait(&c->changed, &c->lock);
-        else
-            lb_cond_wait_for(&c->changed, &c->lock, left);
+        lb_cond_wait_for(&c->changed, &c->lock, timeout_ns < 0 || left > PATIENCE_NS ? PATIENCE_NS : left);
         *starving -= !reading;
+        if ((*error = ask_outside(c, &asked))) break;
     }
     const uint8_t *memory = NULL;
     if (!*error) {
@@ -534,12 +596,21 @@ int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t
     if (is_forked(c)) return LB_CACHE_FORKED;
     lb_mutex_lock(&c->lock);
     int32_t result = c->closing ? LB_CACHE_CLOSED : c->refs || c->pausing ? LB_CACHE_BUSY : 0;
+    if (!result && is_doing(c)) result = LB_CACHE_OWN_WAIT;
     if (!result) {
+        int64_t asked = lb_nanoseconds();
+        doing_t pausing;
+        begin(c, &pausing);
         c->pausing = 1;
-        while (c->in_flight) lb_cond_wait(&c->changed, &c->lock);
+        while (c->in_flight && !result) {
+            lb_cond_wait_for(&c->changed, &c->lock, PATIENCE_NS);
+            result = ask(c, &asked);
+        }
         /* A read that was under way may have become a reference. */
-        result = c->closing ? LB_CACHE_CLOSED : c->refs ? LB_CACHE_BUSY : lay_out(c, order, n, lru_bytes, smallest);
+        if (!result)
+            result = c->closing ? LB_CACHE_CLOSED : c->refs ? LB_CACHE_BUSY : lay_out(c, order, n, lru_bytes, smallest);
         c->pausing = 0;
+        end(c, &pausing);
         lb_cond_wake_all(&c->changed);
         lb_cond_wake_all(&c->work);
     }
@@ -600,6 +671,7 @@ lb_cache *lb_cache_new(const lb_source *sources, int32_t n_sources, const int64_
     }
     count_memory(c, 0);
     c->forks = lb_atomic_load(&forks);
+    c->asked = lb_nanoseconds();
     lb_mutex_init(&c->lock);
     lb_cond_init(&c->changed);
     lb_cond_init(&c->work);
@@ -607,37 +679,55 @@ lb_cache *lb_cache_new(const lb_source *sources, int32_t n_sources, const int64_
     return c;
 }
 
-int32_t lb_cache_close(lb_cache *c) {
-    if (is_forked(c)) return 0;
-    lb_mutex_lock(&c->lock);
-    if (c->refs) {
-        lb_mutex_unlock(&c->lock);
-        return LB_CACHE_BUSY;
-    }
+void lb_cache_on_wait(lb_cache *c, lb_interrupted *interrupted, void *context) {
+    c->interrupted = interrupted;
+    c->interrupted_context = context;
+}
+
+/* Ends all use but that of the referenced blocks; with the lock, which is released meanwhile. */
+static int32_t end_use(lb_cache *c, int interruptible) {
+    int64_t asked = lb_nanoseconds();
     c->closing = 1;
     lb_cond_wake_all(&c->work);
     lb_cond_wake_all(&c->changed);
-    while (c->inside || c->in_flight) lb_cond_wait(&c->changed, &c->lock);
+    while (c->inside || c->in_flight) {
+        lb_cond_wait_for(&c->changed, &c->lock, PATIENCE_NS);
+        if (interruptible && ask(c, &asked)) return LB_CACHE_INTERRUPTED;
+    }
     const int32_t n_readers = c->n_readers;
     c->n_readers = 0;
     lb_mutex_unlock(&c->lock);
     for (int32_t i = 0; i < n_readers; i++) lb_thread_join(c->readers[i]);
     lb_mutex_lock(&c->lock);
-    if (c->arena) lb_free_pages(c->arena, (size_t)c->arena_bytes);
-    c->arena = NULL;
-    lb_mutex_unlock(&c->lock);
     return 0;
+}
+
+int32_t lb_cache_close(lb_cache *c) {
+    if (is_forked(c)) return 0;
+    lb_mutex_lock(&c->lock);
+    int32_t result = c->refs ? LB_CACHE_BUSY : is_doing(c) ? LB_CACHE_OWN_WAIT : 0;
+    if (!result) result = end_use(c, 1);
+    if (!result) free_arena(c);
+    lb_mutex_unlock(&c->lock);
+    return result;
+}
+
+void lb_cache_end(lb_cache *c) {
+    if (is_forked(c)) return;
+    lb_mutex_lock(&c->lock);
+    end_use(c, 0);
+    lb_mutex_unlock(&c->lock);
 }
 
 void lb_cache_free(lb_cache *c) {
     if (!c) return;
-    if (is_forked(c)) {
-        if (c->arena) lb_free_pages(c->arena, (size_t)c->arena_bytes);
-    } else {
-        lb_cache_close(c);
+    if (!is_forked(c)) {
+        lb_cache_end(c);
+        if (c->refs) return; /* lost, but not taken from under somebody's eyes */
         lb_cond_destroy(&c->work);
         lb_cond_destroy(&c->changed);
         lb_mutex_destroy(&c->lock);
     }
+    free_arena(c);
     free_parts(c);
 }

@@ -18,7 +18,8 @@
  *
  * Waiting: a thread that asks for a block while all slots of its kind are referenced waits for a release. If no
  * thread holds more than h blocks at once, T threads need at least T * (h - 1) + 1 slots, or they can wait for each
- * other for ever. With one block per thread any number of slots will do.
+ * other for ever. With one block per thread any number of slots will do. A source that asks its own cache would wait
+ * for itself: it is told so.
  */
 #ifndef LB_BLOCKCACHE_H
 #define LB_BLOCKCACHE_H
@@ -39,6 +40,9 @@ typedef struct {
     int direct_fd; /* opened to bypass the page cache; -1: there is none */
 } lb_source;
 
+/* Asked without the lock by threads that wait, about every 100 ms: whether to give up. */
+typedef int lb_interrupted(void *context);
+
 /* What acquire reports beside errno values, which are positive. */
 enum {
     LB_CACHE_TRUNCATED = -1, /* the file ends before the block does */
@@ -47,7 +51,9 @@ enum {
     LB_CACHE_NO_BLOCK = -4,
     LB_CACHE_BUSY = -5, /* blocks are referenced, or the time is up */
     LB_CACHE_BUDGET = -6,
-    LB_CACHE_NO_MEMORY = -7
+    LB_CACHE_NO_MEMORY = -7,
+    LB_CACHE_OWN_WAIT = -8,   /* would wait for what this very thread is in the middle of */
+    LB_CACHE_INTERRUPTED = -9 /* somebody said so: see lb_cache_on_wait */
 };
 
 typedef struct {
@@ -76,16 +82,26 @@ typedef struct {
 lb_cache *lb_cache_new(const lb_source *sources, int32_t n_sources, const int64_t *table, int32_t n_blocks,
                        int64_t budget, int32_t n_readers, int32_t *error, int64_t *smallest);
 
-/* Ends the reader threads and frees the blocks' memory. LB_CACHE_BUSY while blocks are referenced; else 0. */
+/* Says whom to ask while waiting: in acquire, between reads that are waited for, in set_order and in close. */
+void lb_cache_on_wait(lb_cache *c, lb_interrupted *interrupted, void *context);
+
+/*
+ * Ends the reader threads and frees the blocks' memory: 0. LB_CACHE_BUSY, and nothing done, while blocks are
+ * referenced; LB_CACHE_INTERRUPTED once it has begun, and it goes on when called again.
+ */
 int32_t lb_cache_close(lb_cache *c);
 
-/* Closes and frees. No block may be referenced and no thread inside. */
+/* Ends the reader threads, and every use but that of the blocks that are referenced: their memory stays. */
+void lb_cache_end(lb_cache *c);
+
+/* Ends and frees; no thread may be inside. A cache with referenced blocks keeps its memory for ever instead. */
 void lb_cache_free(lb_cache *c);
 
 /*
  * Says in which order the blocks are used, over and over; an empty order makes all blocks lru again. What was resident
  * is dropped. `lru_bytes` is memory for the blocks outside the order; they get two slots at least. Returns 0,
- * LB_CACHE_NO_BLOCK (unknown or repeated), LB_CACHE_BUSY, LB_CACHE_BUDGET with *smallest, or LB_CACHE_NO_MEMORY.
+ * LB_CACHE_NO_BLOCK (unknown or repeated), LB_CACHE_BUSY, LB_CACHE_BUDGET with *smallest, LB_CACHE_NO_MEMORY,
+ * LB_CACHE_OWN_WAIT or LB_CACHE_INTERRUPTED.
  */
 int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t lru_bytes, int64_t *smallest);
 

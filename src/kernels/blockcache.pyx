@@ -2,18 +2,26 @@
 
 1. `BlockCache` opens files (twice where direct reads work), checks the table of blocks and owns the C cache.
 2. `pinned` lends the cache's own memory as a read-only buffer; the block stays in place until the last view is gone.
+   What a view needs lives as long as the view, in whatever order the garbage collector takes a cycle apart
+   (`no_gc_clear`), and before it begins with that the cache's threads have ended (`__del__`).
 3. Sources that are Python objects are called back with the GIL, from reader threads too: for tests, and for data that
    is in no file.
+4. Whoever waits looks every now and then whether a signal came, with the GIL, callers without it too. What its handler
+   raises is kept until `raise_error`.
 """
+cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 import errno
 import os
+import threading
 
 import numpy as np
 
@@ -44,7 +52,9 @@ cdef extern from "blockcache.h":
 
     lb_cache *lb_cache_new(const lb_source *sources, int32_t n_sources, const int64_t *table, int32_t n_blocks,
                            int64_t budget, int32_t n_readers, int32_t *error, int64_t *smallest) noexcept
+    void lb_cache_on_wait(lb_cache *c, int (*interrupted)(void *) noexcept, void *context) noexcept nogil
     int32_t lb_cache_close(lb_cache *c) noexcept nogil
+    void lb_cache_end(lb_cache *c) noexcept nogil
     void lb_cache_free(lb_cache *c) noexcept nogil
     int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t lru_bytes,
                                int64_t *smallest) noexcept nogil
@@ -55,9 +65,6 @@ cdef extern from "blockcache.h":
     uint8_t *lb_cache_mark(lb_cache *c, int32_t block) noexcept nogil
     lb_cache_stats lb_cache_get_stats(lb_cache *c) noexcept nogil
     void lb_cache_after_fork() noexcept
-
-cdef enum:
-    PATIENCE_NS = 100000000     # between two looks at whether Ctrl-C was pressed
 
 READERS = 4
 
@@ -84,9 +91,20 @@ cdef void prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil
 
 # --- sources that are Python objects ----------------------------------------------------------------------------
 
+@cython.final
+@cython.no_gc_clear
 cdef class _Source:
     cdef object read_at
-    cdef BlockCache cache
+    cdef dict failures      # of the cache
+
+
+cdef int is_interrupted(void *context) noexcept with gil:
+    try:
+        PyErr_CheckSignals()
+        return 0
+    except BaseException as failure:
+        (<BlockCache>context)._failures[PyThread_get_thread_ident()] = failure
+        return 1
 
 
 cdef int64_t read_object(void *context, void *buffer, int64_t n_bytes, int64_t offset) noexcept with gil:
@@ -100,7 +118,7 @@ cdef int64_t read_object(void *context, void *buffer, int64_t n_bytes, int64_t o
             memcpy(buffer, &view[0], view.shape[0])
         return view.shape[0]
     except BaseException as failure:
-        source.cache._failure = failure
+        source.failures[PyThread_get_thread_ident()] = failure
         code = getattr(failure, "errno", None)
         return -(code if isinstance(code, int) and 0 < code < 1 << 31 else errno.EIO)
 
@@ -130,32 +148,37 @@ def _numbers(name, values, int64_t columns):
     return np.ascontiguousarray(array, np.int64)
 
 
-cdef class _Pin:
-    """One referenced block, as a buffer: released when the context has ended and no view of it is left."""
+@cython.final
+@cython.no_gc_clear
+cdef class _Block:
+    """One referenced block, as a buffer: released when this and all views of it are gone."""
     cdef BlockCache cache
     cdef const void *memory
-    cdef int64_t length
     cdef int32_t block
-    cdef int32_t views
-    cdef object view
 
-    def __getbuffer__(self, Py_buffer *buffer, int flags):
-        if self.memory == NULL:
-            raise LowbitError(f"block {self.block} is not pinned any more")
-        PyBuffer_FillInfo(buffer, self, <void *>self.memory, self.length, 1, flags)
-        self.views += 1
-
-    def __releasebuffer__(self, Py_buffer *buffer):
-        self.views -= 1
-        if self.views == 0:
-            self.memory = NULL
+    def __dealloc__(self):
+        if self.memory != NULL:
             lb_cache_release(self.cache.c, self.block)
 
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, <void *>self.memory, self.cache._table[self.block, 2], 1, flags)
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class _Pin:
+    """A context in which a block is referenced."""
+    cdef BlockCache cache
+    cdef int32_t block
+    cdef object view
+
     def __enter__(self):
-        if self.memory != NULL:
+        cdef _Block block = _Block.__new__(_Block)
+        if self.view is not None:
             raise LowbitError(f"block {self.block} is pinned by this context already")
-        self.memory = self.cache._acquire(self.block)
-        self.view = memoryview(self)
+        block.cache, block.block = self.cache, self.block
+        block.memory = self.cache._acquire(self.block)
+        self.view = memoryview(block)
         return self.view
 
     def __exit__(self, *exception):
@@ -166,6 +189,8 @@ cdef class _Pin:
             pass        # an array still looks at it: the block is released with that
 
 
+@cython.final
+@cython.no_gc_clear
 cdef class BlockCache:
     """Blocks of files under a hard budget of memory, for any number of threads.
 
@@ -192,6 +217,9 @@ cdef class BlockCache:
     OSError
         If a file cannot be opened.
     """
+
+    def __cinit__(self, *args, **options):
+        self._failures = {}
 
     def __init__(self, sources, blocks, budget, *, direct=None, int32_t readers=READERS):
         cdef int64_t[:, ::1] table
@@ -235,6 +263,7 @@ cdef class BlockCache:
                 raise MemoryBudgetError(
                     f"a budget of {budget} bytes is too small for this cache: it needs {smallest}", smallest)
             raise MemoryError(f"no memory for a cache of {budget} bytes")
+        lb_cache_on_wait(self.c, is_interrupted, <void *>self)
 
     cdef object _open(self, source, direct, lb_source *out):
         """Prepare a source; return its size, None if that is unknown."""
@@ -244,7 +273,7 @@ cdef class BlockCache:
             if direct:
                 raise FormatError("direct reads need a file")
             wrapper = _Source.__new__(_Source)
-            wrapper.read_at, wrapper.cache = source.read_at, self
+            wrapper.read_at, wrapper.failures = source.read_at, self._failures
             self._sources.append(wrapper)
             self._names.append(getattr(source, "name", None) or type(source).__name__)
             out.read, out.context = read_object, <void *>wrapper
@@ -294,9 +323,31 @@ cdef class BlockCache:
                 lb_cache_free(self.c)
 
     def __del__(self):
-        self.close()
+        """End the reader threads before anything that they use is taken apart; blocks that are pinned stay."""
+        if self.closed or self.c == NULL:
+            return
+        if not any(isinstance(source, _Source) for source in self._sources):
+            self._end()
+            return
+        # An object may be in the middle of answering, further down this thread's stack or in want of a lock held there:
+        # so another thread, which keeps the cache alive, waits for that.
+        try:
+            threading.Thread(target=self._end).start()
+        except Exception:
+            Py_INCREF(self)     # the interpreter ends: nothing may be freed any more
+
+    def _end(self):
+        with nogil:
+            lb_cache_end(self.c)
+        self.closed = True
+        self._close_files()
 
     cdef int raise_error(self, int32_t block, int32_t error) except -1:
+        failure = self._failures.pop(PyThread_get_thread_ident(), None)
+        if error == LB_CACHE_INTERRUPTED:
+            raise failure
+        if error == LB_CACHE_OWN_WAIT:
+            raise LowbitError("the block cache would wait for this very thread: read_at must not ask its own cache")
         if error == LB_CACHE_CLOSED:
             raise LowbitError("the block cache is closed")
         if error == LB_CACHE_FORKED:
@@ -312,9 +363,8 @@ cdef class BlockCache:
         if error == LB_CACHE_TRUNCATED:
             place = f"{length} bytes at {offset}"
             raise FormatError(f"{name}: the file has become shorter, block {block} ({place}) is cut off")
-        failure, self._failure = self._failure, None
-        if failure is not None and not isinstance(failure, Exception):
-            raise failure       # Ctrl-C, while an object was being asked
+        if failure is not None and (isinstance(failure, LowbitError) or not isinstance(failure, Exception)):
+            raise failure       # what was raised in a source knows best; or Ctrl-C, while it was being asked
         raise OSError(error, os.strerror(error), name) from failure
 
     cdef lb_cache *_engine(self) except NULL:
@@ -323,18 +373,14 @@ cdef class BlockCache:
         return self.c
 
     cdef const void *_acquire(self, int32_t block) except NULL:
-        """Acquire, and let Ctrl-C end the wait."""
         cdef const void *memory
         cdef int32_t error = 0
         cdef lb_cache *c = self._engine()
-        while True:
-            with nogil:
-                memory = lb_cache_acquire(c, block, PATIENCE_NS, &error)
-            if memory != NULL:
-                return memory
-            if error != LB_CACHE_BUSY:
-                self.raise_error(block, error)
-            PyErr_CheckSignals()
+        with nogil:
+            memory = lb_cache_acquire(c, block, -1, &error)
+        if memory == NULL:
+            self.raise_error(block, error)
+        return memory
 
     def get(self, int32_t block) -> bytes:
         """Return a copy of a block's bytes.
@@ -354,7 +400,7 @@ cdef class BlockCache:
         FormatError
             If the file has become too short for the block.
         LowbitError
-            If the cache is closed.
+            If the cache is closed, or asked by one of its own sources.
         """
         cdef const void *memory = self._acquire(block)
         try:
@@ -380,7 +426,7 @@ cdef class BlockCache:
         cdef _Pin pin = _Pin.__new__(_Pin)
         if not 0 <= block < self.n_blocks:
             self.raise_error(block, LB_CACHE_NO_BLOCK)
-        pin.cache, pin.block, pin.length = self, block, self._table[block, 2]
+        pin.cache, pin.block = self, block
         return pin
 
     def set_order(self, order, lru_bytes=0) -> None:

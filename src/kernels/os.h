@@ -54,6 +54,9 @@ static inline void lb_thread_join(lb_thread thread) {
     WaitForSingleObject(thread, INFINITE);
     CloseHandle(thread);
 }
+typedef DWORD lb_thread_id;
+static inline lb_thread_id lb_this_thread(void) { return GetCurrentThreadId(); }
+static inline int lb_same_thread(lb_thread_id a, lb_thread_id b) { return a == b; }
 static inline void lb_yield(void) { SwitchToThread(); }
 static inline int32_t lb_cores(void) {
     DWORD_PTR mine, all;
@@ -152,6 +155,9 @@ static inline int lb_thread_run(lb_thread *thread, void *(*f)(void *), void *arg
     return pthread_create(thread, NULL, f, arg) == 0;
 }
 static inline void lb_thread_join(lb_thread thread) { pthread_join(thread, NULL); }
+typedef pthread_t lb_thread_id;
+static inline lb_thread_id lb_this_thread(void) { return pthread_self(); }
+static inline int lb_same_thread(lb_thread_id a, lb_thread_id b) { return pthread_equal(a, b); }
 static inline void lb_yield(void) { sched_yield(); }
 /* The cores that this process may use, which can be fewer than the machine has. */
 static inline int32_t lb_cores(void) {

@@ -2,7 +2,8 @@
 
 1. A matrix is cut into blocks of whole row groups. A block is read as it lies in the file; a row group of a stored
    TQ2_0, I2_S, Q4_0 or Q8_0 tensor takes the same bytes packed, so it is packed in place, once, by the thread that
-   multiplies with it first.
+   multiplies with it first. A row group is changed only if its codes and scales are good; if one is not, its block is
+   marked so, and every pass that comes to it fails alike.
 2. What no kernel can read from the file is packed at load into a spill file, and comes back ready.
 3. Rows beyond the last whole row group stay resident.
 4. One thread walks through the blocks and the pool shares the row groups of each; while it works, the cache reads
@@ -29,6 +30,7 @@ cdef extern from "os.h":
 
 cdef enum:
     SMALL_WORK = 1 << 18    # products below which a block stays on one thread
+    PACKED = 255            # mark of a block whose row groups were packed in place; BAD_CODE, BAD_SCALE: could not be
 
 
 def trim_heap():
@@ -46,7 +48,7 @@ cdef struct PageWork:
     size_t group_bytes, code_bytes
     bint own_scales             # a row group's scales follow its codes; else all share the pattern's
     const FillBlocks *fill      # NULL if the block is packed already
-    int32_t bad
+    bint bad_code, bad_scale    # in any row group
 
 
 cdef lb_matrix group_at(const PageWork *c, const uint8_t *memory) noexcept nogil:
@@ -71,8 +73,12 @@ cdef void page_work(void *context, int32_t begin, int32_t end) noexcept nogil:
             fill = c.fill[0]
             fill.m, fill.source = &group, memory
             fill_blocks(&fill, 0, 1)
+            if fill.bad == BAD_CODE:
+                c.bad_code = True
+            elif fill.bad:
+                c.bad_scale = True
             if fill.bad:
-                c.bad = fill.bad
+                continue
             memcpy(memory, group.codes, c.group_bytes)
         else:
             group = group_at(c, memory)
@@ -102,8 +108,8 @@ cdef class Pager:
 
         Parameters
         ----------
-        sources : sequence of str or open file
-            What the matrices' `source` counts.
+        sources : sequence of str, open file or object
+            What the matrices' `source` counts; files, or objects that a `BlockCache` takes.
         budget : int
             Bytes for blocks and for what the cache keeps about them.
 
@@ -115,7 +121,7 @@ cdef class Pager:
         if self.cache is not None:
             raise LowbitError("a pager is started once")
         self.sources = list(sources)    # open files stay open with the cache
-        cache = BlockCache([s if isinstance(s, str) else s.fileno() for s in self.sources], self.table, budget)
+        cache = BlockCache([s.fileno() if hasattr(s, "fileno") else s for s in self.sources], self.table, budget)
         cache.set_order(self.order, budget // 64)
         self.scratch = <uint8_t *>alloc_aligned(self.longest)
         if self.scratch == NULL:
@@ -129,10 +135,11 @@ cdef class Pager:
 
     def check(self, int status):
         """Raise what a status other than 0 of a pass stands for."""
-        if status == BAD_CODE:
-            raise FormatError("a ternary weight has the code 3, which does not exist")
-        if status == BAD_SCALE:
-            raise FormatError("a scale is not finite")
+        if status == BAD_CODE or status == BAD_SCALE:
+            source, offset, length = self.table[self.bad_block]
+            what = "a ternary weight has the code 3, which does not exist" if status == BAD_CODE else (
+                "a scale is not finite")
+            raise FormatError(f"{self.sources[source]}: {what} ({length} bytes at {offset})")
         if status == CANNOT_READ:
             self.cache.raise_error(self.bad_block, self.error)
 
@@ -203,22 +210,32 @@ cdef class PagedMatrix:
         return self.n_groups * self.group_bytes
 
     cdef int _open(self, PageWork *work, int32_t block) noexcept nogil:
-        """Get hold of a block; 0, or a status. To be followed by `_close`."""
+        """Get hold of a block; 0, to be followed by `_close`, or a status."""
+        cdef uint8_t seen
         work.block = <uint8_t *>acquire(self.pager.blocks, block, &self.pager.error)
         if work.block == NULL:
             self.pager.bad_block = block
             return CANNOT_READ
+        seen = mark(self.pager.blocks, block)[0] if self.stored else PACKED
+        if seen == BAD_CODE or seen == BAD_SCALE:
+            self.pager.bad_block = block
+            release(self.pager.blocks, block)
+            return seen
         work.pattern, work.x = &self.pattern.m, NULL
         work.packed = self.pager.scratch
         work.group_bytes, work.code_bytes, work.own_scales = self.group_bytes, self.code_bytes, self.own_scales
-        work.fill = NULL if not self.stored or mark(self.pager.blocks, block)[0] else &self.fill
-        work.bad = 0
+        work.fill = NULL if seen == PACKED else &self.fill
+        work.bad_code = work.bad_scale = False
         return 0
 
     cdef int _close(self, const PageWork *work, int32_t block) noexcept nogil:
-        mark(self.pager.blocks, block)[0] = not work.bad
+        cdef int status = BAD_CODE if work.bad_code else BAD_SCALE if work.bad_scale else 0
+        if work.fill != NULL:
+            mark(self.pager.blocks, block)[0] = status or PACKED
+        if status:
+            self.pager.bad_block = block
         release(self.pager.blocks, block)
-        return work.bad
+        return status
 
     cdef int multiply_paged(self, const lb_activations *x, float *y, ptrdiff_t y_stride,
                             int32_t threads) noexcept nogil:
@@ -258,8 +275,9 @@ cdef class PagedMatrix:
         if status:
             return status
         page_work(&work, 0, 1)
-        group = group_at(&work, work.block)
-        matrix_row(&group, row % LB_ROWS, out)
+        if not work.bad_code and not work.bad_scale:
+            group = group_at(&work, work.block)
+            matrix_row(&group, row % LB_ROWS, out)
         return self._close(&work, self.first_row_block + g)
 
     def __repr__(self):

@@ -280,12 +280,12 @@ class Model:
             nonlocal nats, done
             target = ids[done + 1 : done + 1 + len(rows)]
             done += len(rows)
-            logits = rows[: len(target)].astype(np.float64)
-            top = logits.max(1, initial=-np.inf)
+            logits = rows.astype(np.float64)
+            top = logits.max(1)
             total = top + np.log(np.exp(logits - top[:, None]).sum(1))
             nats += float((total - logits[np.arange(len(target)), target]).sum())
 
-        self._score(ids, each)
+        self._score(ids[:-1], each)
         n = len(ids) - 1
         return Perplexity(
             nats_per_token=nats / n,

@@ -28,7 +28,7 @@ typedef struct {
     int64_t until;
     lb_atomic in_order; /* threads take the next place of the order rather than any block */
     lb_atomic next;
-    lb_atomic calls, timeouts;
+    lb_atomic calls, nested, timeouts, questions, interrupted;
     int fails;
 } round_t;
 
@@ -56,9 +56,23 @@ static int64_t read_function(void *context, void *buffer, int64_t bytes, int64_t
     const int32_t call = lb_atomic_add(&round->calls, 1);
     if (round->fails && call % 7 == 0) return -EIO;
     if (call % 5 == 0) lb_yield();
+    if (call % 11 == 0) { /* the cache that this is read for */
+        int32_t error;
+        const int32_t block = call % N_BLOCKS;
+        if (lb_cache_acquire(round->cache, block, -1, &error)) {
+            lb_cache_release(round->cache, block);
+            lb_atomic_add(&round->nested, 1);
+        } else if (error != LB_CACHE_OWN_WAIT && error != LB_CACHE_CLOSED)
+            die("acquire in a read", error);
+    }
     const int64_t n = call % 3 == 0 && bytes > 1 ? bytes / 2 : bytes;
     memcpy(buffer, round->file + offset, (size_t)n);
     return n;
+}
+
+static int is_interrupted(void *context) {
+    round_t *round = context;
+    return lb_atomic_add(&round->questions, 1) % 3 == 0;
 }
 
 static LB_THREAD_RESULT use_blocks(void *argument) {
@@ -78,7 +92,7 @@ static LB_THREAD_RESULT use_blocks(void *argument) {
             for (int32_t i = 0; i < N_BLOCKS; i++) order[i] = i;
             const int32_t n = (r >> 52) % 2 ? N_BLOCKS : 0;
             const int32_t result = lb_cache_set_order(round->cache, order, n, 0, &smallest);
-            if (result && result != LB_CACHE_BUSY) die("set_order", result);
+            if (result && result != LB_CACHE_BUSY && result != LB_CACHE_INTERRUPTED) die("set_order", result);
             if (!result) lb_atomic_store(&round->in_order, n > 0);
         }
         const int64_t timeout = (r >> 36) % 8 == 0 ? 1000000 : -1;
@@ -93,6 +107,8 @@ static LB_THREAD_RESULT use_blocks(void *argument) {
             t->bytes += round->table[3 * block + 2];
         } else if (error == LB_CACHE_BUSY && timeout > 0) {
             lb_atomic_add(&round->timeouts, 1);
+        } else if (error == LB_CACHE_INTERRUPTED) {
+            lb_atomic_add(&round->interrupted, 1);
         } else if (error == EIO && round->fails) {
             t->errors++;
         } else {
@@ -123,7 +139,8 @@ int main(int argc, char **argv) {
     if (!file || fwrite(bytes_of_file, 1, (size_t)size, file) != (size_t)size || fclose(file))
         die("cannot write the file", errno);
 
-    int64_t acquired = 0, bytes = 0, errors = 0, rounds = 0, timeouts = 0, direct_rounds = 0;
+    int64_t acquired = 0, bytes = 0, errors = 0, rounds = 0, timeouts = 0, interrupted = 0, nested = 0,
+            direct_rounds = 0;
     lb_cache_stats sum = {0};
     const int64_t end = lb_nanoseconds() + seconds * 1000000000;
     for (; lb_nanoseconds() < end; rounds++) {
@@ -148,6 +165,7 @@ int main(int argc, char **argv) {
         budget = smallest + (int64_t)((r >> 24) % (r >> 60 ? 400000 : 4000000)); /* a few slots; or up to all */
         round.cache = lb_cache_new(&source, 1, table, N_BLOCKS, budget, readers, &error, &smallest);
         if (!round.cache) die("no cache", error);
+        lb_cache_on_wait(round.cache, is_interrupted, &round);
         thread_t threads[MOST_THREADS];
         lb_thread handles[MOST_THREADS];
         const int n_threads = (r >> 56) % 4 ? most_threads : (most_threads + 7) / 8; /* few leave time to read ahead */
@@ -170,17 +188,30 @@ int main(int argc, char **argv) {
         sum.prefetched += s.prefetched;
         sum.evictions += s.evictions;
         timeouts += lb_atomic_load(&round.timeouts);
+        interrupted += lb_atomic_load(&round.interrupted);
+        nested += lb_atomic_load(&round.nested);
+        const int32_t last = (int32_t)(r % N_BLOCKS);
+        const uint8_t *kept = lb_cache_acquire(round.cache, last, -1, &error);
+        if (kept) { /* what is referenced stays */
+            lb_cache_end(round.cache);
+            if (lb_cache_close(round.cache) != LB_CACHE_BUSY) die("closed under a reference", last);
+            if (memcmp(kept, bytes_of_file + table[3 * last + 1], (size_t)table[3 * last + 2]))
+                die("wrong bytes in the block kept", last);
+            lb_cache_release(round.cache, last);
+        }
         lb_cache_free(round.cache);
         if (source.fd >= 0) close(source.fd);
         if (source.direct_fd >= 0) close(source.direct_fd);
     }
     remove(argv[4]);
     free(bytes_of_file);
-    if (sum.hits + sum.misses != acquired) die("hits and misses are not all", acquired);
+    const int64_t uses = sum.hits + sum.misses; /* readers may nest some more once they are counted */
+    if (uses < acquired || uses > acquired + nested) die("hits and misses are not all", acquired);
     printf("%lld rounds (%lld with direct reads), %d threads: %lld blocks and %lld bytes checked, %lld hits, "
-           "%lld misses, %lld reads, %lld of them ahead, %lld evictions, %lld read errors, %lld timeouts: no fault\n",
+           "%lld misses, %lld reads, %lld of them ahead, %lld evictions, %lld read errors, %lld timeouts, "
+           "%lld interrupted: no fault\n",
            (long long)rounds, (long long)direct_rounds, most_threads, (long long)acquired, (long long)bytes,
            (long long)sum.hits, (long long)sum.misses, (long long)sum.reads, (long long)sum.prefetched,
-           (long long)sum.evictions, (long long)errors, (long long)timeouts);
+           (long long)sum.evictions, (long long)errors, (long long)timeouts, (long long)interrupted);
     return 0;
 }

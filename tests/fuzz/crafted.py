@@ -105,6 +105,14 @@ CRAFTED: dict[str, dict[str, Any]] = {
         "tokens are a text": lambda: model(**{"llama.vocab_size": None, "tokenizer.ggml.tokens": (STRING, "a" * 16)}),
         "norm that is no number": lambda: model(("output_norm.weight", (32,), 0, b"\xff" * 128)),
         "scale that is infinite": lambda: model(("blk.0.ffn_up.weight", (32, 64), 8, (b"\0\x7c" + bytes(32)) * 64)),
+        "scale of one row that is no number": lambda: model(
+            (
+                "blk.0.ffn_up.weight",
+                (32, 64),
+                8,
+                b"".join((b"\0\x7e" if i == 3 else b"\0\x38") + bytes(32) for i in range(64)),
+            )
+        ),
         "scale of I2_S that is no number": lambda: seeds.llama(
             36, 128, [("blk.0.ffn_up.weight", (128, 128), 36, bytes(4096) + b"\xff" * 4 + bytes(28))]
         ).encode(),

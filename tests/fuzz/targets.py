@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import seeds
 from mutation import Below, mutate, mutate_json
 
@@ -24,6 +25,8 @@ from lowbit.tokenizers import load_tokenizer, tiktoken
 
 __all__ = ["TARGETS", "Target", "check"]
 
+ROOM = 1 << 30
+"""Bytes that a model is given whose weights stay in the file: no limit to any that is this small."""
 MAX_SECONDS = 1.0
 """Of processor time for one file."""
 MAX_MESSAGE = 1000
@@ -31,11 +34,39 @@ TEXTS = ("ab é 日 12\n\n<tool></s><0x41>", "a" * 300, "\x00 \u202e\U0001f999")
 
 
 def consume_model(path: Path) -> None:
-    """Touch everything that a model file offers, then run the model."""
+    """Touch everything that a model file offers, then run the model, with its weights in memory and in the file."""
     if not _touch(path):
         return
-    model = lowbit.load(path, threads=1)
-    assert model.logits([model.config.vocab_size - 1]).shape == (1, model.config.vocab_size)
+    resident, paged = _outcome(path), _outcome(path, max_ram=ROOM)
+    if isinstance(resident, Exception):
+        assert type(paged) is type(resident), (resident, paged)
+        raise resident
+    assert isinstance(paged, np.ndarray), paged
+    assert np.array_equal(resident.view(np.uint32), paged.view(np.uint32))
+
+
+def _outcome(path: Path, **options: Any) -> np.ndarray | Exception:
+    """Logits of every token of the vocabulary, or the error: the same at every call."""
+    try:
+        model = lowbit.load(path, threads=1, **options)
+    except (FormatError, UnsupportedModelError) as error:
+        return error
+    size = model.config.vocab_size
+    outcomes: list[np.ndarray | FormatError] = []
+    for _ in range(2):
+        try:
+            rows = [model.logits([token]) for token in {*range(min(size, 16)), size - 1}]
+            assert {row.shape for row in rows} == {(1, size)}
+            outcomes.append(np.concatenate(rows))
+        except FormatError as error:
+            outcomes.append(error)
+    first, second = outcomes
+    if isinstance(first, FormatError) or isinstance(second, FormatError):
+        assert str(path) in str(first)
+        assert str(first) == str(second)
+    else:
+        assert np.array_equal(first.view(np.uint32), second.view(np.uint32))
+    return first
 
 
 def _touch(path: Path) -> bool:

@@ -66,6 +66,13 @@ def test_a_memory_budget_changes_no_vector(write_llama):
     np.testing.assert_allclose(paged.embed(IDS, "mean"), resident.embed(IDS, "mean"), rtol=1e-6)
 
 
+def test_a_memory_budget_has_room_for_any_number_of_texts(write_llama):
+    path = write_llama(kind="Q8_0", wide=64)
+    resident, paged = lowbit.load(path), lowbit.load(path, max_ram="64MB")
+    texts = [IDS * 6, [3] * 60, IDS, [7] * 64]
+    assert (paged.embed(texts) == resident.embed(texts)).all()
+
+
 def test_embedding_leaves_generation_alone(embedded):
     before = embedded.generate("Once upon a time", max_tokens=8, temperature=0).tokens
     embedded.embed("Something else entirely")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -128,16 +129,124 @@ def test_a_file_cut_short_while_open_is_a_clear_error_and_the_model_recovers(wri
     assert model.generate(PROMPT, max_tokens=8, temperature=0).tokens == expected
 
 
-def test_a_code_that_does_not_exist_is_a_clear_error(write_llama):
-    path = write_llama(kind="TQ2_0", **SIZES)
+BAD = {
+    "code": ("TQ2_0", 66 * 2 * 17, b"\xff", "the code 3, which does not exist"),  # in the second row group
+    "TQ2_0 scale": ("TQ2_0", 66 * 2 * 17 + 64, b"\x00\x7e", "a scale is not finite"),
+    "Q4_0 scale": ("Q4_0", 18 * 16 * 3, b"\x00\xfc", "a scale is not finite"),
+    "Q8_0 scale": ("Q8_0", 34 * 16 * 3, b"\x00\x7e", "a scale is not finite"),
+}
+"""Type, offset in a tensor of 512 columns, bytes to write there, and what is said of them."""
+
+
+@pytest.mark.parametrize("tensor", ["token_embd", "blk.0.ffn_up", "blk.0.ffn_down", "output"])
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_bad_weight_is_the_same_error_at_every_use_and_never_a_text(write_llama, bad, tensor, threads):
+    kind, at, raw, reason = BAD[bad]
+    path = write_llama(kind=kind, shapes={"output.weight": (SIZES["vocab"], SIZES["hidden"])}, **SIZES)
     with lowbit.formats.open_model(path) as file:
-        info = file.tensors["blk.0.ffn_up.weight"]
+        offset = file.tensors[f"{tensor}.weight"].offset
     with open(path, "r+b") as out:
-        out.seek(info.offset)
-        out.write(b"\xff")
-    model = lowbit.load(path, max_ram="20MB")
-    with pytest.raises(FormatError, match="code 3"):
-        model.generate(PROMPT, max_tokens=2, temperature=0)
+        out.seek(offset + at)
+        out.write(raw)
+    if tensor == "token_embd":
+        prompt = [1, at // (file.tensors["token_embd.weight"].nbytes // SIZES["vocab"])]
+    else:
+        prompt = PROMPT
+    for budget in (smallest(path), "40MB"):  # read anew for every pass, and read once
+        model = lowbit.load(path, max_ram=budget, threads=threads)
+        messages = set()
+        for call in (model.logits, model.generate, model.embed)[: 2 if tensor == "output" else 3]:  # no head in embed
+            for _ in range(4):
+                with pytest.raises(FormatError, match=reason) as caught:
+                    call(prompt)
+                messages.add(str(caught.value))
+        assert len(messages) == 1
+        assert messages.pop().startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_small_blocks_with_a_bad_scale_make_no_text(write_llama, seed):
+    # a packed block of two row groups, read as if it were none yet, has scales that are codes: finite ones, often
+    path = write_llama(kind="Q8_0", wide=32)
+    with lowbit.formats.open_model(path) as file:
+        offset = file.tensors["blk.0.ffn_gate.weight"].offset
+    with open(path, "r+b") as out:
+        out.seek(offset + 34 * (3 + seed))
+        out.write(b"\x00\x7e")
+    model = lowbit.load(path, max_ram="20MB", threads=1)
+    for _ in range(6):
+        with pytest.raises(FormatError, match="a scale is not finite"):
+            model.logits([1, 2, 3])
+
+
+class Held:
+    """A file whose reads take long in other threads than the main one: until they are let go."""
+
+    def __init__(self, path):
+        self.path, self.waiting, self.let_go = path, 0, threading.Event()
+
+    def read_at(self, offset, n):
+        if threading.current_thread() is not threading.main_thread():
+            self.waiting += 1
+            self.let_go.wait(30)
+            self.waiting -= 1
+        with open(self.path, "rb") as file:
+            return os.pread(file.fileno(), n, offset)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+@pytest.mark.parametrize("use", ["logits", "generate", "embed"])
+def test_ctrl_c_is_heard_while_a_pass_waits_for_a_block(write_llama, monkeypatch, use):
+    path = write_llama(kind="Q8_0", **{**SIZES, "vocab": 4096, "wide": 4096})
+    expected = lowbit.load(path).logits(PROMPT)
+    budget = smallest(path)
+    held = []
+
+    def source(self, name):
+        if not held:
+            held.append(Held(name))
+            self._sources.append(held[0])
+        return 0
+
+    monkeypatch.setattr(lowbit.paging.Paging, "_source", source)
+    model = lowbit.load(path, max_ram=budget, threads=1)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            getattr(model, use)(PROMPT)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert held[0].waiting > 0
+    held[0].let_go.set()
+    assert np.array_equal(model.logits(PROMPT), expected)
+
+
+HELD = {
+    "embed": lambda model: model.embed([[1] + [5] * 40, [1] + [6] * 50]),
+    "logits": lambda model: model.logits([1] + [5] * 40),
+    "generate": lambda model: model.generate([1] + [5] * 40, max_tokens=9, temperature=0),
+    "batch": lambda model: model.generate([[1] + [5] * 40, [1] + [6] * 40], max_tokens=9, temperature=0),
+    "stream": lambda model: list(model.stream([1] + [5] * 40, max_tokens=9, temperature=0)),
+    "logprobs": lambda model: model.generate([1] + [5] * 40, max_tokens=3, temperature=0, logprobs=1),
+}
+"""Uses of a context of 64 tokens, of which no two fit in at once."""
+
+
+@pytest.mark.parametrize("first", HELD)
+def test_a_call_that_failed_keeps_no_memory_from_the_next(write_llama, first):
+    path = write_llama(kind="Q8_0", **{**SIZES, "vocab": 4096, "wide": 4096})
+    whole = path.read_bytes()
+    model = lowbit.load(path, max_ram=smallest(path))
+    os.truncate(path, len(whole) // 3)
+    with pytest.raises(FormatError, match="shorter") as kept:
+        HELD[first](model)
+    path.write_bytes(whole)
+    for use in HELD.values():
+        use(model)
+    assert kept.value.__traceback__ is not None
 
 
 def test_threads_may_share_a_model(write_llama):

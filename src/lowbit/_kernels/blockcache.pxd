@@ -22,6 +22,8 @@ cdef extern from "blockcache.h":
         LB_CACHE_BUSY
         LB_CACHE_BUDGET
         LB_CACHE_NO_MEMORY
+        LB_CACHE_OWN_WAIT
+        LB_CACHE_INTERRUPTED
 
 
 cdef class BlockCache:
@@ -31,7 +33,7 @@ cdef class BlockCache:
     cdef list _sources          # file descriptors opened here, and the objects that blocks are read from
     cdef list _names
     cdef object _table
-    cdef object _failure        # what an object raised last
+    cdef dict _failures         # what was raised last in each thread: by an object that was asked, by Ctrl-C in a wait
 
     cdef lb_cache *_engine(self) except NULL
     cdef const void *_acquire(self, int32_t block) except NULL

@@ -2,7 +2,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, final
 
 import numpy as np
 
@@ -11,6 +11,7 @@ class _Source(Protocol):
 
 READERS: int
 
+@final
 class BlockCache:
     n_blocks: int
     closed: bool

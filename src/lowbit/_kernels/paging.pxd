@@ -18,7 +18,7 @@ cdef struct PageWork
 cdef class Pager:
     cdef readonly BlockCache cache
     cdef lb_cache *blocks           # that of `cache`
-    cdef int32_t bad_block, error   # the last block that could not be had, and why
+    cdef int32_t bad_block, error   # the last block that could not be had or packed; why it could not be had
     cdef int64_t block_bytes
     cdef size_t longest
     cdef uint8_t *scratch
