@@ -27,7 +27,7 @@ def load(path: str, context: int, threads: int, sequences: int = 1) -> dict[str,
     with open_model(path) as file:
         subject = Subject(file, context, threads, sequences)
     return {
-        "bytes_per_token": subject.transformer.bytes_per_token,
+        "bytes_per_token": subject.decoder.graph.bytes_per_token,
         "macs_per_token": subject.macs_per_token,
         "head_macs": subject.head_macs,
     }

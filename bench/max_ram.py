@@ -115,7 +115,7 @@ def child(path: str, budget: str | None, threads: int) -> dict[str, Any]:
     if budget:
         memory = model.info()["memory"]
         passes = 3 * TOKENS
-        pager = model._transformer.pager
+        pager = model._decoder.graph.pager
         blocks = [pager.table[block] for block in pager.order]
         assert not any(source for source, _, _ in blocks), "all blocks are in the file itself"
         result |= {

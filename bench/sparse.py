@@ -32,7 +32,8 @@ from lowbit import isa
 from lowbit._kernels import dispatch
 from lowbit._kernels.sampler import Sampler
 from lowbit._kernels.topk import SparseScratch
-from lowbit._kernels.transformer import KVCache, Transformer
+from lowbit._kernels.decoder import Decoder
+from lowbit._kernels.sequence import Sequence
 from lowbit.benchmark import RandomModel
 from lowbit.calibration import calibrate
 from lowbit.kernels import channel_major, pack_ternary, sparse_ternary_matmul, ternary_matmul
@@ -135,24 +136,21 @@ def kernel(repeat: int) -> list[dict[str, Any]]:
 
 def decode(shape: str, repeat: int, tokens: int = 4) -> list[dict[str, Any]]:
     """Tokens per second of a model of random weights, for every share and one and two threads."""
-    models: dict[float, Transformer] = {
+    models: dict[float, Decoder] = {
         share: build(RandomModel(shape, 4096), 2, 256, sparse=parse(share))[0] for share in DECODE_SHARES
     }
     results = []
     for threads in (1, 2):
         best = dict.fromkeys(DECODE_SHARES, math.inf)
-        caches = {}
-        for share, model in models.items():
-            model.threads = threads
-            caches[share] = KVCache(model, 256)
-            model.prefill(caches[share], np.arange(1, 9, dtype=np.int32))
         for _ in range(4 * repeat):
             for share, model in models.items():
-                caches[share].truncate(8)
-                sampler = Sampler(model.vocab, 0.0, 0, 1.0, 0.0, 1.0, 0)
-                last, none = np.array([8], np.int32), np.empty(0, np.int32)
-                took = seconds(model.decode, [caches[share]], [sampler], last, tokens, none)
-                best[share] = min(best[share], took)
+                model.threads = threads
+                sampler = Sampler(model.graph.vocab, 0.0, 0, 1.0, 0.0, 1.0, 0)
+                ids = np.arange(1, 10, dtype=np.int32)
+                text = Sequence(model.pool, ids, 256, sampler=sampler, most=len(ids) + tokens)
+                model.read(text, "nothing", text.pending - 1)
+                best[share] = min(best[share], seconds(model.make, [text], tokens))
+                text.close()
         for share in DECODE_SHARES:
             result = {
                 "shape": shape,

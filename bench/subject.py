@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lowbit._kernels.sampler import Sampler
-from lowbit._kernels.transformer import KVCache
+from lowbit._kernels.sequence import Sequence as Text
 from lowbit.formats.base import ModelFile
 from lowbit.loading import build
 
@@ -30,8 +30,7 @@ class Subject:
     """
 
     def __init__(self, file: ModelFile, context: int, threads: int, sequences: int = 1) -> None:
-        self.transformer, self.config = build(file, threads, context)
-        self.caches = [KVCache(self.transformer, context) for _ in range(sequences)]
+        self.decoder, self.config = build(file, threads, context)
         self.prompts: list[list[int]] = [[] for _ in range(sequences)]
 
     @property
@@ -52,28 +51,30 @@ class Subject:
 
     def prefill(self, prompt: Sequence[int], threads: int = 1, sequence: int = 0) -> tuple[float, int]:
         """Take a prompt in; return the seconds, and the likeliest next token."""
-        self.transformer.threads = threads
+        self.decoder.threads = threads
         self.prompts[sequence] = list(prompt)
-        ids = np.array(prompt, np.int32)
-        self.caches[sequence].truncate(0)
+        text = self._text(prompt, len(prompt), reuse=False)
         start = time.perf_counter()
-        self.transformer.prefill(self.caches[sequence], ids)
+        logits = self.decoder.read(text)
         seconds = time.perf_counter() - start
-        return seconds, int(self.transformer.last_logits().argmax())
+        text.close()
+        return seconds, int(logits.argmax())
+
+    def _text(self, prompt: Sequence[int], most: int, reuse: bool = True) -> Text:
+        ids, room = np.array(prompt, np.int32), self.decoder.graph.context
+        sampler = Sampler(self.config.vocab_size, 0.0, 0, 1.0, 0.0, 1.0, 0) if most > len(prompt) else None
+        return Text(self.decoder.pool, ids, room, sampler=sampler, most=most, reuse=reuse)
 
     def decode(self, n: int, threads: int = 1, sequences: int = 1) -> tuple[float, list[list[int]]]:
-        """Feed the last token of each prompt once more and continue greedily; return the seconds, and n tokens of each.
-
-        The caches go back to the ends of the prompts, so that the next call does the same again.
-        """
-        self.transformer.threads = threads
-        samplers = [Sampler(self.config.vocab_size, 0.0, 0, 1.0, 0.0, 1.0, 0) for _ in range(sequences)]
-        pending = np.array([prompt[-1] for prompt in self.prompts[:sequences]], np.int32)
-        lengths = [cache.length for cache in self.caches[:sequences]]
-        never = np.empty(0, np.int32)
+        """Continue each prompt greedily, from its last token on; return the seconds, and n tokens of each."""
+        self.decoder.threads = threads
+        texts = [self._text(prompt, len(prompt) + n) for prompt in self.prompts[:sequences]]
+        for text in texts:  # all is known from before, unless there was no room for it
+            self.decoder.read(text, "nothing", text.pending - 1)
         start = time.perf_counter()
-        ids = self.transformer.decode(self.caches[:sequences], samplers, pending, n, never)
+        self.decoder.make(texts, n)
         seconds = time.perf_counter() - start
-        for cache, length in zip(self.caches, lengths):
-            cache.truncate(length)
-        return seconds, ids
+        made = [text.tokens(text.prompt).tolist() for text in texts]
+        for text in texts:
+            text.close()
+        return seconds, made

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lowbit import isa as instruction_sets
-from lowbit._kernels import matrix, products, transformer
+from lowbit._kernels import decoder, graph, matrix, products
 
 REQUIRED = [name.strip() for name in os.environ.get("LOWBIT_REQUIRE_ISA", "").split(",") if name.strip()]
 """Instruction sets whose absence is a failure rather than a skip."""
@@ -78,6 +78,6 @@ class GuardedNumPy:
 def guards(monkeypatch):
     """Guard bytes around results and scratch memory; `guards.intact()` tells whether they still stand."""
     guarded = GuardedNumPy()
-    for module in (matrix, products, transformer):
+    for module in (matrix, products, graph, decoder):
         monkeypatch.setattr(module, "np", guarded)
     return guarded

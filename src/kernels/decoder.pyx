@@ -54,12 +54,13 @@ cdef class Batch:
 
     Parameters
     ----------
-    capacity : int
-        Most rows.
+    decoder : Decoder
+        That will take it.
     """
 
-    def __cinit__(self, int32_t capacity):
-        self.capacity = capacity
+    def __cinit__(self, Decoder decoder not None):
+        cdef int32_t capacity = decoder.batch
+        self.capacity, self.vocab = capacity, decoder.graph.vocab
         self.sequences = []
         self.memory = np.empty((capacity, sizeof(Entry)), np.uint8)
         cdef uint8_t[:, ::1] view = self.memory
@@ -90,15 +91,19 @@ cdef class Batch:
         Raises
         ------
         ValueError
-            If there are not so many pending tokens, or no room for the rows.
+            If there are not so many pending tokens, no room for the rows, or a token is not in the vocabulary.
         MemoryError
             If there are no blocks for them.
         """
         cdef State *s = &sequence.state
         cdef Entry *e
+        cdef int32_t i
         if not 1 <= rows <= s.n_tokens - s.length or self.n_rows + rows > self.capacity:
             raise ValueError(f"{rows} rows do not fit: {s.n_tokens - s.length} are pending, and a batch of "
                              f"{self.capacity} has {self.n_rows}")
+        for i in range(s.length, s.length + rows):
+            if not 0 <= s.text[i] < self.vocab:
+                raise ValueError(f"token {s.text[i]} is not in a vocabulary of {self.vocab}")
         drafts = min(drafts, <int32_t>MAX_DRAFT, self.capacity - self.n_rows - rows) if s.speculate else 0
         sequence.reserve(s.length + rows + max(drafts, min(ahead, s.most - s.n_tokens)))
         e = &self.entries[self.n_entries]
@@ -248,16 +253,17 @@ cdef class Decoder:
             self.graph.pager.check(self.status)
         return made
 
-    def read(self, Sequence sequence not None, str want="last"):
-        """Take in all pending tokens of one sequence, and make its next token if it has a sampler.
+    def read(self, Sequence sequence not None, str want="last", most=None):
+        """Take in the pending tokens of one sequence, all or `most`, and make its next token if it has a sampler.
 
         Returns
         -------
         ndarray of float32 or None
             What was wanted: logits, shape (1 or n, vocab_size), or states, shape (n, hidden_size).
         """
-        cdef int32_t left = sequence.state.n_tokens - sequence.state.length, rows
-        batch, parts = Batch(self.batch), []
+        cdef int32_t pending = sequence.state.n_tokens - sequence.state.length, rows
+        cdef int32_t left = pending if most is None else min(pending, most)
+        batch, parts = Batch(self), []
         while left > 0:
             rows = min(left, self.batch, self.most_logits if want == "every" else left)
             batch.clear()
@@ -270,7 +276,7 @@ cdef class Decoder:
 
     def make(self, list sequences not None, int32_t n):
         """Make up to n tokens of each of several sequences whose tokens are all taken in but for the last one."""
-        batch, made = Batch(self.batch), 0
+        batch, made = Batch(self), 0
         while made < n:
             batch.clear()
             for sequence in sequences:

@@ -151,7 +151,7 @@ cdef class Sequence:
 
     def blocks_for(self, int32_t positions):
         """Return how many blocks are still to be taken for this many positions."""
-        return max(0, -(-min(positions, self.state.capacity) // LB_KV_SPAN) - len(self.blocks))
+        return max(0, (min(positions, self.state.capacity) + LB_KV_SPAN - 1) // LB_KV_SPAN - len(self.blocks))
 
     cdef int reserve(self, int32_t positions) except -1:
         """Take blocks for the first `positions`; MemoryError if the pool has none."""

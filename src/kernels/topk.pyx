@@ -19,7 +19,7 @@ from lowbit._kernels.dispatch cimport (
     lb_lines, lb_matmul_args, lb_matrix, lb_row_groups, lb_sparse_args, parallel, table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, padded_cols
-from lowbit._kernels.products cimport Activations, multiply as dense_product
+from lowbit._kernels.products cimport Activations
 
 import numpy as np
 
@@ -401,40 +401,6 @@ cdef class SparseScratch:
         work.quarters = (w.n_rows + QUARTER - 1) // QUARTER
         threads = min(threads, self.threads)
         parallel(quarter_work, &work, threads, 1, threads)
-
-
-def try_product(PackedMatrix w not None, const int8_t[::1] q, bint by_channel, int32_t threads,
-                SparseScratch scratch not None):
-    """Multiply by one token for the time that it takes, as it is or as if the order were channel-major.
-
-    The order of the codes does not matter to the time, so nothing is turned for it, and the result is thrown away.
-
-    Parameters
-    ----------
-    w : PackedMatrix of ternary weights in row groups, (n, k), 256 rows or more
-    q : ndarray of int8, shape (at least k up to a whole block,)
-    by_channel : bool
-        As if channel-major, and then only of the rows that fill whole lines of 256.
-    threads : int
-    scratch : SparseScratch
-    """
-    cdef lb_matrix m = w.m
-    cdef lb_activations a
-    cdef int32_t[::1] sums = np.zeros(m.n_groups, np.int32)
-    cdef float[::1] scale = np.ones(m.n_groups, np.float32), y = np.empty(m.n_rows, np.float32)
-    if m.format != LB_U2 or m.tiles or m.n_rows < LB_LINE_ROWS or q.shape[0] < padded_cols(&m):
-        raise FormatError(f"no product to try with {w!r}")
-    a.q, a.sum, a.scale, a.x = &q[0], &sums[0], &scale[0], NULL
-    a.stride, a.n_groups, a.n_tokens = <int32_t>q.shape[0], m.n_groups, 1
-    if by_channel:
-        m.n_rows = m.n_rows // LB_LINE_ROWS * LB_LINE_ROWS
-        m.tiles = tiles_of(&m)
-        scratch.reserve(&m, threads)
-    with nogil:
-        if by_channel:
-            scratch.multiply(&m, &a, &y[0], NULL, m.n_rows, threads)
-        else:
-            dense_product(&m, &a, &y[0], NULL, m.n_rows, threads)
 
 
 def sparse_matmul(PackedMatrix w not None, const float[:, ::1] x not None, bint per_token=False, int32_t threads=1):

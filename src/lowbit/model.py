@@ -330,6 +330,9 @@ class Model:
             raise ValueError("a sequence needs at least one token")
         if len(ids) > self.context:
             raise ContextLengthError(f"{len(ids)} tokens do not fit into a context of {self.context}")
+        wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
+        if len(wrong):
+            raise ValueError(f"token {wrong[0]} is not in a vocabulary of {self.config.vocab_size}")
         return ids
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> np.ndarray:
@@ -343,7 +346,7 @@ class Model:
         salt: bytes = b"",
     ) -> Request:  # fmt: skip
         return Request(
-            ids, params, self._sampler(params, ids), self.context, self._tokenizer, self._ends, speculate, record,
+            ids, params, lambda: self._sampler(params, ids), self.context, self._tokenizer, self._ends, speculate, record,
             salt=salt, load_seconds=self._load_seconds,
         )  # fmt: skip
 

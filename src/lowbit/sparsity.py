@@ -37,7 +37,7 @@ MAGNITUDES = 1 << 16
 """Places of a histogram: the upper 16 bits of a float32, without the sign."""
 WORTHWHILE = 1 << 20
 """Weights of a matrix from which on zeros of a squared ReLU are worth the channel-major order."""
-SKIPPED = 0.4
+SKIPPED = 0.5
 """Share of inputs from which on reading only the others' weights is at least as quick, on the processors measured: see
 docs/sparsity.md."""
 KIND = "lowbit thresholds"

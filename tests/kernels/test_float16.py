@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lowbit._kernels.transformer import KVCache, Transformer
+from lowbit._kernels.decoder import Decoder
+from lowbit._kernels.graph import Graph
+from lowbit._kernels.kvpool import KVPool
+from lowbit._kernels.sequence import Sequence
 from lowbit.config import ModelConfig
 from lowbit.kernels import PackedMatrix, matmul
 
@@ -41,9 +44,8 @@ def through_half():
         layer = {"attn_norm": ones, "ffn_norm": ones, "qkv": [nothing] * 3, "attn_output": [identity],
                  "gate_up": [gate_up], "ffn_down": [down],
                  "qkv_bias": np.concatenate([np.zeros(2 * WIDTH, np.float32), values])}  # fmt: skip
-        model = Transformer(config, [layer], nothing, identity, ones, 16, 1, 1, "f16")
-        logits = model.prefill(KVCache(model, 1), np.zeros(1, np.int32), True)
-        return logits[0] * np.float32(2.0**30)
+        decoder = Decoder(Graph(config, [layer], nothing, identity, ones, 16, 1), KVPool(1, 1, WIDTH, "f16"), 1, 1)
+        return decoder.read(Sequence(decoder.pool, np.zeros(1, np.int32), 1))[0] * np.float32(2.0**30)
 
     return send
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lowbit
-from lowbit.generation import LogprobRecorder
+from lowbit.engine.text import LogprobRecorder
 
 SETTINGS = [
     {"temperature": 0},

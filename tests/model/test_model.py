@@ -426,7 +426,7 @@ def test_timings_count_what_was_done(scripted):
 
 
 def test_tokens_beyond_those_of_the_tokenizer_have_no_text(scripted):
-    from lowbit.generation import GeneratedText
+    from lowbit.engine.text import GeneratedText
 
     text = GeneratedText(scripted("bc").tokenizer, (), frozenset())
     pieces = [text.push(token) for token in (260, 5000, 261)]

@@ -7,7 +7,8 @@ import pytest
 
 import lowbit
 from lowbit import isa as instruction_sets
-from lowbit._kernels.transformer import KVCache
+from lowbit._kernels.decoder import Batch
+from lowbit._kernels.sequence import Sequence
 from lowbit.formats import open_model
 from lowbit.loading import build
 
@@ -33,6 +34,19 @@ def everywhere(model, ids):
             yield name, model.logits(ids)
     finally:
         instruction_sets.use(before)
+
+
+def read(decoder, ids, cuts):
+    """Logits of all tokens, taken in by pieces of these sizes."""
+    sequence, batch, rows = Sequence(decoder.pool, ids, len(ids), reuse=False), Batch(decoder), []
+    for cut in cuts:
+        if sequence.pending:
+            batch.clear()
+            batch.add(sequence, min(cut, sequence.pending), "every")
+            decoder.step(batch)
+            rows.append(decoder.logits[batch.place(0)].copy())
+    sequence.close()
+    return np.concatenate(rows)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -61,8 +75,8 @@ def test_prompts_give_the_same_bits_in_any_batch(isa, golden, real_model, test_d
     ids = np.array(golden["prompt_ids"], np.int32)
     want = real_model(file).logits(ids)
     with open_model(test_data / "models" / file) as opened:
-        transformer, _ = build(opened, 2, None, batch=batch)
-    got = transformer.prefill(KVCache(transformer, len(ids)), ids, True)
+        decoder, _ = build(opened, 2, None, batch=batch)
+    got = read(decoder, ids, (batch,) * len(ids))
     assert np.array_equal(bits(got), bits(want))
 
 
@@ -72,44 +86,64 @@ def test_prompts_give_the_same_bits_in_any_pieces(isa, golden, real_model, file,
     ids = np.array(golden["prompt_ids"], np.int32)
     model = real_model(file)
     want = model.logits(ids)
-    transformer = model._transformer
-    cache = KVCache(transformer, len(ids))
-    pieces = np.split(ids, np.cumsum(cuts)[:-1])
-    got = np.concatenate([transformer.prefill(cache, piece, True) for piece in pieces])
-    assert np.array_equal(bits(got), bits(want))
+    assert np.array_equal(bits(read(model._decoder, ids, cuts)), bits(want))
 
 
-def test_forgotten_positions_leave_no_trace(golden, real_model):
+def test_a_block_that_was_used_before_leaves_no_trace(golden, real_model):
     ids = np.array(golden["prompt_ids"], np.int32)
-    model = real_model("tinystories-3m.TQ2_0.gguf")
-    want = model.logits(ids)
-    transformer = model._transformer
-    cache = KVCache(transformer, len(ids))
-    transformer.prefill(cache, ids[::-1].copy(), True)
-    cache.truncate(0)
-    transformer.prefill(cache, ids[:20])
-    cache.truncate(13)
-    assert np.array_equal(bits(transformer.prefill(cache, ids[13:], True)), bits(want[13:]))
+    decoder = real_model("tinystories-3m.TQ2_0.gguf")._decoder
+    want = read(decoder, ids, (41,))
+    decoder.pool.clear()
+    read(decoder, ids[::-1].copy(), (41,))
+    assert np.array_equal(bits(read(decoder, ids, (13, 28))), bits(want))
 
 
 def test_last_logits_are_those_of_the_last_token(golden, real_model):
     ids = np.array(golden["prompt_ids"], np.int32)
     model = real_model("tinystories-3m.I2_S.gguf")
-    want = model.logits(ids)
-    model._transformer.prefill(KVCache(model._transformer, len(ids)), ids)
-    assert np.array_equal(bits(model._transformer.last_logits()), bits(want[-1]))
+    sequence = Sequence(model._decoder.pool, ids, len(ids))
+    last = model._decoder.read(sequence)
+    sequence.close()
+    assert np.array_equal(bits(last), bits(model.logits(ids)[-1:]))
 
 
 @pytest.mark.parametrize("more", [(), (9,), (9, 8, 7)], ids=str)
 @pytest.mark.parametrize("made", [0, 1, 2, 33, 40])
 def test_a_known_beginning_leaves_the_same_logits(write_llama, made, more):
-    model = lowbit.load(write_llama(hidden=64, vocab=300))
-    start = [5, 6, 7]
+    model = lowbit.load(write_llama(hidden=64, vocab=300, keys={"context_length": 200}))
+    start = list(range(100, 160))  # so that the tokens that are made lie in two blocks
     tokens = model.generate(start, max_tokens=made, temperature=5.0, seed=1).tokens
     for known in (len(tokens), len(tokens) // 2, 0):
-        prompt = [*start, *tokens[:known], *more]
-        model.generate(prompt, max_tokens=0)
-        assert np.array_equal(bits(model._transformer.last_logits()), bits(model.logits(prompt)[-1])), known
+        prompt = np.array([*start, *tokens[:known], *more], np.int32)
+        sequence = Sequence(model._decoder.pool, prompt, 200, salt=b"text")
+        assert sequence.reused >= min(len(prompt) - 1, len(start) + min(known, max(made - 1, 0)))
+        last = model._decoder.read(sequence)
+        sequence.close()
+        assert np.array_equal(bits(last), bits(model.logits(prompt)[-1:])), known
+
+
+def test_rows_of_any_company_have_the_bits_that_they_have_alone(isa, golden, real_model):
+    """Prompts, scored rows, states and a row that decodes share one pass."""
+    ids = np.array(golden["prompt_ids"], np.int32)
+    model = real_model("tinystories-3m.TQ2_0.gguf")
+    decoder, others = model._decoder, [ids[::-1].copy(), ids[5:30], ids[:9]]
+    alone = [model.logits(other) for other in others]
+    sequences = [Sequence(decoder.pool, other, 41, reuse=False) for other in (*others, ids)]
+    batch = Batch(decoder)
+    batch.add(sequences[3], 40, "nothing")
+    decoder.step(batch)
+    batch.clear()
+    wants = ("every", "last", "states", "last")
+    for sequence, want in zip(sequences, wants):
+        batch.add(sequence, sequence.pending, want)
+    decoder.step(batch)
+    places = [batch.place(i) for i in range(4)]
+    assert np.array_equal(bits(decoder.logits[places[0]]), bits(alone[0]))
+    assert np.array_equal(bits(decoder.logits[places[1]]), bits(alone[1][-1:]))
+    assert np.array_equal(bits(decoder.logits[places[3]]), bits(model.logits(ids)[-1:]))
+    assert np.array_equal(bits(decoder.states[places[2]][-1:]), bits(model.embed([others[2].tolist()])))
+    for sequence in sequences:
+        sequence.close()
 
 
 @pytest.mark.parametrize(("kv_type", "bound"), [("f16", 2e-5), ("int8", 0.02)])

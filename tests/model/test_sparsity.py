@@ -69,35 +69,15 @@ def test_channel_major_weights_give_the_bits_of_row_groups(small):
     )
 
 
-@pytest.mark.parametrize("cost", [0.5, 2.0])
-def test_weights_are_skipped_only_where_that_is_quicker(small, monkeypatch, cost):
-    """A clock that the products move: by channel each costs what counts, times `cost`, and 1 otherwise."""
-    now, tried = [0.0], []
-
-    def try_product(w, q, by_channel, threads, scratch):
-        now[0] += cost * (q[: w.shape[1]] != 0).mean() if by_channel else 1
-        tried.append(w)
-
-    want = lowbit.load(small, sparsity=SHARES)
-    assert set(want.info()["skipping"]) == set(LINEARS), "small models skip without being measured"
+def test_weights_are_skipped_where_enough_inputs_do_not_count(small):
+    """The rule is a number, so that the same file is the same in memory at every load."""
     assert lowbit.load(small).info()["skipping"] == []
-    monkeypatch.setattr(lowbit.sparsity, "try_product", try_product)
-    monkeypatch.setattr(lowbit.sparsity, "MEASURED_FROM", 1)
-    monkeypatch.setattr(lowbit.sparsity.time, "perf_counter", lambda: now[0])
     model = lowbit.load(small, sparsity=SHARES)
-    monkeypatch.undo()
-    expected = {name for name, share in SHARES.items() if cost * (1 - share) <= 0.9}
-    assert 0 < len(expected) < 4 or cost < 1
-    assert set(model.info()["skipping"]) == expected
-    assert len(tried) >= 12
-    assert np.array_equal(bits(model.logits(IDS)), bits(want.logits(IDS)))
+    assert set(model.info()["skipping"]) == {name for name, share in SHARES.items() if share >= SKIPPED}
 
 
-def test_products_are_tried_on_real_weights(small, monkeypatch):
-    monkeypatch.setattr(lowbit.sparsity, "MEASURED_FROM", 1)
-    want = lowbit.load(small).logits(IDS)
-    model = lowbit.load(small, sparsity=1e-9)  # nothing is dropped, whatever the clock says
-    assert np.array_equal(bits(model.logits(IDS)), bits(want))
+def test_skipping_none_of_the_inputs_changes_nothing(small):
+    assert np.array_equal(bits(lowbit.load(small, sparsity=1e-9).logits(IDS)), bits(lowbit.load(small).logits(IDS)))
 
 
 def test_zeros_of_a_squared_relu_are_skipped_without_a_trace(write_llama, monkeypatch):

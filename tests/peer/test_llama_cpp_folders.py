@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import lowbit
-from lowbit._kernels.transformer import KVCache
+from lowbit._kernels.sequence import Sequence
 from lowbit.convert import convert
 from lowbit.formats import open_model
 from lowbit.formats.gguf_writer import GGUFWriter
@@ -81,9 +81,10 @@ def head_that_knows(model: lowbit.Model, prompt: list[int], text: list[int]) -> 
     is the ridge regression from hidden states to the tokens that follow, one logit stands out at every place, as in a
     trained model, but only if each hidden state is right.
     """
-    transformer = model._transformer
     ids = np.array(prompt + text, np.int32)
-    states = transformer.hidden_states(KVCache(transformer, len(ids)), ids[:-1])[len(prompt) - 1 :].astype(np.float64)
+    sequence = Sequence(model._decoder.pool, ids[:-1], len(ids), reuse=False)
+    states = model._decoder.read(sequence, "states")[len(prompt) - 1 :].astype(np.float64)
+    sequence.close()
     wanted = np.zeros((len(text), model.config.vocab_size))
     wanted[np.arange(len(text)), text] = 10
     gram = states @ states.T

@@ -25,6 +25,7 @@ cdef struct Entry:
 
 cdef class Batch:
     cdef readonly int32_t capacity
+    cdef int32_t vocab
     cdef readonly int32_t n_rows        # of the first pass, at most
     cdef readonly int32_t n_wanted      # rows of it that leave logits, at most
     cdef list sequences

@@ -23,8 +23,6 @@ cdef class SparseScratch:
                        ptrdiff_t y_stride, int32_t threads) noexcept nogil
 
 
-# Tiles of the channel-major order of a matrix.
-cdef int32_t tiles_of(const lb_matrix *m) noexcept nogil
 cdef void keep_largest(float *x, int32_t n, int32_t k) noexcept nogil
 cdef void keep_from(float *x, int32_t n, float threshold) noexcept nogil
 cdef void count_magnitudes(const float *x, int32_t n, uint32_t *counts) noexcept nogil

@@ -15,7 +15,6 @@ import numpy as np
 
 from .._kernels.decoder import Batch
 from .._kernels.kvpool import SPAN
-from .._kernels.sampler import Sampler
 from .._kernels.sequence import Sequence, Turn
 from ..errors import LowbitError, MemoryBudgetError, QueueFullError
 from ..sampling import SamplingParams
@@ -83,7 +82,7 @@ class Engine:
                 raise MemoryBudgetError(f"kv_ram is less than one block of {self._pool.block_bytes} bytes")
             with self._decoder.lock:
                 self._pool.resize(blocks, blocks)
-        self._batch = Batch(self._decoder.batch)
+        self._batch = Batch(self._decoder)
         self._pace = Pace(step_ms, self._decoder.batch)
         self._steps = self._made = self._prompt_tokens = self._known_tokens = 0
         self._ended = dict.fromkeys((State.FINISHED, State.CANCELLED, State.FAILED), 0)
@@ -289,6 +288,8 @@ class Engine:
         if closed is not None:
             for request in (*self._running, *self._waiting):
                 request.end(State.FAILED if str(closed) else State.CANCELLED, closed if str(closed) else None)
+            for request in self._waiting:
+                self._forget(request)
             self._waiting.clear()
         running = []
         for request in self._running:
@@ -306,9 +307,7 @@ class Engine:
 
     def _forget(self, request: Request) -> None:
         self._ended[request.state] += 1
-        if request.sequence is not None:
-            request.sequence.close()
-            request.sequence = None
+        request.forget()
 
     def _admit(self) -> None:
         """Take in those that wait, the first first, as far as there is room for all that they may become."""
@@ -317,7 +316,7 @@ class Engine:
             request = self._waiting[0]
             if request.cancelled:
                 request.end(State.CANCELLED)
-                self._ended[request.state] += 1
+                self._forget(request)
             elif request.held_back or self._is_coming(request):
                 passed.append(request)  # nobody reads it, or another one computes the same beginning just now
             elif not self._begin(request):
@@ -390,7 +389,7 @@ class Engine:
             try:
                 batch.add(request.sequence, rows, request.want, steps - 1, drafts)
                 entered.append(request)
-            except MemoryError as error:
+            except (MemoryError, ValueError) as error:
                 request.end(State.FAILED, error)
         if not entered:
             return False

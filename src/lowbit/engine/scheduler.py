@@ -96,7 +96,7 @@ def plan_step(
             rows = min(request.sequence.pending, room)
             if request.each is not None:
                 rows = min(rows, SCORE_ROWS, logits if request.want == "every" else rows)
-            elif rows == request.sequence.pending and request.sampler is not None and logits < 1:
+            elif rows == request.sequence.pending and request.samples and logits < 1:
                 rows -= 1
             if rows < 1:
                 continue

@@ -38,8 +38,8 @@ class Request:
     ids : ndarray of int32
         The prompt.
     params : SamplingParams
-    sampler : Sampler or None
-        None if no token is to be made.
+    make_sampler : callable or None
+        Called when the request's turn comes; None if no token is to be made.
     context : int
         Longest sequence, in tokens.
     tokenizer : Tokenizer, optional
@@ -59,15 +59,16 @@ class Request:
     """
 
     def __init__(
-        self, ids: np.ndarray, params: SamplingParams, sampler: Sampler | None, context: int,
+        self, ids: np.ndarray, params: SamplingParams, make_sampler: Callable[[], Sampler] | None, context: int,
         tokenizer: Tokenizer | None = None, ends: frozenset[int] = frozenset(), speculate: bool = False,
         record: LogprobRecorder | None = None, each: Callable[[np.ndarray], None] | None = None, want: str = "last",
         salt: bytes = b"", load_seconds: float = 0.0,
     ) -> None:  # fmt: skip
-        self.ids, self.params, self.sampler = ids, params, sampler
+        self.ids, self.params = ids, params
+        self.samples, self._make_sampler, self._sampler = make_sampler is not None, make_sampler, None
         self.tokens = ids
         """What it begins with: the prompt, and what was made before it was set aside."""
-        self.capacity = min(context, len(ids) + (params.max_tokens if sampler is not None else 0))
+        self.capacity = min(context, len(ids) + (params.max_tokens if self.samples else 0))
         self.speculate = speculate and record is None
         self.record, self.each, self.want, self.salt = record, each, want, salt
         self.ends = np.array(sorted(ends), np.int32)
@@ -83,12 +84,19 @@ class Request:
         self._make_text = lambda: GeneratedText(tokenizer, params.stop, ends)
         self._text = self._make_text()
         self._taken = 0  # tokens that the text has seen
-        self._given = self._read = 0  # characters of it that were put into `pieces`, and taken out again
+        self._at = self._given = self._read = 0  # characters of it: made, put into `pieces`, and taken out again
         self._logprobs: list[TokenLogprob] = []
         self._whole = True  # whether these agree: a signal can arrive between any two of them
         self._load_seconds, self._start = load_seconds, time.perf_counter()
         self._prompt_seconds = self._first_token_seconds = 0.0
         self.decode_seconds = 0.0
+
+    @property
+    def sampler(self) -> Sampler | None:
+        """What chooses its tokens."""
+        if self._sampler is None and self._make_sampler is not None:
+            self._sampler = self._make_sampler()
+        return self._sampler
 
     @property
     def over(self) -> bool:
@@ -136,30 +144,41 @@ class Request:
             self._prompt_seconds = self._prompt_seconds or now
             self._first_token_seconds = self._first_token_seconds or now
         if not self._whole:
-            self._text, self._taken = self._make_text(), 0
+            self._text, self._taken, self._at = self._make_text(), 0, 0
         self._whole = False
         for token in sequence.tokens(len(self.ids) + self._taken).tolist():
             if self.record is not None and logits is not None:
                 self._logprobs.append(self.record(token, logits))
-            self._text.push(token)
+            self._put(self._text.push(token))
             self._taken += 1
             if self._text.stopped:
                 break
         if sequence.ended and not self._text.stopped:
-            self._text.finish()
-        text = self._text.text()
-        if len(text) > self._given:
-            self.pieces.append(text[self._given :])
-            self._given = len(text)
+            self._put(self._text.finish())
         self._whole = True
         if self._text.stopped or (sequence.ended and not (sequence.pending and sequence.n_tokens == len(self.ids))):
             self._prompt_seconds = self._prompt_seconds or time.perf_counter() - self._start
             self.state = State.FINISHED
 
+    def _put(self, piece: str) -> None:
+        """Give a piece to the reader, but for what it has of it already."""
+        new = piece[max(self._given - self._at, 0) :]
+        self._at += len(piece)
+        if new:
+            self.pieces.append(new)
+            self._given = self._at
+
     def end(self, state: State, error: BaseException | None = None) -> None:
         """End it, if it has not ended."""
         if not self.over:
             self.error, self.state = error, state
+
+    def forget(self) -> None:
+        """Let go of what only a running request needs."""
+        sequence, self.sequence = self.sequence, None
+        self._sampler = self._make_sampler = None
+        if sequence is not None:
+            sequence.close()
 
     def result(self) -> Generation:
         """What came of it."""

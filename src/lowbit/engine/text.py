@@ -120,15 +120,9 @@ class GeneratedText:
             self._pieces.append(piece)
         return piece
 
-    def text(self) -> str:
-        """Return all text that is certain."""
-        if len(self._pieces) > 1:
-            self._pieces = ["".join(self._pieces)]
-        return self._pieces[0] if self._pieces else ""
-
     def result(self, prompt_tokens: int, timings: Timings) -> Generation:
         return Generation(
-            self.text(), self.tokens, prompt_tokens, "stop" if self.stopped else "length", timings
+            "".join(self._pieces), self.tokens, prompt_tokens, "stop" if self.stopped else "length", timings
         )
 
 
