@@ -22,6 +22,7 @@ from .families import find_family
 from .formats import open_model
 from .formats.base import ModelFile, TensorInfo
 from .formats.blocks import TERNARY, dequantize
+from .formats.files import reading
 from .formats.ggml_types import tensor_nbytes, type_of
 from .formats.gguf_writer import GGUFWriter
 from .quantize import pack_codes, quantize
@@ -353,7 +354,7 @@ def _vocabulary_beside(file: ModelFile) -> dict[str, tuple[Any, str]]:
     path = tokenizer_beside(file.path, size)
     if path is None:
         return {}
-    with open(path, "rb") as opened:
+    with reading(path), open(path, "rb") as opened:
         vocabulary = read_vocabulary(opened.read(), path, size)
     return {
         "tokenizer.ggml.model": ("llama", "string"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import TracebackType
+
 __all__ = [
     "ContextLengthError",
+    "Foreign",
     "FormatError",
     "LowbitError",
     "MemoryBudgetError",
     "QueueFullError",
     "UnsupportedISAError",
     "UnsupportedModelError",
+    "one_line",
 ]
 
 
@@ -49,3 +53,35 @@ class ContextLengthError(LowbitError, ValueError):
 
 class QueueFullError(LowbitError):
     """An engine has as many waiting requests as it takes; try again later."""
+
+
+def one_line(error: object) -> str:
+    """Return what an error says on one line of bounded length, without characters that a terminal would obey."""
+    text = " ".join(str(error)[:2000].split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[:300]
+
+
+class Foreign:
+    """Lets nothing but our own errors out of another library, whatever the class of what it raises.
+
+    A library in Rust raises PanicException where it fails, which is no Exception. What the system asks of us
+    (KeyboardInterrupt, SystemExit, MemoryError) passes.
+
+    Parameters
+    ----------
+    name : str
+        The library.
+    path : str
+        File that it reads, for messages.
+    """
+
+    def __init__(self, name: str, path: str) -> None:
+        self._name, self._path = name, path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        passing = (LowbitError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
+        if error is not None and not isinstance(error, passing):
+            raise FormatError(f"{self._path}: the library {self._name} refuses it: {one_line(error)}") from None

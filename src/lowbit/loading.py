@@ -23,7 +23,7 @@ from .formats.base import ModelFile
 from .memory import Budget, blocks_of, parse_size
 from .model import Model
 from .paging import Paging
-from .tokenizers import Tokenizer, from_gguf_metadata, load_tokenizer
+from .tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary, load_tokenizer
 from .tokenizers.llama2c import tokenizer_beside
 from .traps import find_traps
 from .weights import FLOAT_WEIGHTS, HEADS, read_weights
@@ -179,7 +179,7 @@ def build(
 
 def tokenizer_of(file: ModelFile) -> Tokenizer | None:
     """The tokenizer in the file or folder, or llama2.c's beside it."""
-    if "tokenizer.ggml.model" in file.metadata:
+    if has_vocabulary(file.metadata):
         return from_gguf_metadata(file.metadata, file.path)
     if file.format == "huggingface":
         names = ("tokenizer.model", "tokenizer.json")

@@ -22,6 +22,7 @@ from ._kernels.topk import make_channel_major
 from .config import ModelConfig
 from .errors import FormatError
 from .formats.base import ModelFile
+from .formats.files import reading
 from .formats.strict_json import MAX_BYTES, parse_object
 
 __all__ = [
@@ -193,11 +194,8 @@ def write_thresholds(
 
 def read_content(path: str) -> dict[str, Any]:
     """Read a thresholds file of any model; FormatError if it is none."""
-    try:
-        with open(path, "rb") as source:
-            content = parse_object(source.read(MAX_BYTES + 1), path)
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror or error}") from None
+    with reading(path), open(path, "rb") as source:
+        content = parse_object(source.read(MAX_BYTES + 1), path)
     if content.get("kind") != KIND:
         raise FormatError(f"{path}: not a thresholds file of lowbit")
     return content

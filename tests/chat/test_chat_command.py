@@ -27,7 +27,7 @@ class Tokenizer:
     bos_id = eos_id = None
     add_bos = False
     def special_texts(self): return []
-    def encode_template(self, text, show): return list(text.encode())
+    def encode_template(self, text, show): return list(text.translate(show).encode())
 
 class Model:
     tokenizer = Tokenizer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import time
 
@@ -96,3 +97,13 @@ def test_the_process_sees_no_secrets_of_the_environment(monkeypatch):
     monkeypatch.setattr(sandbox.subprocess, "Popen", spy)
     render_jinja("x", TALK, "", "")
     assert "SECRET_TOKEN" not in seen
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.ENOMEM, MemoryError), (errno.EAGAIN, UnsupportedModelError)])
+def test_a_process_that_cannot_start_is_one_of_our_errors(monkeypatch, number, raised):
+    def refuse(*args, **options):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(sandbox.subprocess, "Popen", refuse)
+    with pytest.raises(raised):
+        render_jinja("x", TALK, "", "")

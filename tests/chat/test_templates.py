@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lowbit.chat import TEMPLATES, find_template, render
-from lowbit.errors import UnsupportedModelError
+from lowbit.errors import ContextLengthError, FormatError, UnsupportedModelError
 from lowbit.tokenizers import from_gguf_metadata
 
 SPECIALS = [
@@ -15,15 +15,15 @@ SPECIALS = [
 ]  # fmt: skip
 
 
-def vocabulary(add_bos: bool = True):
+def vocabulary(add_bos: bool = True, specials=SPECIALS):
     """A SentencePiece vocabulary of bytes, with the control tokens of every family."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *SPECIALS]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *specials]
     return from_gguf_metadata(
         {
             "tokenizer.ggml.model": "llama",
             "tokenizer.ggml.tokens": [t.encode() for t in tokens],
             "tokenizer.ggml.scores": np.zeros(len(tokens), np.float32),
-            "tokenizer.ggml.token_type": np.int32([2, 3, 3] + [6] * 256 + [1] + [3] * len(SPECIALS)),
+            "tokenizer.ggml.token_type": np.int32([2, 3, 3] + [6] * 256 + [1] + [3] * len(specials)),
             "tokenizer.ggml.bos_token_id": 1,
             "tokenizer.ggml.eos_token_id": 2,
             "tokenizer.ggml.add_bos_token": add_bos,
@@ -99,10 +99,10 @@ def test_a_prompt_begins_with_bos_once_and_only_if_somebody_wants_it(name, add_b
     assert ids[0] == tokenizer.bos_id or not (add_bos or by_template)
 
 
-def test_noncharacters_in_messages_cannot_stand_for_hidden_characters(tokenizer):
-    talk = [{"role": "user", "content": "\ufdd0|im_end|> \ufdd1"}]
-    written = shown(tokenizer, render(talk, {}, tokenizer, TEMPLATES["chatml"]))
-    assert "user\n\ufffd|im_end|> \ufffd«<|im_end|>»" in written
+def test_private_characters_in_messages_stay_what_they_are(tokenizer):
+    said = "\ufdd0|im_end|> \U000f0000\U000f0001"
+    written = shown(tokenizer, render([{"role": "user", "content": said}], {}, tokenizer, TEMPLATES["chatml"]))
+    assert f"user\n{said}«<|im_end|>»" in written
 
 
 def test_what_qwen3_thought_before_is_not_told_again(tokenizer):
@@ -167,7 +167,7 @@ def test_a_built_in_template_writes_what_the_file_s_own_would(tokenizer, source,
     pytest.importorskip("jinja2")
     chosen = find_template({"tokenizer.chat_template": source}, tokenizer)
     assert chosen.name == name
-    own = Template("own", lambda messages, bos, eos: render_jinja(source, messages, bos, eos))
+    own = Template("own", lambda messages, bos, eos, said: render_jinja(source, messages, bos, eos, disguise=said))
     assert shown(tokenizer, render(talk, {}, tokenizer, chosen)) == shown(tokenizer, render(talk, {}, tokenizer, own))
 
 
@@ -190,3 +190,56 @@ def test_bitnet_2b_needs_no_template_and_other_files_do(tokenizer):
 def test_what_is_no_conversation_is_refused(tokenizer, messages):
     with pytest.raises(ValueError, match="message"):
         render(messages, {}, tokenizer, TEMPLATES["chatml"])
+
+
+def test_a_conversation_longer_than_any_model_reads_is_a_clear_error(tokenizer):
+    with pytest.raises(ContextLengthError, match="4097 messages"):
+        render([{"role": "user", "content": ""}] * 4097, {}, tokenizer, TEMPLATES["plain"])
+
+
+MANY = [f"{chr(0x21 + i)}zq{chr(0x21 + i)}" for i in range(90)]
+
+
+@pytest.mark.parametrize("template", ["chatml", "plain", "{% for m in messages %}{{ m.content }}{% endfor %}"])
+def test_names_stay_text_however_many_control_tokens_there_are(template):
+    tokenizer = vocabulary(specials=[*MANY, "<a b>", "\U000f0000x", "\u2003"])
+    if template not in TEMPLATES:
+        pytest.importorskip("jinja2")
+        chosen = find_template({"tokenizer.chat_template": template}, tokenizer)
+    else:
+        chosen = TEMPLATES[template]
+
+    def controls(text):
+        ids = render([{"role": "user", "content": text}], {}, tokenizer, chosen)
+        return [i for i in ids if i in tokenizer.control_ids], tokenizer.decode(ids)
+
+    structure, _ = controls("peace")
+    for name in (*MANY, "<a b>", "\U000f0000x", "x\u2003x", "<s>"):
+        found, written = controls(f"hi {name}")
+        assert found == structure
+        assert f"hi {name}" in written
+    assert tokenizer.encode("BzqB", False, parse_special=True) == [tokenizer.vocab_size - 3 - 90 + MANY.index("BzqB")]
+
+
+def test_a_file_s_own_template_sees_what_was_said(tokenizer):
+    pytest.importorskip("jinja2")
+    source = (
+        "{% for m in messages %}{% if '</s>' in m.content or '<s>' in m.content %}HAS {% else %}no {% endif %}"
+        "[{{ m.content.split('</s>')[-1] }}]</s>{% endfor %}"
+    )
+    talk = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "old</s><s>new"}]
+    ids = render(talk, {"tokenizer.chat_template": source}, tokenizer)
+    assert shown(tokenizer, ids) == "«<s>»no [x]«</s>»HAS [<s>new]«</s>»"
+
+
+def test_unpaired_surrogates_in_messages_are_replaced(tokenizer):
+    talk = [{"role": "user", "content": "a\ud800 \ud83d\ude00"}]
+    assert "a\ufffd 😀" in shown(tokenizer, render(talk, {}, tokenizer, TEMPLATES["chatml"]))
+
+
+def test_what_a_template_raises_is_shown_without_control_characters(tokenizer):
+    pytest.importorskip("jinja2")
+    own = find_template({"tokenizer.chat_template": "{{ raise_exception('\\x1b[2J\\u202e' * 99) }}"}, tokenizer)
+    with pytest.raises(FormatError) as caught:
+        render([{"role": "user", "content": "x"}], {}, tokenizer, own)
+    assert str(caught.value).isprintable()

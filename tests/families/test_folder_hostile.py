@@ -181,6 +181,27 @@ def test_links_do_not_lead_out_of_the_folder(folder, tmp_path, name):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_link_to_itself_is_refused_or_is_no_file(folder, name):
+    path = folder()
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(name)
+    if (path / name).name in ("model.safetensors", "config.json"):
+        refused(path, FormatError)
+    else:  # as if it were not there
+        lowbit.load(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_part_that_is_a_link_to_itself_is_refused(folder):
+    path = folder(shards=2)
+    part = next(path.glob("model-00002*"))
+    part.unlink()
+    part.symlink_to(part.name)
+    refused(path, FormatError, "cannot be read")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 def test_links_of_the_download_cache_are_followed(folder, tmp_path):
     path = folder()
     snapshot, blobs = tmp_path / "models--a--b/snapshots/0123", tmp_path / "models--a--b/blobs"

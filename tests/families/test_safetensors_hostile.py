@@ -150,3 +150,11 @@ def test_a_changed_byte_or_a_cut_loads_or_is_refused(tmp_path_factory, position,
                 assert sum(len(file.read(name)) for name in file.tensors) <= len(content)
         except (FormatError, UnsupportedModelError):
             pass
+
+
+def test_metadata_that_are_null_are_none(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(raw({"__metadata__": None, "a": tensor()}))
+    with SafetensorsFile(path) as file:
+        assert list(file.tensors) == ["a"]
+        assert file.read("a").tobytes() == bytes(16)

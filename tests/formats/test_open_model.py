@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import struct
@@ -12,6 +13,7 @@ import pytest
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats import open_model
+from lowbit.tokenizers import load_tokenizer
 
 
 def test_content_decides_not_the_name(tmp_path):
@@ -38,6 +40,37 @@ def test_what_is_no_model_is_a_format_error_that_names_the_file(tmp_path, conten
     with pytest.raises(FormatError) as caught:
         open_model(path)
     assert str(caught.value).startswith(f"{path}:")
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(errno.ENOMEM, MemoryError), (errno.EACCES, FormatError), (errno.EIO, FormatError)]
+)
+@pytest.mark.parametrize("call", ["mmap.mmap", "builtins.open"])
+def test_what_the_system_refuses_is_a_format_error_and_lack_of_memory_a_memory_error(
+    tmp_path, monkeypatch, number, raised, call
+):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(craft.tiny())
+
+    def refuse(*args, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(call, refuse)
+    with pytest.raises(raised) as caught:
+        open_model(path)
+    assert type(caught.value) is raised
+    if call == "builtins.open":
+        with pytest.raises(raised):
+            load_tokenizer(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_a_link_to_itself_is_a_format_error(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.symlink_to(path)
+    for load in (open_model, load_tokenizer):
+        with pytest.raises(FormatError, match=r"model\.gguf: "):
+            load(path)
 
 
 def test_folder_is_a_format_error(tmp_path):

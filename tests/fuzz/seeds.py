@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from mutation import Count, Group, Number, Raw, Sized, Varint
 
-__all__ = ["CONFIG", "INDEX", "SAFETENSORS", "TOKENIZER_JSON", "TREES", "gguf", "llama", "safetensors", "vocabulary"]
+__all__ = [
+    "CONFIG", "INDEX", "SAFETENSORS", "TOKENIZER_JSON", "TOKENIZER_JSON_LACKING", "TREES", "gguf", "llama",
+    "safetensors", "vocabulary",
+]  # fmt: skip
 
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 FIELDS = 12
@@ -229,7 +232,7 @@ LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-TOKENIZER_JSON = {
+TOKENIZER_JSON: dict[str, Any] = {
     "added_tokens": [
         {"id": len(_BYTE_LEVEL), "content": "<|begin_of_text|>", "special": True},
         {"id": len(_BYTE_LEVEL) + 1, "content": "<tool>", "special": False, "lstrip": True},
@@ -252,6 +255,16 @@ TOKENIZER_JSON = {
         "vocab": {word: i for i, word in enumerate(_BYTE_LEVEL)}, "merges": [*_MERGES, ["a", "b"]],
     },
 }  # fmt: skip
+
+TOKENIZER_JSON_LACKING = {
+    **TOKENIZER_JSON,
+    "model": {
+        **TOKENIZER_JSON["model"],
+        "vocab": {word: i for i, word in enumerate(_BYTE_LEVEL) if word not in ("x", "ñ", "ĳ")},
+        "unk_token": "ab",
+    },
+}
+"""The same without some bytes, which become the unknown token."""
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 16, "hidden_size": 32,
@@ -296,12 +309,26 @@ def weights(shard: str) -> Group:
     return safetensors(json.dumps(header).encode(), np.full(at // 2, 0.5, "<f2").tobytes())
 
 
+LACKING = [word for word in _BYTE_LEVEL if word not in ("x", "ñ", "ĳ")]
+"""A byte-level vocabulary without the bytes 78, f1 and 91, as published ones lack some."""
+
 TREES: dict[str, list[Group]] = {
     "gguf": [llama(kind, cols) for kind, cols in ((0, 0), (8, 0), (36, 128))]
     + [gguf([("general.architecture", STRING, "llama"), ("k", BOOL, [0, 1]), ("general.alignment", U32, 32)],
             [("a", (256, 2), 35, _weights(35, 512)), ("b", (256,), 34, _weights(34, 256)),
              ("c", (2, 1, 1, 2), 0, bytes(16))])],
-    "gguf_tokenizer": [vocabulary("llama"), vocabulary("gpt2")],
+    "gguf_tokenizer": [
+        vocabulary("llama"),
+        vocabulary("gpt2"),
+        vocabulary(
+            "gpt2",
+            **{
+                "tokenizer.ggml.tokens": (STRING, LACKING),
+                "tokenizer.ggml.token_type": (I32, [1] * (len(LACKING) - 2) + [3, 3]),
+                "tokenizer.ggml.bos_token_id": (U32, len(LACKING) - 2),
+            },
+        ),
+    ],
     "llama2c": [llama2c(version) for version in (0, 1, 2)],
     "tokenizer_bin": [tokenizer_bin()],
     "tokenizer_model": [tokenizer_model()],

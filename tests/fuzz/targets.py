@@ -137,13 +137,26 @@ def _tree(name: str, file: str, consume: Callable[[Path], None]) -> Target:
     )
 
 
-def _json(value: Any, file: str, consume: Callable[[Path], None], beside: tuple[tuple[str, bytes], ...] = ()) -> Target:
-    return Target(file, consume, (json.dumps(value).encode(),), lambda below: mutate_json(value, below), beside)
+def _json(
+    value: Any, file: str, consume: Callable[[Path], None], beside: tuple[tuple[str, bytes], ...] = (), *more: Any
+) -> Target:
+    values = (value, *more)
+    return Target(
+        file,
+        consume,
+        tuple(json.dumps(v).encode() for v in values),
+        lambda below: mutate_json(values[below(len(values))], below),
+        beside,
+    )
+
+
+_HEADERS = (seeds.SAFETENSORS, {**seeds.SAFETENSORS, "__metadata__": None})
 
 
 def _broken_safetensors(below: Below) -> bytes:
-    good = json.dumps(seeds.SAFETENSORS).encode()
-    header = mutate_json(seeds.SAFETENSORS, below) if below(4) else good
+    value = _HEADERS[below(len(_HEADERS))]
+    good = json.dumps(value).encode()
+    header = mutate_json(value, below) if below(4) else good
     tree = seeds.safetensors(header)
     return tree.encode() if header is not good and below(4) else mutate(tree, below)
 
@@ -158,13 +171,15 @@ TARGETS = {
     "safetensors": Target(
         "model.safetensors",
         consume_safetensors,
-        (seeds.safetensors(json.dumps(seeds.SAFETENSORS).encode()).encode(),),
+        tuple(seeds.safetensors(json.dumps(header).encode()).encode() for header in _HEADERS),
         _broken_safetensors,
     ),
     "llama2c": _tree("llama2c", "model.bin", consume_model),
     "config_json": _json(seeds.CONFIG, "config.json", consume_model, (_INDEX, *_SHARDS)),
     "index_json": _json(seeds.INDEX, "model.safetensors.index.json", consume_model, (_CONFIG, *_SHARDS)),
-    "tokenizer_json": _json(seeds.TOKENIZER_JSON, "tokenizer.json", consume_tokenizer),
+    "tokenizer_json": _json(
+        seeds.TOKENIZER_JSON, "tokenizer.json", consume_tokenizer, (), seeds.TOKENIZER_JSON_LACKING
+    ),
     "tokenizer_model": _tree("tokenizer_model", "tokenizer.model", consume_tokenizer),
     "tokenizer_bin": _tree("tokenizer_bin", "tokenizer.bin", consume_tokenizer),
     "tiktoken": _tree("tiktoken", "tokenizer.model", consume_ranks),

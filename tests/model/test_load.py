@@ -7,6 +7,9 @@ import pytest
 
 import lowbit
 from lowbit import ContextLengthError, FormatError, UnsupportedModelError
+from lowbit.formats import open_model
+from lowbit.formats.gguf_writer import GGUFWriter
+from lowbit.tokenizers import load_tokenizer
 
 
 def expect(error, path, *words, **options):
@@ -162,6 +165,23 @@ def test_a_model_without_tokenizer_takes_token_ids_only(write_llama):
         with pytest.raises(UnsupportedModelError, match="no tokenizer") as caught:
             use()
         assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["none", "no_vocab"])
+def test_a_file_that_says_it_has_no_vocabulary_is_one_without(write_llama, tmp_path, kind):
+    path = tmp_path / "none.gguf"
+    with open_model(write_llama()) as file, GGUFWriter(path, "llama") as out:
+        for key in file.metadata.keys() - {"general.architecture"}:
+            out.add_metadata(key, file.metadata[key], file.metadata_types[key])
+        out.add_metadata("tokenizer.ggml.model", kind)
+        for name, info in file.tensors.items():
+            out.add_tensor(name, "F32", file.read(name).view(np.float32).reshape(info.shape))
+    model, same = lowbit.load(path), lowbit.load(write_llama())
+    assert (model.logits([1, 2]) == same.logits([1, 2])).all()
+    with pytest.raises(UnsupportedModelError, match="no tokenizer"):
+        model.generate("a")
+    with pytest.raises(FormatError, match=f"tokenizer.ggml.model is {kind}"):
+        load_tokenizer(path)
 
 
 def test_the_embedded_model_runs(embedded):

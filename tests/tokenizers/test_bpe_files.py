@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowbit.errors import FormatError, LowbitError, UnsupportedModelError
+from lowbit.errors import Foreign, FormatError, LowbitError, UnsupportedModelError
 from lowbit.tokenizers import from_gguf_metadata, load_tokenizer
 from lowbit.tokenizers.byte_alphabet import BYTE_TO_LETTER
 
@@ -139,7 +139,11 @@ def test_odd_tokens_are_harmless():
         ({"token_type": np.ones(262, np.uint8)}, "int32 or uint32"),
         ({"token_type": np.full(262, 6, np.int32)}, "token 0 of a byte-level vocabulary has type 6"),
         ({"token_type": np.full(262, 3, np.int32)}, "bytes have no token"),
-        ({"tokens": [t.encode() for t in TOKENS[1:]], "token_type": None}, "1 bytes have no token"),
+        # Two letters have as many characters as the longest token here, but more bytes.
+        (
+            {"tokens": [*(t.encode() for t in LETTERS), b"ab"], "token_type": None, "merges": ["é é".encode()]},
+            "merge 0",
+        ),
         ({"pre": 7}, "wrong type"),
         ({"tokens": [], "token_type": None, "merges": []}, "0 tokens"),
     ],
@@ -149,6 +153,80 @@ def test_bad_gguf_vocabularies_are_refused(keys, match):
         from_gguf(**keys)
     assert str(caught.value).startswith("small.gguf: ")
     assert "\n" not in str(caught.value)
+
+
+LACKING = (0x01, 0xF1, ord("x"))
+
+
+def without(lacking, merges=MERGES):
+    """A GGUF tokenizer without some letters."""
+    tokens = [t.encode() for t in TOKENS if t not in {LETTERS[i] for i in lacking}]
+    return from_gguf_metadata(gguf(tokens=tokens, token_type=None, merges=[m.encode() for m in merges]), "small.gguf")
+
+
+def pieces_of(tokenizer, text, **options):
+    return [tokenizer.piece(i) for i in tokenizer.encode(text, **options)]
+
+
+def test_in_gguf_a_byte_without_a_token_parts_what_merges_and_leaves_no_token():
+    # As llama.cpp does it.
+    tokenizer = without(LACKING)
+    assert tokenizer.vocab_size == N - 3
+    assert pieces_of(tokenizer, "abc") == ["abc"]
+    assert pieces_of(tokenizer, "abxc axbc x") == ["ab", "c", "Ġa", "b", "c", "Ġ"]
+    assert pieces_of(tokenizer, "a\x01b\U000411f1") == ["a", "b", LETTERS[0x81], LETTERS[0x87], LETTERS[0xB1]]
+    assert tokenizer.encode("x\x01") == []
+    for text in ("", "x", "axb", "\U000411f1"):
+        assert max(tokenizer.encode(text, parse_special=True), default=0) < tokenizer.vocab_size
+
+
+def test_a_whole_token_may_hold_a_byte_that_has_no_token():
+    tokenizer = from_gguf_metadata(
+        gguf(("xyz", 1), pre="llama3") | {"tokenizer.ggml.token_type": np.int32([*[1] * 120, 3, *[1] * (N - 120)])}, "x"
+    )
+    assert TOKENS[120] == "x"
+    assert pieces_of(tokenizer, "xyz xy") == ["xyz", "Ġ", "y"]
+
+
+@pytest.mark.parametrize("unk", [None, "Ġa"])
+def test_in_tokenizer_json_a_byte_without_a_token_becomes_what_its_library_makes_of_it(tmp_path, unk):
+    import tokenizers
+
+    root = byte_level_json()
+    for byte in LACKING:
+        del root["model"]["vocab"][LETTERS[byte]]
+    root["model"] |= {"unk_token": unk, "fuse_unk": True}
+    tokenizer = load_tokenizer(write(tmp_path, root))
+    root |= {"version": "1.0", "truncation": None, "padding": None, "decoder": None, "post_processor": None}
+    for token in root["added_tokens"]:
+        token |= {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    library = tokenizers.Tokenizer.from_str(json.dumps(root))
+    for text in ("abc", "axbxc", "a\x01\x01b", "xx", "\U000411f1 ax"):
+        assert tokenizer.encode(text, add_bos=False) == library.encode(text).ids
+
+
+def test_a_panic_of_the_library_is_a_format_error(monkeypatch):
+    from tokenizers import models
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(*args, **options):
+        raise PanicException("index\nout of \x1b range")
+
+    tokenizer = from_gguf()
+    monkeypatch.setattr(tokenizer, "_engine", type("Engine", (), {"encode": panic, "pre_tokenizer": None})())
+    with pytest.raises(FormatError, match=r"small\.gguf: the library tokenizers refuses it: index out of \\x1b range"):
+        tokenizer.encode("a")
+    monkeypatch.setattr(models, "BPE", panic)
+    with pytest.raises(FormatError, match="tokenizers refuses"):
+        from_gguf()
+
+
+@pytest.mark.parametrize("passing", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_what_the_system_asks_of_us_passes_the_guard(passing):
+    with pytest.raises(passing), Foreign("library", "file"):
+        raise passing
 
 
 def byte_level_json():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -48,6 +50,22 @@ def test_llama_cpp_vocabulary_tests(data, byte_level, name, golden):
     assert len(inputs) == len(outputs) > 40
     for text, ids in zip(inputs, outputs, strict=True):
         assert byte_level[name].encode(text, add_bos=False) == list(map(int, ids.split())), text
+
+
+@pytest.mark.parametrize("name", ["falcon", "starcoder", "refact", "mpt", "command-r", "qwen35"])
+def test_llama_cpp_vocabulary_tests_of_vocabularies_that_lack_bytes_and_others(name):
+    folder = os.environ.get("LOWBIT_EXTRA_VOCABULARIES")
+    if not folder:
+        pytest.skip("LOWBIT_EXTRA_VOCABULARIES does not name llama.cpp's folder models")
+    path = Path(folder) / f"ggml-vocab-{name}.gguf"
+    tokenizer = load_tokenizer(path)
+    inputs = path.with_name(path.name + ".inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")[:-1]
+    outputs = path.with_name(path.name + ".out").read_text().split("\n")[:-1]
+    assert len(inputs) == len(outputs) > 40
+    for text, ids in zip(inputs, outputs, strict=True):
+        assert tokenizer.encode(text, add_bos=False) == list(map(int, ids.split())), text
+    if name == "falcon":
+        assert [tokenizer.piece(i) for i in tokenizer.encode("in\x03g a\x03b")] == ["in", "g", "Ġa", "b"]
 
 
 def test_transformers_gpt2_reference_encoding(data, byte_level):

@@ -13,7 +13,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from ..errors import FormatError, UnsupportedModelError
+from ..errors import FormatError, UnsupportedModelError, one_line
+from ..formats.files import out_of_memory
+from .disguise import Disguise
 
 __all__ = ["MAX_OUTPUT", "MAX_SECONDS", "MAX_TEMPLATE", "render_jinja"]
 
@@ -28,7 +30,12 @@ _CHILD = os.path.join(os.path.dirname(__file__), "sandbox_process.py")
 
 
 def render_jinja(
-    source: str, messages: Sequence[Mapping[str, str]], bos: str, eos: str, seconds: float = MAX_SECONDS
+    source: str,
+    messages: Sequence[Mapping[str, str]],
+    bos: str,
+    eos: str,
+    seconds: float = MAX_SECONDS,
+    disguise: Disguise | None = None,
 ) -> str:
     """Render a conversation with a Jinja template that nobody vouches for.
 
@@ -41,10 +48,13 @@ def render_jinja(
         Values of ``bos_token`` and ``eos_token``.
     seconds : float
         The process is killed after this time.
+    disguise : Disguise, optional
+        Takes the characters of the text that come from the contents of messages.
 
     Returns
     -------
     str
+        With these characters in disguise, if there is one.
 
     Raises
     ------
@@ -57,6 +67,7 @@ def render_jinja(
         raise FormatError(f"the chat template has {len(source)} characters, limit {MAX_TEMPLATE}")
     request = {
         "template": source,
+        "names": "" if disguise is None else disguise.names,
         "values": {
             "messages": [dict(message) for message in messages],
             "bos_token": bos,
@@ -69,13 +80,18 @@ def render_jinja(
     }
     # Nothing of the environment but where Python finds its packages.
     environment = {k: v for k, v in os.environ.items() if k in ("PYTHONPATH", "PYTHONHOME", "SYSTEMROOT", "PATH")}
-    child = subprocess.Popen(
-        [sys.executable, "-B", _CHILD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-    )
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-B", _CHILD],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+    except OSError as error:
+        raise out_of_memory(error) or UnsupportedModelError(
+            f"the model's own chat template needs a process of its own, which cannot start ({error.strerror})"
+        ) from error
     try:
         answer, _ = child.communicate(json.dumps(request).encode("ascii"), timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -88,7 +104,11 @@ def render_jinja(
     except ValueError:
         raise FormatError("the model's chat template ended its process; it asks for too much memory or time") from None
     if "missing" in result:
-        raise UnsupportedModelError(f"the model's own chat template needs jinja2 3.1.6 or later; {result['missing']}")
+        raise UnsupportedModelError(
+            f"the model's own chat template needs jinja2 3.1.6 or later; {one_line(result['missing'])}"
+        )
     if "error" in result:
-        raise FormatError(f"the model's chat template fails: {result['error']}")
-    return str(result["text"])
+        raise FormatError(f"the model's chat template fails: {one_line(result['error'])}")
+    text, said = str(result["text"]), Disguise("") if disguise is None else disguise
+    said.load(result["disguise"])
+    return said.show(text) if disguise is None else text

@@ -5,34 +5,37 @@ from __future__ import annotations
 import json
 import sys
 
+from disguise import Disguise  # type: ignore[import-not-found]  # beside this file, which is run as a script
+
 MEMORY_BYTES = 512 << 20
 
 
 def main() -> None:
     """Answer the request on standard input."""
-    del sys.path[0]  # the folder of this file, which is no place to import from
+    sys.path.append(sys.path.pop(0))  # the folder of this file comes last
     request = json.load(sys.stdin)
     try:
-        answer = {"text": run(request)}
+        answer = run(request)
     except ImportError as error:
-        answer = {"missing": one_line(error)}
+        answer = {"missing": in_words(error)}
     except Exception as error:
-        answer = {"error": one_line(error)}
+        answer = {"error": in_words(error)}
     sys.stdout.write(json.dumps(answer))
 
 
-def run(request: dict) -> str:
-    """Render the template, in pieces, up to the longest text allowed."""
+def run(request: dict) -> dict:
+    """Render the template, in pieces, up to the longest text allowed; what was said comes out in disguise."""
     try:
         import jinja2
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
         raise ImportError("it is not installed") from None
     if tuple(int(part) for part in jinja2.__version__.split(".")[:3]) < (3, 1, 6):
         raise ImportError(f"{jinja2.__version__} is installed")
     limit(request["max_seconds"])
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    from tracking import TrackingEnvironment  # type: ignore[import-not-found]
+
+    disguise = Disguise(request["names"], request["template"])
+    environment = TrackingEnvironment(disguise)
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(str(message))
@@ -42,13 +45,16 @@ def run(request: dict) -> str:
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: today
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.track_filters()
+    for message in values["messages"]:
+        message["content"] = environment.said(message["content"])
     pieces, length = [], 0
     for piece in environment.from_string(request["template"]).generate(**values):
         length += len(piece)
         if length > request["max_output"]:
             raise ValueError(f"its text is longer than {request['max_output']} characters")
-        pieces.append(piece)
-    return "".join(pieces)
+        pieces.append(getattr(piece, "_hidden", piece))
+    return {"text": "".join(pieces), "disguise": disguise.dump()}
 
 
 def limit(seconds: float) -> None:
@@ -64,8 +70,8 @@ def limit(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def in_words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:1000]
 
 
 if __name__ == "__main__":

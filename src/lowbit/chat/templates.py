@@ -1,8 +1,10 @@
 """Chat templates of the families, and from their text to token ids.
 
-Names of special tokens count only where the template writes them. A user who types ``<|im_end|>`` says these ten
-characters: before a template sees a message, the first character of every possible name is replaced by a character that
-no text holds (a Unicode noncharacter), and it is put back when the special tokens have been found.
+Names of special tokens count only where the template writes them: a user who types ``<|im_end|>`` says these ten
+characters. So what is said is disguised, character by character (`lowbit.chat.disguise`), names are looked for in what
+the template made of it, and only then the characters are shown again. The built-in templates disguise a content when
+they have done with it; a file's own sees true contents, and runs where it is known what becomes of them
+(`lowbit.chat.tracking`).
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UnsupportedModelError
+from ..errors import ContextLengthError, UnsupportedModelError
 from ..tokenizers import Tokenizer
+from ..tokenizers.base import without_surrogates
+from .disguise import Disguise
 from .sandbox import MAX_TEMPLATE, render_jinja
 
 __all__ = ["TEMPLATES", "Message", "Template", "check_messages", "find_template", "render"]
@@ -23,17 +27,15 @@ Message = Mapping[str, str]
 ROLES = ("system", "user", "assistant")
 MAX_MESSAGES = 4096
 
-_HIDDEN = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-"""Noncharacters: Unicode promises that they never mean anything."""
-
 
 @dataclass(frozen=True)
 class Template:
     """How one family writes a conversation."""
 
     name: str
-    write: Callable[[Sequence[Message], str, str], str]
-    """(messages, text of BOS, text of EOS) -> the prompt, up to where the assistant's answer begins."""
+    write: Callable[[Sequence[Message], str, str, Disguise], str]
+    """(messages, text of BOS, text of EOS, disguise) -> the prompt, up to where the assistant's answer begins, and of
+    what was said only the disguise."""
     stops: tuple[str, ...] = ()
     """Texts that end an answer, where no token does."""
 
@@ -45,9 +47,13 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
     ------
     ValueError
         If there is none, or one has another role than system (the first only), user or assistant, or no text.
+    ContextLengthError
+        If there are more than any model has room for.
     """
-    if not 0 < len(messages) <= MAX_MESSAGES:
-        raise ValueError(f"a conversation has 1 to {MAX_MESSAGES} messages, not {len(messages)}")
+    if not messages:
+        raise ValueError("a conversation has at least one message")
+    if len(messages) > MAX_MESSAGES:
+        raise ContextLengthError(f"the conversation has {len(messages)} messages, limit {MAX_MESSAGES}")
     checked = []
     for i, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
@@ -55,26 +61,27 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
             raise ValueError(f"message {i}: the role is {role!r}, not user, assistant, or system for the first")
         if not isinstance(content, str):
             raise ValueError(f"message {i}: the content is no text")
-        checked.append({"role": str(role), "content": content})
+        checked.append({"role": str(role), "content": without_surrogates(content)})
     return checked
 
 
-def _llama2(messages: Sequence[Message], bos: str, eos: str) -> str:
+def _llama2(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> str:
     out, system = "", ""
     for message in messages:
         content = message["content"]
         if message["role"] == "system":
-            system = f"<<SYS>>\n{content}\n<</SYS>>\n\n"
+            system = f"<<SYS>>\n{say.hide(content)}\n<</SYS>>\n\n"
         elif message["role"] == "user":
-            out += f"{bos}[INST] {(system + content).strip()} [/INST]"
+            said = (system + say.hide(content.rstrip() if system else content.strip())).rstrip()
+            out += f"{bos}[INST] {said} [/INST]"
             system = ""
         else:
-            out += f" {content.strip()} {eos}"
+            out += f" {say.hide(content.strip())} {eos}"
     return out
 
 
-def _llama3(messages: Sequence[Message], bos: str, eos: str) -> str:
-    turns = (f"{_llama3_head(m['role'])}{m['content'].strip()}<|eot_id|>" for m in messages)
+def _llama3(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> str:
+    turns = (f"{_llama3_head(m['role'])}{say.hide(m['content'].strip())}<|eot_id|>" for m in messages)
     return bos + "".join(turns) + _llama3_head("assistant")
 
 
@@ -82,42 +89,42 @@ def _llama3_head(role: str) -> str:
     return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
 
 
-def _chatml(messages: Sequence[Message], bos: str, eos: str) -> str:
-    turns = (f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+def _chatml(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> str:
+    turns = (f"<|im_start|>{m['role']}\n{say.hide(m['content'])}<|im_end|>\n" for m in messages)
     return "".join(turns) + "<|im_start|>assistant\n"
 
 
-def _chatml_with(system: str) -> Callable[[Sequence[Message], str, str], str]:
+def _chatml_with(system: str) -> Callable[[Sequence[Message], str, str, Disguise], str]:
     """ChatML for models that are told something before a conversation that tells them nothing."""
 
-    def write(messages: Sequence[Message], bos: str, eos: str) -> str:
+    def write(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> str:
         told = messages[0]["role"] == "system"
-        return _chatml(messages if told else [{"role": "system", "content": system}, *messages], bos, eos)
+        return _chatml(messages if told else [{"role": "system", "content": system}, *messages], bos, eos, say)
 
     return write
 
 
-def _qwen3(messages: Sequence[Message], bos: str, eos: str) -> str:
-    # What the model thought before earlier answers is not told again. The "<" of "</think>" is hidden here.
+def _qwen3(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> str:
+    # What the model thought before earlier answers is not told again.
     spoken = [
-        {**m, "content": m["content"].rpartition("/think>")[2].lstrip("\n")} if m["role"] == "assistant" else m
+        {**m, "content": m["content"].rpartition("</think>")[2].lstrip("\n")} if m["role"] == "assistant" else m
         for m in messages
     ]
-    return _chatml(spoken, bos, eos)
+    return _chatml(spoken, bos, eos, say)
 
 
-def _bitnet(messages: Sequence[Message], bos: str, eos: str) -> str:
-    turns = (f"{m['role'].capitalize()}: {m['content'].strip()}<|eot_id|>" for m in messages)
+def _bitnet(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> str:
+    turns = (f"{m['role'].capitalize()}: {say.hide(m['content'].strip())}<|eot_id|>" for m in messages)
     return bos + "".join(turns) + "Assistant: "
 
 
-def _falcon3(messages: Sequence[Message], bos: str, eos: str) -> str:
-    turns = (f"<|{m['role']}|>\n{m['content']}{eos if m['role'] == 'assistant' else ''}\n" for m in messages)
+def _falcon3(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> str:
+    turns = (f"<|{m['role']}|>\n{say.hide(m['content'])}{eos if m['role'] == 'assistant' else ''}\n" for m in messages)
     return "".join(turns) + "<|assistant|>\n"
 
 
-def _plain(messages: Sequence[Message], bos: str, eos: str) -> str:
-    turns = (f"{m['role'].capitalize()}: {m['content'].strip()}\n" for m in messages)
+def _plain(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> str:
+    turns = (f"{m['role'].capitalize()}: {say.hide(m['content'].strip())}\n" for m in messages)
     return bos + "".join(turns) + "Assistant:"
 
 
@@ -190,7 +197,7 @@ def find_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> Template
         if any(_in_order(row, source) for row in wanted) and not re.search(unwanted, source):
             default = _DEFAULT_SYSTEM.search(source) if name == "chatml" else None
             return TEMPLATES[name] if default is None else Template(name, _chatml_with(default[1]))
-    return Template("jinja", lambda messages, bos, eos: render_jinja(source, messages, bos, eos))
+    return Template("jinja", lambda messages, bos, eos, say: render_jinja(source, messages, bos, eos, disguise=say))
 
 
 def _in_order(marks: Sequence[str], source: str) -> bool:
@@ -225,20 +232,17 @@ def render(
     ------
     UnsupportedModelError
         If the model has no template, or its own cannot be run.
+    FormatError
+        If its own fails.
     ValueError
         If the messages are no conversation.
     """
     template = find_template(metadata, tokenizer) if template is None else template
-    # Every character with which the name of a special token may begin.
-    first = sorted({name[0] for name in tokenizer.special_texts() if name})[: len(_HIDDEN)]
-    hide = {ord(noncharacter): "\N{REPLACEMENT CHARACTER}" for noncharacter in _HIDDEN}
-    hide.update({ord(character): hidden for character, hidden in zip(first, _HIDDEN)})
-    show = {ord(hidden): character for character, hidden in zip(first, _HIDDEN)}
-    hidden_messages = [{**m, "content": m["content"].translate(hide)} for m in check_messages(messages)]
-
     bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
     eos = "" if tokenizer.eos_id is None else tokenizer.piece(tokenizer.eos_id)
-    ids = tokenizer.encode_template(template.write(hidden_messages, bos, eos), show)
+    disguise = Disguise("".join(tokenizer.special_texts()))
+    text = template.write(check_messages(messages), bos, eos, disguise)
+    ids = tokenizer.encode_template(text, disguise.shown)
     if tokenizer.bos_id is not None:
         while ids[:2] == [tokenizer.bos_id] * 2:  # the template wrote one, and so did its caller
             del ids[0]

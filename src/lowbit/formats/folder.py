@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def inside(folder: Path, name: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}", name):
         raise FormatError(f"the file name {name[:80]!r} is none, or leads out of the folder")
     path = folder / name
-    real, target = folder.resolve(), path.resolve()
+    # Not Path.resolve: it raises RuntimeError for a link to itself, which is refused where it is opened.
+    real, target = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     # The download cache keeps the files of all snapshots in one folder beside them, and links to these.
     cached = real.parent.name == "snapshots" and target.parent == real.parent.parent / "blobs"
     if target.parent != real and not cached:

@@ -7,6 +7,7 @@ Facts: llama.cpp `tools/gguf-split/gguf-split.cpp`, `src/llama-model-loader.cpp`
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,12 +77,16 @@ class SplitGGUF:
         if not 0 <= total <= MAX_TENSORS:
             raise FormatError(f"claims {total} tensors in all parts, limit {MAX_TENSORS}")
         self._take(self._files[0], total)
+
+        def folder(path: Path) -> str:
+            return os.path.dirname(os.path.realpath(path))
+
         for i in range(1, count):
             part = path.with_name(f"{name[1]}-{i + 1:05}-of-{count:05}.gguf")
             if not part.exists():
                 raise FormatError(f"part {i + 1} of {count} is missing: {part.name}")
             # Where links lead, they must lead where the first one's does: a download cache keeps files elsewhere.
-            if part.resolve().parent not in (path.parent.resolve(), path.resolve().parent):
+            if folder(part) not in (folder(path), os.path.realpath(path.parent)):
                 raise FormatError(f"{part.name} is a link that leads out of the folder")
             self._files.append(GGUFFile(part, part_of=self.architecture))
             self._check(self._files[-1], i, count, total)

@@ -19,6 +19,7 @@ import numpy as np
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
+from lowbit.formats.files import reading
 from lowbit.formats.folder import inside
 from lowbit.formats.ggml_types import tensor_nbytes
 from lowbit.formats.huggingface_config import LINEARS, Translation, translate
@@ -122,13 +123,10 @@ class HuggingFaceFolder:
 
     def _json(self, name: str, max_bytes: int) -> dict[str, Any]:
         path = inside(self._folder, name)
-        try:
-            if not path.is_file():
-                raise FormatError(f"has no {name}")
-            with open(path, "rb") as file:
-                return parse_object(file.read(max_bytes + 1), name, max_bytes)
-        except OSError as error:
-            raise FormatError(f"{name} cannot be read ({error.strerror})") from error
+        if not path.is_file():
+            raise FormatError(f"has no {name}")
+        with reading(name), open(path, "rb") as file:
+            return parse_object(file.read(max_bytes + 1), name, max_bytes)
 
     def _config(self) -> Translation:
         return translate(self._json("config.json", MAX_CONFIG_BYTES))
@@ -137,11 +135,12 @@ class HuggingFaceFolder:
         """The key of the chat template, from a file of its own or tokenizer_config.json; empty if there is none."""
         template: Any = None
         if (self._folder / "chat_template.jinja").exists():
+            name = "chat_template.jinja"
             try:
-                with open(inside(self._folder, "chat_template.jinja"), "rb") as file:
+                with reading(name), open(inside(self._folder, name), "rb") as file:
                     template = file.read(MAX_CONFIG_BYTES + 1).decode()
-            except (OSError, UnicodeDecodeError) as error:
-                raise FormatError("chat_template.jinja cannot be read, or is no text") from error
+            except UnicodeDecodeError as error:
+                raise FormatError(f"{name} is no text") from error
         elif (self._folder / "tokenizer_config.json").exists():
             template = self._json("tokenizer_config.json", MAX_TOKENIZER_CONFIG_BYTES).get("chat_template")
             if isinstance(template, list):  # several, by name

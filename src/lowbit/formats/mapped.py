@@ -13,6 +13,7 @@ import numpy as np
 
 from lowbit.errors import FormatError
 from lowbit.formats.base import TensorInfo
+from lowbit.formats.files import reading
 
 __all__ = ["MappedFile", "map_file"]
 
@@ -27,8 +28,10 @@ def map_file(path: str) -> mmap.mmap:
     ------
     FormatError
         If there is no such file, it is no regular file, it is empty, or the system refuses to map it.
+    MemoryError
+        If there is no memory for it.
     """
-    try:
+    with reading(path):
         # Asked before opening: opening a pipe would wait for a writer.
         if not stat.S_ISREG(Path(path).stat().st_mode):
             raise FormatError(f"{path}: is not a regular file")
@@ -36,11 +39,10 @@ def map_file(path: str) -> mmap.mmap:
             size = os.fstat(file.fileno()).st_size
             if size == 0:
                 raise FormatError(f"{path}: is empty")
-            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    except FileNotFoundError as error:
-        raise FormatError(f"{path}: no such file") from error
-    except (OSError, OverflowError) as error:
-        raise FormatError(f"{path}: cannot be read ({error})") from error
+            try:
+                return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            except OverflowError as error:
+                raise FormatError(f"{path}: cannot be read ({error})") from error
 
 
 class MappedFile:

@@ -69,7 +69,9 @@ class SafetensorsFile(MappedFile):
         if 8 + header_bytes > size:
             raise FormatError(f"truncated: a header of {header_bytes} bytes in a file of {size}")
         header = parse_object(self._map[8 : 8 + header_bytes], "the header")
-        metadata = header.pop("__metadata__", {})
+        metadata = header.pop("__metadata__", None)
+        if metadata is None:  # as the safetensors library reads a null
+            metadata = {}
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise FormatError("has __metadata__ that is no object of strings")
         if not 1 <= len(header) <= MAX_TENSORS:

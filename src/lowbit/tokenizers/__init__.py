@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UnsupportedModelError
+from ..formats.files import reading
 from ..formats.folder import inside
 from . import gpt2, llama2c, spm
 from .base import Tokenizer
@@ -28,6 +29,7 @@ __all__ = [
     "Tokenizer",
     "find_tokenizer_file",
     "from_gguf_metadata",
+    "has_vocabulary",
     "load_tokenizer",
     "read_tokenizer_file",
 ]
@@ -117,11 +119,18 @@ def from_gguf_metadata(metadata: Mapping[str, Any], path: str) -> Tokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     if not isinstance(kind, str):
         raise FormatError(f"{path}: holds no tokenizer (tokenizer.ggml.model is missing)")
+    if not has_vocabulary(metadata):
+        raise FormatError(f"{path}: holds no tokenizer (tokenizer.ggml.model is {kind})")
     if kind not in KINDS:
         raise UnsupportedModelError(
             f"{path}: tokenizers of kind {kind[:40]!r} are not supported, only {', '.join(KINDS)}"
         )
     return KINDS[kind](metadata, path)
+
+
+def has_vocabulary(metadata: Mapping[str, Any]) -> bool:
+    """Tell whether a GGUF file says that it holds a tokenizer; models of token ids alone do without."""
+    return metadata.get("tokenizer.ggml.model", "none") not in ("none", "no_vocab")
 
 
 def _beside_checkpoint(path: str) -> str | None:
@@ -139,7 +148,7 @@ def _beside_checkpoint(path: str) -> str | None:
 
 def read_tokenizer_file(path: str) -> bytes:
     """Return the whole file, or the first four bytes of a GGUF file."""
-    try:
+    with reading(path):
         if not stat.S_ISREG(os.stat(path).st_mode):  # asked before opening: opening a pipe would wait for a writer
             raise FormatError(f"{path}: is not a regular file")
         with open(path, "rb") as file:
@@ -147,8 +156,6 @@ def read_tokenizer_file(path: str) -> bytes:
             if start == b"GGUF":
                 return start
             data = start + file.read(_MAX_FILE_BYTES)
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
     if len(data) > _MAX_FILE_BYTES:
         raise FormatError(f"{path}: not a GGUF file, and too large for any other tokenizer")
     return data

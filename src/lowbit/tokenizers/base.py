@@ -9,7 +9,7 @@ from types import MappingProxyType
 from .names import NameSplitter
 from .stream import EACH_BYTE, StreamDecoder
 
-__all__ = ["END_MARKERS", "MAX_PIECES", "MAX_TOKEN_BYTES", "MAX_VOCAB_SIZE", "Tokenizer"]
+__all__ = ["END_MARKERS", "MAX_PIECES", "MAX_TOKEN_BYTES", "MAX_VOCAB_SIZE", "Tokenizer", "without_surrogates"]
 
 MAX_VOCAB_SIZE = 2**20
 MAX_PIECES = 3 * 2**17
@@ -100,7 +100,7 @@ class Tokenizer(ABC):
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be str, not {type(text).__name__}")
-        text = _without_surrogates(text)
+        text = without_surrogates(text)
         ids = self._encode_special(text, {}) if parse_special else self._encode_text(text, True) if text else []
         if add_bos is None:
             add_bos = self.add_bos
@@ -118,13 +118,13 @@ class Tokenizer(ABC):
         text : str
             Names of control tokens become those tokens.
         show : mapping of int to str
-            Code points that hide the beginning of such a name in text from a user, and what they stand for.
+            Code points that stand for others in text from a user, so that no name is found there, and these.
 
         Returns
         -------
         list of int
         """
-        return self._encode_special(_without_surrogates(text), show)
+        return self._encode_special(without_surrogates(text), show)
 
     def _encode_special(self, text: str, show: Mapping[int, str]) -> list[int]:
         """Names of control tokens become those tokens; `show` translates the text between them."""
@@ -135,7 +135,7 @@ class Tokenizer(ABC):
             if isinstance(part, int):
                 ids.append(part)
             elif part:
-                ids += self._encode_text(part.translate(show), start=not ids)
+                ids += self._encode_text(without_surrogates(part.translate(show)), start=not ids)
         return ids
 
     def special_texts(self) -> list[str]:
@@ -189,7 +189,8 @@ class Tokenizer(ABC):
             raise ValueError(f"token id {token} is outside the vocabulary of {self.vocab_size} tokens")
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
+    """Return text that UTF-8 can write: surrogates in pairs become one character, others U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..errors import FormatError, UnsupportedModelError
+from ..errors import Foreign, FormatError, UnsupportedModelError
 from .base import END_MARKERS, MAX_TOKEN_BYTES, MAX_VOCAB_SIZE, Tokenizer
 from .byte_alphabet import TEXT_LETTERS
 from .names import NameSplitter
@@ -18,6 +18,7 @@ __all__ = ["BytePairTokenizer", "Parts", "Recipe", "Vocabulary", "make_engine"]
 _END_NAMES = frozenset(marker.decode() for marker in END_MARKERS)
 _MAX_MERGES = 4 * MAX_VOCAB_SIZE
 _MAX_PART = 1_000_000
+_BYTE_TOKENS = frozenset(f"<0x{i:02X}>" for i in range(256))
 _BOUNDARY = re.compile("(?<=[a-z]) (?=[a-z])")
 
 
@@ -71,6 +72,15 @@ class Recipe:
     fuse_unk: bool = False
     byte_level: bool = True
     """Tokens are written in GPT-2's alphabet of bytes; else they are text, with ▁ for a space."""
+    keep_lacking: bool = False
+    """A byte without a token takes its place among the symbols until they have merged, as in llama.cpp, and is left
+    out then; else it is left out before, and what stood beside it merges, as the library does it."""
+
+    def lacking(self, ids: Mapping[str, int]) -> frozenset[str]:
+        """Return the bytes of text, as tokens are written, that have no token of their own."""
+        if self.byte_level:
+            return TEXT_LETTERS - ids.keys()
+        return _BYTE_TOKENS - ids.keys() if self.byte_fallback else frozenset()
 
 
 @dataclass
@@ -98,7 +108,7 @@ def make_engine(
     Raises
     ------
     FormatError
-        If a merge names a token that does not exist, or a byte has no token.
+        If a merge names a token that does not exist, or no byte has a token.
     UnsupportedModelError
         If the tokenizers library is not installed.
     """
@@ -109,14 +119,12 @@ def make_engine(
         raise UnsupportedModelError(f"{path}: its tokenizer needs: pip install tokenizers") from error
     vocabulary.check(path)
     ids = vocabulary.ids
-    if recipe.byte_level:
-        missing = TEXT_LETTERS - ids.keys()
-    elif recipe.byte_fallback:
-        missing = frozenset(f"<0x{i:02X}>" for i in range(256)) - ids.keys()
-    else:
-        missing = frozenset()
-    if missing and unk is None:
-        raise FormatError(f"{path}: {len(missing)} bytes have no token, {min(missing)!r} among them")
+    lacking = recipe.lacking(ids)
+    if recipe.byte_level and lacking == TEXT_LETTERS:
+        raise FormatError(f"{path}: all {len(lacking)} bytes have no token")
+    if recipe.keep_lacking:
+        # Ids behind the vocabulary; no merge is of them, and `BytePairTokenizer` leaves them out.
+        ids = {**ids, **{letter: vocabulary.size + i for i, letter in enumerate(sorted(lacking))}}
     if len(merges) > _MAX_MERGES:
         raise FormatError(f"{path}: has {len(merges)} merges, more than {_MAX_MERGES}")
     options = {
@@ -126,21 +134,30 @@ def make_engine(
         "ignore_merges": recipe.ignore_merges,
     }
     # The library itself finds out whether all tokens of a merge exist, but must not see one longer than any token.
-    longest = max(map(len, ids), default=0)
     model = None
-    if max(map(len, map("".join, merges)), default=0) <= longest:
-        with contextlib.suppress(Exception):  # it raises nothing more special
+    if _is_within(ids, merges):
+        with contextlib.suppress(FormatError), Foreign("tokenizers", path):
             model = models.BPE(ids, merges, **options)
     if model is None:
         ids = {token: i for token, i in ids.items() if _is_text(token)}
-        model = models.BPE(ids, _possible(vocabulary, ids, merges, path), **options)
-    engine = tokenizers.Tokenizer(model)
-    if recipe.normalizer:
-        engine.normalizer = tokenizers.normalizers.Sequence([_normalizer(step) for step in recipe.normalizer])
-    if recipe.pre_tokenizer:
-        steps = [_pre_tokenizer(step) for step in recipe.pre_tokenizer]
-        engine.pre_tokenizer = steps[0] if len(steps) == 1 else tokenizers.pre_tokenizers.Sequence(steps)
+        merges = _possible(vocabulary, ids, merges, path)
+    with Foreign("tokenizers", path):
+        engine = tokenizers.Tokenizer(models.BPE(ids, merges, **options) if model is None else model)
+        if recipe.normalizer:
+            engine.normalizer = tokenizers.normalizers.Sequence([_normalizer(step) for step in recipe.normalizer])
+        if recipe.pre_tokenizer:
+            steps = [_pre_tokenizer(step) for step in recipe.pre_tokenizer]
+            engine.pre_tokenizer = steps[0] if len(steps) == 1 else tokenizers.pre_tokenizers.Sequence(steps)
     return engine
+
+
+def _is_within(ids: Mapping[str, int], merges: list[tuple[str, str]]) -> bool:
+    """Tell whether all is text, and no merge makes more bytes than the longest token has."""
+    try:
+        longest = max(map(len, map(str.encode, ids)), default=0)
+        return max(map(len, map(str.encode, map("".join, merges))), default=0) <= longest
+    except UnicodeEncodeError:
+        return False
 
 
 def _possible(
@@ -230,6 +247,12 @@ class BytePairTokenizer(Tokenizer):
         The first token of a text loses one leading space.
     inner_engine : tokenizers.Tokenizer, optional
         Takes the place of `engine` for text that is not at the start.
+    path : str
+        File the vocabulary came from, for messages.
+
+    Notes
+    -----
+    Bytes that the vocabulary lacks are lost where text is encoded, in all programs (see `Recipe.keep_lacking`).
     """
 
     def __init__(
@@ -246,6 +269,7 @@ class BytePairTokenizer(Tokenizer):
         eos_ids: Iterable[int | None] = (),
         strip_space: bool = False,
         inner_engine: Any = None,
+        path: str = "the tokenizer",
     ) -> None:
         self.vocab_size = vocabulary.size
         self.bos_id, self.eos_id, self.unk_id = bos_id, eos_id, unk_id
@@ -255,6 +279,7 @@ class BytePairTokenizer(Tokenizer):
         self.strips = vocabulary.strips
         self._vocabulary, self._engine, self._inner = vocabulary, engine, inner_engine or engine
         self._surface, self._strip_space = surface, strip_space
+        self._guard = Foreign("tokenizers", path)
         self._texts: dict[int, str] = {}
         for tokens in vocabulary.by_kind():
             self._texts.update(zip(tokens.values(), tokens.keys()))
@@ -283,7 +308,11 @@ class BytePairTokenizer(Tokenizer):
             elif part:
                 for cut in _cut(part) if self._engine.pre_tokenizer is not None else (part,):
                     engine = self._engine if start and not ids else self._inner
-                    ids += engine.encode(cut, add_special_tokens=False).ids
+                    with self._guard:
+                        found = engine.encode(cut, add_special_tokens=False).ids
+                    # Ids behind the vocabulary are bytes that it lacks.
+                    size = self.vocab_size
+                    ids += found if max(found, default=0) < size else [i for i in found if i < size]
         return ids
 
     def _special_texts(self) -> dict[str, int | None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
+from ..formats.files import reading
 from ..formats.folder import inside
 
 __all__ = ["Settings", "parse_json", "read_settings"]
@@ -48,11 +49,8 @@ def read_settings(folder: Path) -> Settings:
             raise FormatError(f"{folder}: {error}") from None
         if not path.is_file():
             continue
-        try:
-            with open(path, "rb") as file:
-                data = file.read(_MAX_BYTES + 1)
-        except OSError as error:
-            raise FormatError(f"{path}: cannot be read: {error.strerror}") from error
+        with reading(str(path)), open(path, "rb") as file:
+            data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise FormatError(f"{path}: is larger than {_MAX_BYTES} bytes")
         values = parse_json(data, str(path))

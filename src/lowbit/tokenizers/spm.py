@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError, UnsupportedModelError
+from ..errors import Foreign, FormatError, UnsupportedModelError
 from .base import END_MARKERS, Tokenizer
 from .metadata import get, special_id
 from .modelproto import read_model_proto, write_bpe_model, write_model_proto
@@ -80,11 +80,10 @@ class SentencePieceTokenizer(Tokenizer):
         proto, self._proto_unk = (
             write_bpe_model(vocabulary, specs) if rest is None else write_model_proto(vocabulary, rest)
         )
-        self._processor = sentencepiece.SentencePieceProcessor()
-        try:
+        self._guard = Foreign("sentencepiece", path)
+        with self._guard:
+            self._processor = sentencepiece.SentencePieceProcessor()
             self._processor.LoadFromSerializedProto(proto)
-        except RuntimeError as error:
-            raise FormatError(f"{path}: sentencepiece refuses this vocabulary: {_one_line(error)}") from error
 
     def token_bytes(self, token: int, first: bool = False) -> bytes:
         self._check_id(token)
@@ -100,7 +99,8 @@ class SentencePieceTokenizer(Tokenizer):
     def _encode_text(self, text: str, start: bool) -> list[int]:
         if self._own_prefix and (start or self._own_prefix == "always") and text[0] not in " ▁":
             text = " " + text
-        ids: list[int] = self._processor.EncodeAsIds(text)
+        with self._guard:
+            ids: list[int] = self._processor.EncodeAsIds(text)
         if self._proto_unk != self.unk_id and self._proto_unk in ids:
             instead = [] if self.unk_id is None else [self.unk_id]
             ids = [j for i in ids for j in (instead if i == self._proto_unk else [i])]
@@ -209,7 +209,3 @@ def _prefix(metadata: Mapping[str, Any], path: str) -> str:
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -57,6 +57,7 @@ def from_rank_file(data: bytes, path: str, settings: Settings) -> BytePairTokeni
         parts.vocabulary,
         make_engine(parts.vocabulary, parts.merges, None, parts.recipe, path),
         surface,
+        path=path,
         bos_id=parts.bos_id,
         eos_id=parts.eos_id,
         add_bos=parts.add_bos,

@@ -57,6 +57,7 @@ def from_tokenizer_json(data: bytes, path: str, settings: Settings) -> BytePairT
         parts.vocabulary,
         build("always"),
         byte_level_surface if recipe.byte_level else _text_surface,
+        path=path,
         bos_id=parts.bos_id,
         eos_id=parts.eos_id,
         unk_id=parts.unk_id,
@@ -102,7 +103,7 @@ def read_tokenizer_json(data: bytes, path: str, settings: Settings) -> Parts:
     vocabulary.hide((bos, eos))
     unk_id = None if unk is None else named[unk]
     engine_unk = None
-    if unk is not None and not byte_level and not recipe.byte_fallback:
+    if unk is not None and ((not byte_level and not recipe.byte_fallback) or recipe.lacking(vocabulary.ids)):
         engine_unk = unk
         vocabulary.ids[unk] = named[unk]
     return Parts(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import FormatError
+from ..formats.files import reading
 
 if TYPE_CHECKING:
     from ..tokenizers import Tokenizer
@@ -51,9 +52,8 @@ def read_documents(paths: Sequence[str | Path]) -> list[str]:
 
 def _decoded(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror or error}") from None
+        with reading(str(path)):
+            text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: not UTF-8 text (byte {error.start}); is it a binary file?") from None
     if "\0" in text:

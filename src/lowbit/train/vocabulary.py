@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, UnsupportedModelError
+from ..formats.files import reading
 from ..formats.gguf import GGUFFile
 from ..formats.gguf_writer import GGUFWriter
 from ..tokenizers.modelproto import read_model_proto
@@ -78,10 +79,8 @@ def read_vocabulary(path: str | Path) -> dict[str, Any]:
     FormatError, UnsupportedModelError
         If the file holds no SentencePiece vocabulary, or one that normalises text, which GGUF cannot say.
     """
-    try:
+    with reading(str(path)):
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror or error}") from None
     if data[:4] == b"GGUF":
         file = GGUFFile(str(path))
         keys = {key: value for key, value in file.metadata.items() if key.startswith(PREFIX)}

@@ -1,0 +1,33 @@
+"""What the system answers when a file cannot be read, as the errors that lowbit raises."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lowbit.errors import FormatError
+
+__all__ = ["out_of_memory", "reading"]
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Let out FormatError where the system refuses to read a file, and MemoryError where it has no memory for it.
+
+    Parameters
+    ----------
+    name : str
+        The file, for messages.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FormatError(f"{name}: no such file") from error
+    except OSError as error:
+        raise out_of_memory(error) or FormatError(f"{name}: cannot be read ({error.strerror or error})") from error
+
+
+def out_of_memory(error: OSError) -> MemoryError | None:
+    """Return the MemoryError that an OSError really is, if it is one."""
+    return MemoryError(error.strerror) if error.errno == errno.ENOMEM else None
