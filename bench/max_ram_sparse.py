@@ -86,9 +86,9 @@ def measure(**task: Any) -> dict[str, Any]:
 def child(path: str, budget: int | None, share: float, pays: float | None, threads: int) -> dict[str, Any]:
     """Load, decode, and report."""
     import lowbit
-    from lowbit import loading
     from lowbit._kernels.sampler import Sampler
     from lowbit._kernels.transformer import KVCache
+    from lowbit.loading import load as loading
     from lowbit.memory import resident_bytes
 
     lowbit.load().generate("Once", max_tokens=2, seed=1)  # what the first model of a process takes once

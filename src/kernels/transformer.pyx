@@ -102,7 +102,7 @@ cdef class Transformer:
 
     Parameters
     ----------
-    config : lowbit.ModelConfig
+    config : lowbit.plan.ModelPlan
     layers : list of dict
         Per layer: ``attn_norm``, ``ffn_norm`` and, where the family has them, ``attn_sub_norm``, ``ffn_sub_norm``,
         ``attn_q_norm``, ``attn_k_norm``, ``qkv_bias`` (float32 arrays); ``qkv``, ``attn_output``, ``gate_up``,

@@ -19,23 +19,23 @@ from .errors import (
 
 if TYPE_CHECKING:
     from . import isa, kernels
-    from .config import ModelConfig
     from .generation import Generation, Timings, TokenLogprob
-    from .loading import load
+    from .loading.load import load
     from .model import Model, Perplexity
+    from .plan import ModelPlan
     from .sampling import SamplingParams
     from .tokenizers import load_tokenizer
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "loading",
+    "load": "loading.load",
     "Model": "model",
     "Generation": "generation",
     "Perplexity": "model",
     "Timings": "generation",
     "TokenLogprob": "generation",
-    "ModelConfig": "config",
+    "ModelPlan": "plan",
     "SamplingParams": "sampling",
     "load_tokenizer": "tokenizers",
     "isa": None,
@@ -49,7 +49,7 @@ __all__ = [
     "LowbitError",
     "MemoryBudgetError",
     "Model",
-    "ModelConfig",
+    "ModelPlan",
     "Perplexity",
     "SamplingParams",
     "Timings",

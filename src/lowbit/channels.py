@@ -18,7 +18,7 @@ import numpy as np
 from ._kernels.blockcache import BlockCache
 from ._kernels.matrix import PackedMatrix
 from ._kernels.paged_channels import channel_lines
-from .config import ModelConfig
+from .plan import ModelPlan
 
 __all__ = [
     "BLOCKS_THAT_PAY", "LINE_ROWS", "NO_CHANNELS", "ChannelPlan", "blocks_that_pay", "by_channel", "channel_blocks",
@@ -96,25 +96,18 @@ def _seconds(path: str, offsets: np.ndarray, length: int, readers: int) -> float
     return best / n
 
 
-def by_channel(config: ModelConfig, shares: Mapping[str, float], pays: float) -> ChannelPlan:
+def by_channel(plan: ModelPlan, shares: Mapping[str, float], pays: float) -> ChannelPlan:
     """Choose the linear layers to read by channel.
 
     Parameters
     ----------
-    config : ModelConfig
+    plan : ModelPlan
     shares : mapping of str to float
         By linear layer: the share of its inputs that do not count.
     pays : float
         Share of the blocks of a layer that a token may need, as `blocks_that_pay` has it.
     """
-    heads = config.n_heads * config.head_dim
-    rows = {
-        "qkv": heads + 2 * config.n_kv_heads * config.head_dim,
-        "attn_output": config.hidden_size,
-        "gate_up": 2 * config.intermediate_size,
-        "ffn_down": config.hidden_size,
-    }
-    channel = {name: -(-n // LINE_ROWS) * LINE_BYTES for name, n in rows.items()}
+    channel = {linear.name: -(-linear.n_out // LINE_ROWS) * LINE_BYTES for linear in plan.linears(0)}
     chosen = [
         name
         for name, share in shares.items()

@@ -15,10 +15,10 @@ import numpy as np
 from ._kernels import dispatch
 from ._kernels.sampler import Sampler
 from ._kernels.transformer import KVCache, Transformer
-from .config import ModelConfig
 from .errors import ContextLengthError, MemoryBudgetError, UnsupportedModelError
 from .generation import Clock, GeneratedText, Generation, LogprobRecorder, Timings, TokenLogprob
 from .memory import MemoryPlan
+from .plan import ModelPlan
 from .sampling import SamplingParams
 from .tokenizers import Tokenizer
 
@@ -63,7 +63,7 @@ class Model:
 
     Attributes
     ----------
-    config : ModelConfig
+    config : ModelPlan
     tokenizer : Tokenizer
     context : int
         Longest sequence, in tokens.
@@ -72,7 +72,7 @@ class Model:
     def __init__(
         self,
         transformer: Transformer,
-        config: ModelConfig,
+        config: ModelPlan,
         tokenizer: Tokenizer | None,
         description: dict[str, Any],
         load_seconds: float,

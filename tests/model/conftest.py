@@ -137,14 +137,14 @@ def scripted(tmp_path_factory):
 @pytest.fixture(scope="session")
 def oracle():
     """`oracle(path)` gives a file's configuration, and its weights for `lowbit.reference`."""
-    from lowbit.families import find_family
+    from lowbit.families import plan_of
     from lowbit.formats.blocks import TERNARY, dequantize, ternary_codes
+    from lowbit.loading.packing import ternary_of
     from lowbit.reference import IntLinear, TernaryLinear
-    from lowbit.weights import ternary_of
 
     groups = {"Q4_0": 32, "Q8_0": 32}
 
-    def role_of(info, raw, family):
+    def role_of(info, raw, plan):
         if info.type in TERNARY:
             codes, scales = ternary_codes(info.type, raw, info.shape)
             return TernaryLinear(codes.astype(np.int8) - 1, scales.astype(np.float64))
@@ -154,7 +154,7 @@ def oracle():
             scales = blocks[:, :, :2].copy().view("<f2")[:, :, 0].astype(np.float64)
             codes = np.rint(values.reshape(*scales.shape, -1) / np.where(scales, scales, 1)[:, :, None])
             return IntLinear(codes.reshape(info.shape).astype(np.int8), scales)
-        if family.bit_linear and values.ndim == 2 and info.name.startswith("blk."):
+        if plan.bit_linear and values.ndim == 2 and info.name.startswith("blk."):
             codes, scale = ternary_of(values)
             return TernaryLinear(codes.astype(np.int8) - 1, scale)
         return values
@@ -162,11 +162,10 @@ def oracle():
     @functools.cache
     def read(path):
         file = open_model(path)
-        family = find_family(file.architecture)
-        config = family.config(file.metadata, file.architecture, "output.weight" not in file.tensors)
+        plan = plan_of(file)
         weights = {
-            name.removesuffix(".weight"): role_of(info, file.read(name), family) for name, info in file.tensors.items()
+            name.removesuffix(".weight"): role_of(info, file.read(name), plan) for name, info in file.tensors.items()
         }
-        return config, weights
+        return plan, weights
 
     return read

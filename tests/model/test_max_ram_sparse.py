@@ -7,13 +7,14 @@ import os
 
 import numpy as np
 import pytest
+from plans import make_plan
 
 import lowbit
-from lowbit import FormatError, MemoryBudgetError, channels, loading
-from lowbit.calibration import calibrate
+from lowbit import FormatError, MemoryBudgetError, channels
 from lowbit.channels import blocks_that_pay, by_channel
-from lowbit.config import ModelConfig
-from lowbit.sparsity import LINEARS
+from lowbit.convert.calibration import calibrate
+from lowbit.loading import load as loading
+from lowbit.plan import LINEARS
 
 pytestmark = pytest.mark.measured  # small budgets, of which sanitizers alone take more
 
@@ -149,7 +150,7 @@ def test_a_code_that_does_not_exist_is_a_clear_error(write_llama):
 
 
 def config(hidden=2560, wide=6912, heads=20, kv_heads=5):
-    return ModelConfig("llama", 1000, hidden, wide, 1, heads, kv_heads, hidden // heads, 512)
+    return make_plan("llama", 1000, hidden, wide, 1, heads, kv_heads, hidden // heads, 512)
 
 
 def test_layers_are_read_by_channel_where_few_blocks_are_needed():

@@ -9,10 +9,12 @@ import pytest
 
 import lowbit
 from lowbit import FormatError, reference
-from lowbit.calibration import calibrate
 from lowbit.cli import main
+from lowbit.convert.calibration import calibrate
 from lowbit.formats import open_model
-from lowbit.sparsity import LINEARS, MAGNITUDES, thresholds_of
+from lowbit.loading import sparsity as sparsity_settings
+from lowbit.loading.sparsity import MAGNITUDES, thresholds_of
+from lowbit.plan import LINEARS
 
 SHARES = {"qkv": 0.25, "attn_output": 0.5, "gate_up": 0.4, "ffn_down": 0.6}
 
@@ -81,9 +83,9 @@ def test_weights_are_skipped_only_where_that_is_quicker(small, monkeypatch, cost
     want = lowbit.load(small, sparsity=SHARES)
     assert set(want.info()["skipping"]) == set(LINEARS), "small models skip without being measured"
     assert lowbit.load(small).info()["skipping"] == []
-    monkeypatch.setattr(lowbit.sparsity, "try_product", try_product)
-    monkeypatch.setattr(lowbit.sparsity, "MEASURED_FROM", 1)
-    monkeypatch.setattr(lowbit.sparsity.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(sparsity_settings, "try_product", try_product)
+    monkeypatch.setattr(sparsity_settings, "MEASURED_FROM", 1)
+    monkeypatch.setattr(sparsity_settings.time, "perf_counter", lambda: now[0])
     model = lowbit.load(small, sparsity=SHARES)
     monkeypatch.undo()
     expected = {name for name, share in SHARES.items() if cost * (1 - share) <= 0.9}
@@ -94,7 +96,7 @@ def test_weights_are_skipped_only_where_that_is_quicker(small, monkeypatch, cost
 
 
 def test_products_are_tried_on_real_weights(small, monkeypatch):
-    monkeypatch.setattr(lowbit.sparsity, "MEASURED_FROM", 1)
+    monkeypatch.setattr(sparsity_settings, "MEASURED_FROM", 1)
     want = lowbit.load(small).logits(IDS)
     model = lowbit.load(small, sparsity=1e-9)  # nothing is dropped, whatever the clock says
     assert np.array_equal(bits(model.logits(IDS)), bits(want))
@@ -105,7 +107,7 @@ def test_zeros_of_a_squared_relu_are_skipped_without_a_trace(write_llama, monkey
     size = {"hidden": 512, "wide": 768, "vocab": 300, "heads": 8, "kv_heads": 4}
     path = write_llama("bitnet-b1.58", shapes=norms, kind="TQ2_0", **size)
     dense = lowbit.load(path)
-    monkeypatch.setattr(lowbit.sparsity, "WORTHWHILE", 1)
+    monkeypatch.setattr(sparsity_settings, "WORTHWHILE", 1)
     skipping = lowbit.load(path)
     assert skipping.info()["scratch_bytes"] > dense.info()["scratch_bytes"], "the other kernel is in use"
     assert np.array_equal(bits(skipping.logits(IDS)), bits(dense.logits(IDS)))

@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ModelConfig
+from ..plan import ModelPlan
 from .matrix import PackedMatrix
 from .paging import PagedMatrix, Pager
 from .sampler import Sampler
@@ -37,7 +37,7 @@ class Transformer:
     weight_bytes: int
     def __init__(
         self,
-        config: ModelConfig,
+        config: ModelPlan,
         layers: list[dict[str, Any]],
         token_embd: PackedMatrix | PagedMatrix,
         output: PackedMatrix | PagedMatrix,

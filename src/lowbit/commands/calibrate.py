@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ..calibration import calibrate, default_path
+    from ..convert.calibration import calibrate, default_path
     from ..errors import LowbitError
 
     if args.output is None and args.model is None:

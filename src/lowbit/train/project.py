@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from ..errors import FormatError
+from ..formats.documents import read_documents
 from ..tokenizers import Tokenizer, from_gguf_metadata
 from .checkpoint import read_progress
-from .corpus import encode, read_documents
+from .corpus import encode
 from .export import check_exportable, write_gguf
 from .loop import Schedule, fit
 from .measure import bits_per_byte
@@ -227,7 +228,7 @@ def make_model(project: Project, vocab_size: int, compute: torch.dtype) -> BitNe
 
 def write_samples(path: Path, project: Project, tokenizer: Tokenizer, held: Sequence[str]) -> None:
     """Let the finished file speak, through lowbit itself; the first words come from held-out text."""
-    from ..loading import load
+    from ..loading.load import load
 
     model = load(project.output)
     room = model.config.context_length

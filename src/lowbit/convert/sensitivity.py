@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .errors import FormatError, LowbitError
-from .formats.base import ModelFile
-from .formats.ggml_types import tensor_nbytes
-from .loading import build, check_threads, tokenizer_of
-from .requantize import METHODS, TABLES, Altered, Source, encode, error_of
-from .train.corpus import read_documents
+from ..errors import FormatError, LowbitError
+from ..families import plan_of
+from ..formats.base import ModelFile
+from ..formats.documents import read_documents
+from ..formats.ggml_types import tensor_nbytes
+from ..loading.load import build, check_threads, tokenizer_of
+from .source import METHODS, Altered, Source, encode, error_of
 
 if TYPE_CHECKING:
-    from ._kernels.transformer import KVCache
+    from .._kernels.transformer import KVCache
 
 __all__ = ["Calibration", "Option", "allocate", "measure"]
 
@@ -44,7 +45,7 @@ class Calibration:
     Parameters
     ----------
     file : ModelFile whose tokenizer is used
-    text : path of a text or JSONL file; documents as in `lowbit.train.corpus.read_documents`
+    text : path of a text or JSONL file; documents as in `lowbit.formats.documents.read_documents`
     tokens : tokens of the text that are read
     threads : threads to compute with, None for one per core
 
@@ -55,7 +56,7 @@ class Calibration:
     """
 
     def __init__(self, file: ModelFile, text: str | os.PathLike[str], tokens: int, threads: int | None) -> None:
-        tokenizer = tokenizer_of(file)
+        tokenizer = tokenizer_of(file, plan_of(file))
         if tokenizer is None:
             raise FormatError("has no tokenizer, which the calibration text needs")
         self.threads, self.pieces, self.bytes = check_threads(threads), list[np.ndarray](), 0
@@ -76,7 +77,7 @@ class Calibration:
 
     def score(self, file: ModelFile) -> float:
         """Return the bits per byte of a model on the text."""
-        from ._kernels.transformer import KVCache
+        from .._kernels.transformer import KVCache
 
         longest = max(len(piece) for piece in self.pieces) - 1
         context = min(longest, int(file.metadata.get(f"{file.architecture}.context_length", longest)))
@@ -188,13 +189,13 @@ def allocate(source: Source, options: dict[str, list[Option]], bits: float) -> d
         for name, found in options.items()
     }
 
-    def allowed(name: str, high: tuple[str, ...]) -> list[Option]:
-        if not name.startswith(high):
+    def allowed(name: str, last: int) -> list[Option]:
+        if source.layer_of(name) > last:
             return fitted[name]
         return [o for o in fitted[name] if o.bits >= HIGH_BITS or o.error <= EXACT]
 
-    for high in ((*TABLES, "blk.0."), TABLES):
-        found = {name: allowed(name, high) for name in options}
+    for last in (0, -1):  # the layer up to which types are high; embedding and head come before the first
+        found = {name: allowed(name, last) for name in options}
         chosen = dict.fromkeys(options, 0)
         used = sum(choices[0].nbytes for choices in found.values())
         if used <= budget:
