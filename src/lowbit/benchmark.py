@@ -20,11 +20,11 @@ from .errors import ContextLengthError
 from .families import find_family
 from .formats import open_model
 from .formats.base import ModelFile, TensorInfo
-from .formats.ggml_types import tensor_nbytes
 from .loading.load import build, check_threads
 from .loading.sparsity import Setting, parse
 from .memory import resident_bytes
 from .plan import Weight
+from .quantize.ggml_types import tensor_nbytes
 
 __all__ = ["SHAPES", "RandomModel", "run"]
 

@@ -85,6 +85,20 @@ TEXTS = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581"
 TYPES = [2, 3, 3, *[6] * 256, *[1] * 27]
 
 
+@pytest.fixture
+def vocabulary(tmp_path):
+    """A GGUF file that holds a tokenizer of `TEXTS` and nothing else."""
+    path = tmp_path / "vocabulary.gguf"
+    with GGUFWriter(path, "llama") as out:
+        out.add_metadata("tokenizer.ggml.model", "llama")
+        out.add_metadata("tokenizer.ggml.tokens", TEXTS)
+        out.add_metadata("tokenizer.ggml.scores", np.zeros(len(TEXTS), np.float32))
+        out.add_metadata("tokenizer.ggml.token_type", np.array(TYPES, np.int32))
+        out.add_metadata("tokenizer.ggml.bos_token_id", 1, "u32")
+        out.add_metadata("tokenizer.ggml.eos_token_id", 2, "u32")
+    return path
+
+
 @pytest.fixture(scope="session")
 def scripted(tmp_path_factory):
     """`scripted(text)` loads a model that continues the prompt "a" with exactly this text, then ends it.

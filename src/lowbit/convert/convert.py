@@ -19,9 +19,9 @@ from ..families import find_family, plan_of
 from ..formats import open_model
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize
-from ..formats.ggml_types import type_of
 from ..plan import ModelPlan
 from ..quantize import pack_codes, quantize
+from ..quantize.ggml_types import type_of
 from ..quantize.ternary import ABSMEAN_FLOOR
 from .writing import write_model
 

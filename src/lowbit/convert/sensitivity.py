@@ -20,8 +20,8 @@ from ..errors import FormatError, LowbitError
 from ..families import plan_of
 from ..formats.base import ModelFile
 from ..formats.documents import read_documents
-from ..formats.ggml_types import tensor_nbytes
 from ..loading.load import build, check_threads, tokenizer_of
+from ..quantize.ggml_types import tensor_nbytes
 from .source import METHODS, Altered, Source, encode, error_of
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from ..errors import FormatError, UnsupportedModelError
 from ..families import find_family, plan_of
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize
-from ..formats.ggml_types import type_of
 from ..loading.packing import ternary_of
 from ..plan import Weight
 from ..quantize import pack_codes, quantize
+from ..quantize.ggml_types import type_of
 from ..quantize.ternary import nearest_ternary
 
 __all__ = ["METHODS", "Altered", "Source", "encode", "error_of"]

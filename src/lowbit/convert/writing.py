@@ -13,8 +13,8 @@ import numpy as np
 
 from ..errors import FormatError, LowbitError, UnsupportedModelError
 from ..formats.base import ModelFile, TensorInfo
-from ..formats.ggml_types import tensor_nbytes
 from ..formats.gguf_writer import GGUFWriter
+from ..quantize.ggml_types import tensor_nbytes
 
 __all__ = ["PAIRING", "write_model"]
 

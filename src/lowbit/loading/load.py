@@ -36,6 +36,8 @@ __all__ = [
 
 DEFAULT_CONTEXT = 8192
 """Most tokens that a model gets room for unless the caller asks for more."""
+BATCH = 256
+"""Most rows of a pass."""
 EXACT_KV_BYTES = 32 << 10
 """Bytes of float32 keys and values per token up to which they are kept so by default."""
 
@@ -162,7 +164,7 @@ def automatic_kv_type(plan: ModelPlan) -> str:
 
 
 def build(
-    file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = 256,
+    file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = BATCH,
     weights: str = "auto", budget: Budget | None = None, sparse: sparsity_settings.Sparsity = sparsity_settings.NONE,
 ) -> tuple[Transformer, ModelPlan]:  # fmt: skip
     """Pack a file's weights into a transformer, or leave them in the file if there is a budget."""

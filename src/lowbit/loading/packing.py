@@ -16,12 +16,15 @@ from ..channels import channel_blocks
 from ..errors import FormatError, UnsupportedModelError
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize, ternary_codes
-from ..formats.ggml_types import DECODABLE, type_of
 from ..paging import Paging
 from ..plan import Linear, ModelPlan, Weight
+from ..quantize.ggml_types import DECODABLE, type_of
 from ..quantize.ternary import absmean
 
-__all__ = ["FLOAT_WEIGHTS", "HEADS", "Weights", "blockwise_ternary", "check_tensors", "read_weights", "ternary_of"]
+__all__ = [
+    "FLOAT_WEIGHTS", "HEADS", "Weights", "blockwise_ternary", "check_tensors", "packed_bytes", "read_weights",
+    "ternary_of",
+]  # fmt: skip
 
 HEADS = ("auto", "file", "q8_0")
 """What becomes of float embeddings and heads: 8 bits if they are large, as in the file, or 8 bits."""
@@ -32,6 +35,8 @@ LARGE_TABLE = 1 << 22
 """Weights of a float matrix from which on 8 bits are worth their error."""
 GROUP = 256
 """Channels that share one int8 scale where the model does not say how activations are quantised."""
+GLANCE = 64
+"""Blocks that are looked at to tell whether a tensor has one scale, where a few have to do."""
 CHUNK_ROWS = 256
 """Rows that are decoded at a time on the way to 8 bits; a multiple of the row group of 16."""
 
@@ -119,6 +124,33 @@ def read_weights(
     return Weights(layers, token_embd, output, output_norm, rope_factors)
 
 
+def packed_bytes(file: ModelFile, plan: ModelPlan) -> tuple[int, set[str]]:
+    """Compute what the weights of a file would take in memory; of each tensor a few rows are read at most.
+
+    Returns
+    -------
+    nbytes : int
+        As `lowbit.load` would pack them by default.
+    ternary : set of str
+        Names of the tensors that would be packed as ternary codes.
+    """
+    read = _Reader(file, plan, 1, "auto", "auto", glance=True)
+    nbytes, ternary = 0, set[str]()
+    for weight in plan.weights():
+        info = file.tensors[weight.name]
+        if len(weight.shape) == 1:
+            nbytes += 0 if weight.kind == "factors" else 4 * weight.shape[0]
+            continue
+        scale = read.one_scale(info) if weight.kind == "linear" else None
+        kind = read.kind(info) if weight.kind == "linear" else read.table_kind(info)
+        group = read.new(kind, 16, weight.shape[1], scale)  # all groups of 16 rows are as large as this one
+        nbytes += group.nbytes * -(-weight.shape[0] // 16)
+        if group.format == "u2":
+            ternary.add(weight.name)
+        file.release(weight.name)
+    return nbytes, ternary
+
+
 def ternary_of(values: np.ndarray) -> tuple[np.ndarray, float]:
     """Codes and scale of a BitNet linear's float weights.
 
@@ -170,12 +202,16 @@ def _make_one(infos: Sequence[TensorInfo], kinds: Sequence[str], scales: Sequenc
 
 
 class _Reader:
-    """Reads and packs the tensors that a plan names; their shapes are known to be right."""
+    """Reads and packs the tensors that a plan names; their shapes are known to be right.
+
+    With `glance`, a few rows of a tensor decide how it would be packed; nothing can be packed then.
+    """
 
     def __init__(
-        self, file: ModelFile, plan: ModelPlan, threads: int, head: str, weights: str, paging: Paging | None
-    ) -> None:
-        self.file, self.plan, self.threads, self.paging = file, plan, threads, paging
+        self, file: ModelFile, plan: ModelPlan, threads: int, head: str, weights: str, paging: Paging | None = None,
+        glance: bool = False,
+    ) -> None:  # fmt: skip
+        self.file, self.plan, self.threads, self.paging, self.glance = file, plan, threads, paging, glance
         self.head, self.weights = head, weights
         # Codes and scales of float tensors that become ternary, from looking for them until they are packed.
         self.codes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -205,7 +241,7 @@ class _Reader:
     def linear(self, linear: Linear, streamed: bool = False) -> list[PackedMatrix] | list[PagedMatrix]:
         """Tensors that read the same input, as one matrix where their types and row counts allow it."""
         infos = [self.file.tensors[weight.name] for weight in linear.weights]
-        scales = [self._one_scale(info) for info in infos]
+        scales = [self.one_scale(info) for info in infos]
         kinds = [self.kind(info) for info in infos]
         if self.paging is not None:
             return [self._paged(self.paging, *one, streamed=streamed) for one in zip(kinds, infos, scales)]
@@ -230,7 +266,7 @@ class _Reader:
         infos = [self.file.tensors[weight.name] for weight in linear.weights]
         if any(info.type not in TERNARY for info in infos):
             return None
-        scales = [self._one_scale(info) for info in infos]
+        scales = [self.one_scale(info) for info in infos]
         if not _make_one(infos, [info.type for info in infos], scales):
             return None
         rows, cols = linear.n_out, linear.n_in
@@ -261,19 +297,23 @@ class _Reader:
         few = min(16, rows)  # a look at these settles it for weights that are not ternary
         first = dequantize(info.type, raw[: info.nbytes // rows * few], (few, cols))
         if not first.any() or blockwise_ternary(first) is not None:
+            if self.glance:
+                return "ternary floats"
             found = blockwise_ternary(dequantize(info.type, raw, info.shape))
             if found is not None:
                 self.codes[info.name] = found
                 return "ternary floats"
         return "8 bits" if rows * cols >= LARGE_TABLE else info.type
 
-    def _one_scale(self, info: TensorInfo) -> float | None:
+    def one_scale(self, info: TensorInfo) -> float | None:
         """The scale that all weights of a ternary tensor share, or None."""
+        if self.glance and (info.type == "I2_S" or (self.plan.bit_linear and info.type in FLOAT_TYPES)):
+            return 1.0  # it has one, and which does not matter
         raw = self.file.read(info.name)
         if info.type == "I2_S":
             return float(raw[-32:-28].view("<f4")[0])
         if info.type == "TQ2_0" and self.plan.activation_quant == "token":
-            scales = raw.reshape(-1, 66)[:, 64:].copy().view("<f2")
+            scales = raw.reshape(-1, 66)[: GLANCE if self.glance else None, 64:].copy().view("<f2")
             largest = scales.max()
             if ((scales == largest) | (scales == 0)).all():
                 return float(largest)

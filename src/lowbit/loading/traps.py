@@ -20,8 +20,8 @@ from ..chat.templates import find_template
 from ..errors import LowbitError
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize, ternary_codes
-from ..formats.ggml_types import type_of
 from ..plan import ModelPlan
+from ..quantize.ggml_types import type_of
 from ..tokenizers import Tokenizer
 from ..tokenizers.base import END_MARKERS
 from .packing import blockwise_ternary
