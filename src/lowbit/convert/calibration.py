@@ -12,7 +12,7 @@ from ..errors import UnsupportedModelError
 from ..families import plan_of
 from ..formats import open_model
 from ..loading import sparsity
-from ..loading.load import build, check_threads, tokenizer_of
+from ..loading.load import build, check_threads, named, tokenizer_of
 
 __all__ = ["calibrate", "default_path"]
 
@@ -65,8 +65,9 @@ def calibrate(
         If `target` is out of range, or there is no text.
     """
     sparsity.parse(target)
-    with open_model(EMBEDDED_MODEL if model is None else model) as file:
-        reader = tokenizer_of(file, plan_of(file), None if tokenizer is None else os.path.normpath(tokenizer))
+    tokenizer = None if tokenizer is None else os.path.normpath(tokenizer)
+    with open_model(EMBEDDED_MODEL if model is None else model) as file, named(file.path, tokenizer):
+        reader = tokenizer_of(file, plan_of(file), tokenizer)
         if reader is None:
             raise UnsupportedModelError(f"{file.path} has no tokenizer")
         start = [] if reader.bos_id is None else [reader.bos_id]
