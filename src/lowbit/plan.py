@@ -279,11 +279,6 @@ class ModelPlan:
         return self._same.feed_forward.activation
 
     @property
-    def ffn_sub_norm(self) -> bool:
-        """See `Dense.sub_norm`."""
-        return self._same.feed_forward.sub_norm
-
-    @property
     def n_heads(self) -> int:
         """Number of query heads."""
         return self._same.mixer.n_heads
@@ -297,21 +292,6 @@ class ModelPlan:
     def head_dim(self) -> int:
         """Channels per head."""
         return self._same.mixer.head_dim
-
-    @property
-    def attn_bias(self) -> bool:
-        """See `Attention.bias`."""
-        return self._same.mixer.bias
-
-    @property
-    def qk_norm(self) -> bool:
-        """See `Attention.qk_norm`."""
-        return self._same.mixer.qk_norm
-
-    @property
-    def attn_sub_norm(self) -> bool:
-        """See `Attention.sub_norm`."""
-        return self._same.mixer.sub_norm
 
     @property
     def rope_theta(self) -> float:
