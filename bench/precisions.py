@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from lowbit.formats.documents import read_documents
 from lowbit.tokenizers import from_gguf_metadata
-from lowbit.train.corpus import encode
+from lowbit.train.corpus import encode, read_documents
 from lowbit.train.loop import Schedule, fit
 from lowbit.train.measure import bits_per_byte
 from lowbit.train.model import PRECISIONS, BitNet, BitNetShape

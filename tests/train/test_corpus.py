@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from lowbit.errors import FormatError
-from lowbit.formats.documents import read_documents
-from lowbit.train.corpus import Windows, encode
+from lowbit.train.corpus import Windows, encode, read_documents
 
 
 @pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n\n", "\n \n\t\n\n", "\f", "\n<|endoftext|>\n"])

@@ -19,9 +19,9 @@ import numpy as np
 from ..errors import FormatError, LowbitError
 from ..families import plan_of
 from ..formats.base import ModelFile
-from ..formats.documents import read_documents
 from ..loading.load import build, check_threads, tokenizer_of
 from ..quantize.ggml_types import tensor_nbytes
+from ..train.corpus import read_documents
 from .source import METHODS, Altered, Source, encode, error_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Calibration:
     Parameters
     ----------
     file : ModelFile whose tokenizer is used
-    text : path of a text or JSONL file; documents as in `lowbit.formats.documents.read_documents`
+    text : path of a text or JSONL file; documents as in `lowbit.train.corpus.read_documents`
     tokens : tokens of the text that are read
     threads : threads to compute with, None for one per core
 

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 
 from ..errors import FormatError
-from ..formats.documents import read_documents
 from ..tokenizers import Tokenizer, from_gguf_metadata
 from .checkpoint import read_progress
-from .corpus import encode
+from .corpus import encode, read_documents
 from .export import check_exportable, write_gguf
 from .loop import Schedule, fit
 from .measure import bits_per_byte
