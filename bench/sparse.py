@@ -35,10 +35,11 @@ from lowbit._kernels.topk import SparseScratch
 from lowbit._kernels.decoder import Decoder
 from lowbit._kernels.sequence import Sequence
 from lowbit.benchmark import RandomModel
-from lowbit.calibration import calibrate
+from lowbit.convert.calibration import calibrate
 from lowbit.kernels import channel_major, pack_ternary, sparse_ternary_matmul, ternary_matmul
-from lowbit.loading import build
-from lowbit.sparsity import LINEARS, parse
+from lowbit.loading.load import build
+from lowbit.loading.sparsity import parse
+from lowbit.plan import LINEARS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 ROWS, COLS = 2560, 6912

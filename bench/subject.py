@@ -10,7 +10,7 @@ import numpy as np
 from lowbit._kernels.sampler import Sampler
 from lowbit._kernels.sequence import Sequence as Text
 from lowbit.formats.base import ModelFile
-from lowbit.loading import build
+from lowbit.loading.load import build
 
 __all__ = ["Subject"]
 

@@ -134,7 +134,7 @@ static void fill_ternary(lb_matrix *w, int index, int role, int rows, int first)
     }
 }
 
-/* Several tensors become one matrix where their rows fill row groups, as weights.py does it. */
+/* Several tensors become one matrix where their rows fill row groups, as packing.py does it. */
 static linear ternary(int index, int count, const int *roles, const int *rows, int columns) {
     linear l = {.n_parts = 1};
     int all = 0, whole = 1;

@@ -20,17 +20,17 @@ from .errors import (
 
 if TYPE_CHECKING:
     from . import isa, kernels
-    from .config import ModelConfig
     from .engine import Engine, Generation, Stream, Timings, TokenLogprob
-    from .loading import load
+    from .loading.load import load
     from .model import Model, Perplexity
+    from .plan import ModelPlan
     from .sampling import SamplingParams
     from .tokenizers import load_tokenizer
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "loading",
+    "load": "loading.load",
     "Model": "model",
     "Engine": "engine",
     "Generation": "engine",
@@ -38,7 +38,7 @@ _LAZY = {
     "Perplexity": "model",
     "Timings": "engine",
     "TokenLogprob": "engine",
-    "ModelConfig": "config",
+    "ModelPlan": "plan",
     "SamplingParams": "sampling",
     "load_tokenizer": "tokenizers",
     "isa": None,
@@ -53,7 +53,7 @@ __all__ = [
     "LowbitError",
     "MemoryBudgetError",
     "Model",
-    "ModelConfig",
+    "ModelPlan",
     "Perplexity",
     "QueueFullError",
     "SamplingParams",

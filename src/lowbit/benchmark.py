@@ -17,12 +17,14 @@ from ._kernels.sampler import Sampler
 from ._kernels.sequence import Sequence
 from .assets import EMBEDDED_MODEL
 from .errors import ContextLengthError
+from .families import find_family
 from .formats import open_model
 from .formats.base import ModelFile, TensorInfo
-from .formats.ggml_types import tensor_nbytes
-from .loading import build, check_threads
+from .loading.load import build, check_threads
+from .loading.sparsity import Setting, parse
 from .memory import resident_bytes
-from .sparsity import Setting, parse
+from .plan import Weight
+from .quantize.ggml_types import tensor_nbytes
 
 __all__ = ["SHAPES", "RandomModel", "run"]
 
@@ -70,37 +72,17 @@ class RandomModel:
             "llama.rope.dimension_count": s["hidden"] // s["heads"],
             "llama.vocab_size": s["vocab"],
         }
-        self.tensors: Mapping[str, TensorInfo] = {info.name: info for info in self._layout(s)}
+        head = () if s.get("tied") else ("output.weight",)
+        plan = find_family("llama").plan(self.metadata, "llama", head)
+        self.tensors: Mapping[str, TensorInfo] = {
+            weight.name: _random_tensor(weight, s.get("table", "Q8_0")) for weight in plan.weights()
+        }
         # all bytes of four valid ternary codes, repeated past a power of two so that the reuse has no short period
         rng = np.random.default_rng(2)
         digits = rng.integers(0, 3, (1_000_003, 4), np.uint8)
         self._digits = digits
         self._ternary = digits[:, 0] | digits[:, 1] << 2 | digits[:, 2] << 4 | digits[:, 3] << 6
         self._bytes = rng.integers(1, 256, 1_000_003, np.uint8)
-
-    @staticmethod
-    def _layout(s: dict[str, Any]) -> list[TensorInfo]:
-        hidden, wide, kv = s["hidden"], s["wide"], s["hidden"] // s["heads"] * s["kv_heads"]
-        table = s.get("table", "Q8_0")
-        rows: list[tuple[str, str, tuple[int, ...]]] = [("token_embd", table, (s["vocab"], hidden))]
-        for i in range(s["layers"]):
-            rows += [(f"blk.{i}.{name}", "F32", (hidden,)) for name in ("attn_norm", "ffn_norm")]
-            rows += [
-                (f"blk.{i}.{name}", "F16" if shape[1] % 256 else "TQ2_0", shape)
-                for name, shape in {
-                    "attn_q": (hidden, hidden),
-                    "attn_k": (kv, hidden),
-                    "attn_v": (kv, hidden),
-                    "attn_output": (hidden, hidden),
-                    "ffn_gate": (wide, hidden),
-                    "ffn_up": (wide, hidden),
-                    "ffn_down": (hidden, wide),
-                }.items()
-            ]
-        rows += [("output_norm", "F32", (hidden,))]
-        if not s.get("tied"):
-            rows += [("output", table, (s["vocab"], hidden))]
-        return [TensorInfo(name + ".weight", kind, shape, 0, tensor_nbytes(kind, shape)) for name, kind, shape in rows]
 
     def read(self, name: str) -> np.ndarray:
         """Make the bytes of a tensor."""
@@ -140,6 +122,12 @@ class RandomModel:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _random_tensor(weight: Weight, table: str) -> TensorInfo:
+    kinds = {"norm": "F32", "linear": "F16" if weight.shape[-1] % 256 else "TQ2_0", "embedding": table, "head": table}
+    kind = kinds[weight.kind]
+    return TensorInfo(weight.name, kind, weight.shape, 0, tensor_nbytes(kind, weight.shape))
 
 
 def run(
@@ -199,11 +187,11 @@ def run(
             file = RandomModel(random, max(4096, need))
         else:
             file = stack.enter_context(open_model(EMBEDDED_MODEL if path is None else path))
-        decoder, config = build(file, max(counts), context, sparse=parse(sparsity))
+        decoder, plan = build(file, max(counts), context, sparse=parse(sparsity))
         load_seconds = time.perf_counter() - start
     if need > decoder.graph.context:
         raise ContextLengthError(f"{need} tokens do not fit into a context of {decoder.graph.context}")
-    ids = np.random.default_rng(1).integers(0, config.vocab_size, prompt_tokens).astype(np.int32)
+    ids = np.random.default_rng(1).integers(0, plan.vocab_size, prompt_tokens).astype(np.int32)
     per_token = decoder.graph.bytes_per_token
     results = []
     for n in counts:
@@ -213,7 +201,7 @@ def run(
         memory = read_bandwidth(n)
         for _ in range(repeat):
             say(done := done + 1, steps)
-            sampler = Sampler(config.vocab_size, 0.0, 0, 1.0, 0.0, 1.0, 0)
+            sampler = Sampler(plan.vocab_size, 0.0, 0, 1.0, 0.0, 1.0, 0)
             most = prompt_tokens + 1 + decode_tokens
             sequence = Sequence(decoder.pool, ids, need, sampler=sampler, most=most, reuse=False)
             start = time.perf_counter()

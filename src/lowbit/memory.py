@@ -106,7 +106,7 @@ class Budget:
     def fit(
         self,
         make: Callable[[int, int], Decoder],
-        paging: Paging,
+        paging: Paging | None,
         context: int | None,
         most_context: int,
         batch: int,
@@ -119,8 +119,8 @@ class Budget:
         Parameters
         ----------
         make : function of a context and a batch, both in tokens
-        paging : Paging
-            Knows all matrices.
+        paging : Paging, optional
+            Knows all matrices; None if they are in memory.
         context : int, optional
             Tokens to make room for, if the caller said so.
         most_context, batch : int
@@ -139,7 +139,7 @@ class Budget:
         for decoder in (make(good_context, good_batch), least):
             plan = self._plan(decoder, paging)
             try:
-                paging.start(plan.cache)
+                self._start(paging, plan)
             except MemoryBudgetError as error:
                 smallest = self.limit - plan.cache + (error.smallest or 0)
             else:
@@ -160,14 +160,25 @@ class Budget:
         trim_heap()
         return resident_bytes()
 
-    def _plan(self, decoder: Decoder, paging: Paging) -> MemoryPlan:
+    def holds(self, weight_bytes: int) -> bool:
+        """Tell whether a model with these weights can be in memory as a whole, also while it is loaded."""
+        return weight_bytes * 4 // 3 + self.limit // 4 <= self.limit
+
+    @staticmethod
+    def _start(paging: Paging | None, plan: MemoryPlan) -> None:
+        if paging is not None:
+            paging.start(plan.cache)
+        elif plan.cache < 0:
+            raise MemoryBudgetError(smallest=0)
+
+    def _plan(self, decoder: Decoder, paging: Paging | None) -> MemoryPlan:
         logits = 5 * 4 * decoder.graph.vocab  # scoring holds them as float32, and twice as float64
         rows = min(MOST_LOGIT_ROWS, decoder.batch, max(1, self.limit // 32 // logits))
         return MemoryPlan(
             budget=self.limit,
             resident=max(0, self._in_use() - self.before),
             kv=blocks_of(decoder) * decoder.pool.block_bytes,
-            scratch=decoder.scratch_bytes + rows * logits + paging.scratch_bytes,
+            scratch=decoder.scratch_bytes + rows * logits + (paging.scratch_bytes if paging is not None else 0),
             logit_rows=rows,
         )
 

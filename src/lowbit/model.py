@@ -14,12 +14,12 @@ from ._kernels import dispatch
 from ._kernels.decoder import Decoder
 from ._kernels.kvpool import SPAN
 from ._kernels.sampler import Sampler
-from .config import ModelConfig
 from .engine import Engine, Generation, Stream, Timings, TokenLogprob
 from .engine.sequence import Request
 from .engine.text import LogprobRecorder
 from .errors import ContextLengthError, UnsupportedModelError
 from .memory import MemoryPlan
+from .plan import ModelPlan
 from .sampling import SamplingParams
 from .tokenizers import Tokenizer
 
@@ -46,7 +46,7 @@ class Model:
 
     Attributes
     ----------
-    config : ModelConfig
+    config : ModelPlan
     tokenizer : Tokenizer
     context : int
         Longest sequence, in tokens.
@@ -55,7 +55,7 @@ class Model:
     def __init__(
         self,
         decoder: Decoder,
-        config: ModelConfig,
+        config: ModelPlan,
         tokenizer: Tokenizer | None,
         description: dict[str, Any],
         load_seconds: float,

@@ -89,6 +89,7 @@ def model(monkeypatch):
 
     monkeypatch.setitem(vars(lowbit), "load", load)
     monkeypatch.setitem(vars(lowbit), "load_tokenizer", lambda path: load(path).tokenizer)
+    monkeypatch.setattr("lowbit.loading.inspection.inspect_file", lambda path=None, tokenizer=None: load(path).info())
     return model
 
 

@@ -10,17 +10,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lowbit.convert.requantize import quantize_model, write
+from lowbit.convert.source import Source, encode, error_of
 from lowbit.errors import FormatError, LowbitError
 from lowbit.formats import open_model
 from lowbit.formats.blocks import dequantize, ternary_codes
 from lowbit.quantize import pack_codes
 from lowbit.quantize.ternary import nearest_ternary
-from lowbit.requantize import Source, encode, error_of, quantize_model, write
 
 pytest.importorskip("lowbit._kernels.transformer", reason="kernels are not compiled", exc_type=ImportError)
 
 from lowbit import cli
-from lowbit.sensitivity import Calibration, Option, allocate, expected, measure
+from lowbit.convert.sensitivity import Calibration, Option, allocate, expected, measure
 
 TEXT = "One day w1 w2 w3 saw a w77.\n\n\nThen w4 met w5 and w6.\n\n\nThe end of w300."
 

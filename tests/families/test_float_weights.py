@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import lowbit
-from lowbit import weights
 from lowbit._kernels.matrix import PackedMatrix
 from lowbit.formats import open_model
 from lowbit.formats.blocks import dequantize
 from lowbit.formats.gguf_writer import GGUFWriter
+from lowbit.loading import packing
 
 SIZES = {"embedding_length": 128, "feed_forward_length": 256, "block_count": 1, "attention.head_count": 4,
          "attention.head_count_kv": 2, "context_length": 64, "vocab_size": 48}  # fmt: skip
@@ -49,7 +49,7 @@ def close(a, b, share):
 
 def test_large_floats_are_kept_in_8_bits_unless_told_otherwise(tmp_path, monkeypatch):
     path = write(tmp_path / "model.gguf")
-    monkeypatch.setattr(weights, "LARGE_TABLE", 128 * 128)
+    monkeypatch.setattr(packing, "LARGE_TABLE", 128 * 128)
     rounded, exact = lowbit.load(path), lowbit.load(path, weights="file")
     assert rounded.info()["weight_bytes"] < exact.info()["weight_bytes"] * 0.6
     a, b = exact.logits(range(40)), rounded.logits(range(40))
@@ -67,21 +67,19 @@ def test_types_that_can_only_be_decoded_are_kept_in_8_bits(tmp_path, monkeypatch
     """The types that have a packed form stand in for those that have none."""
     path = write(tmp_path / "model.gguf", kind)
     direct = lowbit.load(path).logits(range(40))
-    monkeypatch.setattr(weights, "BLOCK_TYPES", {})
-    monkeypatch.setattr(weights, "CHUNK_ROWS", 32)
+    monkeypatch.setattr(packing, "BLOCK_TYPES", {})
+    monkeypatch.setattr(packing, "CHUNK_ROWS", 32)
     assert close(direct, lowbit.load(path).logits(range(40)), 0.02)
 
 
 def test_decoded_rows_come_out_where_they_belong(tmp_path, monkeypatch):
     path = write(tmp_path / "model.gguf", "Q8_0")
-    monkeypatch.setattr(weights, "BLOCK_TYPES", {})
-    monkeypatch.setattr(weights, "CHUNK_ROWS", 16)
-    from lowbit.families import find_family
+    monkeypatch.setattr(packing, "BLOCK_TYPES", {})
+    monkeypatch.setattr(packing, "CHUNK_ROWS", 16)
+    from lowbit.families import plan_of
 
     with open_model(path) as file:
-        family = find_family("llama")
-        config = family.config(file.metadata, "llama", tied=False)
-        [qkv] = weights.read_weights(file, config, family, 1).layers[0]["qkv"]
+        [qkv] = packing.read_weights(file, plan_of(file), 1).layers[0]["qkv"]
         names = [f"blk.0.attn_{part}.weight" for part in "qkv"]
         stored = np.concatenate([dequantize("Q8_0", file.read(n), file.tensors[n].shape) for n in names])
         assert isinstance(qkv, PackedMatrix)
@@ -93,7 +91,7 @@ def test_ternary_floats_are_found_with_a_scale_per_block():
     rng = np.random.default_rng(1)
     signs, scales = rng.integers(-1, 2, (40, 600)), rng.uniform(0.1, 1, (40, 3)).astype(np.float32)
     values = (signs * np.repeat(scales, 256, axis=1)[:, :600]).astype(np.float32)
-    codes, found = weights.blockwise_ternary(values)
+    codes, found = packing.blockwise_ternary(values)
     assert (codes == signs + 1).all()
     assert (found == scales).all()
 
@@ -103,8 +101,8 @@ def test_one_other_magnitude_or_infinity_makes_weights_no_ternary_ones(row):
     for wrong in (0.25, np.inf, np.nan):
         values = np.where(np.arange(512) % 3, 0.5, -0.5).astype(np.float32) * np.ones((40, 1), np.float32)
         values[row, 300] = wrong
-        assert weights.blockwise_ternary(values) is None
-    assert weights.blockwise_ternary(np.zeros((4, 256), np.float32)) is None
+        assert packing.blockwise_ternary(values) is None
+    assert packing.blockwise_ternary(np.zeros((4, 256), np.float32)) is None
 
 
 @pytest.mark.parametrize(
@@ -117,11 +115,11 @@ def test_one_other_magnitude_or_infinity_makes_weights_no_ternary_ones(row):
 )
 def test_qwen_in_gguf_runs_as_the_oracle_does(tmp_path, architecture, extra, keys):
     from lowbit import reference
-    from lowbit.families import find_family
+    from lowbit.families import plan_of
 
     path = write(tmp_path / "model.gguf", architecture=architecture, extra=extra, keys=keys)
     with open_model(path) as file:
-        config = find_family(architecture).config(file.metadata, architecture, tied=False)
+        config = plan_of(file)
         roles = {
             name.removesuffix(".weight").replace(".bias", "_bias"): dequantize(info.type, file.read(name), info.shape)
             for name, info in file.tensors.items()

@@ -7,7 +7,7 @@ import pytest
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.blocks import TERNARY, dequantize, ternary_codes
-from lowbit.formats.ggml_types import DECODABLE, TYPES, tensor_nbytes
+from lowbit.quantize.ggml_types import DECODABLE, TYPES, tensor_nbytes
 
 PATTERN = np.resize(np.float32([1, 0, -1, 1, 1, -1, 0]), 256) * np.float32(0.5)
 

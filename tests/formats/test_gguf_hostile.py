@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats import open_model
 from lowbit.formats.blocks import dequantize
-from lowbit.formats.ggml_types import tensor_nbytes
 from lowbit.formats.gguf import GGUFFile
+from lowbit.quantize.ggml_types import tensor_nbytes
 
 HUGE = 2**63 - 1
 

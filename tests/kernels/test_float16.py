@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from plans import make_plan
 
 from lowbit._kernels.decoder import Decoder
 from lowbit._kernels.graph import Graph
 from lowbit._kernels.kvpool import KVPool
 from lowbit._kernels.sequence import Sequence
-from lowbit.config import ModelConfig
 from lowbit.kernels import PackedMatrix, matmul
 
 ALL_HALVES = np.arange(1 << 16, dtype=np.uint16)
@@ -31,7 +31,7 @@ def through_half():
     The model has no weights but a bias, which becomes the value of the one position, and identities. Its norms divide
     by 2**30, exactly: their epsilon of 2**60 swallows the mean square of anything below 2**16.
     """
-    config = ModelConfig("test", WIDTH, WIDTH, 16, 1, 1, 1, WIDTH, 16, norm_eps=2.0**60)
+    config = make_plan("test", WIDTH, WIDTH, 16, 1, 1, 1, WIDTH, 16, norm_eps=2.0**60)
     identity, nothing = PackedMatrix("f32", WIDTH, WIDTH), PackedMatrix("f32", WIDTH, WIDTH)
     identity.fill_floats(np.eye(WIDTH, dtype=np.float32).reshape(-1).view(np.uint8), WIDTH)
     nothing.fill_floats(np.zeros(WIDTH * WIDTH * 4, np.uint8), WIDTH)

@@ -85,6 +85,20 @@ TEXTS = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581"
 TYPES = [2, 3, 3, *[6] * 256, *[1] * 27]
 
 
+@pytest.fixture
+def vocabulary(tmp_path):
+    """A GGUF file that holds a tokenizer of `TEXTS` and nothing else."""
+    path = tmp_path / "vocabulary.gguf"
+    with GGUFWriter(path, "llama") as out:
+        out.add_metadata("tokenizer.ggml.model", "llama")
+        out.add_metadata("tokenizer.ggml.tokens", TEXTS)
+        out.add_metadata("tokenizer.ggml.scores", np.zeros(len(TEXTS), np.float32))
+        out.add_metadata("tokenizer.ggml.token_type", np.array(TYPES, np.int32))
+        out.add_metadata("tokenizer.ggml.bos_token_id", 1, "u32")
+        out.add_metadata("tokenizer.ggml.eos_token_id", 2, "u32")
+    return path
+
+
 @pytest.fixture(scope="session")
 def scripted(tmp_path_factory):
     """`scripted(text)` loads a model that continues the prompt "a" with exactly this text, then ends it.
@@ -137,14 +151,14 @@ def scripted(tmp_path_factory):
 @pytest.fixture(scope="session")
 def oracle():
     """`oracle(path)` gives a file's configuration, and its weights for `lowbit.reference`."""
-    from lowbit.families import find_family
+    from lowbit.families import plan_of
     from lowbit.formats.blocks import TERNARY, dequantize, ternary_codes
+    from lowbit.loading.packing import ternary_of
     from lowbit.reference import IntLinear, TernaryLinear
-    from lowbit.weights import ternary_of
 
     groups = {"Q4_0": 32, "Q8_0": 32}
 
-    def role_of(info, raw, family):
+    def role_of(info, raw, plan):
         if info.type in TERNARY:
             codes, scales = ternary_codes(info.type, raw, info.shape)
             return TernaryLinear(codes.astype(np.int8) - 1, scales.astype(np.float64))
@@ -154,7 +168,7 @@ def oracle():
             scales = blocks[:, :, :2].copy().view("<f2")[:, :, 0].astype(np.float64)
             codes = np.rint(values.reshape(*scales.shape, -1) / np.where(scales, scales, 1)[:, :, None])
             return IntLinear(codes.reshape(info.shape).astype(np.int8), scales)
-        if family.bit_linear and values.ndim == 2 and info.name.startswith("blk."):
+        if plan.bit_linear and values.ndim == 2 and info.name.startswith("blk."):
             codes, scale = ternary_of(values)
             return TernaryLinear(codes.astype(np.int8) - 1, scale)
         return values
@@ -162,11 +176,10 @@ def oracle():
     @functools.cache
     def read(path):
         file = open_model(path)
-        family = find_family(file.architecture)
-        config = family.config(file.metadata, file.architecture, "output.weight" not in file.tensors)
+        plan = plan_of(file)
         weights = {
-            name.removesuffix(".weight"): role_of(info, file.read(name), family) for name, info in file.tensors.items()
+            name.removesuffix(".weight"): role_of(info, file.read(name), plan) for name, info in file.tensors.items()
         }
-        return config, weights
+        return plan, weights
 
     return read

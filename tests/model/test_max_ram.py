@@ -86,11 +86,8 @@ def test_batches_speculation_and_perplexity_agree_with_the_resident_model(test_d
 
 def test_any_budget_above_the_model_keeps_all_of_it(write_llama):
     model = lowbit.load(write_llama(kind="Q8_0", **SIZES), max_ram="200MB")
-    model.generate(PROMPT, max_tokens=3, temperature=0)
-    read = model.info()["memory"]["bytes_read"]
-    model.generate(PROMPT, max_tokens=10, temperature=0)
-    # the embedding's rows are looked up one by one, on top of its use as the head
-    assert model.info()["memory"]["bytes_read"] - read < 20 * (16 * SIZES["hidden"] * 2 + 8192)
+    assert "bytes_read" not in model.info()["memory"], "nothing is left in the file"
+    assert model.info()["memory"]["cache_bytes"] > 0
 
 
 def test_a_stream_that_nobody_reads_makes_room_and_goes_on_later(test_data):

@@ -9,10 +9,12 @@ import pytest
 
 import lowbit
 from lowbit import FormatError, reference
-from lowbit.calibration import calibrate
 from lowbit.cli import main
+from lowbit.convert.calibration import calibrate
 from lowbit.formats import open_model
-from lowbit.sparsity import LINEARS, MAGNITUDES, thresholds_of
+from lowbit.loading import sparsity as sparsity_settings
+from lowbit.loading.sparsity import MAGNITUDES, thresholds_of
+from lowbit.plan import LINEARS
 
 SHARES = {"qkv": 0.25, "attn_output": 0.5, "gate_up": 0.4, "ffn_down": 0.6}
 
@@ -85,7 +87,7 @@ def test_zeros_of_a_squared_relu_are_skipped_without_a_trace(write_llama, monkey
     size = {"hidden": 512, "wide": 768, "vocab": 300, "heads": 8, "kv_heads": 4}
     path = write_llama("bitnet-b1.58", shapes=norms, kind="TQ2_0", **size)
     dense = lowbit.load(path)
-    monkeypatch.setattr(lowbit.sparsity, "WORTHWHILE", 1)
+    monkeypatch.setattr(sparsity_settings, "WORTHWHILE", 1)
     skipping = lowbit.load(path)
     assert skipping.info()["scratch_bytes"] > dense.info()["scratch_bytes"], "the other kernel is in use"
     assert np.array_equal(bits(skipping.logits(IDS)), bits(dense.logits(IDS)))

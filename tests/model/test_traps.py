@@ -190,8 +190,8 @@ def test_a_tied_head_is_stated(write):
 
 
 def test_looking_takes_a_moment_only_whatever_the_size(write, monkeypatch):
-    from lowbit import traps
     from lowbit.formats import open_model
+    from lowbit.loading import traps
 
     path = write(kind="I2_S", architecture="bitnet")
     model, read = lowbit.load(path, threads=1), []

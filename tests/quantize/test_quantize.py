@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import arrays
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.blocks import dequantize, ternary_codes
-from lowbit.formats.ggml_types import tensor_nbytes
 from lowbit.quantize import QUANTIZERS, absmean, pack_codes, quantize
+from lowbit.quantize.ggml_types import tensor_nbytes
 from lowbit.quantize.rounding import round_half_away
 
 SHARED = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "TQ1_0", "TQ2_0"]

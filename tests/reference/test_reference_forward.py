@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from plans import make_plan
 
-from lowbit.config import ModelConfig
 from lowbit.reference import IntLinear, attention, forward, greedy, relu2, rms_norm, rope
 
 IDS = [3, 1, 4, 1, 5]
-CONFIG = ModelConfig("llama", 8, 12, 10, 1, n_heads=4, n_kv_heads=2, head_dim=6, context_length=16, norm_eps=0.0)
+
+
+def changed(**keys):
+    return make_plan("llama", 8, 12, 10, 1, 4, 2, 6, 16, norm_eps=0.0, **keys)
+
+
+CONFIG = changed()
 
 
 @pytest.fixture
@@ -55,7 +59,7 @@ def by_hand(config, w, *, q_bias=0.0, k_bias=0.0, v_bias=0.0):
 
 def test_biases_are_added_to_query_key_and_value(weights):
     weights["blk.0.ffn_down"][:] = 0
-    config = replace(CONFIG, attn_bias=True)
+    config = changed(attn_bias=True)
     biases = {f"{name}_bias": weights[f"blk.0.attn_{name}_bias"] for name in "qkv"}
     np.testing.assert_allclose(forward(config, weights, IDS), by_hand(config, weights, **biases))
 
@@ -64,12 +68,12 @@ def test_biases_are_added_to_query_key_and_value(weights):
 @pytest.mark.parametrize("rope_dim", [0, 4])
 def test_rotation_follows_the_config(weights, pairing, rope_dim):
     weights["blk.0.ffn_down"][:] = 0
-    config = replace(CONFIG, rope_pairing=pairing, rope_dim=rope_dim, rope_theta=100.0)
+    config = changed(rope_pairing=pairing, rope_dim=rope_dim, rope_theta=100.0)
     np.testing.assert_allclose(forward(config, weights, IDS), by_hand(config, weights))
 
 
 def test_infinite_rope_factors_switch_positions_off(weights):
-    config = replace(CONFIG, rope_factors=(np.inf,) * 3)
+    config = changed(rope_factors=(np.inf,) * 3)
     logits = forward(config, weights, [1, 2, 3])
     np.testing.assert_allclose(logits[2], forward(config, weights, [2, 1, 3])[2])
     assert not np.allclose(forward(CONFIG, weights, [1, 2, 3])[2], forward(CONFIG, weights, [2, 1, 3])[2])
@@ -82,7 +86,7 @@ def test_relu2_gate_with_sub_norm(weights):
     gated = relu2(n @ weights["blk.0.ffn_gate"].T) * (n @ weights["blk.0.ffn_up"].T)
     x = x + rms_norm(gated, weights["blk.0.ffn_sub_norm"], 0.0) @ weights["blk.0.ffn_down"].T
     want = rms_norm(x, weights["output_norm"], 0.0) @ weights["output"].T
-    np.testing.assert_allclose(forward(replace(CONFIG, activation="relu2", ffn_sub_norm=True), weights, IDS), want)
+    np.testing.assert_allclose(forward(changed(activation="relu2", ffn_sub_norm=True), weights, IDS), want)
 
 
 @pytest.mark.parametrize(
@@ -96,14 +100,14 @@ def test_relu2_gate_with_sub_norm(weights):
 def test_a_norm_cancels_the_size_of_what_feeds_it(weights, switch, scaled):
     larger = weights | {f"blk.0.{role}": 3 * weights[f"blk.0.{role}"] for role in scaled}
     assert not np.allclose(forward(CONFIG, weights, IDS), forward(CONFIG, larger, IDS))
-    config = replace(CONFIG, **{switch: True})
+    config = changed(**{switch: True})
     np.testing.assert_allclose(forward(config, weights, IDS), forward(config, larger, IDS))
 
 
 def test_tied_output_is_the_embedding(weights):
     untied = forward(CONFIG, weights | {"output": weights["token_embd"]}, IDS)
     del weights["output"]
-    np.testing.assert_array_equal(forward(replace(CONFIG, tied_embeddings=True), weights, IDS), untied)
+    np.testing.assert_array_equal(forward(changed(tied_embeddings=True), weights, IDS), untied)
 
 
 def test_quantised_embedding_rows_are_looked_up_at_their_float_value(weights):

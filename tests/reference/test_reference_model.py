@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plans import make_plan
 
-from lowbit.config import ModelConfig
 from lowbit.formats import open_model
+from lowbit.plan import ModelPlan
 from lowbit.reference import Linear, TernaryLinear, forward, greedy, model, nats_per_token, rms_norm, softmax
 
 DATA = Path(os.environ.get("LOWBIT_TEST_DATA", ""))
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 @dataclass
 class Case:
     name: str
-    config: ModelConfig
+    config: ModelPlan
     weights: dict[str, np.ndarray | Linear]
 
 
@@ -47,13 +48,13 @@ def as_ternary(w):
 
 @pytest.fixture(scope="module")
 def stories260k():
-    config = ModelConfig("llama", 512, 64, 172, 5, 8, 4, 8, 512, tied_embeddings=True)
+    config = make_plan("llama", 512, 64, 172, 5, 8, 4, 8, 512, tied_embeddings=True)
     return Case("stories260K", config, read_float32(MODELS / "stories260K.bin"))
 
 
 @pytest.fixture(scope="module")
 def tinystories_3m():
-    config = ModelConfig(
+    config = make_plan(
         "bitnet",
         vocab_size=512,
         hidden_size=256,

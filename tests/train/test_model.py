@@ -8,7 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs the extra 'train'")
 
-from lowbit.config import ModelConfig
+from plans import make_plan
+
 from lowbit.errors import FormatError
 from lowbit.reference import TernaryLinear, forward, quantize_weights_absmean
 from lowbit.train.attention import blockwise_attention, fused_attention
@@ -82,7 +83,7 @@ def test_logits_equal_those_of_the_numpy_reference(make_model, activation):
             if name.endswith("norm"):
                 parameter.uniform_(0.5, 1.5)
     shape = model.shape
-    config = ModelConfig(
+    config = make_plan(
         family="bitnet", **shape.as_dict(), head_dim=shape.head_dim, rope_pairing="halves", attn_sub_norm=True,
         ffn_sub_norm=True, tied_embeddings=True, activation_quant="token",
     )  # fmt: skip

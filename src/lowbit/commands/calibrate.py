@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 
-from .common import InputError, print_json, read_file, whole
+from .common import InputError, add_tokenizer_argument, print_json, read_file, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-m", "--model", metavar="FILE", help="model file (default: the embedded model)")
+    add_tokenizer_argument(add)
     add("--text", required=True, metavar="FILE", help="UTF-8 text; - reads a pipe")
     add("--target", required=True, type=float, metavar="F", help="share of the activations to skip, such as 0.4")
     add("-o", "--output", metavar="FILE", help="where to write the thresholds (default: MODEL.thresholds.json)")
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ..calibration import calibrate, default_path
+    from ..convert.calibration import calibrate, default_path
     from ..errors import LowbitError
 
     if args.output is None and args.model is None:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            layers = calibrate(args.model, text, args.target, output, args.threads, progress)
+            layers = calibrate(args.model, text, args.target, output, args.threads, progress, args.tokenizer)
     except LowbitError:
         raise
     except ValueError as error:

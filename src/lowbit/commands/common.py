@@ -17,6 +17,7 @@ __all__ = [
     "InputError",
     "add_model_arguments",
     "add_sampling_arguments",
+    "add_tokenizer_argument",
     "load_model",
     "print_json",
     "print_table",
@@ -38,6 +39,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that `load_model` reads."""
     add = parser.add_argument_group("model").add_argument
     add("-m", "--model", metavar="FILE", help="model file (default: the embedded model)")
+    add_tokenizer_argument(add)
     add("-t", "--threads", type=whole(1), metavar="N", help="threads (default: one per core)")
     add(
         "--max-ram",
@@ -51,11 +53,16 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--head", metavar="TYPE", help="float output heads: auto (large ones in 8 bits, default), file or q8_0")
 
 
+def add_tokenizer_argument(add: Callable[..., argparse.Action]) -> None:
+    """Add the option that names another tokenizer than the model's own."""
+    add("--tokenizer", metavar="PATH", help="tokenizer file or folder to use in place of the model's own")
+
+
 def load_model(args: argparse.Namespace) -> Model:
     """Load the model that the options of `add_model_arguments` name."""
     import lowbit
 
-    names = ("threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "head")
+    names = ("tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "head")
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     try:
         return lowbit.load(args.model, **given) if args.model is not None else lowbit.load(**given)

@@ -1,8 +1,8 @@
 """Show what is inside a model file, or what lowbit finds on this machine.
 
-Warnings at the end say what in the file is guessed, contradicts itself, or is known to ruin the text elsewhere. Of a
-chat template only the beginning is shown; --template prints all of it. Without a file: the version, the instruction
-sets, the processor cores and the embedded model.
+Only the header is read, and of the weights a few rows. Warnings at the end say what in the file is guessed,
+contradicts itself, or is known to ruin the text elsewhere. Of a chat template only the beginning is shown; --template
+prints all of it. Without a file: the version, the instruction sets, the processor cores and the embedded model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import os
 from typing import Any
 
-from .common import InputError, print_json, print_table, printable, without_controls
+from .common import InputError, add_tokenizer_argument, print_json, print_table, printable, without_controls
 
 SHOWN = 60
 """Characters of a chat template that the table shows."""
@@ -21,6 +21,7 @@ SHOWN = 60
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="FILE", help="model file")
     parser.add_argument("-m", "--model", dest="option", metavar="FILE", help="the same")
+    add_tokenizer_argument(parser.add_argument)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the whole chat template")
     parser.add_argument("--template", action="store_true", help="print the chat template as it is in the file, no more")
 
@@ -28,11 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import lowbit
 
+    from ..loading.inspection import inspect_file
+
     if args.model is not None and args.option is not None:
         raise InputError("name one model file, not two")
     path = args.option if args.model is None else args.model
     if path is None:
-        embedded = lowbit.load().info()
+        embedded = inspect_file(tokenizer=args.tokenizer)
         info: dict[str, Any] = {
             "version": lowbit.__version__,
             "isa": lowbit.isa.active(),
@@ -41,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             "embedded_model": embedded,
         }
     else:
-        info = lowbit.load(path).info()
+        info = inspect_file(path, args.tokenizer)
     if args.template:
         return _print_template(info)
     if args.json:

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 from .common import InputError, print_json, print_table, printable, whole
 
 if TYPE_CHECKING:
-    from ..requantize import Quantized
+    from ..convert.requantize import Quantized
 
-# As in lowbit.requantize, which is too heavy to be imported for a help text.
+# As in lowbit.convert.source, which is too heavy to be imported for a help text.
 METHODS = ("ternary", "int4", "int8", "f16")
 COLOURS = {"TQ2_0": "tab:green", "Q2_0": "tab:green", "Q4_0": "tab:blue", "Q8_0": "tab:orange", "F16": "tab:red"}
 
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ..requantize import quantize_model
+    from ..convert.requantize import quantize_model
 
     dynamic = args.policy == "dynamic"
     if dynamic and (args.bits is None or args.text is None):

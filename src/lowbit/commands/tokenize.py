@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from .common import InputError, print_json, print_table, read_text
+from .common import InputError, add_tokenizer_argument, print_json, print_table, read_text
 
 if TYPE_CHECKING:
     from ..tokenizers import Tokenizer
@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("text", nargs="?", metavar="TEXT", help="text, or ids with --decode; - or none reads a pipe")
     add("-m", "--model", metavar="FILE", help="model or tokenizer file (default: the embedded model)")
+    add_tokenizer_argument(add)
     add("--bos", action=argparse.BooleanOptionalAction, help="begin with the begin-of-text token, or do not")
     add("--parse-special", action="store_true", help="read the names of special tokens in the text as these tokens")
     add("--decode", action="store_true", help="turn ids, with spaces or commas between them, into text")
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     text = read_text(args.text, "text")
     ids = _parse_ids(text) if args.decode else None
-    tokenizer = _tokenizer(args.model)
+    tokenizer = _tokenizer(args.model, args.tokenizer)
     if ids is not None:
         return _decode(tokenizer, ids, args)
     ids = [int(i) for i in tokenizer.encode(text, add_bos=args.bos, parse_special=args.parse_special)]
@@ -63,7 +64,24 @@ def _parse_ids(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _tokenizer(path: str | None) -> Tokenizer:
+def _tokenizer(path: str | None, other: str | None) -> Tokenizer:
     import lowbit
 
+    if other is not None:
+        return lowbit.load_tokenizer(other) if path is None else _checked(path, other)
     return lowbit.load().tokenizer if path is None else lowbit.load_tokenizer(path)
+
+
+def _checked(model: str, path: str) -> Tokenizer:
+    """Another tokenizer for a model; it must not have more tokens."""
+    import os
+
+    from ..families import plan_of
+    from ..formats import open_model
+    from ..loading.load import named, tokenizer_of
+
+    path = os.path.normpath(path)
+    with open_model(model) as file, named(file.path, path):
+        tokenizer = tokenizer_of(file, plan_of(file), path)
+    assert tokenizer is not None
+    return tokenizer

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from ..errors import UnsupportedModelError
+from ..formats.base import ModelFile
+from ..plan import ModelPlan
 from . import bitnet, bitnet_b158, llama, qwen2, qwen3
 from .base import Family
 
-__all__ = ["FAMILIES", "Family", "find_family"]
+__all__ = ["FAMILIES", "Family", "find_family", "plan_of"]
 
 FAMILIES = (llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
 
@@ -18,3 +20,16 @@ def find_family(architecture: str) -> Family:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.architectures)
     raise UnsupportedModelError(f"architecture {architecture!r} is not known; lowbit runs {known}")
+
+
+def plan_of(file: ModelFile) -> ModelPlan:
+    """Return what a file's model is made of.
+
+    Raises
+    ------
+    FormatError
+        If a key of its metadata is missing, of the wrong type, or out of range.
+    UnsupportedModelError
+        If its architecture is not known.
+    """
+    return find_family(file.architecture).plan(file.metadata, file.architecture, file.tensors)

@@ -1,16 +1,16 @@
-"""What a family file says, and how metadata becomes a ModelConfig. No family has code of its own."""
+"""What a family file says, and how metadata becomes a ModelPlan. No family has code of its own."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from ..config import ModelConfig
 from ..errors import FormatError
+from ..plan import Attention, Dense, LayerPlan, ModelPlan, Rope
 from .rope import yarn_factors, yarn_magnitude
 
 __all__ = ["Family"]
@@ -38,18 +38,19 @@ class Family:
     bit_linear: bool = False
     """Float weights of the linear layers are masters of ternary ones: quantised at load, never used as they are."""
 
-    def config(self, metadata: Mapping[str, Any], architecture: str, tied: bool) -> ModelConfig:
+    def plan(self, metadata: Mapping[str, Any], architecture: str, tensors: Container[str]) -> ModelPlan:
         """Translate a file's metadata.
 
         Parameters
         ----------
         metadata : mapping
-            With GGUF's key names. ``lowbit.rope_pairing`` and ``lowbit.activation_quant`` overrule the family, for
-            containers that keep another order of the channels, or know how the model was trained.
+            With GGUF's key names. ``lowbit.rope_pairing``, ``lowbit.activation_quant`` and ``lowbit.bit_linear``
+            overrule the family, for containers that keep another order of the channels, or know how the model was
+            trained.
         architecture : str
             The prefix of the keys.
-        tied : bool
-            The file has no output head of its own.
+        tensors : container of str
+            Names of the file's tensors. Without an output head the embedding is it.
 
         Raises
         ------
@@ -68,34 +69,36 @@ class Family:
             raise FormatError("attention in a sliding window is not supported")
         if heads % kv_heads:
             raise FormatError(f"{heads} query heads cannot share {kv_heads} key heads")
-        return ModelConfig(
+        layer = LayerPlan(
+            Attention(
+                n_heads=heads,
+                n_kv_heads=kv_heads,
+                head_dim=head_dim,
+                rope=Rope(
+                    dim=keys.whole("rope.dimension_count", 2, head_dim, default=head_dim),
+                    theta=keys.real("rope.freq_base", 1.0, 1e12, default=10000.0),
+                    pairing=keys.choice("lowbit.rope_pairing", ("adjacent", "halves"), self.rope_pairing),
+                    factors=keys.rope_factors(head_dim),
+                    scale=keys.rope_scale(),
+                ),
+                bias=self.attn_bias,
+                qk_norm=self.qk_norm,
+                sub_norm=self.sub_norms,
+            ),
+            Dense(keys.whole("feed_forward_length", 1, 1 << 18), self.activation, self.sub_norms),
+        )
+        return ModelPlan(
             family=self.name,
             vocab_size=keys.vocabulary(),
             hidden_size=hidden,
-            intermediate_size=keys.whole("feed_forward_length", 1, 1 << 18),
-            n_layers=keys.whole("block_count", 1, MAX_LAYERS),
-            n_heads=heads,
-            n_kv_heads=kv_heads,
-            head_dim=head_dim,
             context_length=keys.whole("context_length", 1, MAX_CONTEXT),
+            layers=(layer,) * keys.whole("block_count", 1, MAX_LAYERS),
             norm_eps=keys.real("attention.layer_norm_rms_epsilon", 0.0, 1.0),
-            rope_theta=keys.real("rope.freq_base", 1.0, 1e12, default=10000.0),
-            rope_dim=keys.whole("rope.dimension_count", 2, head_dim, default=head_dim),
-            rope_pairing=keys.choice("lowbit.rope_pairing", ("adjacent", "halves"), self.rope_pairing),
-            rope_factors=keys.rope_factors(head_dim),
-            rope_scale=keys.rope_scale(),
-            activation=self.activation,
-            attn_sub_norm=self.sub_norms,
-            ffn_sub_norm=self.sub_norms,
-            qk_norm=self.qk_norm,
-            attn_bias=self.attn_bias,
-            tied_embeddings=tied,
+            tied_embeddings="output.weight" not in tensors,
+            rope_tensor="rope_freqs.weight" in tensors,
             activation_quant=keys.choice("lowbit.activation_quant", ("token", "group"), self.activation_quant),
+            bit_linear=bool(metadata.get("lowbit.bit_linear", self.bit_linear)),
         )
-
-    def has_masters(self, metadata: Mapping[str, Any]) -> bool:
-        """Whether the float weights of linear layers are masters of ternary ones; the file may say so itself."""
-        return bool(metadata.get("lowbit.bit_linear", self.bit_linear))
 
 
 def _shown(value: Any) -> str:

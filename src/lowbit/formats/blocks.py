@@ -15,7 +15,7 @@ import numpy as np
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats import kquants
 from lowbit.formats.bits import f16, finite, spread
-from lowbit.formats.ggml_types import tensor_nbytes, type_of
+from lowbit.quantize.ggml_types import tensor_nbytes, type_of
 
 __all__ = ["TERNARY", "dequantize", "ternary_codes"]
 
@@ -29,7 +29,7 @@ def dequantize(type_name: str, raw: np.ndarray, shape: Sequence[int]) -> np.ndar
     Parameters
     ----------
     type_name : str
-        Name of a ggml type, one of `lowbit.formats.ggml_types.DECODABLE`.
+        Name of a ggml type, one of `lowbit.quantize.ggml_types.DECODABLE`.
     raw : ndarray of uint8, shape (n_bytes,)
         Stored bytes; may be read-only and unaligned.
     shape : sequence of int

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats import gguf_spec as spec
 from lowbit.formats.base import TensorInfo
-from lowbit.formats.ggml_types import FORK_NUMBERS, GGMLType, refuse_unreadable, tensor_nbytes, type_from_number
 from lowbit.formats.gguf_cursor import Cursor, as_text
+from lowbit.quantize.ggml_types import FORK_NUMBERS, GGMLType, refuse_unreadable, tensor_nbytes, type_from_number
 
 __all__ = ["Entry", "lay_out", "parse_entries"]
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from lowbit.errors import FormatError
 from lowbit.formats import gguf_spec as spec
-from lowbit.formats.ggml_types import refuse_unreadable, tensor_nbytes, type_of
+from lowbit.quantize import quantize
+from lowbit.quantize.ggml_types import refuse_unreadable, tensor_nbytes, type_of
 
 __all__ = ["GGUFWriter"]
 
@@ -144,8 +145,6 @@ class GGUFWriter:
             Shape of the tensor whose stored bytes `data` holds.
         """
         if shape is None:
-            from lowbit.quantize import quantize
-
             values = np.asarray(data, np.float32)
             self.add_tensor_info(name, type, values.shape)
             raw = quantize(type, values)

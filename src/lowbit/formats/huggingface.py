@@ -21,10 +21,10 @@ from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
 from lowbit.formats.files import reading
 from lowbit.formats.folder import inside
-from lowbit.formats.ggml_types import tensor_nbytes
 from lowbit.formats.huggingface_config import LINEARS, Translation, translate
 from lowbit.formats.safetensors import DTYPE_BYTES, SafetensorsFile
 from lowbit.formats.strict_json import parse_object
+from lowbit.quantize.ggml_types import tensor_nbytes
 
 __all__ = ["HuggingFaceFolder"]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
-from lowbit.formats.ggml_types import tensor_nbytes
 from lowbit.formats.mapped import MappedFile
+from lowbit.quantize.ggml_types import tensor_nbytes
 
 __all__ = ["Llama2cFile", "sniff"]
 

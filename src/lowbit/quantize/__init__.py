@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from lowbit.errors import FormatError, UnsupportedModelError
-from lowbit.formats.ggml_types import tensor_nbytes, type_of
 from lowbit.quantize.floats import encode_bf16, encode_f16, encode_f32
+from lowbit.quantize.ggml_types import tensor_nbytes, type_of
 from lowbit.quantize.int4 import encode_q4_0
 from lowbit.quantize.int6 import encode_q6_k
 from lowbit.quantize.int8 import encode_q8_0

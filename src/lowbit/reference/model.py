@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..config import ModelConfig
+from ..plan import Attention, ModelPlan
 from .layers import attention, gated_feed_forward, rms_norm, rope, softmax, sparsify
 from .quantization import FloatLinear, Linear
 
@@ -17,7 +17,7 @@ Weights = Mapping[str, "np.ndarray | Linear"]
 
 
 def forward(
-    config: ModelConfig,
+    plan: ModelPlan,
     weights: Weights,
     token_ids: Sequence[int] | np.ndarray,
     sparsity: Mapping[str, float] | None = None,
@@ -26,27 +26,9 @@ def forward(
 
     Parameters
     ----------
-    config : ModelConfig
+    plan : ModelPlan
     weights : mapping of str to ndarray or Linear
-        ``token_embd`` (vocab, hidden), ``output_norm`` (hidden,), ``output`` (vocab, hidden) unless tied, and for
-        each layer ``blk.N.`` followed by
-
-        ========================  ===================================  =====================
-        role                      shape                                present if
-        ========================  ===================================  =====================
-        attn_norm                 (hidden,)
-        attn_q                    (n_heads * head_dim, hidden)
-        attn_k, attn_v            (n_kv_heads * head_dim, hidden)
-        attn_{q,k,v}_bias         (rows of the projection,)            attn_bias
-        attn_q_norm, attn_k_norm  (head_dim,)                          qk_norm
-        attn_sub_norm             (n_heads * head_dim,)                attn_sub_norm
-        attn_output               (hidden, n_heads * head_dim)
-        ffn_norm                  (hidden,)
-        ffn_gate, ffn_up          (intermediate, hidden)
-        ffn_sub_norm              (intermediate,)                      ffn_sub_norm
-        ffn_down                  (hidden, intermediate)
-        ========================  ===================================  =====================
-
+        What the plan lists (`ModelPlan.weights`), of the shapes that stand there.
         A matrix given as an ndarray is a `FloatLinear`.
     token_ids : sequence of int, shape (n,), n >= 1
     sparsity : mapping of str to float, optional
@@ -57,12 +39,12 @@ def forward(
     -------
     ndarray of float64, shape (n, vocab)
     """
-    head = _as_linear(weights["token_embd" if config.tied_embeddings else "output"])
-    return head(hidden_states(config, weights, token_ids, sparsity), config.activation_quant)
+    head = _as_linear(weights["token_embd" if plan.tied_embeddings else "output"])
+    return head(hidden_states(plan, weights, token_ids, sparsity), plan.activation_quant)
 
 
 def hidden_states(
-    config: ModelConfig,
+    plan: ModelPlan,
     weights: Weights,
     token_ids: Sequence[int] | np.ndarray,
     sparsity: Mapping[str, float] | None = None,
@@ -71,7 +53,7 @@ def hidden_states(
 
     Parameters
     ----------
-    config : ModelConfig
+    plan : ModelPlan
     weights, token_ids, sparsity
         As for `forward`.
 
@@ -85,48 +67,46 @@ def hidden_states(
         return np.asarray(weights[role], dtype=np.float64)
 
     def norm(role: str, x: np.ndarray) -> np.ndarray:
-        return rms_norm(x, vector(role), config.norm_eps)
+        return rms_norm(x, vector(role), plan.norm_eps)
 
     def linear(role: str, x: np.ndarray) -> np.ndarray:
         layer = _as_linear(weights[role])
-        return layer(x, config.activation_quant)
+        return layer(x, plan.activation_quant)
 
     def kept(name: str, x: np.ndarray) -> np.ndarray:
         share = (sparsity or {}).get(name, 0.0)
         return sparsify(x, max(x.shape[-1] - int(share * x.shape[-1]), 1)) if share else x
 
-    def heads(block: str, name: str, x: np.ndarray) -> np.ndarray:
+    def heads(layer: Attention, block: str, name: str, x: np.ndarray) -> np.ndarray:
         y = linear(f"{block}.attn_{name}", x)
-        if config.attn_bias:
+        if layer.bias:
             y = y + vector(f"{block}.attn_{name}_bias")
-        y = y.reshape(n, -1, config.head_dim)  # (n, heads, head_dim)
+        y = y.reshape(n, -1, layer.head_dim)  # (n, heads, head_dim)
         if name == "v":
             return y
-        if config.qk_norm:
+        if layer.qk_norm:
             y = norm(f"{block}.attn_{name}_norm", y)
-        return rope(
-            y, positions, config.rope_theta, config.rope_dim, config.rope_pairing, config.rope_factors,
-            config.rope_scale,
-        )  # fmt: skip
+        r = layer.rope
+        return rope(y, positions, r.theta, r.dim, r.pairing, r.factors, r.scale)
 
     ids = np.asarray(token_ids, dtype=np.int64)
     n = len(ids)
     positions = np.arange(n)
     x = _as_linear(weights["token_embd"]).weight[ids].astype(np.float64)  # (n, hidden)
 
-    for layer in range(config.n_layers):
-        block = f"blk.{layer}"
+    for number, layer in enumerate(plan.layers):
+        block = f"blk.{number}"
 
         normed = kept("qkv", norm(f"{block}.attn_norm", x))
-        mixed = attention(*(heads(block, name, normed) for name in "qkv"))  # (n, n_heads * head_dim)
-        if config.attn_sub_norm:
+        mixed = attention(*(heads(layer.mixer, block, name, normed) for name in "qkv"))  # (n, n_heads * head_dim)
+        if layer.mixer.sub_norm:
             mixed = norm(f"{block}.attn_sub_norm", mixed)
         x = x + linear(f"{block}.attn_output", kept("attn_output", mixed))
 
         normed = kept("gate_up", norm(f"{block}.ffn_norm", x))
         gate, up = linear(f"{block}.ffn_gate", normed), linear(f"{block}.ffn_up", normed)  # (n, intermediate)
-        gated = gated_feed_forward(gate, up, config.activation)
-        if config.ffn_sub_norm:
+        gated = gated_feed_forward(gate, up, layer.feed_forward.activation)
+        if layer.feed_forward.sub_norm:
             gated = norm(f"{block}.ffn_sub_norm", gated)
         x = x + linear(f"{block}.ffn_down", kept("ffn_down", gated))
 
@@ -137,12 +117,12 @@ def _as_linear(layer: np.ndarray | Linear) -> Linear:
     return FloatLinear(layer) if isinstance(layer, np.ndarray) else layer
 
 
-def greedy(config: ModelConfig, weights: Weights, prompt_ids: Sequence[int], n: int) -> list[int]:
+def greedy(plan: ModelPlan, weights: Weights, prompt_ids: Sequence[int], n: int) -> list[int]:
     """Continue a prompt with the most likely token, n times; of equal logits the lowest id wins.
 
     Parameters
     ----------
-    config : ModelConfig
+    plan : ModelPlan
     weights : mapping, as for `forward`
     prompt_ids : sequence of int, at least one
     n : int
@@ -154,16 +134,16 @@ def greedy(config: ModelConfig, weights: Weights, prompt_ids: Sequence[int], n: 
     """
     ids = list(prompt_ids)
     for _ in range(n):
-        ids.append(int(np.argmax(forward(config, weights, ids)[-1])))
+        ids.append(int(np.argmax(forward(plan, weights, ids)[-1])))
     return ids[len(prompt_ids) :]
 
 
-def nats_per_token(config: ModelConfig, weights: Weights, ids: Sequence[int] | np.ndarray) -> float:
+def nats_per_token(plan: ModelPlan, weights: Weights, ids: Sequence[int] | np.ndarray) -> float:
     """Average ``-ln p`` of each token after the first, given those before it.
 
     Parameters
     ----------
-    config : ModelConfig
+    plan : ModelPlan
     weights : mapping, as for `forward`
     ids : sequence of int, at least two
 
@@ -173,5 +153,5 @@ def nats_per_token(config: ModelConfig, weights: Weights, ids: Sequence[int] | n
         Cross entropy in nats per predicted token; its exponential is the perplexity.
     """
     ids = np.asarray(ids, dtype=np.int64)
-    probabilities = softmax(forward(config, weights, ids[:-1]))  # (n - 1, vocab)
+    probabilities = softmax(forward(plan, weights, ids[:-1]))  # (n - 1, vocab)
     return float(-np.log(probabilities[np.arange(len(ids) - 1), ids[1:]]).mean())

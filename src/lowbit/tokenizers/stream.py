@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .base import Tokenizer
+from collections.abc import Container, Sequence
+from typing import Protocol
 
 __all__ = ["EACH_BYTE", "StopBuffer", "StreamDecoder"]
 
@@ -24,6 +21,17 @@ def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(EACH_BYTE, _replace_each_byte)
 
 
+class Bytes(Protocol):
+    """What a tokenizer is here (`lowbit.tokenizers.Tokenizer`)."""
+
+    @property
+    def control_ids(self) -> Container[int]:
+        """Tokens that have no text."""
+
+    def token_bytes(self, token: int, first: bool = False) -> bytes:
+        """Return the bytes a token stands for."""
+
+
 class StreamDecoder:
     """Decode one token at a time.
 
@@ -34,7 +42,7 @@ class StreamDecoder:
     tokenizer : Tokenizer
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Bytes) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(EACH_BYTE)
         self._first = True

@@ -43,7 +43,7 @@ SCALE_FLOOR = 1e-5  # clamp of mean |W| and of max |x|, as in the BitNet b1.58 c
 
 @dataclass(frozen=True)
 class BitNetShape:
-    """Hyper-parameters of a model that can be trained; the names are those of `lowbit.ModelConfig`."""
+    """Hyper-parameters of a model that can be trained; the names are those of `lowbit.ModelPlan`."""
 
     vocab_size: int
     hidden_size: int = 256

@@ -227,7 +227,7 @@ def make_model(project: Project, vocab_size: int, compute: torch.dtype) -> BitNe
 
 def write_samples(path: Path, project: Project, tokenizer: Tokenizer, held: Sequence[str]) -> None:
     """Let the finished file speak, through lowbit itself; the first words come from held-out text."""
-    from ..loading import load
+    from ..loading.load import load
 
     model = load(project.output)
     room = model.config.context_length

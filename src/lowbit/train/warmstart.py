@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..errors import FormatError, UnsupportedModelError
-from ..families import find_family
+from ..families import plan_of
 from ..formats import open_model
 from ..formats.blocks import dequantize
 from .export import ARCHITECTURES
@@ -31,13 +31,11 @@ def read_model(path: str | Path, compute: torch.dtype = torch.float32) -> BitNet
     with closing(open_model(path)) as file:
         if file.architecture not in ARCHITECTURES.values():
             raise UnsupportedModelError(f"{path}: training starts from a BitNet model, not from {file.architecture!r}")
-        config = find_family(file.architecture).config(
-            file.metadata, file.architecture, "output.weight" not in file.tensors
-        )
-        plain = config.head_dim * config.n_heads == config.hidden_size and config.rope_dim in (0, config.head_dim)
-        if not (plain and config.tied_embeddings and not config.rope_factors):
+        plan = plan_of(file)
+        plain = plan.head_dim * plan.n_heads == plan.hidden_size and plan.rope_dim == plan.head_dim
+        if not (plain and plan.tied_embeddings and not plan.rope_factors):
             raise UnsupportedModelError(f"{path}: a model of this shape cannot be trained")
-        shape = {name: getattr(config, name) for name in BitNetShape.__dataclass_fields__}
+        shape = {name: getattr(plan, name) for name in BitNetShape.__dataclass_fields__}
         for name in ("norm_eps", "rope_theta"):
             shape[name] = float(f"{shape[name]:.6g}")  # stored as float32: 1e-5 comes back as 9.99999975e-06
         model = BitNet(BitNetShape(**shape), compute)

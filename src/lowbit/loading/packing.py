@@ -1,25 +1,28 @@
-"""From the tensors of a file to packed matrices: which tensor plays which role, and how each type is packed."""
+"""From the tensors of a file to packed matrices: how each type is packed, and which tensors become one matrix."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, MAX_COLS, PackedMatrix
-from ._kernels.paging import PagedMatrix
-from .config import ModelConfig
-from .errors import FormatError, UnsupportedModelError
-from .families import Family
-from .formats.base import ModelFile, TensorInfo
-from .formats.blocks import TERNARY, dequantize, ternary_codes
-from .formats.ggml_types import DECODABLE, type_of
-from .paging import Paging
-from .quantize.ternary import absmean
+from .._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, MAX_COLS, PackedMatrix
+from .._kernels.paging import PagedMatrix
+from ..errors import FormatError, UnsupportedModelError
+from ..formats.base import ModelFile, TensorInfo
+from ..formats.blocks import TERNARY, dequantize, ternary_codes
+from ..paging import Paging
+from ..plan import Linear, ModelPlan, Weight
+from ..quantize.ggml_types import DECODABLE, type_of
+from ..quantize.ternary import absmean
 
-__all__ = ["FLOAT_WEIGHTS", "HEADS", "Weights", "read_weights"]
+__all__ = [
+    "FLOAT_WEIGHTS", "HEADS", "Weights", "blockwise_ternary", "check_tensors", "packed_bytes", "read_weights",
+    "ternary_of",
+]  # fmt: skip
 
 HEADS = ("auto", "file", "q8_0")
 """What becomes of float embeddings and heads: 8 bits if they are large, as in the file, or 8 bits."""
@@ -30,6 +33,8 @@ LARGE_TABLE = 1 << 22
 """Weights of a float matrix from which on 8 bits are worth their error."""
 GROUP = 256
 """Channels that share one int8 scale where the model does not say how activations are quantised."""
+GLANCE = 64
+"""Blocks that are looked at to tell whether a tensor has one scale, where a few have to do."""
 CHUNK_ROWS = 256
 """Rows that are decoded at a time on the way to 8 bits; a multiple of the row group of 16."""
 
@@ -56,8 +61,29 @@ class Weights:
     rope_factors: tuple[float, ...]
 
 
+def check_tensors(file: ModelFile, plan: ModelPlan) -> None:
+    """Compare a file's tensors with the plan; no weight is read.
+
+    Raises
+    ------
+    FormatError
+        If a tensor is missing or has the wrong shape.
+    UnsupportedModelError
+        If the file has a tensor that the plan does not know: leaving it out would change the text.
+    """
+    for weight in plan.weights():
+        info = file.tensors.get(weight.name)
+        if info is None:
+            raise FormatError(f"the tensor {weight.name} is missing")
+        if info.shape != weight.shape:
+            raise FormatError(f"the tensor {weight.name} has shape {info.shape}, not {weight.shape}")
+    for name in file.tensors:
+        if name not in plan.by_name:
+            raise UnsupportedModelError(f"the tensor {name} is not known in the family {plan.family}")
+
+
 def read_weights(
-    file: ModelFile, config: ModelConfig, family: Family, threads: int, head: str = "auto", weights: str = "auto",
+    file: ModelFile, plan: ModelPlan, threads: int, head: str = "auto", weights: str = "auto",
     paging: Paging | None = None,
 ) -> Weights:  # fmt: skip
     """Read and pack every weight of a model; `head` is one of `HEADS`, `weights` one of `FLOAT_WEIGHTS`.
@@ -66,51 +92,62 @@ def read_weights(
 
     Raises
     ------
-    FormatError
-        If a tensor is missing, has the wrong shape, or holds values that cannot be.
-    UnsupportedModelError
-        If the file has a tensor that the family does not know: leaving it out would change the text.
+    FormatError, UnsupportedModelError
+        As `check_tensors`, or if a tensor holds values that cannot be.
     """
-    read = _Reader(file, config, family, threads, head, weights, paging)
-    q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    hidden, wide = config.hidden_size, config.intermediate_size
+    check_tensors(file, plan)
+    read = _Reader(file, plan, threads, head, weights, paging)
     layers = []
-    for i in range(config.n_layers):
-        b = f"blk.{i}."
-        layer: dict[str, Any] = {
-            "attn_norm": read.vector(b + "attn_norm", hidden),
-            "ffn_norm": read.vector(b + "ffn_norm", hidden),
-        }
-        for name, parts, cols in (
-            ("qkv", [(b + "attn_q", q_size), (b + "attn_k", kv_size), (b + "attn_v", kv_size)], hidden),
-            ("attn_output", [(b + "attn_output", hidden)], q_size),
-            ("gate_up", [(b + "ffn_gate", wide), (b + "ffn_up", wide)], hidden),
-            ("ffn_down", [(b + "ffn_down", hidden)], wide),
-        ):
-            layer[name] = read.linear(parts, cols)
-        if config.attn_sub_norm:
-            layer["attn_sub_norm"] = read.vector(b + "attn_sub_norm", q_size)
-        if config.ffn_sub_norm:
-            layer["ffn_sub_norm"] = read.vector(b + "ffn_sub_norm", wide)
-        if config.qk_norm:
-            layer["attn_q_norm"] = read.vector(b + "attn_q_norm", config.head_dim)
-            layer["attn_k_norm"] = read.vector(b + "attn_k_norm", config.head_dim)
-        if config.attn_bias:
-            sizes = {"attn_q": q_size, "attn_k": kv_size, "attn_v": kv_size}
-            layer["qkv_bias"] = np.concatenate([read.vector(b + n, size, ".bias") for n, size in sizes.items()])
+    for i in range(plan.n_layers):
+        layer: dict[str, Any] = {}
+        for part in plan.parts(i):
+            if isinstance(part, Weight):
+                layer[part.role] = read.vector(part)
+                continue
+            layer[part.name] = read.linear(part)
+            if part.biases:
+                layer[part.name + "_bias"] = np.concatenate([read.vector(bias) for bias in part.biases])
         layers.append(layer)
-    output_norm = read.vector("output_norm", hidden)
-    tied = config.tied_embeddings
-    token_embd = read.table("token_embd", config.vocab_size, hidden, lookup=True, product=tied)
-    output = token_embd if tied else read.table("output", config.vocab_size, hidden)
+    output_norm = read.vector(plan.output_norm)
+    tied = plan.tied_embeddings
+    token_embd = read.table(plan.token_embd, lookup=True, product=tied)
+    output = token_embd if tied else read.table(plan.output)
     rope_factors: tuple[float, ...] = ()
-    if "rope_freqs.weight" in file.tensors:
-        factors = read.vector("rope_freqs", (config.rope_dim or config.head_dim) // 2)
+    if plan.rope_freqs is not None:
+        factors = read.vector(plan.rope_freqs)
         if not (factors > 0).all():
             raise FormatError("a RoPE factor is not positive")
         rope_factors = tuple(float(f) for f in factors)
-    read.refuse_unread()
     return Weights(layers, token_embd, output, output_norm, rope_factors)
+
+
+def packed_bytes(
+    file: ModelFile, plan: ModelPlan, head: str = "auto", weights: str = "auto"
+) -> tuple[int, set[str]]:
+    """Compute what the weights of a file would take in memory; of each tensor a few rows are read at most.
+
+    Returns
+    -------
+    nbytes : int
+        As `lowbit.load` would pack them.
+    ternary : set of str
+        Names of the tensors that would be packed as ternary codes.
+    """
+    read = _Reader(file, plan, 1, head, weights, glance=True)
+    nbytes, ternary = 0, set[str]()
+    for weight in plan.weights():
+        info = file.tensors[weight.name]
+        if len(weight.shape) == 1:
+            nbytes += 0 if weight.kind == "factors" else 4 * weight.shape[0]
+            continue
+        scale = read.one_scale(info) if weight.kind == "linear" else None
+        kind = read.kind(info) if weight.kind == "linear" else read.table_kind(info)
+        group = read.new(kind, 16, weight.shape[1], scale)  # all groups of 16 rows are as large as this one
+        nbytes += group.nbytes * -(-weight.shape[0] // 16)
+        if group.format == "u2":
+            ternary.add(weight.name)
+        file.release(weight.name)
+    return nbytes, ternary
 
 
 def ternary_of(values: np.ndarray) -> tuple[np.ndarray, float]:
@@ -164,110 +201,101 @@ def _make_one(infos: Sequence[TensorInfo], kinds: Sequence[str], scales: Sequenc
 
 
 class _Reader:
-    """Reads tensors by role, checks their shapes, and remembers which were read."""
+    """Reads and packs the tensors that a plan names; their shapes are known to be right.
+
+    With `glance`, a few rows of a tensor decide how it would be packed; nothing can be packed then.
+    """
 
     def __init__(
-        self, file: ModelFile, config: ModelConfig, family: Family, threads: int, head: str, weights: str,
-        paging: Paging | None,
+        self, file: ModelFile, plan: ModelPlan, threads: int, head: str, weights: str, paging: Paging | None = None,
+        glance: bool = False,
     ) -> None:  # fmt: skip
-        self.file, self.config, self.family, self.threads, self.paging = file, config, family, threads, paging
+        self.file, self.plan, self.threads, self.paging, self.glance = file, plan, threads, paging, glance
         self.head, self.weights = head, weights
-        self.masters = family.has_masters(file.metadata)
-        self.seen: set[str] = set()
         # Codes and scales of float tensors that become ternary, from looking for them until they are packed.
         self.codes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
-    def _find(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
-        info = self.file.tensors.get(name)
-        if info is None:
-            raise FormatError(f"the tensor {name} is missing")
-        if info.shape != shape:
-            raise FormatError(f"the tensor {name} has shape {info.shape}, not {shape}")
-        self.seen.add(name)
-        return info
-
-    def refuse_unread(self) -> None:
-        for name in self.file.tensors:
-            if name not in self.seen:
-                raise UnsupportedModelError(f"the tensor {name} is not known in the family {self.family.name}")
-
-    def vector(self, role: str, size: int, suffix: str = ".weight") -> np.ndarray:
-        info = self._find(role + suffix, (size,))
+    def vector(self, weight: Weight) -> np.ndarray:
+        info = self.file.tensors[weight.name]
         values = dequantize(info.type, self.file.read(info.name), info.shape).copy()  # no view that keeps the map alive
         if not np.isfinite(values).all():
             raise FormatError(f"the tensor {info.name} has values that are not finite")
         return values
 
-    def table(
-        self, role: str, rows: int, cols: int, lookup: bool = False, product: bool = True
-    ) -> PackedMatrix | PagedMatrix:
-        """The embedding or the head: in the type of the file, but large float ones in 8 bits unless told otherwise.
-
-        `lookup` and `product` say what it is for.
-        """
-        info = self._find(role + ".weight", (rows, cols))
-        rounded = self.head == "q8_0" or (self.head == "auto" and rows * cols >= LARGE_TABLE)
-        kind = "8 bits" if info.type in FLOAT_TYPES and rounded else info.type
+    def table(self, weight: Weight, lookup: bool = False, product: bool = True) -> PackedMatrix | PagedMatrix:
+        """The embedding or the head; `lookup` and `product` say what it is for."""
+        info = self.file.tensors[weight.name]
+        kind = self.table_kind(info)
         if self.paging is not None:
             return self._paged(self.paging, kind, info, None, lookup, product)
-        packed = self._new(kind, rows, cols, None)
+        packed = self.new(kind, weight.shape[0], weight.shape[1], None)
         self._fill(packed, info, None, 0)
         return packed
 
-    def linear(self, parts: Sequence[tuple[str, int]], cols: int) -> list[PackedMatrix] | list[PagedMatrix]:
+    def table_kind(self, info: TensorInfo) -> str:
+        """What a table is packed as: its own type, but large float ones in 8 bits unless told otherwise."""
+        rounded = self.head == "q8_0" or (self.head == "auto" and math.prod(info.shape) >= LARGE_TABLE)
+        return "8 bits" if info.type in FLOAT_TYPES and rounded else info.type
+
+    def linear(self, linear: Linear) -> list[PackedMatrix] | list[PagedMatrix]:
         """Tensors that read the same input, as one matrix where their types and row counts allow it."""
-        infos = [self._find(role + ".weight", (rows, cols)) for role, rows in parts]
-        scales = [self._one_scale(info) for info in infos]
-        kinds = [self._kind(info) for info in infos]
+        infos = [self.file.tensors[weight.name] for weight in linear.weights]
+        scales = [self.one_scale(info) for info in infos]
+        kinds = [self.kind(info) for info in infos]
         if self.paging is not None:
             return [self._paged(self.paging, *one) for one in zip(kinds, infos, scales)]
         if not _make_one(infos, kinds, scales):
-            packed = [self._new(kind, info.shape[0], cols, scale) for kind, info, scale in zip(kinds, infos, scales)]
+            cols = linear.n_in
+            packed = [self.new(kind, info.shape[0], cols, scale) for kind, info, scale in zip(kinds, infos, scales)]
             for matrix, info, scale in zip(packed, infos, scales):
                 self._fill(matrix, info, scale, 0)
             return packed
-        matrix = self._new(kinds[0], sum(info.shape[0] for info in infos), cols, scales[0])
+        matrix = self.new(kinds[0], linear.n_out, linear.n_in, scales[0])
         row = 0
         for info, scale in zip(infos, scales):
             self._fill(matrix, info, scale, row)
             row += info.shape[0]
         return [matrix]
 
-    def _kind(self, info: TensorInfo) -> str:
+    def kind(self, info: TensorInfo) -> str:
         """What a linear layer's tensor is packed as: its own type, or what becomes of floats."""
-        if info.type not in FLOAT_TYPES or self.weights == "file" or self.config.activation_quant == "token":
+        if info.type not in FLOAT_TYPES or self.weights == "file" or self.plan.activation_quant == "token":
             return info.type
         raw, (rows, cols) = self.file.read(info.name), info.shape
         few = min(16, rows)  # a look at these settles it for weights that are not ternary
         first = dequantize(info.type, raw[: info.nbytes // rows * few], (few, cols))
         if not first.any() or blockwise_ternary(first) is not None:
+            if self.glance:
+                return "ternary floats"
             found = blockwise_ternary(dequantize(info.type, raw, info.shape))
             if found is not None:
                 self.codes[info.name] = found
                 return "ternary floats"
         return "8 bits" if rows * cols >= LARGE_TABLE else info.type
 
-    def _one_scale(self, info: TensorInfo) -> float | None:
+    def one_scale(self, info: TensorInfo) -> float | None:
         """The scale that all weights of a ternary tensor share, or None."""
+        if self.glance and (info.type == "I2_S" or (self.plan.bit_linear and info.type in FLOAT_TYPES)):
+            return 1.0  # it has one, and which does not matter
         raw = self.file.read(info.name)
         if info.type == "I2_S":
             return float(raw[-32:-28].view("<f4")[0])
-        if info.type == "TQ2_0" and self.config.activation_quant == "token":
-            scales = raw.reshape(-1, 66)[:, 64:].copy().view("<f2")
+        if info.type == "TQ2_0" and self.plan.activation_quant == "token":
+            scales = raw.reshape(-1, 66)[: GLANCE if self.glance else None, 64:].copy().view("<f2")
             largest = scales.max()
             if ((scales == largest) | (scales == 0)).all():
                 return float(largest)
-        if self.masters and info.type in FLOAT_TYPES:
+        if self.plan.bit_linear and info.type in FLOAT_TYPES:
             codes, scale = ternary_of(dequantize(info.type, raw, info.shape))
             self.codes[info.name] = codes, np.full((info.shape[0], 1), scale, np.float32)
             return scale
         return None
 
-    def _new(self, kind: str, rows: int, cols: int, one_scale: float | None) -> PackedMatrix:
+    def new(self, kind: str, rows: int, cols: int, one_scale: float | None) -> PackedMatrix:
         """An empty matrix for tensors of this type."""
         if cols > MAX_COLS:
             raise UnsupportedModelError(f"rows of {cols} weights are longer than the {MAX_COLS} that lowbit supports")
-        group = None if self.config.activation_quant == "token" else GROUP
+        group = None if self.plan.activation_quant == "token" else GROUP
         if one_scale is not None:
             return PackedMatrix("u2", rows, cols, group_cols=group)
         if kind in FLOAT_TYPES:
@@ -294,17 +322,17 @@ class _Reader:
         """Leave a tensor in the file if the kernels can take it from there, or pack it into the spill file."""
         rows, cols = info.shape
         whole = rows // 16 * 16
-        pattern, tail = self._new(kind, 16, cols, one_scale), None
+        pattern, tail = self.new(kind, 16, cols, one_scale), None
         if one_scale is not None:
             pattern.fill_scales(np.full((16, pattern.n_groups), one_scale, np.float32))
         if whole < rows:
-            tail = self._new(kind, rows - whole, cols, one_scale)
+            tail = self.new(kind, rows - whole, cols, one_scale)
             self._fill(tail, info, one_scale, 0, whole)
         if paging.in_file(info, kind):
             return paging.stored(info, pattern, tail, lookup=lookup, product=product)
         offset = paging.begin_spill()
         for start in range(0, whole, CHUNK_ROWS):
-            part = self._new(kind, min(CHUNK_ROWS, whole - start), cols, one_scale)
+            part = self.new(kind, min(CHUNK_ROWS, whole - start), cols, one_scale)
             self._fill(part, info, one_scale, 0, start)
             paging.spill(part.groups())
         self.codes.pop(info.name, None)

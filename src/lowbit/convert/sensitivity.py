@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ._kernels.decoder import Decoder
-from ._kernels.sequence import Sequence
-from .errors import FormatError, LowbitError
-from .formats.base import ModelFile
-from .formats.ggml_types import tensor_nbytes
-from .loading import build, check_threads, tokenizer_of
-from .requantize import METHODS, TABLES, Altered, Source, encode, error_of
-from .train.corpus import read_documents
+from .._kernels.decoder import Decoder
+from .._kernels.sequence import Sequence
+from ..errors import FormatError, LowbitError
+from ..families import plan_of
+from ..formats.base import ModelFile
+from ..loading.load import build, check_threads, tokenizer_of
+from ..quantize.ggml_types import tensor_nbytes
+from ..train.corpus import read_documents
+from .source import METHODS, Altered, Source, encode, error_of
 
 __all__ = ["Calibration", "Option", "allocate", "measure"]
 
@@ -54,7 +55,7 @@ class Calibration:
     """
 
     def __init__(self, file: ModelFile, text: str | os.PathLike[str], tokens: int, threads: int | None) -> None:
-        tokenizer = tokenizer_of(file)
+        tokenizer = tokenizer_of(file, plan_of(file))
         if tokenizer is None:
             raise FormatError("has no tokenizer, which the calibration text needs")
         self.threads, self.pieces, self.bytes = check_threads(threads), list[np.ndarray](), 0
@@ -91,12 +92,12 @@ class Calibration:
         sequence = Sequence(decoder.pool, ids[:-1], len(ids) - 1, reuse=False).compute_as(all_sparse=True)
         try:
             logits = decoder.read(sequence, "every").astype(np.float64)
-            target = ids[1:]
-            top = logits.max(1)
-            total = top + np.log(np.exp(logits - top[:, None]).sum(1))
-            return float((total - logits[np.arange(len(target)), target]).sum())
         finally:
             sequence.close()
+        target = ids[1:]
+        top = logits.max(1)
+        total = top + np.log(np.exp(logits - top[:, None]).sum(1))
+        return float((total - logits[np.arange(len(target)), target]).sum())
 
 
 @dataclass(frozen=True)
@@ -187,13 +188,13 @@ def allocate(source: Source, options: dict[str, list[Option]], bits: float) -> d
         for name, found in options.items()
     }
 
-    def allowed(name: str, high: tuple[str, ...]) -> list[Option]:
-        if not name.startswith(high):
+    def allowed(name: str, last: int) -> list[Option]:
+        if source.layer_of(name) > last:
             return fitted[name]
         return [o for o in fitted[name] if o.bits >= HIGH_BITS or o.error <= EXACT]
 
-    for high in ((*TABLES, "blk.0."), TABLES):
-        found = {name: allowed(name, high) for name in options}
+    for last in (0, -1):  # the layer up to which types are high; embedding and head come before the first
+        found = {name: allowed(name, last) for name in options}
         chosen = dict.fromkeys(options, 0)
         used = sum(choices[0].nbytes for choices in found.values())
         if used <= budget:

@@ -8,25 +8,22 @@ masters are quantised by absmean, whatever the target, as `lowbit.load` does.
 from __future__ import annotations
 
 import os
-import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import FormatError, LowbitError, UnsupportedModelError
-from .families import find_family
-from .formats import open_model
-from .formats.base import ModelFile, TensorInfo
-from .formats.blocks import TERNARY, dequantize
-from .formats.files import reading
-from .formats.ggml_types import tensor_nbytes, type_of
-from .formats.gguf_writer import GGUFWriter
-from .quantize import pack_codes, quantize
-from .quantize.ternary import ABSMEAN_FLOOR
+from ..errors import FormatError, LowbitError, UnsupportedModelError
+from ..families import find_family, plan_of
+from ..formats import open_model
+from ..formats.base import ModelFile, TensorInfo
+from ..formats.blocks import TERNARY, dequantize
+from ..plan import ModelPlan
+from ..quantize import pack_codes, quantize
+from ..quantize.ggml_types import type_of
+from ..quantize.ternary import ABSMEAN_FLOOR
+from .writing import write_model
 
 __all__ = ["HEAD_TYPES", "TARGET_TYPES", "Conversion", "convert"]
 
@@ -34,19 +31,10 @@ TARGET_TYPES = ("tq2_0", "tq1_0", "i2_s", "q8_0", "q4_0", "f16")
 """What the linear layers may become."""
 HEAD_TYPES = ("q8_0", "q6_k", "f16")
 """What the embedding and the output head may become."""
-FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "TQ1_0": 36, "TQ2_0": 37, "I2_S": 40}
-"""Values of ``general.file_type``, for readers that look at it."""
 CHUNK = 1 << 19
 """Weights decoded and encoded at a time: 2 MB as float32, and a few times that while they are encoded."""
 NEARLY = 1e-3
 """How far, as a share of the largest magnitude, a stored value may be from -s, 0 and +s and still count as ternary."""
-
-_PAIRING = "lowbit.rope_pairing"
-"""Set where a source pairs rotated channels otherwise than files of its architecture do."""
-
-_OF_THE_CONTAINER = ("split.", "llama2c.")
-_TABLES = ("token_embd.weight", "output.weight")
-_LINEAR = re.compile(r"blk\.\d+\.(attn_[qkv]|attn_output|attn_qkv|ffn_gate|ffn_up|ffn_down)\.weight")
 
 
 @dataclass
@@ -121,11 +109,9 @@ def convert(
 
 class _Converter:
     def __init__(self, file: ModelFile, kind: str, head: str) -> None:
-        family = find_family(file.architecture)
-        pairing = file.metadata.get(_PAIRING, family.rope_pairing)
-        self.file: ModelFile = file if pairing == family.rope_pairing else _AdjacentPairs(file)
-        self.kind = kind
-        self.bit_linear = family.has_masters(file.metadata)
+        self.plan, self.kind = plan_of(file), kind
+        usual = find_family(file.architecture).rope_pairing
+        self.file: ModelFile = file if self.plan.rope_pairing == usual else _AdjacentPairs(file, self.plan)
         self.result = Conversion("")
         if not file.tensors:
             raise FormatError("has no tensors to convert")
@@ -135,12 +121,16 @@ class _Converter:
                 f"no linear layer has rows that are a multiple of the {kind} block of {type_of(kind).block_elements}"
             )
 
+    def _purpose(self, name: str) -> str | None:
+        return self.plan.by_name[name].kind if name in self.plan.by_name else None
+
     def _kind(self, info: TensorInfo, head: str) -> str:
-        if len(info.shape) == 1 or (not _LINEAR.fullmatch(info.name) and info.name not in _TABLES):
+        purpose = self._purpose(info.name)
+        if len(info.shape) == 1 or purpose not in ("linear", "embedding", "head"):
             return "F32"
-        asked = head if info.name in _TABLES else self.kind
+        asked = self.kind if purpose == "linear" else head
         # Rows that are no whole number of blocks: the nearest type that holds any row, and keeps the values.
-        for kind in (asked, "Q8_0", "F16") if info.name in _TABLES else (asked, "F16"):
+        for kind in (asked, "F16") if purpose == "linear" else (asked, "Q8_0", "F16"):
             if info.shape[-1] % type_of(kind).block_elements == 0:
                 if kind != asked:
                     self.result.instead[info.name] = kind
@@ -148,39 +138,26 @@ class _Converter:
         raise AssertionError("F16 holds every row")
 
     def write(self, target: str, progress: Callable[[int, int], None]) -> Conversion:
-        infos = list(self.file.tensors.values())
-        expected = sum(tensor_nbytes(self.kinds[info.name], info.shape) for info in infos)
-        free = shutil.disk_usage(os.path.dirname(os.path.abspath(target))).free
-        if expected > free:
-            raise LowbitError(f"{target}: needs {expected:,} bytes, and {free:,} are free on its disk")
-        total, done = sum(int(np.prod(info.shape, dtype=np.int64)) for info in infos), 0
-        alignment = self.file.metadata.get("general.alignment", 32)
-        tokenizer, self.result.no_tokenizer = tokenizer_keys(self.file)
-        with GGUFWriter(target, self.file.architecture, alignment) as writer:
-            _copy_metadata(self.file, writer, FILE_TYPES[self.kind], tokenizer)
-            for info in infos:
-                writer.add_tensor_info(info.name, self.kinds[info.name], info.shape)
-            writer.write_header()
-            for info in infos:
-                try:
-                    writer.write_tensor_parts(info.name, self._parts(info))
-                except (FormatError, UnsupportedModelError) as error:
-                    raise error.__class__(f"the tensor {info.name}: {error}") from None
-                self.file.release(info.name)
-                kind = self.kinds[info.name]
-                self.result.types[kind] = self.result.types.get(kind, 0) + 1
-                done += int(np.prod(info.shape, dtype=np.int64))
-                progress(done, total)
-        self.result.path, self.result.nbytes = target, os.path.getsize(target)
-        return self.result
+        result = self.result
+        result.no_tokenizer = write_model(self.file, target, self.kinds, self.kind, self._made, progress)
+        for kind in self.kinds.values():
+            result.types[kind] = result.types.get(kind, 0) + 1
+        result.path, result.nbytes = target, os.path.getsize(target)
+        return result
+
+    def _made(self, info: TensorInfo) -> Iterator[np.ndarray]:
+        """The stored bytes of the new tensor, a few rows at a time; complaints name the tensor."""
+        try:
+            yield from self._parts(info)
+        except (FormatError, UnsupportedModelError) as error:
+            raise error.__class__(f"the tensor {info.name}: {error}") from None
 
     def _parts(self, info: TensorInfo) -> Iterator[np.ndarray]:
-        """The stored bytes of the new tensor, a few rows at a time."""
-        kind = self.kinds[info.name]
-        linear = _LINEAR.fullmatch(info.name) is not None
-        if kind == info.type and not (linear and (self.bit_linear or self.kind in TERNARY)):
+        kind, bit_linear = self.kinds[info.name], self.plan.bit_linear
+        linear = self._purpose(info.name) == "linear"
+        if kind == info.type and not (linear and (bit_linear or self.kind in TERNARY)):
             yield self.file.read(info.name)
-        elif linear and self.bit_linear:
+        elif linear and bit_linear:
             yield from self._bit_linear(info, kind)
         elif kind == "I2_S":
             yield from self._i2_s(info, _extremes(self._values(info))[0])
@@ -244,19 +221,19 @@ class _AdjacentPairs:
     GGUF's `llama` is stored so; see `LlamaModel.permute` in llama.cpp's converter.
     """
 
-    def __init__(self, file: ModelFile) -> None:
-        self._file = file
-        keys = file.architecture + ".attention."
-        self._heads = {"attn_q": file.metadata[keys + "head_count"], "attn_k": file.metadata[keys + "head_count_kv"]}
+    def __init__(self, file: ModelFile, plan: ModelPlan) -> None:
+        self._file, self._plan = file, plan
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
     def read(self, name: str) -> np.ndarray:
         raw, info = self._file.read(name), self._file.tensors[name]
-        heads = self._heads.get(name.split(".")[-2])
-        if heads is None:
+        weight = self._plan.by_name.get(name)
+        attention = self._plan.layers[weight.layer].mixer if weight is not None and weight.layer >= 0 else None
+        if weight is None or attention is None or weight.role not in ("attn_q", "attn_k"):
             return raw
+        heads = attention.n_heads if weight.role == "attn_q" else attention.n_kv_heads
         rows, tail = info.shape[0], type_of(info.type).tail_bytes
         order = np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
         stored = raw[: len(raw) - tail].reshape(rows, -1)[order].reshape(-1)
@@ -300,71 +277,3 @@ def _refuse_unless_ternary(values: np.ndarray, block: int) -> None:
     largest = magnitudes.max(axis=1, keepdims=True)
     if (np.minimum(magnitudes, largest - magnitudes) > np.float32(NEARLY) * largest).any():
         raise FormatError("is not ternary, and making it so would ruin the model; --type q8_0, q4_0 or f16 keeps it")
-
-
-def tokenizer_keys(file: ModelFile) -> tuple[Mapping[str, tuple[Any, str]], str | None]:
-    """The tokenizer that lies beside a file's weights, as GGUF's keys; a GGUF file has it among its own.
-
-    Returns
-    -------
-    keys : dict of str to (value, type)
-        Empty if there is none to add.
-    reason : str or None
-        Why a folder's tokenizer is not there.
-    """
-    if file.format == "llama2c":
-        return _vocabulary_beside(file), None
-    if file.format != "huggingface":
-        return {}, None
-    from .tokenizers import find_tokenizer_file
-    from .tokenizers.export import gguf_keys
-
-    try:
-        find_tokenizer_file(Path(file.path))
-    except FormatError:
-        return {}, "the folder has none"
-    try:
-        return gguf_keys(file.path, file.metadata[f"{file.architecture}.vocab_size"]), None
-    except UnsupportedModelError as error:
-        return {}, str(error)
-
-
-def _copy_metadata(
-    file: ModelFile, writer: GGUFWriter, file_type: int, tokenizer: Mapping[str, tuple[Any, str]]
-) -> None:
-    """Every key as it was, but for those that describe the old file rather than the model."""
-    types: Mapping[str, str] = getattr(file, "metadata_types", {})
-    replaced = {"general.architecture", "general.alignment", "general.file_type", "general.quantization_version"}
-    # config.json names a BOS for tokenizers that have none, so nothing but the tokenizer's own word counts.
-    dropped = (*_OF_THE_CONTAINER, "tokenizer.ggml.") if tokenizer else _OF_THE_CONTAINER
-    for key, value in file.metadata.items():
-        if key not in replaced and key != _PAIRING and not key.startswith(dropped):
-            writer.add_metadata(key, value, types.get(key))
-    writer.add_metadata("general.file_type", file_type, "u32")
-    writer.add_metadata("general.quantization_version", 2, "u32")
-    for key, (value, kind) in tokenizer.items():
-        writer.add_metadata(key, value, kind)
-
-
-def _vocabulary_beside(file: ModelFile) -> dict[str, tuple[Any, str]]:
-    """The vocabulary of llama2.c's tokenizer.bin beside the checkpoint, as GGUF's keys; empty if there is none."""
-    from .tokenizers.llama2c import read_vocabulary, tokenizer_beside
-
-    size = file.metadata["llama.vocab_size"]
-    path = tokenizer_beside(file.path, size)
-    if path is None:
-        return {}
-    with reading(path), open(path, "rb") as opened:
-        vocabulary = read_vocabulary(opened.read(), path, size)
-    return {
-        "tokenizer.ggml.model": ("llama", "string"),
-        # llama2.c writes a space as a space, SentencePiece and GGUF as U+2581.
-        "tokenizer.ggml.tokens": ([t.replace(b" ", "▁".encode()) for t in vocabulary.tokens], "string"),
-        "tokenizer.ggml.scores": (vocabulary.scores, "f32"),
-        "tokenizer.ggml.token_type": (vocabulary.types, "i32"),
-        "tokenizer.ggml.bos_token_id": (1, "u32"),
-        "tokenizer.ggml.eos_token_id": (2, "u32"),
-        "tokenizer.ggml.unknown_token_id": (0, "u32"),
-        "tokenizer.ggml.add_bos_token": (True, "bool"),
-        "tokenizer.ggml.add_eos_token": (False, "bool"),
-    }

@@ -16,22 +16,20 @@ from typing import Any, Union
 
 import numpy as np
 
-from ._kernels.matrix import PackedMatrix
-from ._kernels.decoder import Decoder
-from ._kernels.topk import make_channel_major
-from .config import ModelConfig
-from .errors import FormatError
-from .formats.base import ModelFile
-from .formats.files import reading
-from .formats.strict_json import MAX_BYTES, parse_object
+from .._kernels.decoder import Decoder
+from .._kernels.matrix import PackedMatrix
+from .._kernels.topk import make_channel_major
+from ..errors import FormatError
+from ..formats.base import ModelFile
+from ..formats.files import reading
+from ..formats.strict_json import MAX_BYTES, parse_object
+from ..plan import LINEARS, Linear, ModelPlan
 
 __all__ = [
-    "LINEARS", "NONE", "Setting", "Sparsity", "apply", "arrange", "histograms", "identity", "parse", "read_thresholds",
-    "thresholds_of", "write_thresholds",
+    "NONE", "Setting", "Sparsity", "apply", "arrange", "histograms", "identity", "meets_zeros", "parse",
+    "read_thresholds", "thresholds_of", "write_thresholds",
 ]  # fmt: skip
 
-LINEARS = ("qkv", "attn_output", "gate_up", "ffn_down")
-"""The linear layers of a transformer block by what they compute: those that read the same input are one."""
 Setting = Union[float, Mapping[str, float], str, "os.PathLike[str]"]
 """A share for all linear layers, a share by name of the layer, or the path of a thresholds file."""
 MAGNITUDES = 1 << 16
@@ -92,46 +90,45 @@ def _share(value: Any) -> float:
     return float(value)
 
 
-def arrange(layers: list[dict[str, Any]], sparsity: Sparsity, activation: str, threads: int) -> None:
+def arrange(layers: list[dict[str, Any]], sparsity: Sparsity, plan: ModelPlan, threads: int) -> None:
     """Make the ternary matrices channel-major that will meet enough zeros; paged ones stay as the file has them.
 
-    Those are the layers of which `sparsity` skips `SKIPPED` or more, and large down projections after a squared ReLU,
-    which gives zeros of its own. In the others zeros are multiplied like any other input.
+    Those are the layers of which `sparsity` skips `SKIPPED` or more, and those that meet zeros of their own
+    (`meets_zeros`). In the others zeros are multiplied like any other input.
     """
     names = {name for name, share in expected_shares(sparsity).items() if share >= SKIPPED}
-    for layer in layers:
-        for name in LINEARS:
-            for matrix in _ternary(layer[name]):
-                relu2 = name == "ffn_down" and activation == "relu2" and math.prod(matrix.shape) >= WORTHWHILE
-                if name in names or relu2:
+    for i, layer in enumerate(layers):
+        for linear in plan.linears(i):
+            for matrix in _ternary(layer[linear.name]):
+                if linear.name in names or meets_zeros(plan, i, linear):
                     make_channel_major(matrix, threads)
+
+
+def meets_zeros(plan: ModelPlan, layer: int, linear: Linear) -> bool:
+    """Tell whether a linear layer is a large down projection after a squared ReLU, which gives zeros."""
+    after = linear.name == "ffn_down" and plan.layers[layer].feed_forward.activation == "relu2"
+    return after and linear.n_in * linear.n_out >= WORTHWHILE
 
 
 def _ternary(matrices: list[Any]) -> list[PackedMatrix]:
     return [matrix for matrix in matrices if isinstance(matrix, PackedMatrix) and matrix.format == "u2"]
 
 
-def apply(decoder: Decoder, config: ModelConfig, sparsity: Sparsity, file: ModelFile) -> None:
+def apply(decoder: Decoder, plan: ModelPlan, sparsity: Sparsity, file: ModelFile) -> None:
     """Tell the forward pass which inputs count; FormatError if a thresholds file is not one of this model."""
     if not sparsity:
         return
     if sparsity.path is not None:
         rules = [
             {name: (0, threshold) for name, threshold in layer.items()}
-            for layer in read_thresholds(sparsity.path, file, config.n_layers)
+            for layer in read_thresholds(sparsity.path, file, plan.n_layers)
         ]
     else:
-        widths = input_widths(config)
+        widths = {linear.name: linear.n_in for linear in plan.linears(0)}
         shares = {name: share for name, share in sparsity.shares.items() if share}
         one = {name: (max(widths[name] - int(share * widths[name]), 1), 0.0) for name, share in shares.items()}
-        rules = [one] * config.n_layers
+        rules = [one] * plan.n_layers
     decoder.graph.sparsify(rules)
-
-
-def input_widths(config: ModelConfig) -> dict[str, int]:
-    """Return how many inputs each of `LINEARS` has."""
-    hidden, heads = config.hidden_size, config.n_heads * config.head_dim
-    return {"qkv": hidden, "attn_output": heads, "gate_up": hidden, "ffn_down": config.intermediate_size}
 
 
 # --- calibration -------------------------------------------------------------------------------------------------

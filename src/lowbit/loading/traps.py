@@ -16,16 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .chat.templates import find_template
-from .config import ModelConfig
-from .errors import LowbitError
-from .families import find_family
-from .formats.base import ModelFile, TensorInfo
-from .formats.blocks import TERNARY, dequantize, ternary_codes
-from .formats.ggml_types import type_of
-from .tokenizers import Tokenizer
-from .tokenizers.base import END_MARKERS
-from .weights import blockwise_ternary
+from ..chat.templates import find_template
+from ..errors import LowbitError
+from ..formats.base import ModelFile, TensorInfo
+from ..formats.blocks import TERNARY, dequantize, ternary_codes
+from ..plan import ModelPlan
+from ..quantize.ggml_types import type_of
+from ..tokenizers import Tokenizer
+from ..tokenizers.base import END_MARKERS
+from .packing import blockwise_ternary
 
 __all__ = ["find_traps"]
 
@@ -37,7 +36,6 @@ LOPSIDED = 0.2
 ENOUGH = 4096
 """Weights other than 0 from which on the shares say something."""
 FLOATS = ("F32", "F16", "BF16")
-_LINEAR = re.compile(r"blk\.\d+\.(attn_[qkv]|attn_output|ffn_gate|ffn_up|ffn_down)\.weight")
 _TERNARY_NAME = re.compile(r"1[._-]58|bitnet|ternary|trilm|falcon-?e\b", re.IGNORECASE)
 _FILE_TYPES = {36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4", 39: "NVFP4", 40: "Q1_0"}
 """Values of ``general.file_type`` that bitnet.cpp and llama.cpp have given different meanings, as llama.cpp means them.
@@ -64,8 +62,10 @@ class _Look:
     """All that the checks look at."""
 
     file: ModelFile
-    config: ModelConfig
+    plan: ModelPlan
     tokenizer: Tokenizer | None
+    own_tokenizer: bool
+    """The tokenizer is the file's own."""
     samples: list[_Sample]
     floats: np.ndarray | None
     """Some rows of the smallest float linear layer, float32; None if there is none."""
@@ -74,26 +74,29 @@ class _Look:
         return {info.type for info in self.file.tensors.values()}
 
 
-def find_traps(file: ModelFile, config: ModelConfig, tokenizer: Tokenizer | None) -> list[str]:
+def find_traps(file: ModelFile, plan: ModelPlan, tokenizer: Tokenizer | None, own_tokenizer: bool = True) -> list[str]:
     """Look a file over.
 
     Parameters
     ----------
     file : ModelFile
         Open, and known to load.
-    config : ModelConfig
+    plan : ModelPlan
     tokenizer : Tokenizer, optional
+    own_tokenizer : bool
+        It is the file's own; otherwise what the file says about tokens does not count.
 
     Returns
     -------
     list of str
         A sentence for each finding; empty for most files.
     """
-    linear = sorted((i for i in file.tensors.values() if _LINEAR.fullmatch(i.name)), key=lambda info: info.nbytes)
+    names = (weight.name for weight in plan.weights() if weight.kind == "linear")
+    linear = sorted((file.tensors[name] for name in names), key=lambda info: info.nbytes)
     ternary = [info for info in linear if info.type in TERNARY][:SAMPLED_TENSORS]
     floats = next((info for info in linear if info.type in FLOATS), None)
     look = _Look(
-        file, config, tokenizer, [_sample(file, info) for info in ternary],
+        file, plan, tokenizer, own_tokenizer, [_sample(file, info) for info in ternary],
         None if floats is None else dequantize(floats.type, *_first_rows(file, floats)),
     )  # fmt: skip
     for info in [*ternary, *([floats] if floats else [])]:
@@ -143,7 +146,7 @@ def _code_table(look: _Look) -> Iterator[str]:
 
 def _gate(look: _Look) -> Iterator[str]:
     """1bitLLM's models have SentencePiece vocabularies; Microsoft's has Llama 3's, and squared ReLU."""
-    if look.config.family == "bitnet" and look.file.metadata.get("tokenizer.ggml.model") == "gpt2":
+    if look.plan.family == "bitnet" and look.file.metadata.get("tokenizer.ggml.model") == "gpt2":
         yield (
             "the architecture bitnet means a SiLU gate, but the vocabulary is not of its models: Microsoft's "
             "BitNet b1.58 2B4T (architecture bitnet-b1.58, squared ReLU) writes fluent nonsense when it runs as bitnet"
@@ -152,10 +155,9 @@ def _gate(look: _Look) -> Iterator[str]:
 
 def _splitting(look: _Look) -> Iterator[str]:
     metadata = look.file.metadata
-    if metadata.get("tokenizer.ggml.model") == "gpt2" and "tokenizer.ggml.pre" not in metadata:
-        rule = (
-            "that of Llama 3, which the published BitNet files need" if "bitnet-" in look.config.family else "default"
-        )
+    own = look.own_tokenizer and metadata.get("tokenizer.ggml.model") == "gpt2"
+    if own and "tokenizer.ggml.pre" not in metadata:
+        rule = "that of Llama 3, which the published BitNet files need" if "bitnet-" in look.plan.family else "default"
         yield f"tokenizer.ggml.pre is missing, so the rule that splits text before merging is a guess: {rule}"
 
 
@@ -163,7 +165,7 @@ def _masters(look: _Look) -> Iterator[str]:
     if look.floats is None:
         return
     several = blockwise_ternary(look.floats) is None and look.floats.any()
-    if several and find_family(look.file.architecture).has_masters(look.file.metadata):
+    if several and look.plan.bit_linear:
         yield (
             "the linear weights are float masters of ternary ones; they are rounded as the model defines it when it is "
             "loaded, and a program that runs them as they are gives wrong text"
@@ -202,12 +204,19 @@ def _numbers(look: _Look) -> Iterator[str]:
 
 
 def _head_dim(look: _Look) -> Iterator[str]:
-    c = look.config
-    if c.head_dim * c.n_heads != c.hidden_size:
+    plan = look.plan
+    if plan.head_dim * plan.n_heads != plan.hidden_size:
         yield (
-            f"heads have {c.head_dim} channels, and not the {c.hidden_size / c.n_heads:g} that hidden size over heads "
-            "gives; a program that derives them reads another model"
+            f"heads have {plan.head_dim} channels, and not the {plan.hidden_size / plan.n_heads:g} that hidden size "
+            "over heads gives; a program that derives them reads another model"
         )
+
+
+def _missing_texts(look: _Look) -> Iterator[str]:
+    """Vocabularies are often padded; a tokenizer from elsewhere that is smaller may also be that of another model."""
+    tokenizer, size = look.tokenizer, look.plan.vocab_size
+    if not look.own_tokenizer and tokenizer is not None and tokenizer.vocab_size < size:
+        yield f"the tokenizer has {tokenizer.vocab_size} tokens, and the model {size}: the others have no text"
 
 
 def _twice_bos(look: _Look) -> Iterator[str]:
@@ -224,7 +233,7 @@ def _twice_bos(look: _Look) -> Iterator[str]:
 def _unmarked_control(look: _Look) -> Iterator[str]:
     """Names of control tokens that are stored as ordinary tokens: a user who types one would end the turn."""
     types, tokens = (look.file.metadata.get(f"tokenizer.ggml.{key}") for key in ("token_type", "tokens"))
-    if not isinstance(types, np.ndarray) or not isinstance(tokens, list):
+    if not look.own_tokenizer or not isinstance(types, np.ndarray) or not isinstance(tokens, list):
         return
     names = {i: t for i, t in enumerate(tokens) if t in END_MARKERS and b"|" in t and i < len(types)}
     wrong = [t.decode() for i, t in names.items() if types[i] != 3]
@@ -233,16 +242,16 @@ def _unmarked_control(look: _Look) -> Iterator[str]:
 
 
 def _positions(look: _Look) -> Iterator[str]:
-    c, metadata = look.config, look.file.metadata
+    plan, metadata = look.plan, look.file.metadata
     scaled = f"{look.file.architecture}.rope.scaling.type" in metadata
-    if look.file.format == "gguf" and "rope_freqs.weight" in look.file.tensors and not scaled:
+    if look.file.format == "gguf" and plan.rope_tensor and not scaled:
         yield (
             "the scaling of positions is in the tensor rope_freqs alone, which divides the frequencies; a program that "
             "leaves it out goes wrong in long texts"
         )
     # Llama 3.1 and later: this base, and a context that needs the scaling.
-    llama31 = c.family == "llama" and c.rope_theta == 500000.0 and c.context_length > 100_000
-    if llama31 and not c.rope_factors:
+    llama31 = plan.family == "llama" and plan.rope_theta == 500000.0 and plan.context_length > 100_000
+    if llama31 and not plan.rope_factors:
         yield (
             "the context is as long as that of Llama 3.1, whose positions are scaled, but nothing in the file scales "
             "them: an old converter may have lost it"
@@ -278,6 +287,7 @@ _CHECKS = (
     _several_scales,
     _numbers,
     _head_dim,
+    _missing_texts,
     _twice_bos,
     _unmarked_control,
     _positions,

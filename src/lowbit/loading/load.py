@@ -1,35 +1,44 @@
-"""From a model file to a `Model`: what the file holds is found, checked, and packed or left in the file."""
+"""`lowbit.load`: from a model file to a `Model`."""
 
 from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._kernels import dispatch
+from .._kernels.decoder import Decoder
+from .._kernels.graph import Graph
+from .._kernels.kvpool import KV_TYPES, KVPool
+from ..assets import EMBEDDED_MODEL
+from ..errors import FormatError, UnsupportedModelError
+from ..families import plan_of
+from ..formats import open_model
+from ..formats.base import ModelFile
+from ..memory import Budget, blocks_of, parse_size
+from ..paging import Paging
+from ..plan import ModelPlan
+from ..tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary, load_tokenizer
+from ..tokenizers.llama2c import tokenizer_beside
 from . import sparsity as sparsity_settings
-from ._kernels import dispatch
-from ._kernels.decoder import Decoder
-from ._kernels.graph import Graph
-from ._kernels.kvpool import KV_TYPES, KVPool
-from .assets import EMBEDDED_MODEL
-from .config import ModelConfig
-from .errors import FormatError, UnsupportedModelError
-from .families import find_family
-from .formats import open_model
-from .formats.base import ModelFile
-from .memory import Budget, blocks_of, parse_size
-from .model import Model
-from .paging import Paging
-from .tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary, load_tokenizer
-from .tokenizers.llama2c import tokenizer_beside
+from .packing import FLOAT_WEIGHTS, HEADS, packed_bytes, read_weights
 from .traps import find_traps
-from .weights import FLOAT_WEIGHTS, HEADS, read_weights
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+__all__ = [
+    "automatic_kv_type", "build", "check_threads", "describe", "kv_bytes_per_token", "load", "named", "tokenizer_of",
+]  # fmt: skip
 
 DEFAULT_CONTEXT = 8192
 """Most tokens that a model gets room for unless the caller asks for more."""
+BATCH = 256
+"""Most rows of a pass."""
 EXACT_KV_BYTES = 32 << 10
 """Bytes of float32 keys and values per token up to which they are kept so by default."""
 
@@ -37,6 +46,7 @@ EXACT_KV_BYTES = 32 << 10
 def load(
     path: str | os.PathLike[str] | None = None,
     *,
+    tokenizer: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     max_ram: str | int | None = None,
     sparsity: sparsity_settings.Setting = 0.0,
@@ -52,6 +62,8 @@ def load(
     ----------
     path : path, optional
         A GGUF file, a llama2.c checkpoint or a Hugging Face folder; None is the model that comes with lowbit.
+    tokenizer : path, optional
+        A tokenizer file, or a folder with one, that is used in place of the model's own; what `load_tokenizer` reads.
     threads : int, optional
         Threads to compute with; None takes the cores that this process may use.
     max_ram : str or int, optional
@@ -92,6 +104,8 @@ def load(
     ValueError
         If a setting is out of range.
     """
+    from ..model import Model  # what users hold stands above this room, and begins here
+
     budget = None if max_ram is None else Budget(parse_size(max_ram))
     sparse = sparsity_settings.parse(sparsity)
     if kv_type not in ("auto", *KV_TYPES):
@@ -101,9 +115,27 @@ def load(
     if weights not in FLOAT_WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(FLOAT_WEIGHTS)}, not {weights!r}")
     threads = check_threads(threads)
+    tokenizer = None if tokenizer is None else os.path.normpath(tokenizer)
     start = time.perf_counter()
-    with open_model(EMBEDDED_MODEL if path is None else path) as file:
-        return _from_file(file, threads, context, kv_type, head, weights, budget, sparse, sparse_prefill, start)
+    with open_model(EMBEDDED_MODEL if path is None else path) as file, named(file.path, tokenizer):
+        plan = plan_of(file)
+        reader = tokenizer_of(file, plan, tokenizer)  # first, so that a budget can count it
+        decoder, plan = build(file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse)
+        description = {**describe(file), "warnings": find_traps(file, plan, reader, tokenizer is None)}
+    decoder.sparse_prefill = sparse_prefill
+    memory = None if budget is None else budget.plan
+    return Model(decoder, plan, reader, description, time.perf_counter() - start, memory)
+
+
+@contextmanager
+def named(*paths: str | None) -> Iterator[None]:
+    """Begin every complaint with the first of these paths, unless it begins with one of them already."""
+    try:
+        yield
+    except (FormatError, UnsupportedModelError) as error:
+        if str(error).startswith(tuple(path for path in paths if path is not None)):
+            raise
+        raise type(error)(f"{paths[0]}: {error}") from None
 
 
 def check_threads(threads: int | None) -> int:
@@ -115,70 +147,81 @@ def check_threads(threads: int | None) -> int:
     return threads
 
 
-def _from_file(
-    file: ModelFile, threads: int, context: int | None, kv_type: str, head: str, weights: str, budget: Budget | None,
-    sparse: sparsity_settings.Sparsity, sparse_prefill: bool, start: float,
-) -> Model:  # fmt: skip
-    """Read a model, and name the file in every complaint."""
-    try:
-        tokenizer = tokenizer_of(file)  # first, so that a budget can count it
-        decoder, config = build(
-            file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse
-        )
-        decoder.sparse_prefill = sparse_prefill
-        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-            raise FormatError(f"{tokenizer.vocab_size} token texts for a vocabulary of {config.vocab_size}")
-        description = {**describe(file), "warnings": find_traps(file, config, tokenizer)}
-    except (FormatError, UnsupportedModelError) as error:
-        if str(error).startswith(str(file.path)):
-            raise
-        raise type(error)(f"{file.path}: {error}") from None
-    plan = None if budget is None else budget.plan
-    return Model(decoder, config, tokenizer, description, time.perf_counter() - start, plan)
+def kv_bytes_per_token(plan: ModelPlan, kv_type: str) -> int:
+    """Return the memory of a token's keys and values in all layers."""
+    element = {"f32": 4, "f16": 2, "int8": 1}[kv_type]
+    total = 0
+    for layer in plan.layers:
+        values = -(-layer.mixer.head_dim // 16) * 16  # lie in whole vectors
+        scales = 8 if kv_type == "int8" else 0
+        total += layer.mixer.n_kv_heads * (element * (layer.mixer.head_dim + values) + scales)
+    return total
+
+
+def automatic_kv_type(plan: ModelPlan) -> str:
+    """Return what ``kv_type="auto"`` is for a model."""
+    numbers = sum(2 * layer.mixer.n_kv_heads * layer.mixer.head_dim for layer in plan.layers)
+    return "f32" if 4 * numbers <= EXACT_KV_BYTES else "f16"
 
 
 def build(
-    file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = 256,
+    file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = BATCH,
     weights: str = "auto", budget: Budget | None = None, sparse: sparsity_settings.Sparsity = sparsity_settings.NONE,
-) -> tuple[Decoder, ModelConfig]:  # fmt: skip
-    """Pack a file's weights for a decoder, or leave them in the file if there is a budget."""
-    family = find_family(file.architecture)
-    config = family.config(file.metadata, file.architecture, tied="output.weight" not in file.tensors)
-    most = min(config.context_length, DEFAULT_CONTEXT)
+) -> tuple[Decoder, ModelPlan]:  # fmt: skip
+    """Pack a file's weights for a decoder, or leave them in the file if a budget has no room for all."""
+    plan = plan_of(file)
+    most = min(plan.context_length, DEFAULT_CONTEXT)
     if context is not None and (
-        isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= config.context_length
+        isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= plan.context_length
     ):
-        raise ValueError(f"context must be a whole number from 1 to {config.context_length}, not {context!r}")
-    if kv_type == "auto":
-        kv_type = "f32" if 8 * config.n_layers * config.n_kv_heads * config.head_dim <= EXACT_KV_BYTES else "f16"
+        raise ValueError(f"context must be a whole number from 1 to {plan.context_length}, not {context!r}")
+    kv_type = automatic_kv_type(plan) if kv_type == "auto" else kv_type
     paging = None
-    if budget is not None:
+    if budget is not None and not budget.holds(packed_bytes(file, plan, head, weights)[0]):
         paging = Paging(file, budget.block_bytes)
-    read = read_weights(file, config, family, threads, head, weights, paging)
+    read = read_weights(file, plan, threads, head, weights, paging)
     if read.rope_factors:
-        config = replace(config, rope_factors=read.rope_factors)
-    sparsity_settings.arrange(read.layers, sparse, config.activation, threads)
+        plan = plan.with_rope_factors(read.rope_factors)
+    sparsity_settings.arrange(read.layers, sparse, plan, threads)
 
     def make(context: int, batch: int) -> Decoder:
         graph = Graph(
-            config, read.layers, read.token_embd, read.output, read.output_norm, context, threads,
+            plan, read.layers, read.token_embd, read.output, read.output_norm, context, threads,
             None if paging is None else paging.pager,
         )  # fmt: skip
-        pool = KVPool(config.n_layers, config.n_kv_heads, config.head_dim, kv_type)
+        pool = KVPool(plan.n_layers, plan.n_kv_heads, plan.head_dim, kv_type)
         return Decoder(graph, pool, threads, min(batch, context))
 
-    if budget is None or paging is None:
+    if budget is None:
         decoder = make(context or most, batch)
         decoder.pool.resize(None, blocks_of(decoder))
     else:
         file.release_all()  # it is closed when loading ends, so what is mapped does not count
         decoder = budget.fit(make, paging, context, most, batch)
-    sparsity_settings.apply(decoder, config, sparse, file)
-    return decoder, config
+    sparsity_settings.apply(decoder, plan, sparse, file)
+    return decoder, plan
 
 
-def tokenizer_of(file: ModelFile) -> Tokenizer | None:
-    """The tokenizer in the file or folder, or llama2.c's beside it."""
+def tokenizer_of(file: ModelFile, plan: ModelPlan, path: str | None = None) -> Tokenizer | None:
+    """Return the tokenizer at `path`; without one that of the file or folder, or llama2.c's beside it.
+
+    Raises
+    ------
+    FormatError
+        If it has more tokens than the model.
+    """
+    if path is not None:
+        tokenizer = load_tokenizer(path)
+        if tokenizer.vocab_size > plan.vocab_size:
+            raise FormatError(f"{path}: holds {tokenizer.vocab_size} tokens, but the model has {plan.vocab_size}")
+        return tokenizer
+    own = _own_tokenizer(file)
+    if own is not None and own.vocab_size > plan.vocab_size:
+        raise FormatError(f"{own.vocab_size} token texts for a vocabulary of {plan.vocab_size}")
+    return own
+
+
+def _own_tokenizer(file: ModelFile) -> Tokenizer | None:
     if has_vocabulary(file.metadata):
         return from_gguf_metadata(file.metadata, file.path)
     if file.format == "huggingface":

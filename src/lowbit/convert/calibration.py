@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from . import sparsity
-from .assets import EMBEDDED_MODEL
-from .errors import UnsupportedModelError
-from .formats import open_model
-from .loading import build, check_threads, tokenizer_of
+from ..assets import EMBEDDED_MODEL
+from ..errors import UnsupportedModelError
+from ..families import plan_of
+from ..formats import open_model
+from ..loading import sparsity
+from ..loading.load import build, check_threads, named, tokenizer_of
 
 __all__ = ["calibrate", "default_path"]
 
@@ -31,6 +32,7 @@ def calibrate(
     output: str | os.PathLike[str],
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, float]]:
     """Find for each linear layer the magnitude below which a share of its inputs lies, and write a thresholds file.
 
@@ -47,6 +49,8 @@ def calibrate(
     threads : int, optional
     progress : callable, optional
         Called with the tokens that are done and all tokens.
+    tokenizer : path, optional
+        As for `lowbit.load`.
 
     Returns
     -------
@@ -61,16 +65,17 @@ def calibrate(
         If `target` is out of range, or there is no text.
     """
     sparsity.parse(target)
-    with open_model(EMBEDDED_MODEL if model is None else model) as file:
-        tokenizer = tokenizer_of(file)
-        if tokenizer is None:
+    tokenizer = None if tokenizer is None else os.path.normpath(tokenizer)
+    with open_model(EMBEDDED_MODEL if model is None else model) as file, named(file.path, tokenizer):
+        reader = tokenizer_of(file, plan_of(file), tokenizer)
+        if reader is None:
             raise UnsupportedModelError(f"{file.path} has no tokenizer")
-        start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        ids = tokenizer.encode(text, add_bos=False)
+        start = [] if reader.bos_id is None else [reader.bos_id]
+        ids = reader.encode(text, add_bos=False)
         if not ids:
             raise ValueError("there is no text to look at")
-        decoder, config = build(file, check_threads(threads), None)
-        counts = sparsity.histograms(config.n_layers)
+        decoder, plan = build(file, check_threads(threads), None)
+        counts = sparsity.histograms(plan.n_layers)
         size = min(WINDOW, decoder.graph.context) - len(start)
         for at in range(0, len(ids), size):
             window = ids[at : at + size]

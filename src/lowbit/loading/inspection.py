@@ -1,0 +1,114 @@
+"""What a model file holds and what loading it would take, from its header: no tensor is read but for a few rows."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .._kernels import dispatch
+from ..assets import EMBEDDED_MODEL
+from ..families import plan_of
+from ..formats import open_model
+from ..plan import ModelPlan
+from ..tokenizers import Tokenizer
+from .load import (
+    BATCH,
+    DEFAULT_CONTEXT,
+    automatic_kv_type,
+    check_threads,
+    describe,
+    kv_bytes_per_token,
+    named,
+    tokenizer_of,
+)
+from .packing import check_tensors, packed_bytes
+from .sparsity import meets_zeros
+from .traps import find_traps
+
+__all__ = ["inspect_file"]
+
+
+def inspect_file(
+    path: str | os.PathLike[str] | None = None, tokenizer: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Describe a model file.
+
+    Parameters
+    ----------
+    path : path, optional
+        As for `lowbit.load`.
+    tokenizer : path, optional
+        As for `lowbit.load`.
+
+    Returns
+    -------
+    dict
+        What `Model.info` returns of the model, loaded with the defaults; and in it ``network`` and ``tokenizer``.
+        ``scratch_bytes`` is near the truth, all other sizes are exact.
+
+    Raises
+    ------
+    FormatError, UnsupportedModelError
+        As `lowbit.load`, but for weights that cannot be.
+    """
+    tokenizer = None if tokenizer is None else os.path.normpath(tokenizer)
+    with open_model(EMBEDDED_MODEL if path is None else path) as file, named(file.path, tokenizer):
+        plan = plan_of(file)
+        reader = tokenizer_of(file, plan, tokenizer)
+        check_tensors(file, plan)
+        weight_bytes, ternary = packed_bytes(file, plan)
+        return {
+            **describe(file),
+            "family": plan.family,
+            "vocab_size": plan.vocab_size,
+            "context_length": plan.context_length,
+            "layers": plan.n_layers,
+            "hidden_size": plan.hidden_size,
+            "tied_embeddings": plan.tied_embeddings,
+            "network": _network(plan),
+            "tokenizer": None if reader is None else _tokens(reader),
+            "weight_bytes": weight_bytes,
+            "scratch_bytes": _scratch_bytes(plan),
+            "kv_bytes_per_token": kv_bytes_per_token(plan, automatic_kv_type(plan)),
+            "threads": check_threads(None),
+            "skipping": [
+                linear.name
+                for linear in plan.linears(0)
+                if meets_zeros(plan, 0, linear) and all(weight.name in ternary for weight in linear.weights)
+            ],
+            "isa": dispatch.active(),
+            "memory": None,
+            "warnings": find_traps(file, plan, reader, tokenizer is None),
+        }
+
+
+def _network(plan: ModelPlan) -> dict[str, int]:
+    """How many layers there are of each kind, in words."""
+    kinds: dict[str, int] = {}
+    for layer in plan.layers:
+        mixer, feed_forward = layer.mixer, layer.feed_forward
+        words = (
+            f"attention of {mixer.n_heads} heads of {mixer.head_dim} on {mixer.n_kv_heads} for keys and values"
+            f" and {feed_forward.activation} feed-forward of {feed_forward.size}"
+        )
+        kinds[words] = kinds.get(words, 0) + 1
+    return kinds
+
+
+def _tokens(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "tokens": tokenizer.vocab_size,
+        "bos": tokenizer.bos_id,
+        "add_bos": tokenizer.add_bos,
+        "ends": sorted(tokenizer.eos_ids),
+    }
+
+
+def _scratch_bytes(plan: ModelPlan) -> int:
+    """Activations of a batch of rows, as floats and as int8 with their scales; and the logits of one row."""
+    hidden, row = plan.hidden_size, 0
+    linears = [linear for i in range(plan.n_layers) for linear in plan.linears(i)]
+    widest_in, widest_out = max(one.n_in for one in linears), max(one.n_out for one in linears)
+    heads = max(layer.mixer.n_heads * layer.mixer.head_dim for layer in plan.layers)
+    row = 4 * (hidden + widest_in + max(widest_out, hidden) + max(heads, hidden)) + widest_in + 8 * (widest_in // 32)
+    return row * min(BATCH, plan.context_length, DEFAULT_CONTEXT) + 4 * plan.vocab_size

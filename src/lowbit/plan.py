@@ -1,0 +1,319 @@
+"""What a model is made of, said once: the kind of every layer, its numbers, and each weight's name, shape and purpose.
+
+A family (`lowbit.families`) makes a `ModelPlan` from a file's metadata. Loading, conversion, quantisation, sparsity,
+the warnings, the benchmark's random models and the reference read it; nobody else knows how a tensor is called.
+
+A layer has a mixer, which lets tokens look at each other, and a feed-forward, which does not. Each kind of these is a
+class here with its numbers as fields, and `parts` lists what it consists of, in the order of the computation. A new
+kind (latent attention, a recurrent mixer, experts) is one more such class, beside the kernels that compute it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+__all__ = [
+    "LINEARS", "Attention", "Dense", "Kind", "LayerPlan", "Linear", "ModelPlan", "Rope", "Weight",
+]  # fmt: skip
+
+Kind = Literal["norm", "bias", "linear", "embedding", "head", "factors"]
+"""What a weight is for: a vector to scale by or to add, rows to multiply with (of a layer or of the output head), rows
+to look up, divisors of the rotary frequencies."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of a model."""
+
+    role: str
+    """What it does in its layer: ``attn_q``, ``ffn_norm``, ..."""
+    name: str
+    """Of the tensor in a GGUF file: ``blk.0.attn_q.weight``."""
+    shape: tuple[int, ...]
+    """Row-major: a linear layer is (out, in)."""
+    kind: Kind
+    layer: int = -1
+    """Number of its layer; -1 for those that belong to none."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Weights that read the same input; their outputs lie side by side."""
+
+    name: str
+    """``qkv``, ``attn_output``, ``gate_up`` or ``ffn_down``."""
+    weights: tuple[Weight, ...]
+    biases: tuple[Weight, ...] = ()
+    """Either none, or one for each weight."""
+
+    @property
+    def n_in(self) -> int:
+        """Inputs."""
+        return self.weights[0].shape[1]
+
+    @property
+    def n_out(self) -> int:
+        """Outputs of all weights together."""
+        return sum(weight.shape[0] for weight in self.weights)
+
+
+class _Layer:
+    """Where a layer's weights stand: its number, and the width of the residual stream."""
+
+    def __init__(self, number: int, hidden: int) -> None:
+        self.number, self.hidden = number, hidden
+
+    def norm(self, role: str, size: int) -> Weight:
+        return Weight(role, f"blk.{self.number}.{role}.weight", (size,), "norm", self.number)
+
+    def linear(self, name: str, rows: Mapping[str, int], n_in: int, bias: bool = False) -> Linear:
+        block = f"blk.{self.number}."
+        return Linear(
+            name,
+            tuple(Weight(role, f"{block}{role}.weight", (n, n_in), "linear", self.number) for role, n in rows.items()),
+            tuple(
+                Weight(f"{role}_bias", f"{block}{role}.bias", (n,), "bias", self.number) for role, n in rows.items()
+            ) if bias else (),
+        )  # fmt: skip
+
+
+Parts = Iterator[Weight | Linear]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions."""
+
+    dim: int
+    """Channels of a head that are rotated."""
+    theta: float = 10000.0
+    """Base of the frequencies."""
+    pairing: Literal["adjacent", "halves"] = "adjacent"
+    """Which channels form a rotated pair: (2j, 2j+1), or (j, j + dim/2)."""
+    factors: tuple[float, ...] = ()
+    """Divisors of the frequencies, one per pair; empty means all 1."""
+    scale: float = 1.0
+    """Factor of the cosines and sines, so of the length of rotated queries and keys (YaRN's attention factor)."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A mixer: attention over all earlier tokens, whose query heads share key and value heads in groups."""
+
+    n_heads: int
+    n_kv_heads: int
+    """Divides `n_heads`."""
+    head_dim: int
+    """Channels per head; `n_heads * head_dim` may differ from the hidden size."""
+    rope: Rope
+    bias: bool = False
+    """Query, key and value projections have a bias."""
+    qk_norm: bool = False
+    """RMSNorm over `head_dim` of each query and key head, before RoPE."""
+    sub_norm: bool = False
+    """RMSNorm over the concatenated heads, before the output projection."""
+
+    def parts(self, layer: _Layer) -> Parts:
+        """List norms and linear layers in the order of the computation."""
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        yield layer.norm("attn_norm", layer.hidden)
+        yield layer.linear("qkv", {"attn_q": q, "attn_k": kv, "attn_v": kv}, layer.hidden, self.bias)
+        if self.qk_norm:
+            yield layer.norm("attn_q_norm", self.head_dim)
+            yield layer.norm("attn_k_norm", self.head_dim)
+        if self.sub_norm:
+            yield layer.norm("attn_sub_norm", q)
+        yield layer.linear("attn_output", {"attn_output": layer.hidden}, q)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A gated feed-forward: down(activation(gate(x)) * up(x))."""
+
+    size: int
+    """Channels between the two projections."""
+    activation: Literal["silu", "relu2"] = "silu"
+    """SiLU, or squared ReLU."""
+    sub_norm: bool = False
+    """RMSNorm over the gated channels, before the down projection."""
+
+    def parts(self, layer: _Layer) -> Parts:
+        """List norms and linear layers in the order of the computation."""
+        yield layer.norm("ffn_norm", layer.hidden)
+        yield layer.linear("gate_up", {"ffn_gate": self.size, "ffn_up": self.size}, layer.hidden)
+        if self.sub_norm:
+            yield layer.norm("ffn_sub_norm", self.size)
+        yield layer.linear("ffn_down", {"ffn_down": layer.hidden}, self.size)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer: x += mixer(x), then x += feed_forward(x)."""
+
+    mixer: Attention
+    feed_forward: Dense
+
+    def parts(self, number: int, hidden: int) -> Parts:
+        """List norms and linear layers in the order of the computation."""
+        layer = _Layer(number, hidden)
+        yield from self.mixer.parts(layer)
+        yield from self.feed_forward.parts(layer)
+
+
+LINEARS = tuple(
+    part.name
+    for part in LayerPlan(Attention(1, 1, 2, Rope(2)), Dense(1)).parts(0, 1)
+    if isinstance(part, Linear)
+)  # fmt: skip
+"""Names of all linear layers there are."""
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A decoder-only language model, without its weights."""
+
+    family: str
+    """Name of the family that read the file, such as ``llama`` or ``bitnet``."""
+    vocab_size: int
+    """Number of tokens."""
+    hidden_size: int
+    """Width of the residual stream, in channels."""
+    context_length: int
+    """Longest sequence the model was made for, in tokens."""
+    layers: tuple[LayerPlan, ...]
+    norm_eps: float = 1e-5
+    """Epsilon added to the mean square in RMSNorm."""
+    tied_embeddings: bool = False
+    """The output head is the token embedding."""
+    rope_tensor: bool = False
+    """The file has a tensor of divisors of the rotary frequencies."""
+    activation_quant: Literal["token", "group"] = "group"
+    """int8 scale of the input of an integer linear: one per token (BitNet, part of the model),
+    or one per weight group of at most 256 channels (an approximation lowbit chooses)."""
+    bit_linear: bool = False
+    """Float weights of the linear layers are masters of ternary ones: quantised at load, never used as they are."""
+
+    # --- weights ---
+
+    @property
+    def token_embd(self) -> Weight:
+        """The embedding."""
+        return Weight("token_embd", "token_embd.weight", (self.vocab_size, self.hidden_size), "embedding")
+
+    @property
+    def output(self) -> Weight:
+        """The output head, which may be the embedding."""
+        if self.tied_embeddings:
+            return self.token_embd
+        return Weight("output", "output.weight", (self.vocab_size, self.hidden_size), "head")
+
+    @property
+    def output_norm(self) -> Weight:
+        """The last norm."""
+        return Weight("output_norm", "output_norm.weight", (self.hidden_size,), "norm")
+
+    @property
+    def rope_freqs(self) -> Weight | None:
+        """Divisors of the rotary frequencies, if the file has them."""
+        if not self.rope_tensor:
+            return None
+        return Weight("rope_freqs", "rope_freqs.weight", (self.rope_dim // 2,), "factors")
+
+    def parts(self, layer: int) -> Parts:
+        """List a layer's norms and linear layers, in the order of the computation."""
+        return self.layers[layer].parts(layer, self.hidden_size)
+
+    def linears(self, layer: int) -> tuple[Linear, ...]:
+        """Return the linear layers of a layer."""
+        return tuple(part for part in self.parts(layer) if isinstance(part, Linear))
+
+    def weights(self) -> Iterator[Weight]:
+        """List all weights, in the order in which files have them."""
+        yield self.token_embd
+        for layer in range(self.n_layers):
+            for part in self.parts(layer):
+                yield from (*part.weights, *part.biases) if isinstance(part, Linear) else (part,)
+        yield self.output_norm
+        if not self.tied_embeddings:
+            yield self.output
+        if self.rope_freqs is not None:
+            yield self.rope_freqs
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Weight]:
+        """All weights by the names of their tensors."""
+        return {weight.name: weight for weight in self.weights()}
+
+    def with_rope_factors(self, factors: tuple[float, ...]) -> ModelPlan:
+        """Return the plan with the factors of the file's tensor in every layer."""
+
+        def changed(layer: LayerPlan) -> LayerPlan:
+            return replace(layer, mixer=replace(layer.mixer, rope=replace(layer.mixer.rope, factors=factors)))
+
+        return replace(self, layers=tuple(map(changed, self.layers)))
+
+    # --- numbers that all layers share ---
+
+    @cached_property
+    def _same(self) -> LayerPlan:
+        if any(layer != self.layers[0] for layer in self.layers):
+            raise ValueError("the layers of this model differ: ask each of them")
+        return self.layers[0]
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Width of the feed-forward layer, in channels."""
+        return self._same.feed_forward.size
+
+    @property
+    def activation(self) -> Literal["silu", "relu2"]:
+        """Gate of the feed-forward layer."""
+        return self._same.feed_forward.activation
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads."""
+        return self._same.mixer.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        """Number of key and value heads."""
+        return self._same.mixer.n_kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Channels per head."""
+        return self._same.mixer.head_dim
+
+    @property
+    def rope_theta(self) -> float:
+        """Base of the rotary frequencies."""
+        return self._same.mixer.rope.theta
+
+    @property
+    def rope_dim(self) -> int:
+        """Channels of a head that are rotated."""
+        return self._same.mixer.rope.dim
+
+    @property
+    def rope_pairing(self) -> Literal["adjacent", "halves"]:
+        """Which channels form a rotated pair."""
+        return self._same.mixer.rope.pairing
+
+    @property
+    def rope_factors(self) -> tuple[float, ...]:
+        """Divisors of the rotary frequencies."""
+        return self._same.mixer.rope.factors
+
+    @property
+    def rope_scale(self) -> float:
+        """Factor of the cosines and sines."""
+        return self._same.mixer.rope.scale
