@@ -16,7 +16,7 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard src tests bench examples tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train-demo test check lint types format selftest sanitize stress bench wheel sdist clean \
+.PHONY: help demo train-demo test check lint types format selftest sanitize stress bench wheel sdist clang clean \
 	wheel-i686 test-i386 test-i386-native retro retro-shell
 
 help:  ## list the targets
@@ -93,6 +93,12 @@ retro-shell: $(WHEELS_I686)/.built $(VENV)/.installed  ## the same machine with 
 
 sdist: $(VENV)/.tools  ## build the source distribution into build/sdist
 	$(BIN)/python -m build --sdist --outdir $(BUILD)/sdist .
+
+# Errors are what newer compilers refuse.
+clang: $(VENV)/.created  ## compile every C and Cython module with clang
+	CC=clang CFLAGS="-Wall -Wextra -Wno-unused-parameter -Werror=implicit-function-declaration -Werror=incompatible-pointer-types -Werror=int-conversion" \
+		$(BIN)/pip wheel --quiet --no-deps --wheel-dir $(BUILD)/clang/wheel \
+		--config-settings=build-dir=$(BUILD)/clang/cmake .
 
 clean:  ## remove everything that was built, and the virtual environment
 	rm -rf $(VENV) $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks tests/.hypothesis tests/.benchmarks

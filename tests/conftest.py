@@ -6,13 +6,21 @@ import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read once, when numpy is first imported
 
+import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
 from lowbit import isa as instruction_sets
 from lowbit._kernels import decoder, graph, matrix, products
+
+sys.path.insert(0, str(Path(__file__).parent))  # for work.py
+
+# No test depends on how busy the machine is: by default an example fails that takes longer than 0.2 s.
+hypothesis.settings.register_profile("lowbit", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("lowbit")
 
 REQUIRED = [name.strip() for name in os.environ.get("LOWBIT_REQUIRE_ISA", "").split(",") if name.strip()]
 """Instruction sets whose absence is a failure rather than a skip."""
@@ -23,7 +31,7 @@ def pytest_collection_modifyitems(items):
     if "LOWBIT_SANITIZED" in os.environ:
         for item in items:
             if item.get_closest_marker("measured"):
-                item.add_marker(pytest.mark.skip(reason="sanitizers take time and memory of their own"))
+                item.add_marker(pytest.mark.skip(reason="sanitizers take work and memory of their own"))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,12 +23,13 @@ from lowbit.formats.blocks import dequantize
 from lowbit.formats.safetensors import SafetensorsFile
 from lowbit.tokenizers import load_tokenizer, tiktoken
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # outside of pytest too
+from work import LITTLE, Work
+
 __all__ = ["TARGETS", "Target", "check"]
 
 ROOM = 1 << 30
 """Bytes that a model is given whose weights stay in the file: no limit to any that is this small."""
-MAX_SECONDS = 1.0
-"""Of processor time for one file."""
 MAX_MESSAGE = 1000
 TEXTS = ("ab é 日 12\n\n<tool></s><0x41>", "a" * 300, "\x00 \u202e\U0001f999")
 
@@ -205,16 +206,14 @@ def check(target: Target, folder: Path, data: bytes) -> bool:
         if not (folder / name).exists():
             (folder / name).write_bytes(content)
     (folder / target.file).write_bytes(data)
-    start = time.process_time()
     message = None
-    with warnings.catch_warnings():
+    with Work() as work, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             target.consume(folder if target.beside else folder / target.file)
         except (FormatError, UnsupportedModelError) as error:
             message = str(error)
-    seconds = time.process_time() - start
-    assert seconds < MAX_SECONDS, f"{seconds:.1f} s"
+    assert work.steps < LITTLE
     if message is None:
         return True
     assert str(folder) in message, message

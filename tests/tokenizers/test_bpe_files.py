@@ -7,12 +7,12 @@ import copy
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from work import LITTLE, Work
 
 from lowbit.errors import Foreign, FormatError, LowbitError, UnsupportedModelError
 from lowbit.tokenizers import from_gguf_metadata, load_tokenizer
@@ -428,12 +428,11 @@ def test_any_replaced_part_is_refused_or_leaves_a_sound_tokenizer(tmp_path_facto
 @pytest.mark.parametrize(
     "blob", [b"{", b"{" * 100_000, b'{"a":' * 100_000, b'{"model": ' + b"9" * 10_000 + b"}", b"{\xff}"]
 )
-def test_broken_json_is_refused_quickly(tmp_path, blob):
+def test_broken_json_is_refused_with_little_work(tmp_path, blob):
     (tmp_path / "tokenizer.json").write_bytes(blob)
-    start = time.perf_counter()
-    with pytest.raises(FormatError, match=r"tokenizer\.json"):
+    with Work() as work, pytest.raises(FormatError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path)
-    assert time.perf_counter() - start < 1
+    assert work.steps < LITTLE
 
 
 def test_the_files_of_a_folder_name_bos_eos_and_ends(tmp_path):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import random
 import struct
-import time
 
 import numpy as np
 import pytest
+from work import LITTLE, Work
 
 from lowbit.errors import FormatError, LowbitError, UnsupportedModelError
 from lowbit.tokenizers import from_gguf_metadata, load_tokenizer
@@ -281,27 +281,27 @@ def test_damaged_sentencepiece_models_never_crash(tmp_path, data):
         for _ in range(rng.randrange(1, 6)):
             bad[rng.randrange(len(bad))] = rng.randrange(256)
         path.write_bytes(bad if rng.random() < 0.7 else bad[: rng.randrange(len(bad))])
-        start = time.process_time()
         message = ""
-        try:
-            tok = load_tokenizer(path)
-        except LowbitError as error:
-            message = str(error)
-        else:
-            ids = tok.encode("Once upon a time 日本 🦙 </s>")
-            tok.decode(ids)
-            assert not set(ids[1:]) & tok.control_ids
+        with Work() as work:
+            try:
+                tok = load_tokenizer(path)
+            except LowbitError as error:
+                message = str(error)
+            else:
+                ids = tok.encode("Once upon a time 日本 🦙 </s>")
+                tok.decode(ids)
+                assert not set(ids[1:]) & tok.control_ids
         outcomes[not message] += 1
         assert "\n" not in message
-        assert time.process_time() - start < 1
+        assert work.steps < LITTLE
     assert min(outcomes.values()) > 20
 
 
 def test_many_control_tokens_do_not_slow_parsing(small):
     tok = small.tokenizer(*((f"<|reserved_{i}|>", 3) for i in range(20_000)))
-    start = time.process_time()
-    ids = tok.encode("<|reserved_7|>a<" * 5000, add_bos=False, parse_special=True)
-    assert time.process_time() - start < 1
+    with Work() as work:
+        ids = tok.encode("<|reserved_7|>a<" * 5000, add_bos=False, parse_special=True)
+    assert work.steps < LITTLE
     assert ids.count(small.first_extra + 7) == 5000
 
 

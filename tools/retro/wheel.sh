@@ -34,7 +34,7 @@ done
 [[ -n $PYTHON ]] || cannot "needs Python $PYTHON_VERSION, the one of Debian 12"
 command -v apt-get >/dev/null || cannot "needs Debian 12: the headers of its i386 Python come by apt"
 mirror >/dev/null
-need gcc-i686-linux-gnu=i686-linux-gnu-gcc
+need gcc-i686-linux-gnu=i686-linux-gnu-gcc libc6-dev-i386-cross=/usr/i686-linux-gnu/include/stdio.h
 "$PYTHON" -c 'import ensurepip' 2>/dev/null || need python3-venv=/nonexistent
 say "the wheel for i686"
 STEP_FAILS=$CANNOT # they only fetch things: without a network there is nothing to find out here
