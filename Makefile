@@ -96,8 +96,8 @@ sdist: $(VENV)/.tools  ## build the source distribution into build/sdist
 
 # Errors are what newer compilers refuse.
 clang: $(VENV)/.created  ## compile every C and Cython module with clang
-	CC=clang CFLAGS="-Wall -Wextra -Wno-unused-parameter -Werror=implicit-function-declaration -Werror=incompatible-pointer-types -Wno-error=incompatible-pointer-types-discards-qualifiers \
-		-Werror=int-conversion" \
+	CC=clang CFLAGS="-Wall -Wextra -Wno-unused-parameter -Werror=implicit-function-declaration -Werror=incompatible-pointer-types -Werror=int-conversion \
+		-Wno-error=incompatible-pointer-types-discards-qualifiers" \
 		$(BIN)/pip wheel --quiet --no-deps --wheel-dir $(BUILD)/clang/wheel \
 		--config-settings=build-dir=$(BUILD)/clang/cmake .
 

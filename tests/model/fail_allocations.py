@@ -1,23 +1,22 @@
 """Load a model, read a prompt and decode, again and again, while one allocation after the other fails.
 
-    python fail_allocations.py SHIM MODEL OPTIONS EXPECTED STEP
+    python fail_allocations.py SHIM MODEL OPTIONS EXPECTED
 
-Every `STEP`-th allocation fails in a round of its own; the first ones fail each. A round may only end with the results
-of an undisturbed process, or with MemoryError or an error of lowbit; and the same model, or else one loaded anew, has
-those results afterwards. Prints how many rounds there were.
+Every allocation fails in a round of its own. A round may only end with the results of an undisturbed process, or with
+MemoryError or an error of lowbit; and the same model, or else one loaded anew, has those results afterwards. Prints how
+many rounds there were.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import sys
 
 import lowbit
 from lowbit.errors import LowbitError
 
-FIRST = 20
-"""Rounds in which no allocation is left out."""
 PROMPT = [1, 5, 9, 2, 3, 14, 7, 1, 1, 8, 10, 11]
 
 
@@ -30,14 +29,11 @@ def results(model: lowbit.Model) -> list[object]:
 
 def main() -> None:
     """Run the rounds."""
-    shim, path, options, expected, step = sys.argv[1:]
+    shim, path, options, expected = sys.argv[1:]
     allocations = ctypes.CDLL(shim)
     options, expected = json.loads(options), json.loads(expected)
     assert results(lowbit.load(path, **options)) == expected  # and all that is imported late is imported now
-    n = rounds = 0
-    while True:
-        n += 1 if n < FIRST else int(step)
-        rounds += 1
+    for n in itertools.count(1):
         print(n, file=sys.stderr, flush=True)  # the last one is where it crashed
         model = None
         allocations.fail_at(n)
@@ -52,7 +48,7 @@ def main() -> None:
         assert results(model or lowbit.load(path, **options)) == expected, f"allocation {n} left something behind"
         if untouched:
             break
-    print(rounds)
+    print(n)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import lowbit
 from lowbit import MemoryBudgetError
 
 HERE = Path(__file__).parent
-STEP = "1" if "LOWBIT_EVERY_ALLOCATION" in os.environ else "13"
 
 pytestmark = [
     pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="replaces the allocator of glibc"),
@@ -53,8 +52,8 @@ def test_any_allocation_may_fail(shim, write_llama, options):
     plain = subprocess.run([sys.executable, "-c", PLAIN, *arguments], **run)
     assert plain.returncode == 0, plain.stderr
     done = subprocess.run(
-        [sys.executable, "fail_allocations.py", shim, *arguments, plain.stdout, STEP],
+        [sys.executable, "fail_allocations.py", shim, *arguments, plain.stdout],
         **run, env={**os.environ, "LD_PRELOAD": str(shim)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout) > 20
+    assert int(done.stdout) > 100, "lowbit allocates more often than that"
