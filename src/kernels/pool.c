@@ -10,6 +10,7 @@
  * in the middle of a unit costs more than it brings: then the next jobs run on the calling thread alone, for a time
  * that grows while the trouble lasts.
  */
+#define _GNU_SOURCE
 #include "pool.h"
 
 #include "os.h"

@@ -149,11 +149,13 @@ def run(program: Path, launcher: list[str], best: str | None = None) -> list[str
 
 
 def cross_compiler(target: str) -> list[str] | None:
-    """Return a command that compiles for the target, or None."""
+    """Return a command that compiles for the target, or None; Debian has compilers without a C library."""
     if target == platform.machine():
         return native_compiler()
     name = shutil.which(f"{target}-linux-gnu-gcc")
-    return [name] if name else None
+    if name is None or subprocess.run([name, "-E", "-include", "stdio.h", os.devnull], capture_output=True).returncode:
+        return None
+    return [name]
 
 
 def native_compiler() -> list[str] | None:
