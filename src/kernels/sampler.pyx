@@ -4,16 +4,22 @@ Order of the steps: repeat penalty, temperature, top-k, top-p, min-p, then one r
 logit, the largest first and equals by token, so every cut is a prefix. Random numbers are xoshiro256** seeded by
 splitmix64 (Blackman and Vigna), 53 bits of each.
 """
+from libc.math cimport INFINITY
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcpy
 
-from lowbit._kernels.dispatch cimport begin_floats, end_floats, table
+from lowbit._kernels.dispatch cimport begin_doubles, begin_floats, checked, end_floats, lb_float_mode, lb_times, table
 
 
 cdef inline uint64_t rotate(uint64_t x, int k) noexcept nogil:
     return (x << k) | (x >> (64 - k))
+
+
+cdef inline float number(float x) noexcept nogil:
+    """What is no number comes last: with it there would be no order."""
+    return x if x == x else -INFINITY
 
 
 cdef bint before(const Candidate *a, const Candidate *b) noexcept nogil:
@@ -48,6 +54,7 @@ cdef class Sampler:
                   double repeat_penalty, uint64_t seed):
         cdef uint64_t z
         cdef int i
+        checked(lb_times(sizeof(Candidate), vocab_size), "a sampler")
         self.vocab_size = vocab_size
         self.temperature, self.top_p, self.min_p, self.repeat_penalty = temperature, top_p, min_p, repeat_penalty
         self.top_k = top_k if 0 < top_k < vocab_size else vocab_size
@@ -86,9 +93,16 @@ cdef class Sampler:
         self.n_recent += 1
 
     cdef int32_t sample(self, const float *logits) noexcept nogil:
-        """Return the next token."""
-        cdef int32_t i, n, best, kept, token, mode
+        """Return the next token; logits that are no numbers are as small as can be."""
+        cdef lb_float_mode mode = begin_doubles()
+        cdef int32_t token = self._sample(logits)
+        end_floats(mode)
+        return token
+
+    cdef int32_t _sample(self, const float *logits) noexcept nogil:
+        cdef int32_t i, n, best, kept, token
         cdef double total, limit, running
+        cdef lb_float_mode mode
         if self.repeat_penalty != 1.0:
             memcpy(self.penalised, logits, sizeof(float) * <size_t>self.vocab_size)
             for i in range(<int32_t>min(self.n_recent, <int64_t>RECENT)):
@@ -101,7 +115,9 @@ cdef class Sampler:
             logits = self.penalised
         if self.temperature == 0 or self.top_k == 1:
             best = 0
-            for i in range(1, self.vocab_size):
+            while best < self.vocab_size - 1 and logits[best] != logits[best]:
+                best += 1
+            for i in range(best + 1, self.vocab_size):
                 if logits[i] > logits[best]:
                     best = i
             return best
@@ -144,13 +160,13 @@ cdef class Sampler:
         cdef int32_t i, n = self.top_k
         cdef Candidate next
         for i in range(n):
-            self.candidates[i].logit = logits[i]
+            self.candidates[i].logit = number(logits[i])
             self.candidates[i].token = i
         if n < self.vocab_size:
             for i in range(n // 2 - 1, -1, -1):
                 sift_down(self.candidates, n, i)
             for i in range(n, self.vocab_size):
-                next.logit = logits[i]
+                next.logit = number(logits[i])
                 next.token = i
                 if before(&next, &self.candidates[0]):
                     self.candidates[0] = next
