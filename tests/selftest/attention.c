@@ -29,9 +29,9 @@ static cache new_cache(const shape *s) {
     c.scale_bytes = (size_t)s->n_kv_heads * positions * sizeof(float);
     c.kv.keys = allocate(c.key_bytes), c.kv.values = allocate(c.value_bytes);
     c.kv.key_scales = allocate(c.scale_bytes), c.kv.value_scales = allocate(c.scale_bytes);
-    /* zeros, as in a new cache: attention may read the positions after the last, which then weigh nothing */
-    memset(c.kv.keys, 0, c.key_bytes), memset(c.kv.values, 0, c.value_bytes);
-    memset(c.kv.key_scales, 0, c.scale_bytes), memset(c.kv.value_scales, 0, c.scale_bytes);
+    /* no numbers: whatever a new cache holds, the positions after the last weigh nothing */
+    memset(c.kv.keys, 0xff, c.key_bytes), memset(c.kv.values, 0xff, c.value_bytes);
+    memset(c.kv.key_scales, 0xff, c.scale_bytes), memset(c.kv.value_scales, 0xff, c.scale_bytes);
     return c;
 }
 
@@ -47,7 +47,7 @@ static float put(void *memory, ptrdiff_t at, int32_t type, float value, float mo
     }
     if (type == LB_KV_I8) {
         volatile float scaled = most > 0 ? 127.0f / most : 0.0f; /* volatile: rounded to float also by an x87 */
-        scaled = scaled * value;
+        scaled = scaled * tame(value);
         ((int8_t *)memory)[at] = (int8_t)rintf(scaled);
         return ((int8_t *)memory)[at] * (most / 127.0f);
     }
@@ -56,7 +56,7 @@ static float put(void *memory, ptrdiff_t at, int32_t type, float value, float mo
 
 static float largest(const float *x, int32_t n) {
     float most = 0.0f;
-    for (int32_t i = 0; i < n; i++) most = fmaxf(most, fabsf(x[i]));
+    for (int32_t i = 0; i < n; i++) most = fmaxf(most, fabsf(tame(x[i])));
     return most;
 }
 
@@ -71,6 +71,7 @@ static void reference_store(float *k, float *v, const cache *c, const shape *s, 
             k[i] = put(c->kv.keys, key + i * 16, s->type, k[i], k_most);
             v[i] = put(c->kv.values, value + i, s->type, v[i], v_most);
         }
+        for (int32_t i = dim; i < padded; i++) put(c->kv.values, value + i, s->type, 0.0f, 0.0f);
         if (s->type == LB_KV_I8) {
             c->kv.key_scales[head * c->kv.scale_stride + position] = k_most / 127.0f;
             c->kv.value_scales[head * c->kv.scale_stride + position] = v_most / 127.0f;
@@ -162,6 +163,40 @@ static void check_attention(const shape *s) {
     free(k), free(v), free(q), free(got), free(expected), free(exact);
 }
 
+/* Keys, values and queries that are no numbers, or infinite: the same int8, and the same outputs, on every set. */
+static void check_wild(const shape *s, int32_t wild) {
+    static const float values[] = {NAN, INFINITY, -INFINITY, FLT_MAX};
+    const int32_t width = s->n_kv_heads * s->head_dim, q_width = s->n_heads * s->head_dim;
+    const size_t kv_bytes = (size_t)s->n_positions * width * sizeof(float);
+    snprintf(text, sizeof text, "wild attention: type %d, %d heads of %d, %d positions, each %dth wild", (int)s->type,
+             (int)s->n_heads, (int)s->head_dim, (int)s->n_positions, (int)wild);
+    float *k = allocate(kv_bytes), *v = allocate(kv_bytes), *q = allocate((size_t)q_width * sizeof *q);
+    float *got = allocate((size_t)q_width * sizeof *got), *expected = allocate((size_t)q_width * sizeof *expected);
+    fill_random(k, s->n_positions * width, -3.0f, 3.0f), fill_random(v, s->n_positions * width, -3.0f, 3.0f);
+    fill_random(q, q_width, -0.5f, 0.5f);
+    for (int32_t i = wild / 2, j = 0; i < s->n_positions * width; i += wild, j++) {
+        k[i] = values[j % COUNT(values)];
+        if (s->type == LB_KV_I8) v[i] = values[(j + 1) % COUNT(values)];
+    }
+    cache c = new_cache(s), expected_cache = new_cache(s);
+    const int32_t position = s->n_positions - 1;
+    lb_attention_args args = {q, got, &c.kv, &position, q_width, s->n_heads, s->n_kv_heads, s->head_dim, s->type};
+    for (int32_t p = 0; p < s->n_positions; p++) {
+        lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &c.kv, &args, p);
+        reference_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &expected_cache, s, p);
+    }
+    if (s->type == LB_KV_I8) {
+        check_rounded(text, "keys", c.kv.keys, expected_cache.kv.keys, c.key_bytes);
+        check_rounded(text, "values", c.kv.values, expected_cache.kv.values, c.value_bytes);
+    }
+    for (int32_t head = 0; head < s->n_kv_heads; head++) lb_table.attention(&args, 0, 1, head);
+    args.out = expected;
+    for (int32_t head = 0; head < s->n_kv_heads; head++) portable.attention(&args, 0, 1, head);
+    check_floats(text, "output", got, expected, q_width);
+    free_cache(&c), free_cache(&expected_cache);
+    free(k), free(v), free(q), free(got), free(expected);
+}
+
 void test_attention(void) {
     static const int32_t positions[] = {1, 2, 15, 16, 17, 33, 64, 65, 128, 200};
     static const int32_t dims[] = {4, 16, 21, 48, 64, 80, 128};
@@ -175,5 +210,13 @@ void test_attention(void) {
             }
         }
         check_attention(&(shape){type, 2, 1, LB_MAX_HEAD_DIM, 70});
+        for (int32_t n_positions = 193; n_positions <= 600; n_positions += n_positions == 193 ? 64 : 343) {
+            check_attention(&(shape){type, 4, 2, 21, n_positions});
+            check_attention(&(shape){type, 3, 1, 64, n_positions});
+        }
+        for (int32_t wild = 1; wild < 2000; wild *= 3) {
+            check_wild(&(shape){type, 1, 1, 21, 17}, wild);
+            check_wild(&(shape){type, 4, 2, 32, 130}, wild);
+        }
     }
 }
