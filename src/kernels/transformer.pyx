@@ -16,7 +16,8 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_MAX_HEAD_DIM, alloc_aligned, free_aligned, lb_activations, lb_kv, lb_matrix,
+    LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_MAX_HEAD_DIM, Interrupts, alloc_aligned, begin_doubles, checked, end_floats,
+    free_aligned, lb_activations, lb_float_mode, lb_kv, lb_kv_layout, lb_lay_out_kv, lb_matrix, lb_plus, lb_times,
     parallel,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, matrix_row, padded_cols, row_stride
@@ -40,6 +41,7 @@ cdef enum:
     ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
     CHANNEL_ROWS = 2                # rows up to which channels in a file are read one by one
     MAX_DRAFT = 8                   # tokens proposed at a time by prompt look-up
+    INTERRUPTED = -1                # status of a pass that Ctrl-C ended
 
 
 # One sequence that is being decoded.
@@ -59,21 +61,12 @@ cdef class KVCache:
     """Keys and values of one sequence, for up to `capacity` positions."""
 
     def __cinit__(self, Transformer model not None, int32_t capacity):
-        cdef size_t positions = (capacity + 15) // 16 * 16, heads = model.n_kv_heads, scales = 0
         cdef size_t element = 4 if model.kv_type == LB_KV_F32 else 2 if model.kv_type == LB_KV_F16 else 1
         if not 1 <= capacity <= model.context:
             raise ContextLengthError(f"a cache of {capacity} positions does not fit a context of {model.context}")
         self.capacity = capacity
-        self.key_stride = positions * model.head_dim
-        self.value_stride = positions * ((model.head_dim + 15) // 16 * 16)
-        if model.kv_type == LB_KV_I8:
-            self.scale_stride = positions
-            scales = 4 * heads * positions
-        self.values_at = element * heads * self.key_stride
-        self.key_scales_at = self.values_at + element * heads * self.value_stride
-        self.value_scales_at = self.key_scales_at + scales
-        self.layer_bytes = (self.value_scales_at + scales + 63) // 64 * 64
-        self.nbytes = self.layer_bytes * model.n_layers
+        self.layout = lb_lay_out_kv(element, model.n_kv_heads, model.head_dim, capacity, model.n_layers)
+        self.nbytes = checked(self.layout.nbytes, f"keys and values of {capacity} tokens")
         self.memory = <char *>alloc_aligned(self.nbytes)
         if self.memory == NULL:
             raise MemoryError(f"no memory for a context of {capacity} tokens ({self.nbytes} bytes)")
@@ -83,10 +76,11 @@ cdef class KVCache:
 
     cdef lb_kv layer(self, int32_t index) noexcept nogil:
         cdef lb_kv kv
-        cdef char *base = self.memory + self.layer_bytes * index
-        kv.keys, kv.values = base, base + self.values_at
-        kv.key_scales, kv.value_scales = <float *>(base + self.key_scales_at), <float *>(base + self.value_scales_at)
-        kv.key_stride, kv.value_stride, kv.scale_stride = self.key_stride, self.value_stride, self.scale_stride
+        cdef const lb_kv_layout *at = &self.layout
+        cdef char *base = self.memory + at.layer_bytes * index
+        kv.keys, kv.values = base, base + at.values_at
+        kv.key_scales, kv.value_scales = <float *>(base + at.key_scales_at), <float *>(base + at.value_scales_at)
+        kv.key_stride, kv.value_stride, kv.scale_stride = at.key_stride, at.value_stride, at.scale_stride
         return kv
 
     cdef void advance(self) noexcept nogil:
@@ -132,7 +126,8 @@ cdef class Transformer:
     cdef Layer *layers
     cdef Part token_embd
     cdef readonly Pager pager
-    cdef int failed             # status of a paged matrix that could not be read, 0 if all is well
+    cdef int failed             # INTERRUPTED, or status of a paged matrix that could not be read; 0 if all is well
+    cdef Interrupts interrupts
     cdef Linear output
     cdef const float *output_norm
     cdef const float *cos
@@ -145,6 +140,7 @@ cdef class Transformer:
     cdef float *wide            # q, k and v; or gate and up
     cdef float *attended
     cdef float *logits
+    cdef object logits_owner
     cdef int8_t *q8
     cdef float *scales
     cdef int32_t *sums
@@ -157,6 +153,7 @@ cdef class Transformer:
         cdef int32_t i, wide
         cdef size_t rows = batch
         self.keep = []
+        self.interrupts = Interrupts()
         if len(layers) != config.n_layers or config.n_layers < 1:
             raise FormatError(f"{len(layers)} layers given for a model of {config.n_layers}")
         if kv_type not in KV_TYPES:
@@ -209,18 +206,18 @@ cdef class Transformer:
         self.output_norm = self._vector(output_norm, self.hidden)
 
         wide = max(q_size + 2 * kv_size, 2 * self.intermediate, self.hidden)
-        self.x = <float *>self._scratch(rows * self.hidden * 4)
-        self.h = <float *>self._scratch(rows * max(self.hidden, q_size, self.intermediate) * 4)
-        self.wide = <float *>self._scratch(rows * wide * 4)
-        self.attended = <float *>self._scratch(rows * max(q_size, self.hidden) * 4)
-        self.logits = <float *>self._scratch(<size_t>self.vocab * 4)
-        self.logits_rows, self.most_logits = 1, batch
-        self.q8 = <int8_t *>self._scratch(rows * self.q_stride)
-        self.scales = <float *>self._scratch(rows * self.n_groups * 4)
-        self.sums = <int32_t *>self._scratch(rows * self.n_groups * 4)
-        self.kv = <lb_kv *>self._scratch(rows * self.n_layers * sizeof(lb_kv))
-        self.positions = <int32_t *>self._scratch(rows * 4)
-        self.tokens = <int32_t *>self._scratch(rows * 4)
+        self.x = <float *>self._scratch(rows, <size_t>self.hidden * 4)
+        self.h = <float *>self._scratch(rows, <size_t>max(self.hidden, q_size, self.intermediate) * 4)
+        self.wide = <float *>self._scratch(rows, <size_t>wide * 4)
+        self.attended = <float *>self._scratch(rows, <size_t>max(q_size, self.hidden) * 4)
+        self.most_logits = batch
+        self._need_logits(1)
+        self.q8 = <int8_t *>self._scratch(rows, self.q_stride)
+        self.scales = <float *>self._scratch(rows, <size_t>self.n_groups * 4)
+        self.sums = <int32_t *>self._scratch(rows, <size_t>self.n_groups * 4)
+        self.kv = <lb_kv *>self._scratch(rows, self.n_layers * sizeof(lb_kv))
+        self.positions = <int32_t *>self._scratch(rows, 4)
+        self.tokens = <int32_t *>self._scratch(rows, 4)
         self.scratch_bytes += self.sparse.nbytes
 
     def __dealloc__(self):
@@ -229,6 +226,7 @@ cdef class Transformer:
     def _make_rope(self, config):
         """rope_scale times cos and sin of position * theta**(-2j/d) / factor, made in double."""
         cdef const float[:, ::1] view
+        checked(lb_times(<size_t>self.context, <size_t>self.rope_dim * 2), f"rotations of {self.context} positions")
         inverse = config.rope_theta ** (-np.arange(0, self.rope_dim, 2, dtype=np.float64) / self.rope_dim)
         if config.rope_factors:
             if len(config.rope_factors) != len(inverse):
@@ -250,7 +248,7 @@ cdef class Transformer:
         cdef const float[::1] view
         if values is None:
             return NULL
-        values = np.ascontiguousarray(values, np.float32)
+        values = np.require(values, np.float32, "CA")  # a file's floats can begin at any byte
         if values.shape != (size,):
             raise FormatError(f"a vector of shape {values.shape} stands where {size} values belong")
         self.keep.append(values)
@@ -284,13 +282,11 @@ cdef class Transformer:
                 self.n_groups = max(self.n_groups, m.n_groups)
         return linear
 
-    cdef void *_scratch(self, size_t n_bytes) except NULL:
-        cdef char[::1] view
-        owner = np.empty(n_bytes + 64, np.int8)
+    cdef void *_scratch(self, size_t rows, size_t row_bytes) except NULL:
+        owner = scratch(rows, row_bytes)
         self.keep.append(owner)
-        self.scratch_bytes += n_bytes
-        view = owner
-        return <void *>((<size_t>&view[0] + 63) // 64 * 64)
+        self.scratch_bytes += rows * row_bytes
+        return address(owner)
 
     cdef Linear *_named(self, int32_t layer, str name) except NULL:
         cdef Layer *one = &self.layers[layer]
@@ -452,12 +448,16 @@ cdef class Transformer:
     cdef void _forward(self, int32_t n_rows) noexcept nogil:
         """Take the rows that were set through all layers; the result is in x."""
         cdef int32_t i
+        cdef lb_float_mode mode = begin_doubles()
         self.failed = 0
         for i in range(n_rows):
             self._embed(self.tokens[i], self.x + <size_t>i * self.hidden)
         for i in range(self.n_layers):
+            if not self.failed and self.interrupts.wanted():
+                self.failed = INTERRUPTED
             if not self.failed:
                 self._layer(i, n_rows)
+        end_floats(mode)
 
     cdef int32_t _next(self, KVCache cache, const int32_t[::1] tokens, int64_t start) noexcept nogil:
         """Take as many tokens as fit at once, from tokens[start] on, through all layers; returns how many."""
@@ -468,10 +468,16 @@ cdef class Transformer:
         return rows
 
     cdef _keep(self, KVCache cache, int32_t rows):
-        """Count the rows of `_next` as part of the sequence, unless a weight could not be read."""
-        if self.failed:
-            self.pager.check(self.failed)
+        """Count the rows of `_next` as part of the sequence, unless the pass has failed."""
+        self._check_failed()
         cache.length += rows
+
+    cdef int _check_failed(self) except -1:
+        if self.failed == INTERRUPTED:
+            self.interrupts.check()
+        elif self.failed:
+            self.pager.check(self.failed)
+        return 0
 
     cdef void _embed(self, int32_t token, float *out) noexcept nogil:
         if self.token_embd.paged == NULL:
@@ -518,6 +524,7 @@ cdef class Transformer:
         cdef int32_t rows
         cdef float[:, ::1] out
         self._check(cache, tokens)
+        checked(lb_times(n, <size_t>self.vocab * 4), "logits")
         result = np.empty((n, self.vocab), np.float32) if every else None
         if every and n:
             out = result
@@ -525,7 +532,9 @@ cdef class Transformer:
         while start < n:
             with nogil:
                 rows = self._next(cache, tokens, start)
-                if every:
+                if self.failed:
+                    pass
+                elif every:
                     self._head(0, rows, &out[start, 0])
                 elif start + rows == n:
                     self._head(rows - 1, 1, self.logits)
@@ -628,8 +637,7 @@ cdef class Transformer:
         with nogil:
             while self._step(all, count, &stop[0] if stop.shape[0] else NULL, stop.shape[0], draft):
                 pass
-        if self.failed:
-            self.pager.check(self.failed)
+        self._check_failed()
         return [result[i, :all[i].made].tolist() for i in range(count)]
 
     cdef bint _step(self, Sequence *all, int32_t count, const int32_t *stop, int64_t n_stop,
@@ -681,11 +689,14 @@ cdef class Transformer:
         return False
 
     cdef int _need_logits(self, int32_t rows) except -1:
+        """Make room for the logits of so many rows; those of the first one stay."""
+        cdef size_t row_bytes = <size_t>self.vocab * 4
         if rows > self.logits_rows:
-            self.logits_rows = rows
-            kept = self.last_logits()
-            self.logits = <float *>self._scratch(<size_t>rows * self.vocab * 4)
-            memcpy(self.logits, <const void *><size_t>kept.ctypes.data, <size_t>self.vocab * 4)
+            owner = scratch(rows, row_bytes)    # if this fails, all is as it was
+            if self.logits != NULL:
+                memcpy(address(owner), self.logits, row_bytes)
+            self.scratch_bytes += (rows - self.logits_rows) * row_bytes
+            self.logits, self.logits_rows, self.logits_owner = <float *>address(owner), rows, owner
         return 0
 
     @property
@@ -713,6 +724,16 @@ cdef class Transformer:
         """Return a copy of the logits that the next token is chosen from, float32, shape (vocab_size,)."""
         cdef const float[::1] view = <float[:self.vocab]>self.logits
         return np.array(view)
+
+
+cdef scratch(size_t rows, size_t row_bytes):
+    """Memory for rows of a batch, whose `address` is that of a cache line."""
+    return np.empty(checked(lb_plus(lb_times(rows, row_bytes), 64), "scratch memory"), np.int8)
+
+
+cdef void *address(owner) except NULL:
+    cdef char[::1] view = owner
+    return <void *>((<size_t>&view[0] + 63) // 64 * 64)
 
 
 cdef bint contains(const int32_t *tokens, int64_t n, int32_t token) noexcept nogil:

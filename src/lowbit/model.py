@@ -293,7 +293,7 @@ class Model:
         if len(ids) < 2:
             raise ValueError("there is nothing to predict in an empty text")
         nats = 0.0
-        with self._lock:
+        with self._lock, dispatch.plain_floats():
             cache = self._new_cache(len(ids))
             rows = SCORE_ROWS if self._plan is None else self._plan.logit_rows
             for start in range(0, len(ids) - 1, rows):
@@ -390,9 +390,9 @@ class Model:
             if piece:
                 yield piece
         finally:
-            self._kept = sequence
             if self._transformer.sparse_decode and not self._transformer.sparse_prefill:
                 sequence.tokens = sequence.tokens[: len(ids)]  # a prompt is computed anew from what was decoded on
+            self._kept = sequence  # last: from here on another call may take it
         return text.result(len(ids), clock.timings(self._load_seconds, len(ids), reused, len(text.tokens)))
 
     def _tokens(
@@ -429,7 +429,8 @@ class Model:
         found: list[TokenLogprob] = []
 
         def look(token: int) -> None:
-            found.append(record(token, self._transformer.last_logits()))
+            with dispatch.plain_floats():
+                found.append(record(token, self._transformer.last_logits()))
 
         out = _last(self._generate(ids, params, 1, False, look))
         return replace(out, logprobs=found[: len(out.tokens)])  # without the token that ended the text

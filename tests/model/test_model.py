@@ -432,3 +432,46 @@ def test_tokens_beyond_those_of_the_tokenizer_have_no_text(scripted):
     pieces = [text.push(token) for token in (260, 5000, 261)]
     assert "".join([*pieces, text.finish()]) == "ab"
     assert text.tokens == [260, 5000, 261]
+
+
+def test_room_for_more_logits_replaces_that_for_fewer(write_llama):
+    model = lowbit.load(write_llama(**RANDOM), threads=1)
+    before = model._transformer.scratch_bytes
+    for n in range(1, 9):
+        model.generate([[i + 1, 2] for i in range(n)], max_tokens=2, temperature=0)
+        assert model._transformer.scratch_bytes == before + (n - 1) * 4 * RANDOM["vocab"]
+
+
+def test_a_batch_without_memory_for_its_logits_changes_nothing(write_llama, monkeypatch):
+    path = write_llama(**RANDOM)
+    model = lowbit.load(path, threads=1)
+    real, prompts = np.empty, [[i + 1, 2, 3] for i in range(8)]
+
+    def none_left(shape, dtype):
+        if dtype is np.int8 and shape >= 2 * 4 * RANDOM["vocab"]:
+            raise MemoryError
+        return real(shape, dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "empty", none_left)
+        for _ in range(2):  # the second time is no better than the first
+            with pytest.raises(MemoryError):
+                model.generate(prompts, max_tokens=3, temperature=0)
+    outs = model.generate(prompts, max_tokens=3, temperature=0)
+    assert [out.tokens for out in outs] == [fresh(path, p, max_tokens=3, temperature=0) for p in prompts]
+
+
+def test_a_sequence_is_offered_to_others_as_it_is_kept(write_llama):
+    """What a prompt must compute anew is cut off before, not after, another call may take the sequence."""
+    offered = []
+
+    class Watched(lowbit.Model):
+        def __setattr__(self, name, value):
+            if name == "_kept" and value is not None:
+                offered.append(value.tokens.tolist())
+            super().__setattr__(name, value)
+
+    model = lowbit.load(write_llama(**RANDOM), sparsity=0.5)
+    model.__class__ = Watched
+    model.generate([1, 2, 3], max_tokens=5, temperature=0)
+    assert offered == [[1, 2, 3]]

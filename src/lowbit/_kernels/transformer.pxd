@@ -1,7 +1,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, uint32_t
 
-from lowbit._kernels.dispatch cimport lb_kv, lb_matrix
+from lowbit._kernels.dispatch cimport lb_kv, lb_kv_layout, lb_matrix
 
 cdef enum:
     MAX_PARTS = 3       # matrices that read the same input
@@ -42,7 +42,7 @@ cdef class KVCache:
     cdef readonly int32_t capacity      # positions
     cdef readonly size_t nbytes         # reserved; the system commits what is written
     cdef readonly int32_t length        # positions that are filled
-    cdef size_t layer_bytes, values_at, key_scales_at, value_scales_at, key_stride, value_stride, scale_stride
+    cdef lb_kv_layout layout
     cdef char *memory
     cdef object __weakref__
 
