@@ -65,8 +65,8 @@ cdef void end_floats(lb_float_mode before) noexcept nogil:
     lb_end_floats(before)
 
 
-cdef class plain_floats:
-    """Python code under ``with plain_floats():`` computes in the mode of floats.h, whatever the host program set."""
+cdef class PlainFloats:
+    """Python code under ``with PlainFloats():`` computes in the mode of floats.h, whatever the host program set."""
     cdef lb_float_mode before
 
     def __enter__(self):

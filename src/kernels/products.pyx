@@ -1,5 +1,4 @@
 """Products of packed matrices: split over the row groups, for the forward pass and for Python callers."""
-from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t
 
 from lowbit._kernels.dispatch cimport (

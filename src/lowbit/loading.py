@@ -101,7 +101,7 @@ def load(
         raise ValueError(f"weights must be one of {', '.join(FLOAT_WEIGHTS)}, not {weights!r}")
     threads = check_threads(threads)
     start = time.perf_counter()
-    with open_model(EMBEDDED_MODEL if path is None else path) as file, dispatch.plain_floats():
+    with dispatch.PlainFloats(), open_model(EMBEDDED_MODEL if path is None else path) as file:
         return _from_file(file, threads, context, kv_type, head, weights, budget, sparse, sparse_prefill, start)
 
 

@@ -293,7 +293,7 @@ class Model:
         if len(ids) < 2:
             raise ValueError("there is nothing to predict in an empty text")
         nats = 0.0
-        with self._lock, dispatch.plain_floats():
+        with self._lock, dispatch.PlainFloats():
             cache = self._new_cache(len(ids))
             rows = SCORE_ROWS if self._plan is None else self._plan.logit_rows
             for start in range(0, len(ids) - 1, rows):
@@ -303,13 +303,13 @@ class Model:
                 top = logits.max(1)
                 total = top + np.log(np.exp(logits - top[:, None]).sum(1))
                 nats += float((total - logits[np.arange(len(target)), target]).sum())
-        n = len(ids) - 1
-        return Perplexity(
-            nats_per_token=nats / n,
-            bits_per_byte=nats / math.log(2) / len(text.encode()),
-            perplexity=math.exp(nats / n),
-            tokens=n,
-        )
+            n = len(ids) - 1
+            return Perplexity(
+                nats_per_token=nats / n,
+                bits_per_byte=nats / math.log(2) / len(text.encode()),
+                perplexity=math.exp(nats / n),
+                tokens=n,
+            )
 
     def info(self) -> dict[str, Any]:
         """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set.
@@ -429,7 +429,7 @@ class Model:
         found: list[TokenLogprob] = []
 
         def look(token: int) -> None:
-            with dispatch.plain_floats():
+            with dispatch.PlainFloats():
                 found.append(record(token, self._transformer.last_logits()))
 
         out = _last(self._generate(ids, params, 1, False, look))

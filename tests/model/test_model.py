@@ -389,13 +389,13 @@ def test_info_tells_what_the_model_is(write_llama):
     assert set(info) >= INFO_KEYS
     assert info["path"] == str(path)
     assert (info["format"], info["family"], info["name"], info["threads"]) == ("gguf", "llama", None, 1)
-    assert (info["vocab_size"], info["context_length"], info["layers"], info["hidden_size"]) == (16, 64, 1, 32)
-    n = 16 * 32 + 3 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32
+    assert (info["vocab_size"], info["context_length"], info["layers"], info["hidden_size"]) == (16, 64, 3, 32)
+    n = 16 * 32 + 32 + 3 * (2 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
     assert info["parameters"] == n
-    assert info["types"] == {"F32": 11}
+    assert info["types"] == {"F32": 2 + 3 * 9}
     assert info["file_bytes"] == 4 * n
     assert info["weight_bytes"] >= 4 * n
-    assert info["kv_bytes_per_token"] == 2 * (8 + 16) * 4  # two heads; the 8 channels of a value are padded to 16
+    assert info["kv_bytes_per_token"] == 3 * 2 * (8 + 16) * 4  # two heads; the 8 channels of a value are padded to 16
     assert info["isa"] == lowbit.isa.active()
 
 

@@ -124,20 +124,25 @@ static inline f32x16 tame(f32x16 x) {
 
 /* The largest magnitude; `wild` tells whether a value has to be tamed, which the magnitudes of this one then are. */
 static inline float largest_magnitude(const float *x, int32_t n, int *wild) {
-    f32x16 largest = v_set1(0.0f);
+    f32x16 largest = v_set1(0.0f), other = largest; /* two chains, because each step waits for the one before it */
     float lanes[16];
     uint32_t bits[16], most = 0;
-    for (int32_t i = 0; i < n; i += 16) largest = v_larger(largest, load_upto16(x + i, n - i));
-    v_store(lanes, largest);
+    int32_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        largest = v_larger(largest, v_load(x + i));
+        other = v_larger(other, v_load(x + i + 16));
+    }
+    for (; i < n; i += 16) largest = v_larger(largest, load_upto16(x + i, n - i));
+    v_store(lanes, v_larger(largest, other));
     memcpy(bits, lanes, sizeof bits);
-    for (int i = 0; i < 16; i++) { /* without their signs, floats are in the order of their bits */
+    for (i = 0; i < 16; i++) { /* without their signs, floats are in the order of their bits */
         bits[i] &= 0x7fffffffu;
         most = bits[i] > most ? bits[i] : most;
     }
     *wild = most >= 0x7f800000u;
     if (*wild) {
         largest = v_set1(0.0f);
-        for (int32_t i = 0; i < n; i += 16) largest = v_max(largest, v_abs(tame(load_upto16(x + i, n - i))));
+        for (i = 0; i < n; i += 16) largest = v_max(largest, v_abs(tame(load_upto16(x + i, n - i))));
         return max_lanes(largest);
     }
     float result;
