@@ -66,8 +66,9 @@ sanitize: $(SANITIZED)/.installed  ## run the tests on kernels and parsers built
 	cd tests && $(SANITIZE_RUN) $(abspath $(SANITIZED))/venv/bin/python -m pytest -p no:cacheprovider $(PYTEST_ARGS) \
 		chat cli convert families formats fuzz kernels model quantize reference tokenizers train
 
-stress:  ## run the block cache under ThreadSanitizer and AddressSanitizer, 10 minutes each
+stress:  ## run the block cache and the pool under ThreadSanitizer and AddressSanitizer, 10 minutes each
 	$(PYTHON) tests/blockcache/stress.py $(BUILD)/stress --seconds 600
+	$(PYTHON) tests/pool/stress.py $(BUILD)/stress --seconds 600
 
 bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[bench]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -58,3 +59,12 @@ def test_every_kernel_of_a_pentium_ii_equals_the_plain_loops(tmp_path: Path) -> 
     if runner.emulator("i686") is None:
         pytest.skip("no emulator for i686 (qemu-user)")
     assert runner.emulate(tmp_path, "i686", only="pentium2")
+
+
+@pytest.mark.parametrize("name", ["gcc", "clang"])
+def test_no_compiler_warns_of_the_sources(name: str, program: Path) -> None:
+    if shutil.which(name) is None:
+        pytest.skip(f"no {name}")
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I", program.parent, "-I", runner.KERNELS]
+    for source in [*runner.KERNELS.glob("*.c"), *runner.KERNELS.glob("isa/*.c")]:
+        subprocess.run([name, *flags, source], check=True)

@@ -15,7 +15,10 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from lowbit._kernels.dispatch cimport lb_activations, lb_matrix, nanoseconds, parallel
+from lowbit._kernels.dispatch cimport (
+    Interrupts, begin_doubles, checked, end_floats, lb_activations, lb_float_mode, lb_matrix, lb_plus, lb_times,
+    nanoseconds, parallel,
+)
 from lowbit._kernels.graph cimport Graph, Layer, Linear
 from lowbit._kernels.kvpool cimport KVPool
 from lowbit._kernels.matrix cimport is_float, matrix_row, padded_cols, row_stride
@@ -33,14 +36,10 @@ import threading
 import numpy as np
 
 
-cdef extern from "Python.h":
-    int PyErr_CheckSignals() except -1
-
 cdef enum:
     ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
-    SIGNALLED = 100                 # status of a pass: a signal handler raised something
-    POLL_ROWS = 8                   # of a pass that is looked at after every layer
-    POLL_NS = 20 * 1000000          # between two looks for signals
+    INTERRUPTED = -1                # status of a pass that Ctrl-C ended
+    LOOK_ROWS = 8                   # of a pass in which Ctrl-C is looked for before every layer
     NOTHING = 0                     # what rows leave behind
     LAST = 1
     EVERY = 2
@@ -145,27 +144,28 @@ cdef class Decoder:
         self.graph, self.pool, self.threads, self.batch, self.most_logits = graph, pool, threads, batch, batch
         self.lock = threading.Lock()
         self.keep = []
+        self.interrupts = Interrupts()
         wide = max(q_size + 2 * kv_size, 2 * graph.intermediate, graph.hidden)
-        self.x = <float *>self._scratch(rows * graph.hidden * 4)
-        self.h = <float *>self._scratch(rows * max(graph.hidden, q_size, graph.intermediate) * 4)
-        self.wide = <float *>self._scratch(rows * wide * 4)
-        self.attended = <float *>self._scratch(rows * max(q_size, graph.hidden) * 4)
-        self.q8 = <int8_t *>self._scratch(rows * graph.q_stride)
-        self.scales = <float *>self._scratch(rows * graph.n_groups * 4)
-        self.sums = <int32_t *>self._scratch(rows * graph.n_groups * 4)
-        self.tokens = <int32_t *>self._scratch(rows * 4)
-        self.positions = <int32_t *>self._scratch(rows * 4)
-        self.wanted = <int32_t *>self._scratch(rows * 4)
-        self.blocks = <char ***>self._scratch(rows * sizeof(char **))
-        self.sparse = <uint8_t *>self._scratch(rows)
+        self.x = <float *>self._scratch(rows, <size_t>graph.hidden * 4)
+        self.h = <float *>self._scratch(rows, <size_t>max(graph.hidden, q_size, graph.intermediate) * 4)
+        self.wide = <float *>self._scratch(rows, <size_t>wide * 4)
+        self.attended = <float *>self._scratch(rows, <size_t>max(q_size, graph.hidden) * 4)
+        self.q8 = <int8_t *>self._scratch(rows, graph.q_stride)
+        self.scales = <float *>self._scratch(rows, <size_t>graph.n_groups * 4)
+        self.sums = <int32_t *>self._scratch(rows, <size_t>graph.n_groups * 4)
+        self.tokens = <int32_t *>self._scratch(rows, 4)
+        self.positions = <int32_t *>self._scratch(rows, 4)
+        self.wanted = <int32_t *>self._scratch(rows, 4)
+        self.blocks = <char ***>self._scratch(rows, sizeof(char **))
+        self.sparse = <uint8_t *>self._scratch(rows, 1)
         self.scratch_bytes += graph.sparse.nbytes
         self._need_logits(1)
 
-    cdef void *_scratch(self, size_t n_bytes) except NULL:
+    cdef void *_scratch(self, size_t rows, size_t row_bytes) except NULL:
         cdef char[::1] view
-        owner = np.empty(n_bytes + 64, np.int8)
+        owner = np.empty(checked(lb_plus(lb_times(rows, row_bytes), 64), "scratch memory"), np.int8)
         self.keep.append(owner)
-        self.scratch_bytes += n_bytes
+        self.scratch_bytes += rows * row_bytes
         view = owner
         return <void *>((<size_t>&view[0] + 63) // 64 * 64)
 
@@ -173,10 +173,11 @@ cdef class Decoder:
         """Make room for the logits of this many rows."""
         cdef float[:, ::1] view
         if rows > self.logits_rows:
-            self.logits_memory, self.logits_rows, self.row_logits = None, 0, NULL
-            self.logits_memory = np.empty((rows, self.graph.vocab), np.float32)
-            view = self.logits_memory
-            self.row_logits, self.logits_rows = &view[0, 0], rows
+            checked(lb_times(rows, <size_t>self.graph.vocab * 4), "logits")
+            memory = np.empty((rows, self.graph.vocab), np.float32)     # if it cannot be had, all is as it was
+            view = memory
+            self.scratch_bytes += 4 * <size_t>(rows - self.logits_rows) * self.graph.vocab
+            self.logits_memory, self.row_logits, self.logits_rows = memory, &view[0, 0], rows
         return 0
 
     @property
@@ -231,13 +232,12 @@ cdef class Decoder:
             self.states_memory = np.empty((n_states, self.graph.hidden), np.float32)
             view = self.states_memory
             self.row_states = &view[0, 0]
-        self.status, self.polled = 0, start
+        self.status = 0
         with nogil:
             while batch.n_entries:
                 self._fill(batch)
                 self._forward()
                 self._leave(batch)
-                self._poll()
                 if self.status:
                     break
                 made += 1
@@ -246,10 +246,9 @@ cdef class Decoder:
                 if budget_ns and nanoseconds() - start > budget_ns:
                     break
         self.interrupted = 0
-        if self.status == SIGNALLED:
-            raised, self.raised = self.raised, None
-            raise raised
-        if self.status:
+        if self.status == INTERRUPTED:
+            self.interrupts.check()
+        elif self.status:
             self.graph.pager.check(self.status)
         return made
 
@@ -349,29 +348,16 @@ cdef class Decoder:
     cdef void _forward(self) noexcept nogil:
         """Take the rows through all layers; the result is in x."""
         cdef int32_t i
+        cdef bint look = self.n_rows >= LOOK_ROWS or self.graph.pager is not None
+        cdef lb_float_mode mode = begin_doubles()
         for i in range(self.n_rows):
             self._embed(self.tokens[i], self.x + <size_t>i * self.graph.hidden)
         for i in range(self.graph.n_layers):
+            if self.status == 0 and (look or i == 0) and self.interrupts.wanted():
+                self.status = INTERRUPTED
             if self.status == 0:
                 self._layer(i)
-                if self.n_rows >= POLL_ROWS or self.graph.pager is not None:
-                    self._poll()
-
-    cdef void _poll(self) noexcept nogil:
-        """Look for signals now and then: nobody waits for a long pass to end."""
-        cdef int64_t now = nanoseconds()
-        if now - self.polled > POLL_NS:
-            self.polled = now
-            if self.status == 0:
-                self.status = self._signals()
-
-    cdef int _signals(self) noexcept with gil:
-        try:
-            PyErr_CheckSignals()
-        except BaseException as error:
-            self.raised = error
-            return SIGNALLED
-        return 0
+        end_floats(mode)
 
     cdef void _embed(self, int32_t token, float *out) noexcept nogil:
         if self.graph.token_embd.paged == NULL:

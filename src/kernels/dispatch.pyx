@@ -4,7 +4,9 @@
 2. The other modules cimport the pointer to it, so that they need no rebuild for a new instruction set and all see a
    forced one.
 3. The pool belongs to the process, and is entered through `parallel`.
+4. What the other modules share beside: sizes that cannot wrap around, the mode of floats, and the look for Ctrl-C.
 """
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t
 
@@ -27,9 +29,10 @@ cdef extern from "pool.h":
     void lb_parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) noexcept nogil
     void lb_pool_after_fork() noexcept nogil
 
-cdef extern from "x87.h":
-    int32_t lb_begin_floats() noexcept nogil
-    void lb_end_floats(int32_t before) noexcept nogil
+cdef extern from "floats.h":
+    lb_float_mode lb_begin_floats() noexcept nogil
+    lb_float_mode lb_begin_doubles() noexcept nogil
+    void lb_end_floats(lb_float_mode before) noexcept nogil
 
 cdef extern from "os.h":
     int32_t lb_cores() noexcept nogil
@@ -37,6 +40,9 @@ cdef extern from "os.h":
     void *lb_alloc_aligned(size_t n_bytes) noexcept nogil
     void *lb_alloc_huge(size_t n_bytes) noexcept nogil
     void lb_free_aligned(void *memory) noexcept nogil
+
+cdef enum:
+    LOOK_NS = 20000000          # between two looks for Ctrl-C, each of which takes the GIL
 
 table = &lb_table
 MAX_THREADS = LB_MAX_THREADS
@@ -47,12 +53,58 @@ cdef void parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk,
     lb_parallel(work, context, n_units, chunk, n_threads)
 
 
-cdef int32_t begin_floats() noexcept nogil:
+cdef lb_float_mode begin_floats() noexcept nogil:
     return lb_begin_floats()
 
 
-cdef void end_floats(int32_t before) noexcept nogil:
+cdef lb_float_mode begin_doubles() noexcept nogil:
+    return lb_begin_doubles()
+
+
+cdef void end_floats(lb_float_mode before) noexcept nogil:
     lb_end_floats(before)
+
+
+cdef class PlainFloats:
+    """Python code under ``with PlainFloats():`` computes in the mode of floats.h, whatever the host program set."""
+    cdef lb_float_mode before
+
+    def __enter__(self):
+        self.before = lb_begin_doubles()
+
+    def __exit__(self, *_):
+        lb_end_floats(self.before)
+
+
+cdef size_t checked(size_t n_bytes, str what) except? 0:
+    if n_bytes == LB_TOO_LARGE:
+        raise MemoryError(f"{what}: more bytes than this machine has addresses for")
+    return n_bytes
+
+
+cdef class Interrupts:
+    cdef bint wanted(self) noexcept nogil:
+        """Whether to end the work, and call `check`."""
+        cdef int64_t now = lb_nanoseconds()
+        if now < self.next:
+            return False
+        self.next = now + LOOK_NS
+        return self._look()
+
+    cdef bint _look(self) noexcept with gil:
+        try:
+            PyErr_CheckSignals()    # does nothing on any thread but the main one
+        except BaseException as error:
+            self.error = error
+            return True
+        return False
+
+    cdef int check(self) except -1:
+        """Raise what the signal's handler raised, if there is something."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+        return 0
 
 
 cdef void register_portable_ternary(lb_matmul_fn *matmul) noexcept:

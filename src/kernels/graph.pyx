@@ -5,7 +5,7 @@ A family is data: norms that are there or not, the pairing of RoPE, the activati
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t
 
-from lowbit._kernels.dispatch cimport LB_MAX_HEAD_DIM, alloc_aligned, free_aligned, lb_matrix
+from lowbit._kernels.dispatch cimport LB_MAX_HEAD_DIM, alloc_aligned, checked, free_aligned, lb_matrix, lb_times
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, row_stride
 from lowbit._kernels.paging cimport PagedMatrix, Pager
 from lowbit._kernels.topk cimport SparseScratch
@@ -90,6 +90,7 @@ cdef class Graph:
     def _make_rope(self, config):
         """rope_scale times cos and sin of position * theta**(-2j/d) / factor, made in double."""
         cdef const float[:, ::1] view
+        checked(lb_times(<size_t>self.context, <size_t>self.rope_dim * 2), f"rotations of {self.context} positions")
         inverse = config.rope_theta ** (-np.arange(0, self.rope_dim, 2, dtype=np.float64) / self.rope_dim)
         if config.rope_factors:
             if len(config.rope_factors) != len(inverse):
@@ -111,7 +112,7 @@ cdef class Graph:
         cdef const float[::1] view
         if values is None:
             return NULL
-        values = np.ascontiguousarray(values, np.float32)
+        values = np.require(values, np.float32, "CA")  # a file's floats can begin at any byte
         if values.shape != (size,):
             raise FormatError(f"a vector of shape {values.shape} stands where {size} values belong")
         self.keep.append(values)

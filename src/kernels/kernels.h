@@ -144,7 +144,8 @@ typedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end
 typedef void lb_to_row_groups_fn(const lb_matrix *m, int32_t quarter, uint8_t *codes);
 /*
  * s = 127 / max(max|x|, 1e-5), q = round half even(x s), scale = 1 / s: one s for all n columns if per_token, else one
- * for each group of group_cols columns. sum is per group in both cases, and scale is written once per group.
+ * for each group of group_cols columns. sum is per group in both cases, and scale is written once per group. What is no
+ * number counts as 0, and infinity as the largest float, with its sign: q is from -127 to 127, on every set.
  */
 typedef void lb_quantize_fn(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded, int8_t *q,
                             float *scale, int32_t *sum);

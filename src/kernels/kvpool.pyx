@@ -14,9 +14,10 @@ Everything here holds the GIL, and runs between two steps of the decoder, never 
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t
 
-from lowbit._kernels.dispatch cimport LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_KV_SPAN, alloc_aligned, free_aligned, lb_kv
-
-import sys
+from lowbit._kernels.dispatch cimport (
+    LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_KV_SPAN, alloc_aligned, checked, free_aligned, lb_kv, lb_kv_layout,
+    lb_lay_out_kv,
+)
 
 try:
     from _blake2 import blake2b     # hashlib would bring OpenSSL, some megabytes that a small machine does without
@@ -62,20 +63,16 @@ cdef class KVPool:
         If a block is larger than the address space.
     """
 
-    def __cinit__(self, n_layers, n_kv_heads, head_dim, str kv_type):
+    def __cinit__(self, size_t n_layers, size_t n_kv_heads, size_t head_dim, str kv_type):
+        cdef lb_kv_layout at
         if kv_type not in KV_TYPES:
             raise ValueError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
         self.kv_type = KV_TYPES[kv_type]
-        element = {LB_KV_F32: 4, LB_KV_F16: 2, LB_KV_I8: 1}[self.kv_type]
-        keys, values = SPAN * head_dim, SPAN * ((head_dim + 15) // 16 * 16)
-        stride = keys + values          # a head's values follow its keys, as attention reads them
-        scales = 4 * SPAN * n_kv_heads if self.kv_type == LB_KV_I8 else 0
-        scales_at = element * n_kv_heads * stride
-        layer_bytes = (scales_at + 2 * scales + 63) // 64 * 64
-        if n_layers * layer_bytes > sys.maxsize // 2:
-            raise MemoryError(f"{SPAN} positions of keys and values take {n_layers * layer_bytes} bytes")
-        self.layer_bytes, self.block_bytes = layer_bytes, n_layers * layer_bytes
-        self.shape = lb_kv(0, element * keys, scales_at, scales_at + scales, stride, stride)
+        at = lb_lay_out_kv({LB_KV_F32: 4, LB_KV_F16: 2, LB_KV_I8: 1}[self.kv_type], n_kv_heads, head_dim, LB_KV_SPAN,
+                           n_layers)
+        self.block_bytes = checked(at.nbytes, f"keys and values of {SPAN} positions")
+        self.layer_bytes = at.layer_bytes
+        self.shape = lb_kv(0, at.values_at, at.key_scales_at, at.value_scales_at, at.stride, at.stride)
         self.full, self.children, self.idle, self.growing, self.spare = {}, {}, {}, [], []
 
     def resize(self, limit, kept):
@@ -244,7 +241,7 @@ cdef class KVPool:
     cdef int _drop(self, Block block) except -1:
         """Give up a block: a few keep their memory, which the system would have to clear for the next one."""
         self.allocated -= 1
-        if len(self.spare) < (SPARE if self.limit is None else min(<int32_t>SPARE, <int32_t>(self.limit - self.allocated))):
+        if len(self.spare) < (SPARE if self.limit is None else min(SPARE, self.limit - self.allocated)):
             self.spare.append(block)
         return 0
 

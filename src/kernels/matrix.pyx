@@ -12,8 +12,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_weights, free_aligned, lb_matrix, lb_row_groups,
-    parallel,
+    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_weights, begin_floats, checked, end_floats,
+    free_aligned, lb_float_mode, lb_matrix, lb_plus, lb_row_groups, lb_times, parallel,
 )
 
 import numpy as np
@@ -108,6 +108,11 @@ cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
         w += words * 64
         words_left -= words
         start += words * 4 * fields
+
+
+cdef const float[:, ::1] aligned(const float[:, ::1] x):
+    """The same, where C may read floats: an array over a buffer can begin at any byte."""
+    return np.array(x) if x.size and <size_t>&x[0, 0] % sizeof(float) else x
 
 
 # --- filling -----------------------------------------------------------------------------------------------------
@@ -233,11 +238,16 @@ cdef struct FillRounded:
 
 
 cdef inline float float_at(const uint8_t *source, int32_t format, size_t i) noexcept nogil:
+    """One of the stored floats, which can lie at any byte."""
+    cdef float whole
+    cdef uint16_t half
     if format == LB_F32:
-        return (<const float *>source)[i]
+        memcpy(&whole, source + 4 * i, 4)
+        return whole
+    memcpy(&half, source + 2 * i, 2)
     if format == LB_F16:
-        return lb_half_to_float((<const uint16_t *>source)[i])
-    return lb_bits_to_float(<uint32_t>(<const uint16_t *>source)[i] << 16)
+        return lb_half_to_float(half)
+    return lb_bits_to_float(<uint32_t>half << 16)
 
 
 cdef void fill_rounded(void *context, int32_t begin, int32_t end) noexcept nogil:
@@ -348,8 +358,9 @@ cdef class PackedMatrix:
             self.m.n_groups = (n_cols + group - 1) // group
             self.m.words = n_cols // block * (block // (4 * fields)) + -(-(n_cols % block) // (4 * fields))
             self.m.scales_f16 = scales_f16
-            scale_bytes = <size_t>lb_row_groups(n_rows) * self.m.n_groups * LB_ROWS * (2 if scales_f16 else 4)
-        code_bytes = lb_row_groups(n_rows) * group_code_bytes(&self.m)
+            scale_bytes = lb_times(lb_row_groups(n_rows), <size_t>self.m.n_groups * LB_ROWS * (2 if scales_f16 else 4))
+        code_bytes = lb_times(lb_row_groups(n_rows), group_code_bytes(&self.m))
+        checked(lb_plus(code_bytes, scale_bytes), f"a matrix of {n_rows} x {n_cols}")
         self.m.codes = <const uint8_t *>alloc_weights(code_bytes)
         self.m.scales = alloc_weights(scale_bytes)
         if self.m.codes == NULL or self.m.scales == NULL:
@@ -461,6 +472,7 @@ cdef class PackedMatrix:
     def fill_scales(self, const float[:, ::1] scales, int64_t first_row=0):
         """Set the scales of rows, shape (rows, n_groups). Raises FormatError if one is not finite."""
         cdef int64_t row, g, at
+        scales = aligned(scales)
         self._check_rows(first_row, scales.shape[0])
         if is_float(self.m.format) or scales.shape[1] != self.m.n_groups or self.m.scales_f16:
             raise FormatError("the scales do not fit the matrix")
@@ -542,6 +554,7 @@ cdef class PackedMatrix:
         """
         cdef float[:, ::1] out
         cdef int64_t row
+        cdef lb_float_mode mode
         if self.m.tiles:
             raise FormatError("a channel-major matrix has no rows of its own")
         result = np.empty((len(indices), self.m.n_cols), np.float32)
@@ -549,7 +562,9 @@ cdef class PackedMatrix:
         for position, row in enumerate(indices):
             if not 0 <= row < self.m.n_rows:
                 raise IndexError(f"row {row} is not in a matrix of {self.m.n_rows} rows")
+            mode = begin_floats()
             matrix_row(&self.m, row, &out[position, 0])
+            end_floats(mode)
         return result
 
     def __repr__(self):

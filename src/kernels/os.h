@@ -19,6 +19,8 @@
 #include <malloc.h>
 #include <windows.h>
 
+#define LB_PER_THREAD __declspec(thread)
+
 /* Gives memory that was freed back to the system, where the C library keeps it. */
 static inline void lb_trim_heap(void) {}
 
@@ -113,6 +115,8 @@ static inline int lb_atomic_swap_if(lb_atomic *a, int32_t expected, int32_t v) {
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
+
+#define LB_PER_THREAD __thread
 
 /* Gives memory that was freed back to the system, where the C library keeps it. */
 static inline void lb_trim_heap(void) {

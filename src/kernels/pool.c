@@ -9,12 +9,14 @@
  * When such a wait is long, the other cores are evidently taken by other programs, and a worker that was put to sleep
  * in the middle of a unit costs more than it brings: then the next jobs run on the calling thread alone, for a time
  * that grows while the trouble lasts.
+ *
+ * Work that hands out work of its own does all of that itself: the pool is busy with what it belongs to. A thread knows
+ * that of itself, because the mutexes of Windows let their owner in again.
  */
-#define _GNU_SOURCE
-#include "pool.h"
+#include "os.h" /* first: it asks the system headers for what is not in the C standard */
 
-#include "os.h"
-#include "x87.h"
+#include "floats.h"
+#include "pool.h"
 
 enum { OPEN = 1 << 15, INSIDE = OPEN - 1, NEXT_JOB = 1 << 16 };
 
@@ -47,6 +49,7 @@ static struct {
 } shares[LB_MAX_THREADS];
 
 static lb_atomic pool_ready;
+static LB_PER_THREAD int inside; /* this thread works on a job of the pool */
 
 /*
  * A thread goes through its own share from front to back, which is one stream in memory, and then helps with what the
@@ -70,7 +73,8 @@ static void take_units(int32_t own) {
 static LB_THREAD_RESULT worker_main(void *argument) {
     const int32_t index = (int32_t)(intptr_t)argument;
     int32_t seen = 0;
-    lb_begin_floats(); /* this thread does nothing else */
+    (void)lb_begin_floats(); /* this thread does nothing else */
+    inside = 1;
     for (;;) {
         int32_t state = lb_atomic_load(&pool.state);
         if (state >> 16 == seen >> 16) {
@@ -115,7 +119,7 @@ void lb_pool_after_fork(void) { lb_atomic_store(&pool_ready, 0); }
 
 static void run_job(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) {
     if (n_threads > LB_MAX_THREADS) n_threads = LB_MAX_THREADS;
-    if (n_threads <= 1 || n_units <= chunk) {
+    if (n_threads <= 1 || n_units <= chunk || inside) {
         if (n_units > 0) work(context, 0, n_units);
         return;
     }
@@ -158,7 +162,9 @@ static void run_job(lb_work_fn *work, void *context, int32_t n_units, int32_t ch
         lb_cond_wake_all(&pool.wake);
         lb_mutex_unlock(&pool.sleep_lock);
     }
+    inside = 1;
     take_units(0);
+    inside = 0;
 
     lb_atomic_and(&pool.state, ~OPEN);
     if (lb_atomic_load(&pool.state) & INSIDE) {
@@ -184,7 +190,7 @@ static void run_job(lb_work_fn *work, void *context, int32_t n_units, int32_t ch
 }
 
 void lb_parallel(lb_work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) {
-    const int32_t mode = lb_begin_floats();
+    const lb_float_mode mode = lb_begin_floats();
     run_job(work, context, n_units, chunk, n_threads);
     lb_end_floats(mode);
 }

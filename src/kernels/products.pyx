@@ -1,11 +1,11 @@
 """Products of packed matrices: split over the row groups, for the forward pass and for Python callers."""
-from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t
 
 from lowbit._kernels.dispatch cimport (
-    begin_floats, end_floats, lb_activations, lb_matmul_args, lb_matrix, lb_row_groups, parallel, table,
+    begin_floats, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matrix, lb_row_groups, parallel,
+    table,
 )
-from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, is_float, padded_cols, row_stride
+from lowbit._kernels.matrix cimport PackedMatrix, aligned, group_code_bytes, is_float, padded_cols, row_stride
 
 import numpy as np
 
@@ -79,11 +79,6 @@ def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads
     return result
 
 
-cdef const float[:, ::1] aligned(const float[:, ::1] x):
-    """The same, where C may read floats: an array over a buffer can begin at any byte."""
-    return np.array(x) if x.size and <size_t>&x[0, 0] % sizeof(float) else x
-
-
 def quantize_activations(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False):
     """Quantise activations to int8, as the product with `w` does.
 
@@ -106,7 +101,7 @@ def quantize_activations(PackedMatrix w not None, const float[:, ::1] x, bint pe
     cdef int8_t[:, :] q
     cdef float[:, ::1] scale
     cdef int32_t[:, ::1] sums
-    cdef int32_t mode
+    cdef lb_float_mode mode
     cdef int64_t i
     if is_float(w.m.format) or x.shape[1] != w.m.n_cols:
         raise FormatError(f"activations of {x.shape[1]} columns do not fit {w!r}")

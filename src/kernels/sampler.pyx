@@ -10,11 +10,16 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort
 from libc.string cimport memcpy
 
-from lowbit._kernels.dispatch cimport begin_floats, end_floats, table
+from lowbit._kernels.dispatch cimport begin_doubles, begin_floats, checked, end_floats, lb_float_mode, lb_times, table
 
 
 cdef inline uint64_t rotate(uint64_t x, int k) noexcept nogil:
     return (x << k) | (x >> (64 - k))
+
+
+cdef inline float number(float x) noexcept nogil:
+    """What is no number comes last: with it there would be no order."""
+    return x if x == x else -INFINITY
 
 
 cdef bint before(const Candidate *a, const Candidate *b) noexcept nogil:
@@ -69,6 +74,7 @@ cdef class Sampler:
         cdef uint64_t z
         cdef int i
         cdef size_t n = vocab_size
+        checked(lb_times(sizeof(Candidate), vocab_size), "a sampler")
         self.vocab_size = vocab_size
         self.temperature, self.top_p, self.min_p, self.repeat_penalty = temperature, top_p, min_p, repeat_penalty
         self.presence_penalty, self.frequency_penalty = presence_penalty, frequency_penalty
@@ -147,15 +153,24 @@ cdef class Sampler:
                     self.adjusted[i] = -INFINITY
 
     cdef int32_t sample(self, const float *logits) noexcept nogil:
-        """Return the next token."""
-        cdef int32_t i, n, best, kept, mode
+        """Return the next token; logits that are no numbers are as small as can be."""
+        cdef lb_float_mode mode = begin_doubles()
+        cdef int32_t token = self._sample(logits)
+        end_floats(mode)
+        return token
+
+    cdef int32_t _sample(self, const float *logits) noexcept nogil:
+        cdef int32_t i, n, best, kept
         cdef double total, limit, running
+        cdef lb_float_mode mode
         if self.repeat_penalty != 1.0 or self.n_bias or self.counts != NULL or self.masked:
             self.adjust(logits)
             logits = self.adjusted
         if self.temperature == 0 or self.top_k == 1:
             best = 0
-            for i in range(1, self.vocab_size):
+            while best < self.vocab_size - 1 and logits[best] != logits[best]:
+                best += 1
+            for i in range(best + 1, self.vocab_size):
                 if logits[i] > logits[best]:
                     best = i
             return best
@@ -200,13 +215,13 @@ cdef class Sampler:
         cdef int32_t i, n = self.top_k
         cdef Candidate next
         for i in range(n):
-            self.candidates[i].logit = logits[i]
+            self.candidates[i].logit = number(logits[i])
             self.candidates[i].token = i
         if n < self.vocab_size:
             for i in range(n // 2 - 1, -1, -1):
                 sift_down(self.candidates, n, i)
             for i in range(n, self.vocab_size):
-                next.logit = logits[i]
+                next.logit = number(logits[i])
                 next.token = i
                 if before(&next, &self.candidates[0]):
                     self.candidates[0] = next

@@ -15,8 +15,8 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_CHANNELS, LB_LINE_ROWS, LB_ROWS, LB_U2, alloc_aligned, alloc_weights, free_aligned, lb_activations,
-    lb_lines, lb_matmul_args, lb_matrix, lb_row_groups, lb_sparse_args, parallel, table,
+    LB_CHANNELS, LB_LINE_ROWS, LB_ROWS, LB_U2, alloc_aligned, alloc_weights, checked, free_aligned, lb_activations,
+    lb_lines, lb_matmul_args, lb_matrix, lb_plus, lb_row_groups, lb_sparse_args, lb_times, parallel, table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, padded_cols
 from lowbit._kernels.products cimport Activations
@@ -207,8 +207,9 @@ def make_channel_major(PackedMatrix w not None, int32_t threads=1):
     if m.tiles:
         return
     m.tiles = tiles_of(&m)
-    code_bytes = <size_t>lines * m.n_cols * 64
-    scale_bytes = <size_t>lines * LB_LINE_ROWS * m.n_groups * (2 if m.scales_f16 else 4)
+    code_bytes = lb_times(lines, <size_t>m.n_cols * 64)
+    scale_bytes = lb_times(<size_t>lines * LB_LINE_ROWS, <size_t>m.n_groups * (2 if m.scales_f16 else 4))
+    checked(lb_plus(code_bytes, scale_bytes), f"a matrix of {m.n_rows} x {m.n_cols}")
     m.codes = <const uint8_t *>alloc_weights(code_bytes)
     m.scales = alloc_weights(scale_bytes)
     if m.codes == NULL or m.scales == NULL:
@@ -309,28 +310,31 @@ cdef class SparseScratch:
         free_aligned(self.ends)
         free_aligned(self.partial)
         free_aligned(self.row_groups)
+        self.channels, self.values, self.ends, self.partial, self.row_groups = NULL, NULL, NULL, NULL, NULL
 
     cdef int reserve(self, const lb_matrix *m, int32_t threads) except -1:
         """Take memory enough for this matrix too."""
-        cdef size_t lines = lb_lines(m.n_rows), parts = max(m.n_groups, MOST_PARTS), nbytes
+        cdef size_t lines = lb_lines(m.n_rows), parts = max(m.n_groups, MOST_PARTS), nbytes, row_groups
         self.cols = max(self.cols, <size_t>m.n_cols + LB_CHANNELS * parts + LB_CHANNELS)
         self.groups = max(self.groups, parts + 1)
-        self.parts = max(self.parts, parts * lines * LB_LINE_ROWS * 4)
+        self.parts = max(self.parts, lb_times(lb_times(parts, lines), LB_LINE_ROWS * 4))
         self.thread_bytes = max(self.thread_bytes, <size_t>4 * 64 * (m.words + m.n_groups))
         self.threads = max(self.threads, threads)
-        nbytes = 5 * self.cols + 4 * self.groups + self.parts + self.threads * self.thread_bytes
+        row_groups = lb_times(self.threads, self.thread_bytes)
+        nbytes = lb_plus(lb_plus(5 * self.cols + 4 * self.groups, self.parts), row_groups)
         if nbytes == self.nbytes:
             return 0
         self._free()
+        self.nbytes = 0
+        checked(nbytes, "memory for sparse products")
         self.channels = <int32_t *>alloc_aligned(4 * self.cols)
         self.values = <int8_t *>alloc_aligned(self.cols)
         self.ends = <int32_t *>alloc_aligned(4 * self.groups)
         self.partial = <int32_t *>alloc_aligned(self.parts)
-        self.row_groups = <uint8_t *>alloc_aligned(self.threads * self.thread_bytes)
-        self.nbytes = nbytes
+        self.row_groups = <uint8_t *>alloc_aligned(row_groups)
         if not (self.channels and self.values and self.ends and self.partial and self.row_groups):
-            self.nbytes = 0
             raise MemoryError("no memory for sparse products")
+        self.nbytes = nbytes
         return 0
 
     cdef int32_t _list(self, const int8_t *q, int32_t begin, int32_t end, int32_t n) noexcept nogil:

@@ -1,8 +1,17 @@
-"""Run the command line with ``python -m lowbit``."""
+"""Run the command line: ``lowbit``, or ``python -m lowbit``."""
 
 import sys
 
-from .cli import main
+
+def main() -> int:
+    """Run it, and answer Ctrl-C with the same status while it is still being imported."""
+    try:
+        from .cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

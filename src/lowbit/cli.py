@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit status.
     """
-    _prepare_streams()
     try:
+        _prepare_streams()
         status = _run(argv)
         sys.stdout.flush()
         return status

@@ -287,12 +287,13 @@ class Model:
 
         self._score(ids[:-1], each)
         n = len(ids) - 1
-        return Perplexity(
-            nats_per_token=nats / n,
-            bits_per_byte=nats / math.log(2) / len(text.encode()),
-            perplexity=math.exp(nats / n),
-            tokens=n,
-        )
+        with dispatch.PlainFloats():
+            return Perplexity(
+                nats_per_token=nats / n,
+                bits_per_byte=nats / math.log(2) / len(text.encode()),
+                perplexity=math.exp(nats / n),
+                tokens=n,
+            )
 
     def info(self) -> dict[str, Any]:
         """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set.

@@ -124,3 +124,26 @@ def test_generate_imports_only_what_it_needs():
     optional = {"tqdm", "tokenizers", "safetensors", "jinja2", "matplotlib", "psutil", "torch", "pytest"}
     assert not optional & modules
     assert "lowbit.reference" not in modules
+
+
+@pytest.mark.parametrize("name", ["lowbit.cli", "lowbit.commands.common", "argparse", "numpy"])
+def test_interrupt_while_modules_are_imported_ends_with_130(name):
+    """Ctrl-C comes when this module is about to be imported, after the installed command has begun."""
+    code = f"""
+import sys
+from importlib import metadata
+
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            raise KeyboardInterrupt
+
+[command] = metadata.entry_points(group="console_scripts", name="lowbit")
+sys.modules.pop("argparse", None)
+sys.meta_path.insert(0, CtrlC())
+sys.argv = ["lowbit", "info"]
+sys.exit(command.load()())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr.strip() == ""

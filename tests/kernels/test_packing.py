@@ -274,3 +274,34 @@ def test_fills_refuse_what_does_not_fit():
 def test_rows_out_of_range_are_refused(row):
     with pytest.raises(IndexError, match=str(row)):
         pack_ternary(np.ones((3, 5), int)).rows([row])
+
+
+@pytest.mark.parametrize("form", ["u2", "f16", "f32"])
+def test_a_matrix_that_no_memory_can_hold_is_a_memory_error(form):
+    with pytest.raises(MemoryError, match="1073741823 x 262144"):
+        PackedMatrix(form, (1 << 30) - 1, 1 << 18)  # 2**46 to 2**50 bytes
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("shift", [1, 2, 3])
+def test_stored_floats_can_begin_at_any_byte(kind, shift):
+    """`make sanitize` also sees how they are read."""
+    values = np.random.default_rng(2).standard_normal((20, 70)).astype(np.float32)
+    raw = np.asarray(quantize(kind, values)).reshape(-1).view(np.uint8)
+    moved = np.frombuffer(bytes(shift) + raw.tobytes(), np.uint8)[shift:]
+    rows = []
+    for data in (raw, moved):
+        rounded = PackedMatrix("u8", 20, 70, group_cols=32, scales_f16=True)
+        rounded.fill_rounded(kind, data, 20)
+        whole = PackedMatrix(kind.lower(), 20, 70)
+        whole.fill_floats(data, 20)
+        rows.append((rounded.rows(range(20)).tobytes(), whole.rows(range(20)).tobytes()))
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("shift", [1, 2, 3])
+def test_scales_can_begin_at_any_byte(shift):
+    w = pack_ternary(np.ones((20, 70), np.int8))
+    scales = np.arange(1, 21, dtype=np.float32)
+    w.fill_scales(np.frombuffer(bytes(shift) + scales.tobytes(), np.uint8)[shift:].view(np.float32).reshape(20, 1))
+    assert np.array_equal(w.rows(range(20))[:, 0], scales)

@@ -70,6 +70,18 @@ def test_any_activations_round_as_in_the_oracle(isa, x, group, per_token):
     expect_as_the_oracle(x, group, per_token)
 
 
+@pytest.mark.parametrize("cols", [1, 15, 16, 17, 40, 256, 300])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_what_is_no_number_is_0_and_infinity_is_the_largest(isa, cols, value, per_token):
+    x = np.random.default_rng(cols).standard_normal((6, cols)).astype(np.float32)
+    x[0, -1] = x[1, 0] = x[2] = x[3, ::2] = x[4, 1::3] = value
+    expect_as_the_oracle(x, 128, per_token)
+    q, scale, _ = quantize_activations(matrix_for(cols), x)
+    assert np.array_equal(q[2, :cols], np.full(cols, 127 * np.sign(np.nan_to_num(value)), np.int8))
+    assert np.isfinite(scale).all()
+
+
 def test_int8_is_never_minus_128(isa):
     x = np.random.default_rng(0).standard_normal((500, 40)).astype(np.float32)
     x[:, 0] = -np.abs(x).max(1)

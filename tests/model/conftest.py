@@ -31,37 +31,45 @@ def embedded():
     return lowbit.load(threads=2)
 
 
-def llama_tensors(vocab=16, hidden=32, wide=48, heads=4, kv_heads=2):
-    """Shapes by name of a llama of one layer."""
+def llama_tensors(vocab=16, hidden=32, wide=48, heads=4, kv_heads=2, layers=1):
+    """Shapes by name of a llama."""
     kv = hidden // heads * kv_heads
+    layer = {
+        "attn_norm": (hidden,),
+        "attn_q": (hidden, hidden),
+        "attn_k": (kv, hidden),
+        "attn_v": (kv, hidden),
+        "attn_output": (hidden, hidden),
+        "ffn_norm": (hidden,),
+        "ffn_gate": (wide, hidden),
+        "ffn_up": (wide, hidden),
+        "ffn_down": (hidden, wide),
+    }
     return {
         "token_embd.weight": (vocab, hidden),
-        "blk.0.attn_norm.weight": (hidden,),
-        "blk.0.attn_q.weight": (hidden, hidden),
-        "blk.0.attn_k.weight": (kv, hidden),
-        "blk.0.attn_v.weight": (kv, hidden),
-        "blk.0.attn_output.weight": (hidden, hidden),
-        "blk.0.ffn_norm.weight": (hidden,),
-        "blk.0.ffn_gate.weight": (wide, hidden),
-        "blk.0.ffn_up.weight": (wide, hidden),
-        "blk.0.ffn_down.weight": (hidden, wide),
+        **{f"blk.{i}.{name}.weight": shape for i in range(layers) for name, shape in layer.items()},
         "output_norm.weight": (hidden,),
     }
 
 
 @pytest.fixture
 def write_llama(tmp_path):
-    """Write a random llama of one layer without a tokenizer, changed as the test wants; return the path."""
+    """Write a random llama of three layers without a tokenizer, changed as the test wants; return the path.
+
+    What `shapes` says of a tensor of the first layer holds for those of the others too.
+    """
 
     def write(architecture="llama", shapes=None, keys=None, kind="F32", name="small.gguf", **sizes):
-        tensors = {**llama_tensors(**sizes), **(shapes or {})}
-        size = {"vocab": 16, "hidden": 32, "wide": 48, "heads": 4, "kv_heads": 2, **sizes}
+        size = {"vocab": 16, "hidden": 32, "wide": 48, "heads": 4, "kv_heads": 2, "layers": 3, **sizes}
+        tensors = llama_tensors(**size)
+        for tensor, shape in (shapes or {}).items():
+            tensors |= {tensor.replace("blk.0.", f"blk.{i}."): shape for i in range(size["layers"])}
         metadata = {
             "vocab_size": size["vocab"],
             "context_length": 64,
             "embedding_length": size["hidden"],
             "feed_forward_length": size["wide"],
-            "block_count": 1,
+            "block_count": size["layers"],
             "attention.head_count": size["heads"],
             "attention.head_count_kv": size["kv_heads"],
             "attention.layer_norm_rms_epsilon": 1e-5,

@@ -77,7 +77,7 @@ def test_missing_and_misshapen_tensors_are_named(write_llama, tensor):
     expect(FormatError, write_llama(shapes={name: shape}), name, str(shape))
 
 
-@pytest.mark.parametrize("tensor", ["blk.0.attn_q.bias", "blk.1.attn_q.weight", "blk.0.ffn_gate_exps.weight", "extra"])
+@pytest.mark.parametrize("tensor", ["blk.0.attn_q.bias", "blk.3.attn_q.weight", "blk.0.ffn_gate_exps.weight", "extra"])
 def test_tensors_that_would_be_ignored_are_refused(write_llama, tensor):
     expect(UnsupportedModelError, write_llama(shapes={tensor: (32,)}), tensor)
 
@@ -88,7 +88,7 @@ def test_tensors_that_would_be_ignored_are_refused(write_llama, tensor):
         ("embedding_length", None),
         ("block_count", None),
         ("block_count", 0),
-        ("block_count", 2),
+        ("block_count", 4),
         ("attention.head_count", 0),
         ("attention.head_count_kv", 3),
         ("attention.layer_norm_rms_epsilon", None),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import lowbit
-from lowbit import FormatError, MemoryBudgetError
+from lowbit import FormatError, MemoryBudgetError, memory
 from lowbit.benchmark import RandomModel
 from lowbit.formats.gguf_writer import GGUFWriter
 from lowbit.memory import parse_size
@@ -301,3 +304,17 @@ print(peak() - before)
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) <= 1.05 * (28 << 20)
+
+
+def test_on_macos_the_memory_in_use_is_that_of_now_and_not_the_peak(monkeypatch):
+    """`proc_pid_rusage` fills `struct rusage_info_v0`, in which the resident size is the eighth member."""
+
+    def proc_pid_rusage(pid, flavor, usage):
+        assert (pid, flavor) == (os.getpid(), 0)
+        members = struct.pack("16s10Q", b"", *range(1000, 1010))
+        ctypes.memmove(usage, members, len(members))
+        return 0
+
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(proc_pid_rusage=proc_pid_rusage))
+    assert memory.resident_bytes() == 1006

@@ -389,13 +389,13 @@ def test_info_tells_what_the_model_is(write_llama):
     assert set(info) >= INFO_KEYS
     assert info["path"] == str(path)
     assert (info["format"], info["family"], info["name"], info["threads"]) == ("gguf", "llama", None, 1)
-    assert (info["vocab_size"], info["context_length"], info["layers"], info["hidden_size"]) == (16, 64, 1, 32)
-    n = 16 * 32 + 3 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32
+    assert (info["vocab_size"], info["context_length"], info["layers"], info["hidden_size"]) == (16, 64, 3, 32)
+    n = 16 * 32 + 32 + 3 * (2 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
     assert info["parameters"] == n
-    assert info["types"] == {"F32": 11}
+    assert info["types"] == {"F32": 2 + 3 * 9}
     assert info["file_bytes"] == 4 * n
     assert info["weight_bytes"] >= 4 * n
-    assert info["kv_bytes_per_token"] == 2 * (8 + 16) * 4  # two heads; the 8 channels of a value are padded to 16
+    assert info["kv_bytes_per_token"] == 3 * 2 * (8 + 16) * 4  # two heads; the 8 channels of a value are padded to 16
     assert info["isa"] == lowbit.isa.active()
 
 
@@ -432,3 +432,41 @@ def test_tokens_beyond_those_of_the_tokenizer_have_no_text(scripted):
     pieces = [text.push(token) for token in (260, 5000, 261)]
     assert "".join([*pieces, text.finish()]) == "ab"
     assert text.tokens == [260, 5000, 261]
+
+
+def test_room_for_more_logits_replaces_that_for_fewer(write_llama):
+    model = lowbit.load(write_llama(**RANDOM), threads=1)
+    before = model._decoder.scratch_bytes
+    for n in range(1, 9):
+        model.generate([[i + 1, 2] for i in range(n)], max_tokens=2, temperature=0)
+        assert model._decoder.scratch_bytes == before + (n - 1) * 4 * RANDOM["vocab"]
+
+
+def test_a_batch_without_memory_for_its_logits_changes_nothing(write_llama, monkeypatch):
+    path = write_llama(**RANDOM)
+    model = lowbit.load(path, threads=1)
+    real, prompts = np.empty, [[i + 1, 2, 3] for i in range(8)]
+
+    def none_left(shape, dtype):
+        if dtype is np.float32 and shape[1] == RANDOM["vocab"]:
+            raise MemoryError
+        return real(shape, dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "empty", none_left)
+        for _ in range(2):  # the second time is no better than the first
+            with pytest.raises(MemoryError):
+                model.generate(prompts, max_tokens=3, temperature=0)
+    outs = model.generate(prompts, max_tokens=3, temperature=0)
+    assert [out.tokens for out in outs] == [fresh(path, p, max_tokens=3, temperature=0) for p in prompts]
+
+
+def test_what_was_decoded_sparsely_is_not_taken_for_a_prompt(write_llama):
+    """A prompt is computed with all inputs; so what was made is computed anew when it is part of one."""
+    path = write_llama(**RANDOM)
+    model = lowbit.load(path, sparsity=0.5)
+    first = model.generate([1, 2, 3], max_tokens=8, temperature=0)
+    prompt = [1, 2, 3, *first.tokens]
+    second = model.generate(prompt, max_tokens=4, temperature=0)
+    assert second.timings.reused_tokens == 3
+    assert second.tokens == lowbit.load(path, sparsity=0.5).generate(prompt, max_tokens=4, temperature=0).tokens

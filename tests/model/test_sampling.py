@@ -224,3 +224,19 @@ def test_settings_out_of_range_name_themselves(name, good, bad):
 
 def test_one_stop_string_is_no_sequence_of_letters():
     assert SamplingParams(stop="end").stop == ("end",)
+
+
+@pytest.mark.parametrize("settings", [(0.0, 0, 1.0), (1.0, 0, 1.0), (1.0, 3, 1.0), (0.7, 0, 0.9)])
+def test_a_logit_that_is_no_number_is_never_chosen_where_there_is_another(settings):
+    temperature, top_k, top_p = settings
+    rng = np.random.default_rng(1)
+    for n in (2, 3, 40, 300):
+        logits = rng.standard_normal(n).astype(np.float32)
+        missing = rng.random(n) < 0.7
+        missing[0], missing[n - 1] = True, False
+        logits[missing] = np.nan
+        sampler = Sampler(n, temperature, top_k, top_p, 0.0, 1.0, 5)
+        chosen = {sampler.choose(logits) for _ in range(30)}
+        assert not missing[list(chosen)].any()
+        if temperature == 0:
+            assert chosen == {int(np.nanargmax(logits))}

@@ -3,15 +3,22 @@
 #include <float.h>
 #include <math.h>
 
+#include "sizes.h"
+
 #include "selftest.h"
 
 typedef struct {
     int32_t type, n_heads, n_kv_heads, head_dim, n_positions;
 } shape;
 
+enum { MOST_BLOCKS = 16 };
+
+/* Blocks of LB_KV_SPAN positions, apart from each other, of two layers, of which the second is used. */
 typedef struct {
     lb_kv kv;
-    size_t key_bytes, value_bytes, scale_bytes;
+    char *blocks[MOST_BLOCKS];
+    size_t nbytes; /* of one block */
+    int32_t n_blocks;
 } cache;
 
 static char text[200];
@@ -19,24 +26,37 @@ static char text[200];
 static size_t element(int32_t type) { return type == LB_KV_F32 ? 4 : type == LB_KV_F16 ? 2 : 1; }
 
 static cache new_cache(const shape *s) {
-    const int32_t positions = (s->n_positions + 15) / 16 * 16;
-    cache c;
-    c.kv.key_stride = (ptrdiff_t)positions * s->head_dim;
-    c.kv.value_stride = (ptrdiff_t)positions * ((s->head_dim + 15) / 16 * 16);
-    c.kv.scale_stride = positions;
-    c.key_bytes = (size_t)(s->n_kv_heads * c.kv.key_stride) * element(s->type);
-    c.value_bytes = (size_t)(s->n_kv_heads * c.kv.value_stride) * element(s->type);
-    c.scale_bytes = (size_t)s->n_kv_heads * positions * sizeof(float);
-    c.kv.keys = allocate(c.key_bytes), c.kv.values = allocate(c.value_bytes);
-    c.kv.key_scales = allocate(c.scale_bytes), c.kv.value_scales = allocate(c.scale_bytes);
-    /* zeros, as in a new cache: attention may read the positions after the last, which then weigh nothing */
-    memset(c.kv.keys, 0, c.key_bytes), memset(c.kv.values, 0, c.value_bytes);
-    memset(c.kv.key_scales, 0, c.scale_bytes), memset(c.kv.value_scales, 0, c.scale_bytes);
+    const lb_kv_layout at =
+        lb_lay_out_kv(element(s->type), (size_t)s->n_kv_heads, (size_t)s->head_dim, LB_KV_SPAN, 2);
+    cache c = {.nbytes = at.nbytes, .n_blocks = (s->n_positions + LB_KV_SPAN - 1) / LB_KV_SPAN};
+    c.kv.keys = at.layer_bytes, c.kv.values = at.layer_bytes + at.values_at;
+    c.kv.key_scales = at.layer_bytes + at.key_scales_at, c.kv.value_scales = at.layer_bytes + at.value_scales_at;
+    c.kv.key_stride = c.kv.value_stride = (ptrdiff_t)at.stride;
+    for (int32_t i = c.n_blocks - 1; i >= 0; i--) {
+        c.blocks[i] = allocate(at.nbytes);
+        memset(c.blocks[i], 0xff, at.nbytes); /* no numbers: whatever a new block holds weighs nothing */
+    }
     return c;
 }
 
 static void free_cache(cache *c) {
-    free(c->kv.keys), free(c->kv.values), free(c->kv.key_scales), free(c->kv.value_scales);
+    for (int32_t i = 0; i < c->n_blocks; i++) free(c->blocks[i]);
+}
+
+/* Compares all that was stored, and that nothing else was written. */
+static void check_cache(const cache *got, const cache *expected, const shape *s) {
+    const size_t codes = (size_t)s->n_kv_heads * (size_t)got->kv.key_stride * element(s->type);
+    for (int32_t i = 0; i < got->n_blocks; i++) {
+        const char *a = got->blocks[i], *b = expected->blocks[i];
+        check_bytes(text, "the other layer", a, b, got->kv.keys);
+        if (s->type == LB_KV_I8) {
+            check_rounded(text, "keys and values", (const int8_t *)a + got->kv.keys,
+                          (const int8_t *)b + got->kv.keys, codes);
+            check_bytes(text, "scales", a + got->kv.key_scales, b + got->kv.key_scales, got->nbytes - got->kv.key_scales);
+        } else {
+            check_bytes(text, "keys and values", a + got->kv.keys, b + got->kv.keys, got->nbytes - got->kv.keys);
+        }
+    }
 }
 
 /* Puts one element into a cache and returns what it is worth there. */
@@ -47,7 +67,7 @@ static float put(void *memory, ptrdiff_t at, int32_t type, float value, float mo
     }
     if (type == LB_KV_I8) {
         volatile float scaled = most > 0 ? 127.0f / most : 0.0f; /* volatile: rounded to float also by an x87 */
-        scaled = scaled * value;
+        scaled = scaled * tame(value);
         ((int8_t *)memory)[at] = (int8_t)rintf(scaled);
         return ((int8_t *)memory)[at] * (most / 127.0f);
     }
@@ -56,24 +76,26 @@ static float put(void *memory, ptrdiff_t at, int32_t type, float value, float mo
 
 static float largest(const float *x, int32_t n) {
     float most = 0.0f;
-    for (int32_t i = 0; i < n; i++) most = fmaxf(most, fabsf(x[i]));
+    for (int32_t i = 0; i < n; i++) most = fmaxf(most, fabsf(tame(x[i])));
     return most;
 }
 
 /* The layout of kernels.h. k and v, (n_kv_heads, head_dim), become what the cache holds of them. */
 static void reference_store(float *k, float *v, const cache *c, const shape *s, int32_t position) {
-    const int32_t dim = s->head_dim, padded = (dim + 15) / 16 * 16;
+    const int32_t dim = s->head_dim, padded = (dim + 15) / 16 * 16, at = position % LB_KV_SPAN;
+    char *block = c->blocks[position / LB_KV_SPAN];
     for (int32_t head = 0; head < s->n_kv_heads; head++, k += dim, v += dim) {
         const float k_most = largest(k, dim), v_most = largest(v, dim);
-        const ptrdiff_t key = head * c->kv.key_stride + (ptrdiff_t)(position / 16) * dim * 16 + position % 16;
-        const ptrdiff_t value = head * c->kv.value_stride + (ptrdiff_t)position * padded;
+        const ptrdiff_t key = head * c->kv.key_stride + (ptrdiff_t)(at / 16) * dim * 16 + at % 16;
+        const ptrdiff_t value = head * c->kv.value_stride + (ptrdiff_t)at * padded;
         for (int32_t i = 0; i < dim; i++) {
-            k[i] = put(c->kv.keys, key + i * 16, s->type, k[i], k_most);
-            v[i] = put(c->kv.values, value + i, s->type, v[i], v_most);
+            k[i] = put(block + c->kv.keys, key + i * 16, s->type, k[i], k_most);
+            v[i] = put(block + c->kv.values, value + i, s->type, v[i], v_most);
         }
+        for (int32_t i = dim; i < padded; i++) put(block + c->kv.values, value + i, s->type, 0.0f, 0.0f);
         if (s->type == LB_KV_I8) {
-            c->kv.key_scales[head * c->kv.scale_stride + position] = k_most / 127.0f;
-            c->kv.value_scales[head * c->kv.scale_stride + position] = v_most / 127.0f;
+            ((float *)(void *)(block + c->kv.key_scales))[head * LB_KV_SPAN + at] = k_most / 127.0f;
+            ((float *)(void *)(block + c->kv.value_scales))[head * LB_KV_SPAN + at] = v_most / 127.0f;
         }
     }
 }
@@ -115,31 +137,24 @@ static void check_attention(const shape *s) {
     if (s->n_positions > 1) memset(v, 0, (size_t)width * sizeof *v);                       /* no largest magnitude */
 
     cache c = new_cache(s), expected_cache = new_cache(s);
-    lb_kv kv[ROWS];
+    char *const *blocks[ROWS];
     int32_t positions[ROWS]; /* one, and then neighbours up to the last position */
     for (int32_t row = 0; row < ROWS; row++) {
         const int32_t before = ROWS - 1 - row;
-        kv[row] = c.kv;
+        blocks[row] = c.blocks;
         positions[row] = row == 0 ? s->n_positions / 2 : s->n_positions > before ? s->n_positions - 1 - before : 0;
     }
     const size_t n_out = (size_t)ROWS * q_width, out_bytes = (n_out + AFTER) * sizeof(float);
     float *got = allocate(out_bytes), *expected = allocate(out_bytes);
     double *exact = allocate((size_t)q_width * sizeof *exact);
-    lb_attention_args args = {q, got, kv, positions, q_stride, s->n_heads, s->n_kv_heads, s->head_dim, s->type};
+    lb_attention_args args = {q,        got,        blocks,        positions,   c.kv,
+                              q_stride, s->n_heads, s->n_kv_heads, s->head_dim, s->type};
 
     for (int32_t p = 0; p < s->n_positions; p++) {
-        lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &c.kv, &args, p);
+        lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, c.blocks[p / LB_KV_SPAN], &args, p);
         reference_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &expected_cache, s, p);
     }
-    if (s->type != LB_KV_I8) {
-        check_bytes(text, "keys", c.kv.keys, expected_cache.kv.keys, c.key_bytes);
-        check_bytes(text, "values", c.kv.values, expected_cache.kv.values, c.value_bytes);
-    } else {
-        check_rounded(text, "keys", c.kv.keys, expected_cache.kv.keys, c.key_bytes);
-        check_rounded(text, "values", c.kv.values, expected_cache.kv.values, c.value_bytes);
-        check_bytes(text, "key scales", c.kv.key_scales, expected_cache.kv.key_scales, c.scale_bytes);
-        check_bytes(text, "value scales", c.kv.value_scales, expected_cache.kv.value_scales, c.scale_bytes);
-    }
+    check_cache(&c, &expected_cache, s);
 
     /* Scores reach 20, with a rounding error of some 1e-6 each, which weighs values of up to 3; see also check_rounded.
      */
@@ -162,6 +177,39 @@ static void check_attention(const shape *s) {
     free(k), free(v), free(q), free(got), free(expected), free(exact);
 }
 
+/* Keys, values and queries that are no numbers, or infinite: the same int8, and the same outputs, on every set. */
+static void check_wild(const shape *s, int32_t wild) {
+    static const float values[] = {NAN, INFINITY, -INFINITY, FLT_MAX};
+    const int32_t width = s->n_kv_heads * s->head_dim, q_width = s->n_heads * s->head_dim;
+    const size_t kv_bytes = (size_t)s->n_positions * width * sizeof(float);
+    snprintf(text, sizeof text, "wild attention: type %d, %d heads of %d, %d positions, each %dth wild", (int)s->type,
+             (int)s->n_heads, (int)s->head_dim, (int)s->n_positions, (int)wild);
+    float *k = allocate(kv_bytes), *v = allocate(kv_bytes), *q = allocate((size_t)q_width * sizeof *q);
+    float *got = allocate((size_t)q_width * sizeof *got), *expected = allocate((size_t)q_width * sizeof *expected);
+    fill_random(k, s->n_positions * width, -3.0f, 3.0f), fill_random(v, s->n_positions * width, -3.0f, 3.0f);
+    fill_random(q, q_width, -0.5f, 0.5f);
+    for (int32_t i = wild / 2, j = 0; i < s->n_positions * width; i += wild, j++) {
+        k[i] = values[j % COUNT(values)];
+        if (s->type == LB_KV_I8) v[i] = values[(j + 1) % COUNT(values)];
+    }
+    cache c = new_cache(s), expected_cache = new_cache(s);
+    const int32_t position = s->n_positions - 1;
+    char *const *blocks = c.blocks;
+    lb_attention_args args = {q,       got,        &blocks,       &position,   c.kv,
+                              q_width, s->n_heads, s->n_kv_heads, s->head_dim, s->type};
+    for (int32_t p = 0; p < s->n_positions; p++) {
+        lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, c.blocks[p / LB_KV_SPAN], &args, p);
+        reference_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &expected_cache, s, p);
+    }
+    check_cache(&c, &expected_cache, s);
+    for (int32_t head = 0; head < s->n_kv_heads; head++) lb_table.attention(&args, 0, 1, head);
+    args.out = expected;
+    for (int32_t head = 0; head < s->n_kv_heads; head++) portable.attention(&args, 0, 1, head);
+    check_floats(text, "output", got, expected, q_width);
+    free_cache(&c), free_cache(&expected_cache);
+    free(k), free(v), free(q), free(got), free(expected);
+}
+
 void test_attention(void) {
     static const int32_t positions[] = {1, 2, 15, 16, 17, 33, 64, 65, 128, 200};
     static const int32_t dims[] = {4, 16, 21, 48, 64, 80, 128};
@@ -175,5 +223,13 @@ void test_attention(void) {
             }
         }
         check_attention(&(shape){type, 2, 1, LB_MAX_HEAD_DIM, 70});
+        for (int32_t n_positions = 193; n_positions <= 600; n_positions += n_positions == 193 ? 64 : 343) {
+            check_attention(&(shape){type, 4, 2, 21, n_positions});
+            check_attention(&(shape){type, 3, 1, 64, n_positions});
+        }
+        for (int32_t wild = 1; wild < 2000; wild *= 3) {
+            check_wild(&(shape){type, 1, 1, 21, 17}, wild);
+            check_wild(&(shape){type, 4, 2, 32, 130}, wild);
+        }
     }
 }

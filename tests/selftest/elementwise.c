@@ -1,5 +1,6 @@
 /* Quantisation, norm, activation, addition and exponential: the portable set against double precision, the others
  * against the portable set, bit for bit. */
+#include <float.h>
 #include <math.h>
 
 #include "selftest.h"
@@ -108,30 +109,34 @@ static void reference_quantize(int32_t n, int32_t group_cols, int32_t per_token,
     for (int32_t start = 0; start < n; start += group_cols) {
         const int32_t end = n - start < group_cols ? n : start + group_cols;
         float largest = 1e-5f;
-        for (int32_t i = per_token ? 0 : start; i < (per_token ? n : end); i++) largest = fmaxf(largest, fabsf(x[i]));
+        for (int32_t i = per_token ? 0 : start; i < (per_token ? n : end); i++)
+            largest = fmaxf(largest, fabsf(tame(x[i])));
         const volatile float s = 127.0f / largest; /* volatile: rounded to float also by an x87 */
         *scale++ = 1.0f / s;
         *sum = 0;
         for (int32_t i = start; i < end; i++) {
-            const volatile float scaled = x[i] * s;
+            const volatile float scaled = tame(x[i]) * s;
             *sum += q[i] = (int8_t)rintf(scaled);
         }
         sum++;
     }
 }
 
-static void check_quantize(int32_t n, int32_t group_cols, int32_t per_token, float size) {
+/* Every `wild`th value is no number, the infinities, or the largest float in turn; 0: none. */
+static void check_quantize(int32_t n, int32_t group_cols, int32_t per_token, float size, int32_t wild) {
+    static const float values[] = {NAN, INFINITY, -INFINITY, -NAN, FLT_MAX, -FLT_MAX};
     static int8_t q[MOST + 128], q_expected[MOST + 128];
     static float scale[MOST + 1], scale_expected[MOST + 1];
     static int32_t sum[MOST + 1], sum_expected[MOST + 1];
     const int32_t padded = (n + 127) / 128 * 128, groups = (n + group_cols - 1) / group_cols;
-    snprintf(text, sizeof text, "quantize: n %d, groups of %d, %s, |x| up to %g", (int)n, (int)group_cols,
-             per_token ? "one scale" : "a scale per group", size);
+    snprintf(text, sizeof text, "quantize: n %d, groups of %d, %s, |x| up to %g, each %dth wild", (int)n,
+             (int)group_cols, per_token ? "one scale" : "a scale per group", size, (int)wild);
     fill_random(x, n, -size, size);
     if (size == 127.0f) { /* s is 1: every half is a tie */
         for (int32_t i = 0; i < n; i++) x[i] = (float)random_int(-253, 253) / 2;
         for (int32_t i = 0; i < n; i += group_cols) x[i] = i % 2 ? 127.0f : -127.0f;
     }
+    for (int32_t i = 0, j = random_int(0, 5); wild && i < n; i += wild, j++) x[i] = values[j % (wild == 3 ? 1 : 6)];
     memset(q, GUARD, sizeof q), memset(scale, GUARD, sizeof scale), memset(sum, GUARD, sizeof sum);
     memset(q_expected, GUARD, sizeof q), memset(scale_expected, GUARD, sizeof scale);
     memset(sum_expected, GUARD, sizeof sum);
@@ -180,10 +185,15 @@ void test_elementwise(void) {
             check_count_from(n);
         }
         for (int j = 0; j < COUNT(sizes); j++) {
-            check_quantize(n, n, 1, sizes[j]);
-            check_quantize(n, 32, 0, sizes[j]);
-            check_quantize(n, 256, 0, sizes[j]);
-            check_quantize(n, 128, 1, sizes[j]);
+            check_quantize(n, n, 1, sizes[j], 0);
+            check_quantize(n, 32, 0, sizes[j], 0);
+            check_quantize(n, 256, 0, sizes[j], 0);
+            check_quantize(n, 128, 1, sizes[j], 0);
+        }
+        for (int32_t wild = 1; wild < 400; wild += wild > 20 ? 100 : 1 + wild / 3) {
+            check_quantize(n, n, 1, 1.0f, wild);
+            check_quantize(n, 32, 0, 1.0f, wild);
+            check_quantize(n, 128, 1, 1.0f, wild);
         }
     }
 }

@@ -51,6 +51,8 @@ void fill_random(float *x, int32_t n, float low, float high) {
     for (int32_t i = 0; i < n; i++) x[i] = random_float(low, high);
 }
 
+float tame(float value) { return isnan(value) ? 0.0f : fmaxf(fminf(value, FLT_MAX), -FLT_MAX); }
+
 int guards_hold(const void *memory, size_t n_bytes) {
     for (size_t i = 0; i < n_bytes; i++) {
         if (((const uint8_t *)memory)[i] != GUARD) return 0;
@@ -144,6 +146,10 @@ int main(void) {
     lb_set_portable_ternary(reference_matmul_u2);
     lb_isa_use(0);
     portable = lb_table;
+    isa = "all sets";
+    test_sizes();
+    test_float_mode();
+    all_failures = n_failures;
     for (int i = 0; i < lb_isa_count(); i++) {
         if (forced >= 0 && forced != i) continue;
         isa = lb_isa_name(i);

@@ -28,6 +28,9 @@ int32_t random_int(int32_t low, int32_t high); /* both included */
 float random_float(float low, float high);
 void fill_random(float *x, int32_t n, float low, float high);
 
+/* What kernels.h says that a value counts as before it becomes an int8. */
+float tame(float value);
+
 /* Fills outputs before a call: a value that no kernel writes by chance. */
 #define GUARD 0xA5
 int guards_hold(const void *memory, size_t n_bytes);
@@ -48,6 +51,8 @@ void check_rounded(const char *parameters, const char *what, const int8_t *got, 
 /* The ternary product as the definition in kernels.h reads, one weight after the other. */
 lb_matmul_fn reference_matmul_u2;
 
+void test_sizes(void);
+void test_float_mode(void);
 void test_integer_matmul(void);
 void test_float_matmul(void);
 void test_sparse(void);

@@ -4,10 +4,17 @@
  * The order of the additions is part of the definition, and products are never fused with sums (the build turns
  * contraction off), so every instruction set gives the same bits. LB_ISA is defined before.
  */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
 #include "names.h"
+
+#if defined(_MSC_VER)
+#define LB_INLINED static __forceinline
+#else
+#define LB_INLINED static inline __attribute__((always_inline))
+#endif
 
 /* Loads n < 16 floats and fills the rest with zeros. */
 static inline f32x16 load_part(const float *x, int32_t n) {
@@ -109,36 +116,72 @@ void LB_NAME(lb_rms_norm)(const float *x, const float *weight, int32_t n, float 
     }
 }
 
-static inline float largest_magnitude(const float *x, int32_t n) {
-    f32x16 largest = v_set1(0.0f);
-    for (int32_t i = 0; i < n; i += 16) largest = v_max(largest, v_abs(load_upto16(x + i, n - i)));
-    return max_lanes(largest);
+/* Before floats become int8: what is no number counts as 0, and infinity as the largest float. */
+static inline f32x16 tame(f32x16 x) {
+    const f32x16 number = v_keep_from(x, x, v_set1(-INFINITY));
+    return v_max(v_min(number, v_set1(FLT_MAX)), v_set1(-FLT_MAX));
+}
+
+/* The largest magnitude; `wild` tells whether a value has to be tamed, which the magnitudes of this one then are. */
+static inline float largest_magnitude(const float *x, int32_t n, int *wild) {
+    f32x16 largest = v_set1(0.0f), other = largest; /* two chains, because each step waits for the one before it */
+    float lanes[16];
+    uint32_t bits[16], most = 0;
+    int32_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        largest = v_larger(largest, v_load(x + i));
+        other = v_larger(other, v_load(x + i + 16));
+    }
+    for (; i < n; i += 16) largest = v_larger(largest, load_upto16(x + i, n - i));
+    v_store(lanes, v_larger(largest, other));
+    memcpy(bits, lanes, sizeof bits);
+    for (i = 0; i < 16; i++) { /* without their signs, floats are in the order of their bits */
+        bits[i] &= 0x7fffffffu;
+        most = bits[i] > most ? bits[i] : most;
+    }
+    *wild = most >= 0x7f800000u;
+    if (*wild) {
+        largest = v_set1(0.0f);
+        for (i = 0; i < n; i += 16) largest = v_max(largest, v_abs(tame(load_upto16(x + i, n - i))));
+        return max_lanes(largest);
+    }
+    float result;
+    memcpy(&result, &most, sizeof result);
+    return result;
+}
+
+/* One scale group: q = round(x s). Returns their sum, at most 127 * n. */
+LB_INLINED int32_t quantize_group(const float *x, int32_t n, float s, int8_t *q, const int wild) {
+    i32x16 total = vi_set1(0);
+    for (int32_t i = 0; i < n; i += 16) {
+        const f32x16 value = load_upto16(x + i, n - i);
+        const i32x16 v = vi_round(v_mul(wild ? tame(value) : value, v_set1(s)));
+        total = vi_add(total, v);
+        if (n - i >= 16) {
+            vi_store_i8(q + i, v);
+        } else {
+            int8_t part[16];
+            vi_store_i8(part, v);
+            memcpy(q + i, part, (size_t)(n - i));
+        }
+    }
+    int32_t lanes[16], all = 0;
+    vi_store(lanes, total);
+    for (int i = 0; i < 16; i++) all += lanes[i];
+    return all;
 }
 
 void LB_NAME(lb_quantize)(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded, int8_t *q,
                           float *scale, int32_t *sum) {
-    float largest = per_token ? largest_magnitude(x, n) : 0.0f;
+    int wild = 0;
+    float largest = per_token ? largest_magnitude(x, n, &wild) : 0.0f;
     for (int32_t start = 0; start < n; start += group_cols) {
-        const int32_t end = n - start < group_cols ? n : start + group_cols;
-        if (!per_token) largest = largest_magnitude(x + start, end - start);
+        const int32_t cols = n - start < group_cols ? n - start : group_cols;
+        if (!per_token) largest = largest_magnitude(x + start, cols, &wild);
         const float s = 127.0f / (largest > 1e-5f ? largest : 1e-5f);
-        i32x16 total = vi_set1(0);
-        for (int32_t i = start; i < end; i += 16) {
-            const i32x16 v = vi_round(v_mul(load_upto16(x + i, end - i), v_set1(s)));
-            total = vi_add(total, v);
-            if (end - i >= 16) {
-                vi_store_i8(q + i, v);
-            } else {
-                int8_t part[16];
-                vi_store_i8(part, v);
-                memcpy(q + i, part, (size_t)(end - i));
-            }
-        }
-        int32_t lanes[16], all = 0;
-        vi_store(lanes, total);
-        for (int i = 0; i < 16; i++) all += lanes[i];
         *scale++ = 1.0f / s;
-        *sum++ = all;
+        *sum++ =
+            wild ? quantize_group(x + start, cols, s, q + start, 1) : quantize_group(x + start, cols, s, q + start, 0);
     }
     memset(q + n, 0, (size_t)(padded - n));
 }
@@ -192,8 +235,9 @@ void LB_NAME(lb_kv_store)(const float *k, const float *v, char *block, const lb_
         const ptrdiff_t key = head * kv->key_stride + (ptrdiff_t)(position / 16) * dim * 16 + position % 16;
         const ptrdiff_t value = head * kv->value_stride + (ptrdiff_t)position * padded;
         f32x16 k_factor = v_set1(1.0f), v_factor = k_factor;
+        int wild_k = 0, wild_v = 0;
         if (type == LB_KV_I8) {
-            const float k_most = largest_magnitude(k, dim), v_most = largest_magnitude(v, dim);
+            const float k_most = largest_magnitude(k, dim, &wild_k), v_most = largest_magnitude(v, dim, &wild_v);
             key_scales[head * LB_KV_SPAN + position] = k_most / 127.0f;
             value_scales[head * LB_KV_SPAN + position] = v_most / 127.0f;
             k_factor = v_set1(k_most > 0 ? 127.0f / k_most : 0.0f);
@@ -201,8 +245,11 @@ void LB_NAME(lb_kv_store)(const float *k, const float *v, char *block, const lb_
         }
         for (int32_t i = 0; i < dim; i += 16) {
             const int32_t n = dim - i < 16 ? dim - i : 16;
-            store_kv(block + kv->keys, key + (ptrdiff_t)i * 16, 16, v_mul(load_upto16(k + i, n), k_factor), n, type);
-            store_kv(block + kv->values, value + i, 1, v_mul(load_upto16(v + i, n), v_factor), 16, type);
+            const f32x16 key_part = load_upto16(k + i, n), value_part = load_upto16(v + i, n);
+            store_kv(block + kv->keys, key + (ptrdiff_t)i * 16, 16, v_mul(wild_k ? tame(key_part) : key_part, k_factor),
+                     n, type);
+            store_kv(block + kv->values, value + i, 1, v_mul(wild_v ? tame(value_part) : value_part, v_factor), 16,
+                     type);
         }
     }
 }
@@ -214,12 +261,6 @@ void LB_NAME(lb_kv_store)(const float *k, const float *v, char *block, const lb_
  * positions in one. Several independent chains run side by side, because an addition takes some cycles.
  */
 enum { SPAN = LB_KV_SPAN };
-
-#if defined(_MSC_VER)
-#define LB_INLINED static __forceinline
-#else
-#define LB_INLINED static inline __attribute__((always_inline))
-#endif
 
 /* Queries that share one reading of the keys and values, heads or neighbouring rows: as many as the registers hold. */
 #if defined(__AVX512F__)
@@ -283,8 +324,9 @@ LB_INLINED void add_values(const void *values, ptrdiff_t at, int32_t chunks, flo
 static void soften(float *weights, int32_t n, int32_t chunks, f32x16 *total, float *highest, float *weight_sum) {
     const int32_t blocks = (n + 15) / 16;
     for (int32_t i = n; i < 16 * blocks; i++) weights[i] = -INFINITY; /* lanes past the last position */
-    f32x16 most = v_load(weights), sum = v_set1(0.0f);
-    for (int32_t b = 1; b < blocks; b++) most = v_max(most, v_load(weights + 16 * b));
+    f32x16 most = v_set1(-INFINITY), sum = v_set1(0.0f);
+    for (int32_t b = 0; b < blocks; b++)
+        most = v_max(v_load(weights + 16 * b), most); /* passes over what is no number */
     const float top = max_lanes(most);
     if (top > *highest) {
         float factor[16];

@@ -1,6 +1,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 
+from lowbit._kernels.dispatch cimport Interrupts
 from lowbit._kernels.graph cimport Graph, Linear
 from lowbit._kernels.kvpool cimport KVPool
 from lowbit._kernels.sequence cimport State
@@ -45,8 +46,7 @@ cdef class Decoder:
     cdef readonly size_t scratch_bytes
     cdef list keep                      # scratch memory
     cdef int status                     # why a pass was given up, 0 if it was not
-    cdef object raised                  # by a signal handler
-    cdef int64_t polled
+    cdef Interrupts interrupts
     cdef int32_t interrupted
     cdef int32_t n_rows, n_wanted       # of this pass
     cdef object logits_memory, states_memory
@@ -66,13 +66,11 @@ cdef class Decoder:
     cdef uint8_t *sparse
     cdef int32_t *wanted                # rows that leave logits
 
-    cdef void *_scratch(self, size_t n_bytes) except NULL
+    cdef void *_scratch(self, size_t rows, size_t row_bytes) except NULL
     cdef int _need_logits(self, int32_t rows) except -1
     cdef void _fill(self, Batch batch) noexcept nogil
     cdef bint _account(self, Batch batch) noexcept nogil
     cdef void _forward(self) noexcept nogil
-    cdef void _poll(self) noexcept nogil
-    cdef int _signals(self) noexcept with gil
     cdef void _embed(self, int32_t token, float *out) noexcept nogil
     cdef void _leave(self, Batch batch) noexcept nogil
     cdef void _apply(self, Linear *linear, const float *x, int64_t x_stride, int32_t n_in, const float *norm,

@@ -118,15 +118,50 @@ cdef extern from "kernels.h":
     int32_t lb_row_groups(int32_t rows) noexcept nogil
     int32_t lb_lines(int32_t rows) noexcept nogil
 
+cdef extern from "floats.h":
+    ctypedef struct lb_float_mode:
+        pass
+
+cdef extern from "sizes.h":
+    size_t LB_TOO_LARGE
+    size_t lb_times(size_t a, size_t b) noexcept nogil
+    size_t lb_plus(size_t a, size_t b) noexcept nogil
+    size_t lb_round_up(size_t n, size_t step) noexcept nogil
+
+    ctypedef struct lb_kv_layout:
+        size_t stride
+        size_t values_at
+        size_t key_scales_at
+        size_t value_scales_at
+        size_t layer_bytes
+        size_t nbytes
+
+    lb_kv_layout lb_lay_out_kv(size_t element, size_t heads, size_t head_dim, size_t span,
+                               size_t layers) noexcept nogil
+
 ctypedef void work_fn(void *context, int32_t begin, int32_t end) noexcept nogil
 
 cdef const lb_kernels *table
 cdef void parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) noexcept nogil
-# Around kernels that are called without `parallel`: floats round as everywhere, also on an x87 (x87.h).
-cdef int32_t begin_floats() noexcept nogil
-cdef void end_floats(int32_t before) noexcept nogil
+# Around floats that are computed without `parallel`: in the mode of floats.h, whatever the host's is. On an x87 floats
+# and doubles have modes of their own.
+cdef lb_float_mode begin_floats() noexcept nogil
+cdef lb_float_mode begin_doubles() noexcept nogil
+cdef void end_floats(lb_float_mode before) noexcept nogil
+# The size that was computed, or MemoryError if it is LB_TOO_LARGE.
+cdef size_t checked(size_t n_bytes, str what) except? 0
 cdef void register_portable_ternary(lb_matmul_fn *matmul) noexcept
 cdef void *alloc_aligned(size_t n_bytes) noexcept nogil
 cdef void *alloc_weights(size_t n_bytes) noexcept nogil
 cdef void free_aligned(void *memory) noexcept nogil
 cdef int64_t nanoseconds() noexcept nogil
+
+
+# Whether Ctrl-C was pressed, asked between two pieces of long work without the GIL.
+cdef class Interrupts:
+    cdef int64_t next           # time of the next look
+    cdef object error           # what the signal's handler raised
+
+    cdef bint wanted(self) noexcept nogil
+    cdef bint _look(self) noexcept with gil
+    cdef int check(self) except -1

@@ -10,6 +10,7 @@ cdef class PackedMatrix:
     cdef readonly str source_type
 
 
+cdef const float[:, ::1] aligned(const float[:, ::1] x)
 cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
 cdef int32_t padded_cols(const lb_matrix *m) noexcept nogil
 cdef int32_t row_stride(const lb_matrix *m) noexcept nogil

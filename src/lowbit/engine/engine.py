@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._kernels.decoder import Batch
+from .._kernels.dispatch import PlainFloats
 from .._kernels.kvpool import SPAN
 from .._kernels.sequence import Sequence, Turn
 from ..errors import LowbitError, MemoryBudgetError, QueueFullError
@@ -404,8 +405,9 @@ class Engine:
         seconds = time.perf_counter() - start
         self._busy_seconds += seconds
         self._pace.learn(seconds, prompt_rows, passes)
-        for i, request in enumerate(entered):
-            self._take(request, batch.place(i), seconds)
+        with PlainFloats():
+            for i, request in enumerate(entered):
+                self._take(request, batch.place(i), seconds)
         return True
 
     def _take(self, request: Request, place: slice, seconds: float) -> None:

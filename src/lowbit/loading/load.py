@@ -117,7 +117,8 @@ def load(
     threads = check_threads(threads)
     tokenizer = None if tokenizer is None else os.path.normpath(tokenizer)
     start = time.perf_counter()
-    with open_model(EMBEDDED_MODEL if path is None else path) as file, named(file.path, tokenizer):
+    source = EMBEDDED_MODEL if path is None else path
+    with dispatch.PlainFloats(), open_model(source) as file, named(file.path, tokenizer):
         plan = plan_of(file)
         reader = tokenizer_of(file, plan, tokenizer)  # first, so that a budget can count it
         decoder, plan = build(file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse)

@@ -29,7 +29,8 @@ def quantize_activations(x: np.ndarray, group: int | None = None) -> tuple[np.nd
 
     Every step is one float32 operation, so that any implementation in float32 gives the same int8 values:
     ``m = max(max|x|, 1e-5)``, ``s = 127 / m``, ``q = clip(rint(x * s), -128, 127)``, where ``rint`` rounds half to
-    even. The result never is -128. A channel is recovered as ``q / s``.
+    even. The result never is -128. A channel is recovered as ``q / s``. NaN counts as 0, and an infinity as the largest
+    float32 of its sign.
 
     Parameters
     ----------
@@ -48,7 +49,7 @@ def quantize_activations(x: np.ndarray, group: int | None = None) -> tuple[np.nd
     -----
     Source: the BitNet b1.58 reference code (`activation_quant`), whose epsilon is a lower bound on the maximum.
     """
-    x = np.asarray(x, dtype=np.float32)
+    x = np.nan_to_num(np.asarray(x, dtype=np.float32))
     k = x.shape[-1]
     group = k if group is None else group
     n_groups = -(-k // group)

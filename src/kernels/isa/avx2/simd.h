@@ -30,6 +30,12 @@ static inline f32x16 v_abs(f32x16 x) {
     __m256 sign = _mm256_set1_ps(-0.0f);
     return (f32x16){_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
 }
+static inline __m256 v_larger_half(__m256 x, __m256 y) {
+    const __m256i magnitude = _mm256_and_si256(_mm256_castps_si256(y), _mm256_set1_epi32(0x7fffffff));
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(x), magnitude));
+}
+/* The larger of x, a magnitude, and that of y; what is no number is larger than all others. */
+static inline f32x16 v_larger(f32x16 x, f32x16 y) { return LB_BOTH(v_larger_half, x, y); }
 /* y where x >= limit, else 0 */
 static inline f32x16 v_keep_from(f32x16 y, f32x16 x, f32x16 limit) {
     return (f32x16){_mm256_and_ps(y.a, _mm256_cmp_ps(x.a, limit.a, _CMP_GE_OQ)),

@@ -18,6 +18,11 @@ static inline f32x16 v_div(f32x16 a, f32x16 b) { return _mm512_div_ps(a, b); }
 static inline f32x16 v_max(f32x16 a, f32x16 b) { return _mm512_max_ps(a, b); }
 static inline f32x16 v_min(f32x16 a, f32x16 b) { return _mm512_min_ps(a, b); }
 static inline f32x16 v_abs(f32x16 a) { return _mm512_abs_ps(a); }
+/* The larger of a, a magnitude, and that of b; what is no number is larger than all others. */
+static inline f32x16 v_larger(f32x16 a, f32x16 b) {
+    const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(b), _mm512_set1_epi32(0x7fffffff));
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), magnitude));
+}
 /* a where x >= limit, else 0 */
 static inline f32x16 v_keep_from(f32x16 a, f32x16 x, f32x16 limit) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), a);

@@ -8,6 +8,7 @@
  * An int8 key or value becomes a float by look-up: the x87 cannot load one, and via memory it takes an instruction
  * more.
  */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -27,13 +28,28 @@ static float add_lanes(float *lanes) {
     return lanes[0];
 }
 
-/* Without their signs, floats are in the order of their bits. */
-static float largest_magnitude(const float *x, int32_t n) {
+/* Before floats become int8: what is no number counts as 0, and infinity as the largest float. */
+LB_INLINE float tame(float x) {
+    if (x != x) return 0.0f;
+    return x > FLT_MAX ? FLT_MAX : x < -FLT_MAX ? -FLT_MAX : x;
+}
+
+/* The largest magnitude; `wild` tells whether a value has to be tamed, which the magnitudes of this one then are.
+ * Without their signs, floats are in the order of their bits. */
+static float largest_magnitude(const float *x, int32_t n, int *wild) {
     uint32_t most = 0;
     LB_UNROLL(4)
     for (int32_t i = 0; i < n; i++) {
         const uint32_t magnitude = lb_float_to_bits(x[i]) & 0x7fffffffu;
         most = magnitude > most ? magnitude : most;
+    }
+    *wild = most >= 0x7f800000u;
+    if (*wild) {
+        most = 0;
+        for (int32_t i = 0; i < n; i++) {
+            const uint32_t magnitude = lb_float_to_bits(tame(x[i])) & 0x7fffffffu;
+            most = magnitude > most ? magnitude : most;
+        }
     }
     return lb_bits_to_float(most);
 }
@@ -79,22 +95,29 @@ void LB_NAME(lb_rms_norm)(const float *x, const float *weight, int32_t n, float 
     for (int32_t i = 0; i < n; i++) out[i] = x[i] * factor * weight[i];
 }
 
+/* One scale group: q = round(x s). Returns their sum. */
+LB_INLINE int32_t quantize_group(const float *x, int32_t n, float s, int8_t *q, const int wild) {
+    int32_t total = 0;
+    LB_UNROLL(4)
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t rounded = (int32_t)lrintf((wild ? tame(x[i]) : x[i]) * s);
+        total += rounded;
+        q[i] = (int8_t)rounded;
+    }
+    return total;
+}
+
 void LB_NAME(lb_quantize)(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded, int8_t *q,
                           float *scale, int32_t *sum) {
-    float largest = per_token ? largest_magnitude(x, n) : 0.0f;
+    int wild = 0;
+    float largest = per_token ? largest_magnitude(x, n, &wild) : 0.0f;
     for (int32_t start = 0; start < n; start += group_cols) {
-        const int32_t end = n - start < group_cols ? n : start + group_cols;
-        if (!per_token) largest = largest_magnitude(x + start, end - start);
+        const int32_t cols = n - start < group_cols ? n - start : group_cols;
+        if (!per_token) largest = largest_magnitude(x + start, cols, &wild);
         const float s = 127.0f / (largest > 1e-5f ? largest : 1e-5f);
-        int32_t total = 0;
-        LB_UNROLL(4)
-        for (int32_t i = start; i < end; i++) {
-            const int32_t rounded = (int32_t)lrintf(x[i] * s);
-            total += rounded;
-            q[i] = (int8_t)rounded;
-        }
         *scale++ = 1.0f / s;
-        *sum++ = total;
+        *sum++ =
+            wild ? quantize_group(x + start, cols, s, q + start, 1) : quantize_group(x + start, cols, s, q + start, 0);
     }
     memset(q + n, 0, (size_t)(padded - n));
 }
@@ -141,16 +164,17 @@ void LB_NAME(lb_kv_store)(const float *k, const float *v, char *block, const lb_
         const ptrdiff_t key = head * kv->key_stride + (ptrdiff_t)(position / 16) * dim * 16 + position % 16;
         const ptrdiff_t value = head * kv->value_stride + (ptrdiff_t)position * padded;
         float k_factor = 1.0f, v_factor = 1.0f;
+        int wild_k = 0, wild_v = 0;
         if (type == LB_KV_I8) {
-            const float k_most = largest_magnitude(k, dim), v_most = largest_magnitude(v, dim);
+            const float k_most = largest_magnitude(k, dim, &wild_k), v_most = largest_magnitude(v, dim, &wild_v);
             key_scales[head * LB_KV_SPAN + position] = k_most / 127.0f;
             value_scales[head * LB_KV_SPAN + position] = v_most / 127.0f;
             k_factor = k_most > 0 ? 127.0f / k_most : 0.0f;
             v_factor = v_most > 0 ? 127.0f / v_most : 0.0f;
         }
         for (int32_t i = 0; i < dim; i++) {
-            store_one(block + kv->keys, key + (ptrdiff_t)i * 16, k[i] * k_factor, type);
-            store_one(block + kv->values, value + i, v[i] * v_factor, type);
+            store_one(block + kv->keys, key + (ptrdiff_t)i * 16, (wild_k ? tame(k[i]) : k[i]) * k_factor, type);
+            store_one(block + kv->values, value + i, (wild_v ? tame(v[i]) : v[i]) * v_factor, type);
         }
         for (int32_t i = dim; i < padded; i++) store_one(block + kv->values, value + i, 0.0f, type);
     }
@@ -178,8 +202,8 @@ LB_INLINE float score(const void *keys, ptrdiff_t at, const float *q, int32_t di
 
 /* From the scores of one span to weights: updates the running maximum and sum, and rescales `total` if need be. */
 static void soften(float *weights, int32_t n, int32_t dim, float *total, float *highest, float *weight_sum) {
-    float top = weights[0], lanes[16] = {0};
-    for (int32_t i = 1; i < n; i++) top = top > weights[i] ? top : weights[i];
+    float top = -INFINITY, lanes[16] = {0};
+    for (int32_t i = 0; i < n; i++) top = weights[i] > top ? weights[i] : top; /* passes over what is no number */
     if (top > *highest) {
         const float shrink = exponential(*highest - top); /* exp(-inf) is 0: nothing was added yet */
         *weight_sum *= shrink;

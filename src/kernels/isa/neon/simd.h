@@ -39,6 +39,11 @@ static inline float32x4_t v_min_quarter(float32x4_t x, float32x4_t y) { return v
 static inline f32x16 v_max(f32x16 x, f32x16 y) { return LB_FOUR2(f32x16, v_max_quarter, x, y); }
 static inline f32x16 v_min(f32x16 x, f32x16 y) { return LB_FOUR2(f32x16, v_min_quarter, x, y); }
 static inline f32x16 v_abs(f32x16 x) { return LB_FOUR(f32x16, vabsq_f32, x); }
+static inline float32x4_t v_larger_quarter(float32x4_t x, float32x4_t y) {
+    return vreinterpretq_f32_s32(vmaxq_s32(vreinterpretq_s32_f32(x), vreinterpretq_s32_f32(vabsq_f32(y))));
+}
+/* The larger of x, a magnitude, and that of y; what is no number is larger than all others. */
+static inline f32x16 v_larger(f32x16 x, f32x16 y) { return LB_FOUR2(f32x16, v_larger_quarter, x, y); }
 static inline float32x4_t v_keep_quarter(float32x4_t y, uint32x4_t keep) {
     return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(y), keep));
 }

@@ -35,6 +35,12 @@ static inline f32x16 v_div(f32x16 a, f32x16 b) { LB_EACH(f32x16, a.v[i] / b.v[i]
 static inline f32x16 v_max(f32x16 a, f32x16 b) { LB_EACH(f32x16, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 static inline f32x16 v_min(f32x16 a, f32x16 b) { LB_EACH(f32x16, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 static inline f32x16 v_abs(f32x16 a) { LB_EACH(f32x16, a.v[i] < 0 ? -a.v[i] : a.v[i]); }
+static inline float larger(float a, float b) {
+    const uint32_t one = lb_float_to_bits(a), other = lb_float_to_bits(b) & 0x7fffffffu;
+    return lb_bits_to_float(one > other ? one : other);
+}
+/* The larger of a, a magnitude, and that of b; what is no number is larger than all others. */
+static inline f32x16 v_larger(f32x16 a, f32x16 b) { LB_EACH(f32x16, larger(a.v[i], b.v[i])); }
 /* a where x >= limit, else 0 */
 static inline f32x16 v_keep_from(f32x16 a, f32x16 x, f32x16 limit) {
     LB_EACH(f32x16, x.v[i] >= limit.v[i] ? a.v[i] : 0.0f);

@@ -39,6 +39,15 @@ static inline f32x16 v_max(f32x16 x, f32x16 y) { return LB_FOUR2(f32x16, _mm_max
 static inline f32x16 v_min(f32x16 x, f32x16 y) { return LB_FOUR2(f32x16, _mm_min_ps, x, y); }
 static inline __m128 v_abs_quarter(__m128 x) { return _mm_andnot_ps(_mm_set1_ps(-0.0f), x); }
 static inline f32x16 v_abs(f32x16 x) { return LB_FOUR(f32x16, v_abs_quarter, x); }
+static inline __m128 v_larger_quarter(__m128 x, __m128 y) { return _mm_max_ps(v_abs_quarter(y), x); }
+/* The larger of x, a magnitude, and that of y; what is no number is larger than all others, and may be negative. It
+ * makes no maximum by itself: it is set in by hand, two registers at a time, and stays as the second operand. */
+static inline f32x16 v_larger(f32x16 x, f32x16 y) {
+    f32x16 r = LB_FOUR2(f32x16, v_larger_quarter, x, y);
+    r.v[0] = _mm_or_ps(r.v[0], _mm_cmpunord_ps(y.v[0], y.v[1]));
+    r.v[2] = _mm_or_ps(r.v[2], _mm_cmpunord_ps(y.v[2], y.v[3]));
+    return r;
+}
 /* y where x >= limit, else 0 */
 static inline f32x16 v_keep_from(f32x16 y, f32x16 x, f32x16 limit) {
     const f32x16 keep = LB_FOUR2(f32x16, _mm_cmpge_ps, x, limit);
