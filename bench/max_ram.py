@@ -94,7 +94,7 @@ def measure(path: Path, budget: str | None, threads: int) -> dict[str, Any]:
 def child(path: str, budget: str | None, threads: int) -> dict[str, Any]:
     """Load, decode, and report."""
     import lowbit
-    from lowbit.memory import resident_bytes
+    from lowbit.loading.memory import resident_bytes
 
     lowbit.load().generate("Once", max_tokens=2, seed=1)  # what the first model of a process takes once
     with open("/proc/self/clear_refs", "w") as f:

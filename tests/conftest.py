@@ -89,3 +89,11 @@ def guards(monkeypatch):
     for module in (matrix, products, graph, decoder):
         monkeypatch.setattr(module, "np", guarded)
     return guarded
+
+
+@pytest.fixture
+def stay_in_file(monkeypatch):
+    """Leave weights in their file under any budget, also one that has room for all of them."""
+    from lowbit.loading.memory import Budget
+
+    monkeypatch.setattr(Budget, "holds", lambda self, weight_bytes: False)

@@ -368,8 +368,8 @@ cdef class Decoder:
     cdef void _leave(self, Batch batch) noexcept nogil:
         """Compute the logits and states that are wanted."""
         cdef NormWork work
-        cdef int32_t i, first = self.wanted[0] if self.n_wanted else 0
-        cdef float *x = self.x + <size_t>first * self.graph.hidden
+        cdef int32_t i, first = self.wanted[0] if self.n_wanted else 0, hidden = self.graph.hidden
+        cdef float *x = self.x + <size_t>first * hidden
         cdef Entry *e
         if self.status:
             return
@@ -377,16 +377,16 @@ cdef class Decoder:
             e = &batch.entries[i]
             if e.want == STATES:
                 memset(&work, 0, sizeof(work))
-                work.x, work.x_stride, work.n = self.x + <size_t>e.first_row * self.graph.hidden, self.graph.hidden, self.graph.hidden
+                work.x, work.x_stride, work.n = self.x + <size_t>e.first_row * hidden, hidden, hidden
                 work.weight, work.eps = self.graph.output_norm, self.graph.eps
-                work.out = self.row_states + <size_t>e.first_wanted * self.graph.hidden
+                work.out = self.row_states + <size_t>e.first_wanted * hidden
                 parallel(norm_work, &work, e.rows, 1, self.threads)
         if self.n_wanted and self.wanted[self.n_wanted - 1] != first + self.n_wanted - 1:
             x = self.attended       # rows that do not follow each other are brought together
             for i in range(self.n_wanted):
-                memcpy(x + <size_t>i * self.graph.hidden, self.x + <size_t>self.wanted[i] * self.graph.hidden, 4 * <size_t>self.graph.hidden)
+                memcpy(x + <size_t>i * hidden, self.x + <size_t>self.wanted[i] * hidden, 4 * <size_t>hidden)
         if self.n_wanted:
-            self._apply(&self.graph.output, x, self.graph.hidden, self.graph.hidden, self.graph.output_norm, self.n_wanted, self.row_logits)
+            self._apply(&self.graph.output, x, hidden, hidden, self.graph.output_norm, self.n_wanted, self.row_logits)
 
     cdef void _apply(self, Linear *linear, const float *x, int64_t x_stride, int32_t n_in, const float *norm,
                      int32_t n_rows, float *y) noexcept nogil:
@@ -430,12 +430,13 @@ cdef class Decoder:
         cdef AttentionWork attention
         cdef GluWork glu
         cdef AddWork add
-        cdef int32_t n_rows = self.n_rows, q_size = self.graph.n_heads * self.graph.head_dim, i
+        cdef int32_t n_rows = self.n_rows, hidden = self.graph.hidden, wide = self.graph.intermediate, i
+        cdef int32_t q_size = self.graph.n_heads * self.graph.head_dim
         cdef int32_t chunk = 1 if n_rows < 4 * self.threads else 4
         cdef int32_t tiles = (n_rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS
         cdef int64_t work = 0
 
-        self._apply(&layer.qkv, self.x, self.graph.hidden, self.graph.hidden, layer.attn_norm, n_rows, self.wide)
+        self._apply(&layer.qkv, self.x, hidden, hidden, layer.attn_norm, n_rows, self.wide)
 
         attention.args.q_stride = layer.qkv.n_out
         attention.args.q, attention.args.out = self.wide, self.attended
@@ -459,10 +460,10 @@ cdef class Decoder:
         add.x, add.y, add.n = self.x, self.wide, self.graph.hidden
         parallel(add_work, &add, n_rows, chunk, self.threads)
 
-        self._apply(&layer.gate_up, self.x, self.graph.hidden, self.graph.hidden, layer.ffn_norm, n_rows, self.wide)
-        glu.gate_up, glu.n, glu.relu2 = self.wide, self.graph.intermediate, self.graph.relu2
+        self._apply(&layer.gate_up, self.x, hidden, hidden, layer.ffn_norm, n_rows, self.wide)
+        glu.gate_up, glu.n, glu.relu2 = self.wide, wide, self.graph.relu2
         parallel(glu_work, &glu, n_rows, chunk, self.threads)
-        self._apply(&layer.ffn_down, self.wide, 2 * self.graph.intermediate, self.graph.intermediate, layer.ffn_sub_norm, n_rows,
+        self._apply(&layer.ffn_down, self.wide, 2 * wide, wide, layer.ffn_sub_norm, n_rows,
                     self.attended)
         add.y = self.attended
         parallel(add_work, &add, n_rows, chunk, self.threads)

@@ -1,8 +1,9 @@
 """Choosing the next token from the logits, without Python and the same on every machine.
 
 Order of the steps: repeat penalty, biases, presence and frequency penalties, the mask of tokens that may come next,
-temperature, top-k, top-p, min-p, then one random number. Candidates are sorted by logit, the largest first and equals by token, so every cut is a prefix. Random numbers are xoshiro256** seeded by
-splitmix64 (Blackman and Vigna), 53 bits of each.
+temperature, top-k, top-p, min-p, then one random number. Candidates are sorted by logit, the largest first and equals
+by token, so every cut is a prefix. Random numbers are xoshiro256** seeded by splitmix64 (Blackman and Vigna), 53 bits
+of each.
 """
 from libc.math cimport INFINITY
 from libc.stddef cimport size_t

@@ -118,7 +118,7 @@ cdef class Sequence:
         """Begin with what the pool knows of the prompt."""
         cdef Block block, copy
         cdef int32_t n = min(self.state.n_tokens - 1, self.shared)
-        blocks, chain, part = self.pool.match((<char *>self.state.text)[:4 * n], salt)
+        blocks, _, part = self.pool.match((<char *>self.state.text)[:4 * n], salt)
         for block in blocks:
             self.pool.hold(block)
             self.state.table[len(self.blocks)] = block.memory

@@ -14,15 +14,15 @@ import numpy as np
 from ._kernels import dispatch
 from ._kernels.probe import read_bandwidth
 from ._kernels.sampler import Sampler
-from ._kernels.sequence import Sequence
+from ._kernels.sequence import Sequence as Text
 from .assets import EMBEDDED_MODEL
 from .errors import ContextLengthError
 from .families import find_family
 from .formats import open_model
 from .formats.base import ModelFile, TensorInfo
 from .loading.load import build, check_threads
+from .loading.memory import resident_bytes
 from .loading.sparsity import Setting, parse
-from .memory import resident_bytes
 from .plan import Weight
 from .quantize.ggml_types import tensor_nbytes
 
@@ -203,13 +203,13 @@ def run(
             say(done := done + 1, steps)
             sampler = Sampler(plan.vocab_size, 0.0, 0, 1.0, 0.0, 1.0, 0)
             most = prompt_tokens + 1 + decode_tokens
-            sequence = Sequence(decoder.pool, ids, need, sampler=sampler, most=most, reuse=False)
+            text = Text(decoder.pool, ids, need, sampler=sampler, most=most, reuse=False)
             start = time.perf_counter()
-            decoder.read(sequence)
+            decoder.read(text)
             between = time.perf_counter()
-            decoder.make([sequence], decode_tokens)
+            decoder.make([text], decode_tokens)
             end = time.perf_counter()
-            sequence.close()
+            text.close()
             decoder.pool.clear()
             prefill, decode = min(prefill, between - start), min(decode, end - between)
         memory = max(memory, read_bandwidth(n))

@@ -18,7 +18,7 @@ from .engine import Engine, Generation, Stream, Timings, TokenLogprob
 from .engine.sequence import Request
 from .engine.text import LogprobRecorder
 from .errors import ContextLengthError, UnsupportedModelError
-from .memory import MemoryPlan
+from .loading.memory import MemoryPlan
 from .plan import ModelPlan
 from .sampling import SamplingParams
 from .tokenizers import Tokenizer
@@ -347,8 +347,8 @@ class Model:
         salt: bytes = b"",
     ) -> Request:  # fmt: skip
         return Request(
-            ids, params, lambda: self._sampler(params, ids), self.context, self._tokenizer, self._ends, speculate, record,
-            salt=salt, load_seconds=self._load_seconds,
+            ids, params, lambda: self._sampler(params, ids), self.context, self._tokenizer, self._ends, speculate,
+            record, salt=salt, load_seconds=self._load_seconds,
         )  # fmt: skip
 
     def _scoring(self, ids: np.ndarray, each: Callable[[np.ndarray], None], want: str) -> Request:
@@ -404,6 +404,6 @@ class _Mean:
         self._out, self._n, self._total = out, n, np.zeros(len(out))
 
     def __call__(self, rows: np.ndarray) -> None:
-        for start in range(0, len(rows)):
+        for start in range(len(rows)):
             self._total += rows[start].astype(np.float64)
         self._out[:] = self._total / self._n

@@ -92,7 +92,7 @@ def test_several_files_are_one_model(write, tmp_path):
             file.read("nothing")
 
 
-def test_weights_are_paged_in_from_the_file_that_has_them(write, tmp_path):
+def test_weights_are_paged_in_from_the_file_that_has_them(write, tmp_path, stay_in_file):
     convert(write(), tmp_path / "q.gguf", "q8_0")
     with open_model(tmp_path / "q.gguf") as whole:
         tensors = {name: (info, whole.read(name).copy()) for name, info in whole.tensors.items()}

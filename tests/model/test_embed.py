@@ -59,14 +59,14 @@ def _head(path):
         return file.read("token_embd.weight").view("<f4").reshape(16, 32)
 
 
-def test_a_memory_budget_changes_no_vector(write_llama):
+def test_a_memory_budget_changes_no_vector(write_llama, stay_in_file):
     path = write_llama(kind="Q8_0", wide=64)
     resident, paged = lowbit.load(path), lowbit.load(path, max_ram="64MB")
     assert (paged.embed(IDS) == resident.embed(IDS)).all()
     np.testing.assert_allclose(paged.embed(IDS, "mean"), resident.embed(IDS, "mean"), rtol=1e-6)
 
 
-def test_a_memory_budget_has_room_for_any_number_of_texts(write_llama):
+def test_a_memory_budget_has_room_for_any_number_of_texts(write_llama, stay_in_file):
     path = write_llama(kind="Q8_0", wide=64)
     resident, paged = lowbit.load(path), lowbit.load(path, max_ram="64MB")
     texts = [IDS * 6, [3] * 60, IDS, [7] * 64]

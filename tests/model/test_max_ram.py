@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 import lowbit
-from lowbit import FormatError, MemoryBudgetError, memory
+from lowbit import FormatError, MemoryBudgetError
 from lowbit.benchmark import RandomModel
 from lowbit.formats.gguf_writer import GGUFWriter
-from lowbit.memory import parse_size
+from lowbit.loading import memory
+from lowbit.loading.memory import parse_size
 
 SIZES = {"vocab": 1237, "hidden": 512, "wide": 1536, "heads": 8, "kv_heads": 4}
 PROMPT = [1, 5, 9, 200, 33]
@@ -145,7 +146,7 @@ BAD = {
 @pytest.mark.parametrize("tensor", ["token_embd", "blk.0.ffn_up", "blk.0.ffn_down", "output"])
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_bad_weight_is_the_same_error_at_every_use_and_never_a_text(write_llama, bad, tensor, threads):
+def test_a_bad_weight_is_the_same_error_at_every_use_and_never_a_text(write_llama, stay_in_file, bad, tensor, threads):
     kind, at, raw, reason = BAD[bad]
     path = write_llama(kind=kind, shapes={"output.weight": (SIZES["vocab"], SIZES["hidden"])}, **SIZES)
     with lowbit.formats.open_model(path) as file:
@@ -170,7 +171,7 @@ def test_a_bad_weight_is_the_same_error_at_every_use_and_never_a_text(write_llam
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_small_blocks_with_a_bad_scale_make_no_text(write_llama, seed):
+def test_small_blocks_with_a_bad_scale_make_no_text(write_llama, stay_in_file, seed):
     # a packed block of two row groups, read as if it were none yet, has scales that are codes: finite ones, often
     path = write_llama(kind="Q8_0", wide=32)
     with lowbit.formats.open_model(path) as file:
@@ -213,7 +214,7 @@ def test_ctrl_c_is_heard_while_a_pass_waits_for_a_block(write_llama, monkeypatch
             self._sources.append(held[0])
         return 0
 
-    monkeypatch.setattr(lowbit.paging.Paging, "_source", source)
+    monkeypatch.setattr(lowbit.loading.paging.Paging, "_source", source)
     model = lowbit.load(path, max_ram=budget, threads=1)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
@@ -253,7 +254,7 @@ def test_a_call_that_failed_keeps_no_memory_from_the_next(write_llama, first):
     assert kept.value.__traceback__ is not None
 
 
-def test_threads_may_share_a_model(write_llama):
+def test_threads_may_share_a_model(write_llama, stay_in_file):
     model = lowbit.load(write_llama(kind="TQ2_0", **SIZES), max_ram="20MB")
     expected = model.generate(PROMPT, max_tokens=5, temperature=0).tokens
     found = []
@@ -273,7 +274,7 @@ def test_the_process_stays_within_the_budget(tmp_path):
     script = """
 import sys
 import lowbit
-from lowbit.memory import resident_bytes
+from lowbit.loading.memory import resident_bytes
 
 def peak():
     with open("/proc/self/status") as f:

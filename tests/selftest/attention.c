@@ -26,8 +26,7 @@ static char text[200];
 static size_t element(int32_t type) { return type == LB_KV_F32 ? 4 : type == LB_KV_F16 ? 2 : 1; }
 
 static cache new_cache(const shape *s) {
-    const lb_kv_layout at =
-        lb_lay_out_kv(element(s->type), (size_t)s->n_kv_heads, (size_t)s->head_dim, LB_KV_SPAN, 2);
+    const lb_kv_layout at = lb_lay_out_kv(element(s->type), (size_t)s->n_kv_heads, (size_t)s->head_dim, LB_KV_SPAN, 2);
     cache c = {.nbytes = at.nbytes, .n_blocks = (s->n_positions + LB_KV_SPAN - 1) / LB_KV_SPAN};
     c.kv.keys = at.layer_bytes, c.kv.values = at.layer_bytes + at.values_at;
     c.kv.key_scales = at.layer_bytes + at.key_scales_at, c.kv.value_scales = at.layer_bytes + at.value_scales_at;
@@ -50,9 +49,10 @@ static void check_cache(const cache *got, const cache *expected, const shape *s)
         const char *a = got->blocks[i], *b = expected->blocks[i];
         check_bytes(text, "the other layer", a, b, got->kv.keys);
         if (s->type == LB_KV_I8) {
-            check_rounded(text, "keys and values", (const int8_t *)a + got->kv.keys,
-                          (const int8_t *)b + got->kv.keys, codes);
-            check_bytes(text, "scales", a + got->kv.key_scales, b + got->kv.key_scales, got->nbytes - got->kv.key_scales);
+            check_rounded(text, "keys and values", (const int8_t *)a + got->kv.keys, (const int8_t *)b + got->kv.keys,
+                          codes);
+            check_bytes(text, "scales", a + got->kv.key_scales, b + got->kv.key_scales,
+                        got->nbytes - got->kv.key_scales);
         } else {
             check_bytes(text, "keys and values", a + got->kv.keys, b + got->kv.keys, got->nbytes - got->kv.keys);
         }

@@ -361,7 +361,8 @@ LB_INLINED void add_all_values(const void *values, ptrdiff_t at, int32_t chunks,
         for (; c + 4 <= chunks; c += 4)
             add_values(values, at + c * 16, chunks, weights, begin, end, total + c, heads, 4, type);
     }
-    for (; c + 2 <= chunks; c += 2) add_values(values, at + c * 16, chunks, weights, begin, end, total + c, heads, 2, type);
+    for (; c + 2 <= chunks; c += 2)
+        add_values(values, at + c * 16, chunks, weights, begin, end, total + c, heads, 2, type);
     if (c < chunks) add_values(values, at + c * 16, chunks, weights, begin, end, total + c, heads, 1, type);
 }
 

@@ -3,7 +3,6 @@ from typing import IO
 
 from .blockcache import BlockCache
 from .matrix import PackedMatrix
-from .paged_channels import ChannelPager
 
 def trim_heap() -> None: ...
 
@@ -12,9 +11,6 @@ class Pager:
     table: list[tuple[int, int, int]]
     order: list[int]
     scratch_bytes: int
-    least_bytes: int
-    most_bytes: int
-    channels: ChannelPager | None
     def __init__(self, block_bytes: int) -> None: ...
     def start(self, sources: Sequence[str | IO[bytes]], budget: int) -> None: ...
 
@@ -32,7 +28,6 @@ class PagedMatrix:
         tail: PackedMatrix | None = None,
         product: bool = True,
         lookup: bool = False,
-        streamed: bool = False,
     ) -> None: ...
     @property
     def shape(self) -> tuple[int, int]: ...

@@ -1,4 +1,4 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -12,6 +12,11 @@ class Sampler:
         min_p: float,
         repeat_penalty: float,
         seed: int,
+        presence_penalty: float = 0,
+        frequency_penalty: float = 0,
+        logit_bias: Mapping[int, float] | None = None,
     ) -> None: ...
+    vocab_size: int
+    def allow(self, mask: np.ndarray | None) -> None: ...
     def note(self, tokens: Iterable[int]) -> None: ...
     def choose(self, logits: np.ndarray) -> int: ...

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UnsupportedModelError
+from .protocol import Talker
 from .templates import TEMPLATES, Template, find_template, render
-
-if TYPE_CHECKING:
-    from ..generation import Generation
-    from ..model import Model
 
 __all__ = ["ChatSession"]
 
@@ -20,7 +17,8 @@ class ChatSession:
 
     Parameters
     ----------
-    model : Model
+    model : Talker
+        Such as `lowbit.Model`.
     system : str, optional
         What the model is told before the first message.
     template : str, optional
@@ -38,7 +36,7 @@ class ChatSession:
         If the model has no chat template, or there is none of this name.
     """
 
-    def __init__(self, model: Model, *, system: str | None = None, template: str | None = None) -> None:
+    def __init__(self, model: Talker, *, system: str | None = None, template: str | None = None) -> None:
         self._model = model
         self.template = _named(template) if template is not None else find_template(_metadata(model), model.tokenizer)
         self.reset(system)
@@ -47,7 +45,7 @@ class ChatSession:
         """Forget the conversation and begin a new one."""
         self.messages: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
 
-    def stream(self, text: str, **sampling: Any) -> Generator[str, None, Generation]:
+    def stream(self, text: str, **sampling: Any) -> Generator[str, None, Any]:
         """Say something, and get the answer piece by piece.
 
         Parameters
@@ -71,7 +69,7 @@ class ChatSession:
                 try:
                     piece = next(stream)
                 except StopIteration as end:
-                    result: Generation = end.value
+                    result = end.value
                     break
                 pieces.append(piece)
                 yield piece
@@ -80,23 +78,23 @@ class ChatSession:
                 self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
         return result
 
-    def send(self, text: str, **sampling: Any) -> Generation:
+    def send(self, text: str, **sampling: Any) -> Any:
         """Say something, and get the whole answer; as `stream`."""
         answer = self.stream(text, **sampling)
         while True:
             try:
                 next(answer)
             except StopIteration as end:
-                result: Generation = end.value
-                return result
+                return end.value
 
 
-def answer(model: Model, messages: list[dict[str, str]], template: str | None = None, **sampling: Any) -> Generation:
+def answer(model: Talker, messages: list[dict[str, str]], template: str | None = None, **sampling: Any) -> Any:
     """Answer the last message of a conversation, as `Model.chat` does.
 
     Parameters
     ----------
-    model : Model
+    model : Talker
+        Such as `lowbit.Model`.
     messages : list of dict with ``role`` and ``content``
     template : str, optional
         Name of a built-in template; None takes the model's.
@@ -119,7 +117,7 @@ def _named(name: str) -> Template:
     return TEMPLATES[name]
 
 
-def _metadata(model: Model) -> dict[str, Any]:
+def _metadata(model: Talker) -> dict[str, Any]:
     info = model.info()
     return {
         "general.architecture": info.get("architecture"),

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..generation import MAX_LOGPROBS
+    from ..engine.text import MAX_LOGPROBS
 
     if args.logprobs is not None and not args.json:
         raise InputError("--logprobs needs --json")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .engine import Engine, Stream
+from .engine import Engine
 from .sequence import State
+from .stream import Stream
 from .text import Generation, Timings, TokenLogprob
 
 __all__ = ["Engine", "Generation", "State", "Stream", "Timings", "TokenLogprob"]

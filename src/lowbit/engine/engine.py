@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence as Sequence_
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from collections.abc import Sequence as Sequence_
+from typing import Any, Protocol
 
 import numpy as np
 
-from .._kernels.decoder import Batch
+from .._kernels.decoder import Batch, Decoder
 from .._kernels.dispatch import PlainFloats
 from .._kernels.kvpool import SPAN
 from .._kernels.sequence import Sequence, Turn
 from ..errors import LowbitError, MemoryBudgetError, QueueFullError
+from ..loading.memory import parse_size
 from ..sampling import SamplingParams
+from ..tokenizers import Tokenizer
 from .scheduler import Pace, plan_step
 from .sequence import Request, State
-from .text import Generation, LogprobRecorder
+from .stream import Stream
+from .text import LogprobRecorder
 
-if TYPE_CHECKING:
-    from ..model import Model
-
-__all__ = ["Engine", "Stream"]
+__all__ = ["Engine"]
 
 BURST_STEPS = 64
 """Tokens that each sequence may make before anybody looks at its text."""
@@ -34,6 +34,19 @@ IDLE_SECONDS = 0.05
 """Between two looks of somebody who waits, in case he was not told."""
 BURST_NS = 8_000_000
 """Time that such a burst may take; a person sees no difference, and a tiny model is not slowed down by Python."""
+
+
+class Host(Protocol):
+    """What an engine needs of a model, such as `lowbit.Model`."""
+
+    _decoder: Decoder
+    _tokenizer: Tokenizer | None
+
+    def _prompt_ids(self, prompt: str | Sequence_[int]) -> np.ndarray: ...
+
+    def _request(
+        self, ids: np.ndarray, params: SamplingParams, speculate: bool, record: LogprobRecorder | None, salt: bytes
+    ) -> Request: ...
 
 
 class Engine:
@@ -64,7 +77,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: Model, max_sequences: int = 16, kv_ram: str | int | None = None, step_ms: float = 50,
+        self, model: Host, max_sequences: int = 16, kv_ram: str | int | None = None, step_ms: float = 50,
         max_queue: int = 256, max_queue_tokens: int | None = None, *, thread: bool = True,
     ) -> None:  # fmt: skip
         for name, value in (("max_sequences", max_sequences), ("max_queue", max_queue)):
@@ -76,8 +89,6 @@ class Engine:
         self.max_sequences, self.max_queue, self.max_queue_tokens = max_sequences, max_queue, max_queue_tokens
         self._decoder, self._pool = model._decoder, model._decoder.pool
         if kv_ram is not None:
-            from ..memory import parse_size
-
             blocks = parse_size(kv_ram) // self._pool.block_bytes
             if blocks < 1:
                 raise MemoryBudgetError(f"kv_ram is less than one block of {self._pool.block_bytes} bytes")
@@ -96,10 +107,10 @@ class Engine:
     def _fresh(self) -> None:
         """Make what a child process cannot take over from its parent."""
         self._process = os.getpid()
-        self._changed = threading.Condition()
+        self.changed = threading.Condition()
         self._turn = Turn()
         self._waiting: deque[Request] = deque()
-        self._listeners: set[Callable[[], None]] = set()
+        self.listeners: set[Callable[[], None]] = set()
         self._closed: BaseException | None = None
 
     def submit(
@@ -161,16 +172,12 @@ class Engine:
             if self._threaded:
                 raise LowbitError("an engine does not live on in a child process; make a new one there")
             self._leave_parent()
-        most = self._pool.limit
-        need = -(-request.capacity // SPAN)
+        most, need, size = self._pool.limit, -(-request.capacity // SPAN), self._pool.block_bytes
         if most is not None and need > most:
-            raise MemoryBudgetError(
-                f"{request.capacity} tokens need {need * self._pool.block_bytes} bytes of keys and values, and there "
-                f"are {most * self._pool.block_bytes}"
-            )
-        with self._changed:
+            raise MemoryBudgetError(f"keys and values of such a text need {need * size} bytes; there are {most * size}")
+        with self.changed:
             if self._closed is not None:
-                raise LowbitError(f"the engine is closed ({self._closed})" if str(self._closed) else "the engine is closed")
+                raise LowbitError(" ".join(["the engine is closed", str(self._closed)]).strip())
             tokens = sum(len(r.ids) for r in self._waiting) + len(request.ids)
             if len(self._waiting) >= self.max_queue:
                 raise QueueFullError(f"{self.max_queue} requests are waiting")
@@ -181,7 +188,7 @@ class Engine:
                 self._thread = threading.Thread(target=self._serve, name="lowbit engine", daemon=True)
                 self._thread.start()
             self._decoder.interrupt()
-            self._changed.notify_all()
+            self.changed.notify_all()
         return Stream(self, request)
 
     def stats(self) -> dict[str, Any]:
@@ -223,6 +230,7 @@ class Engine:
 
     def settle(self) -> None:
         """Let go of what was cancelled: now if nobody drives, or else at the next step."""
+        self._decoder.interrupt()
         if not self._threaded and not self._turn.taken:
             with self._turn as mine:
                 if mine:
@@ -235,9 +243,9 @@ class Engine:
         try:
             while self._closed is None:
                 if not self._drive():
-                    with self._changed:
+                    with self.changed:
                         if self._closed is None and not self._has_work():
-                            self._changed.wait(IDLE_SECONDS)
+                            self.changed.wait(IDLE_SECONDS)
         except BaseException as error:  # everybody has to be told
             self._stop(error)
             raise
@@ -257,9 +265,9 @@ class Engine:
                     while mine and not ready():
                         if not self._drive():
                             time.sleep(0.001)  # another engine has the memory
-            with self._changed:
+            with self.changed:
                 if not ready():
-                    self._changed.wait(IDLE_SECONDS)
+                    self.changed.wait(IDLE_SECONDS)
         if not self._threaded:
             self._tell()  # somebody else may have to drive now
 
@@ -277,9 +285,9 @@ class Engine:
 
     def _tell(self) -> None:
         """Wake up those that wait for something to change."""
-        with self._changed:
-            self._changed.notify_all()
-            listeners = tuple(self._listeners)
+        with self.changed:
+            self.changed.notify_all()
+            listeners = tuple(self.listeners)
         for listen in listeners:
             listen()
 
@@ -387,6 +395,7 @@ class Engine:
         batch.clear()
         entered: list[Request] = []
         for request, rows, drafts in chosen:
+            assert request.sequence is not None
             try:
                 batch.add(request.sequence, rows, request.want, steps - 1, drafts)
                 entered.append(request)
@@ -429,10 +438,10 @@ class Engine:
     def _stop(self, reason: BaseException) -> None:
         if os.getpid() != self._process:
             return
-        with self._changed:
+        with self.changed:
             self._closed = self._closed or reason
             self._decoder.interrupt()
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def _leave_parent(self) -> None:
         """In a child process: what ran in the parent runs there."""
@@ -441,96 +450,3 @@ class Engine:
             request.end(State.FAILED, LowbitError("the request belongs to the parent process"))
         self._fresh()
         self._settle()
-
-
-class Stream:
-    """A text that is being made: an iterator over its pieces, here or in asyncio.
-
-    Every piece is valid UTF-8. A stream that is dropped is cancelled.
-    """
-
-    def __init__(self, engine: Engine, request: Request) -> None:
-        self._engine, self._request = engine, request
-
-    @property
-    def state(self) -> State:
-        """How far it is."""
-        return self._request.state
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        request = self._request
-        if not request.pieces:
-            self._engine.wait(lambda: bool(request.pieces) or request.over)
-        if request.pieces:
-            return self._next_piece()
-        self._raise()
-        raise StopIteration
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self
-
-    async def __anext__(self) -> str:
-        request, engine = self._request, self._engine
-        if not request.pieces and not request.over:
-            loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-
-            def listen() -> None:
-                if request.pieces or request.over:
-                    loop.call_soon_threadsafe(arrived.set)
-
-            with engine._changed:
-                engine._listeners.add(listen)
-            try:
-                listen()
-                await arrived.wait()
-            finally:
-                with engine._changed:
-                    engine._listeners.discard(listen)
-        if request.pieces:
-            return self._next_piece()
-        self._raise()
-        raise StopAsyncIteration
-
-    def _next_piece(self) -> str:
-        request = self._request
-        full = request.held_back
-        piece = request.next_piece()
-        if full:
-            with self._engine._changed:
-                self._engine._changed.notify_all()
-        return piece
-
-    def result(self) -> Generation:
-        """Wait for the end, and return all of it; pieces need not have been read.
-
-        Raises
-        ------
-        LowbitError
-            If it failed, or was cancelled.
-        """
-        request = self._request
-        request.collecting = True
-        self._engine.wait(lambda: request.over)
-        self._raise()
-        if request.state is State.CANCELLED:
-            raise LowbitError("the request was cancelled")
-        return request.result()
-
-    def cancel(self) -> None:
-        """End it at the next step; what was made stays readable. Does nothing if it has ended."""
-        if not self._request.over:
-            self._request.cancelled = True
-            self._engine._decoder.interrupt()
-            self._engine.settle()
-
-    def __del__(self) -> None:
-        if not self._request.over:
-            self._request.cancelled = True
-
-    def _raise(self) -> None:
-        error = self._request.error
-        if error is not None:
-            raise error if isinstance(error, LowbitError) else type(error)(*error.args) from error

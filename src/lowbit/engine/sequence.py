@@ -65,7 +65,8 @@ class Request:
         salt: bytes = b"", load_seconds: float = 0.0,
     ) -> None:  # fmt: skip
         self.ids, self.params = ids, params
-        self.samples, self._make_sampler, self._sampler = make_sampler is not None, make_sampler, None
+        self.samples, self._make_sampler = make_sampler is not None, make_sampler
+        self._sampler: Sampler | None = None
         self.tokens = ids
         """What it begins with: the prompt, and what was made before it was set aside."""
         self.capacity = min(context, len(ids) + (params.max_tokens if self.samples else 0))
@@ -81,8 +82,8 @@ class Request:
         """Text that the reader has not taken yet."""
         self.collecting = False
         """Whether its reader waits for the end, so that nothing held back for a slow reader is too much."""
-        self._make_text = lambda: GeneratedText(tokenizer, params.stop, ends)
-        self._text = self._make_text()
+        self._for_text = tokenizer, params.stop, ends
+        self._text = GeneratedText(*self._for_text)
         self._taken = 0  # tokens that the text has seen
         self._at = self._given = self._read = 0  # characters of it: made, put into `pieces`, and taken out again
         self._logprobs: list[TokenLogprob] = []
@@ -144,7 +145,7 @@ class Request:
             self._prompt_seconds = self._prompt_seconds or now
             self._first_token_seconds = self._first_token_seconds or now
         if not self._whole:
-            self._text, self._taken, self._at = self._make_text(), 0, 0
+            self._text, self._taken, self._at = GeneratedText(*self._for_text), 0, 0
         self._whole = False
         for token in sequence.tokens(len(self.ids) + self._taken).tolist():
             if self.record is not None and logits is not None:

@@ -19,13 +19,13 @@ from ..errors import FormatError, UnsupportedModelError
 from ..families import plan_of
 from ..formats import open_model
 from ..formats.base import ModelFile
-from ..memory import Budget, blocks_of, parse_size
-from ..paging import Paging
 from ..plan import ModelPlan
 from ..tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary, load_tokenizer
 from ..tokenizers.llama2c import tokenizer_beside
 from . import sparsity as sparsity_settings
+from .memory import Budget, blocks_of, parse_size
 from .packing import FLOAT_WEIGHTS, HEADS, packed_bytes, read_weights
+from .paging import Paging
 from .traps import find_traps
 
 if TYPE_CHECKING:

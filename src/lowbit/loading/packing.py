@@ -14,10 +14,10 @@ from .._kernels.paging import PagedMatrix
 from ..errors import FormatError, UnsupportedModelError
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize, ternary_codes
-from ..paging import Paging
 from ..plan import Linear, ModelPlan, Weight
 from ..quantize.ggml_types import DECODABLE, type_of
 from ..quantize.ternary import absmean
+from .paging import Paging
 
 __all__ = [
     "FLOAT_WEIGHTS", "HEADS", "Weights", "blockwise_ternary", "check_tensors", "packed_bytes", "read_weights",
@@ -121,9 +121,7 @@ def read_weights(
     return Weights(layers, token_embd, output, output_norm, rope_factors)
 
 
-def packed_bytes(
-    file: ModelFile, plan: ModelPlan, head: str = "auto", weights: str = "auto"
-) -> tuple[int, set[str]]:
+def packed_bytes(file: ModelFile, plan: ModelPlan, head: str = "auto", weights: str = "auto") -> tuple[int, set[str]]:
     """Compute what the weights of a file would take in memory; of each tensor a few rows are read at most.
 
     Returns

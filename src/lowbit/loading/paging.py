@@ -7,10 +7,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from ._kernels.matrix import BLOCK_TYPES, PackedMatrix
-from ._kernels.paging import PagedMatrix, Pager
-from .errors import LowbitError
-from .formats.base import ModelFile, TensorInfo
+from .._kernels.matrix import BLOCK_TYPES, PackedMatrix
+from .._kernels.paging import PagedMatrix, Pager
+from ..errors import LowbitError
+from ..formats.base import ModelFile, TensorInfo
 
 __all__ = ["Paging"]
 

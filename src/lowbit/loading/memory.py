@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ._kernels.decoder import Decoder
-from ._kernels.kvpool import SPAN
-from ._kernels.paging import trim_heap
-from .errors import MemoryBudgetError
+from .._kernels.decoder import Decoder
+from .._kernels.kvpool import SPAN
+from .._kernels.paging import trim_heap
+from ..errors import MemoryBudgetError
 from .paging import Paging
 
 __all__ = ["Budget", "MemoryPlan", "parse_size", "resident_bytes"]

@@ -1,0 +1,43 @@
+import numpy as np
+
+from .kvpool import KVPool
+from .sampler import Sampler
+
+class Turn:
+    taken: bool
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+class Sequence:
+    reused: int
+    sampler: Sampler | None
+    owner: object
+    def __init__(
+        self,
+        pool: KVPool,
+        tokens: np.ndarray,
+        capacity: int,
+        prompt: int | None = None,
+        sampler: Sampler | None = None,
+        most: int = 0,
+        ends: np.ndarray | None = None,
+        salt: bytes = b"",
+        reuse: bool = True,
+        share_made: bool = True,
+        owner: object = None,
+    ) -> None: ...
+    def compute_as(self, speculate: bool = False, all_sparse: bool = False) -> Sequence: ...
+    def blocks_for(self, positions: int) -> int: ...
+    def publish(self) -> None: ...
+    def close(self) -> None: ...
+    def tokens(self, start: int = 0) -> np.ndarray: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def prompt(self) -> int: ...
+    @property
+    def pending(self) -> int: ...
+    @property
+    def ended(self) -> bool: ...

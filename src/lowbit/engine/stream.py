@@ -1,0 +1,119 @@
+"""What a caller holds of a request: its pieces, its result, and the way to end it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Protocol
+
+from ..errors import LowbitError
+from .sequence import Request, State
+from .text import Generation
+
+__all__ = ["Stream"]
+
+
+class Driver(Protocol):
+    """Whatever makes the text go on: an `Engine`."""
+
+    changed: threading.Condition
+    """Told after each step."""
+    listeners: set[Callable[[], None]]
+    """Called after each step, by the thread that made it."""
+
+    def wait(self, ready: Callable[[], bool]) -> None: ...
+
+    def settle(self) -> None: ...
+
+
+class Stream:
+    """A text that is being made: an iterator over its pieces, here or in asyncio.
+
+    Every piece is valid UTF-8. A stream that is dropped is cancelled.
+    """
+
+    def __init__(self, driver: Driver, request: Request) -> None:
+        self._driver, self._request = driver, request
+
+    @property
+    def state(self) -> State:
+        """How far it is."""
+        return self._request.state
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        request = self._request
+        if not request.pieces:
+            self._driver.wait(lambda: bool(request.pieces) or request.over)
+        if request.pieces:
+            return self._next_piece()
+        self._raise()
+        raise StopIteration
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        request, driver = self._request, self._driver
+        if not request.pieces and not request.over:
+            loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+
+            def listen() -> None:
+                if request.pieces or request.over:
+                    loop.call_soon_threadsafe(arrived.set)
+
+            with driver.changed:
+                driver.listeners.add(listen)
+            try:
+                listen()
+                await arrived.wait()
+            finally:
+                with driver.changed:
+                    driver.listeners.discard(listen)
+        if request.pieces:
+            return self._next_piece()
+        self._raise()
+        raise StopAsyncIteration
+
+    def _next_piece(self) -> str:
+        request = self._request
+        full = request.held_back
+        piece = request.next_piece()
+        if full:
+            with self._driver.changed:
+                self._driver.changed.notify_all()
+        return piece
+
+    def result(self) -> Generation:
+        """Wait for the end, and return all of it; pieces need not have been read.
+
+        Raises
+        ------
+        LowbitError
+            If it failed, or was cancelled.
+        """
+        request = self._request
+        request.collecting = True
+        self._driver.wait(lambda: request.over)
+        self._raise()
+        if request.state is State.CANCELLED:
+            raise LowbitError("the request was cancelled")
+        return request.result()
+
+    def cancel(self) -> None:
+        """End it at the next step; what was made stays readable. Does nothing if it has ended."""
+        if not self._request.over:
+            self._request.cancelled = True
+            self._driver.settle()
+
+    def __del__(self) -> None:
+        if not self._request.over:
+            self._request.cancelled = True
+
+    def _raise(self) -> None:
+        error = self._request.error
+        if error is not None:
+            raise error if isinstance(error, LowbitError) else type(error)(*error.args) from error
