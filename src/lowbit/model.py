@@ -346,6 +346,9 @@ class Model:
         self, ids: np.ndarray, params: SamplingParams, speculate: bool = False, record: LogprobRecorder | None = None,
         salt: bytes = b"",
     ) -> Request:  # fmt: skip
+        for token in params.logit_bias or ():
+            if token >= self.config.vocab_size:
+                raise ValueError(f"logit_bias names {token}, which is not in a vocabulary of {self.config.vocab_size}")
         return Request(
             ids, params, lambda: self._sampler(params, ids), self.context, self._tokenizer, self._ends, speculate,
             record, salt=salt, load_seconds=self._load_seconds,

@@ -9,18 +9,18 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from .._kernels.decoder import Batch, Decoder
+from .._kernels.decoder import Batch
 from .._kernels.dispatch import PlainFloats
 from .._kernels.kvpool import SPAN
 from .._kernels.sequence import Sequence, Turn
 from ..errors import LowbitError, MemoryBudgetError, QueueFullError
 from ..loading.memory import parse_size
 from ..sampling import SamplingParams
-from ..tokenizers import Tokenizer
+from .host import Host
 from .scheduler import Pace, plan_step
 from .sequence import Request, State
 from .stream import Stream
@@ -34,19 +34,6 @@ IDLE_SECONDS = 0.05
 """Between two looks of somebody who waits, in case he was not told."""
 BURST_NS = 8_000_000
 """Time that such a burst may take; a person sees no difference, and a tiny model is not slowed down by Python."""
-
-
-class Host(Protocol):
-    """What an engine needs of a model, such as `lowbit.Model`."""
-
-    _decoder: Decoder
-    _tokenizer: Tokenizer | None
-
-    def _prompt_ids(self, prompt: str | Sequence_[int]) -> np.ndarray: ...
-
-    def _request(
-        self, ids: np.ndarray, params: SamplingParams, speculate: bool, record: LogprobRecorder | None, salt: bytes
-    ) -> Request: ...
 
 
 class Engine:
@@ -112,6 +99,7 @@ class Engine:
         self._waiting: deque[Request] = deque()
         self.listeners: set[Callable[[], None]] = set()
         self._closed: BaseException | None = None
+        self._sweep = False
 
     def submit(
         self,
@@ -230,6 +218,7 @@ class Engine:
 
     def settle(self) -> None:
         """Let go of what was cancelled: now if nobody drives, or else at the next step."""
+        self._sweep = True
         self._decoder.interrupt()
         if not self._threaded and not self._turn.taken:
             with self._turn as mine:
@@ -300,6 +289,13 @@ class Engine:
             for request in self._waiting:
                 self._forget(request)
             self._waiting.clear()
+        if self._sweep:  # some that wait were cancelled, perhaps
+            self._sweep, waiting = False, tuple(self._waiting)
+            for request in waiting:
+                if request.cancelled:
+                    request.end(State.CANCELLED)
+                    self._waiting.remove(request)
+                    self._forget(request)
         running = []
         for request in self._running:
             if request.cancelled:
@@ -328,8 +324,13 @@ class Engine:
                 self._forget(request)
             elif request.held_back or self._is_coming(request):
                 passed.append(request)  # nobody reads it, or another one computes the same beginning just now
-            elif not self._begin(request):
-                break
+            else:
+                try:
+                    if not self._begin(request):
+                        break
+                except Exception as error:  # a fault of one request ends that one
+                    request.end(State.FAILED, error)
+                    self._forget(request)
             self._waiting.popleft()
         self._waiting.extendleft(reversed(passed))
 

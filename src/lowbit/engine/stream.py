@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol
@@ -63,7 +64,8 @@ class Stream:
 
             def listen() -> None:
                 if request.pieces or request.over:
-                    loop.call_soon_threadsafe(arrived.set)
+                    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                        loop.call_soon_threadsafe(arrived.set)
 
             with driver.changed:
                 driver.listeners.add(listen)

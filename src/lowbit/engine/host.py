@@ -1,0 +1,29 @@
+"""What an engine needs of a model; nothing here knows how models are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from .._kernels.decoder import Decoder
+from ..sampling import SamplingParams
+from ..tokenizers import Tokenizer
+from .sequence import Request
+from .text import LogprobRecorder
+
+__all__ = ["Host"]
+
+
+class Host(Protocol):
+    """What an engine needs of a model, such as `lowbit.Model`."""
+
+    _decoder: Decoder
+    _tokenizer: Tokenizer | None
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> np.ndarray: ...
+
+    def _request(
+        self, ids: np.ndarray, params: SamplingParams, speculate: bool, record: LogprobRecorder | None, salt: bytes
+    ) -> Request: ...
