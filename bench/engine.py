@@ -1,7 +1,7 @@
 """The engine under load: requests that arrive at random, a long prompt beside running answers, prompts that are known.
 
-    python bench/engine.py MODEL --out build/bench/engine.json          # MODEL: bench/random_gguf.py makes one of any size
-    python bench/engine.py --draw build/bench/engine.json               # docs/serving-engine.svg, and the table
+    python bench/engine.py 0.7B --out build/bench/engine.json      # a file, or a shape of random weights
+    python bench/engine.py --draw build/bench/engine.json          # docs/serving-engine.svg
 
 Arrivals are Poisson, from a seed. The engine's figure is compared with a static batch in the same process, in turns;
 all times are of the wall, so nothing else should run.
@@ -10,6 +10,7 @@ all times are of the wall, so nothing else should run.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from random_gguf import write_random_gguf
 
 import lowbit
 from lowbit import Engine
+from lowbit.benchmark import SHAPES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 REQUESTS, AT_ONCE = 64, 8
@@ -49,7 +52,7 @@ def static(model: lowbit.Model, wanted: list[tuple[list[int], int]]) -> float:
 
 
 def poisson(model: lowbit.Model, wanted: list[tuple[list[int], int]], rate: float) -> dict[str, Any]:
-    """Submit at random times, `rate` requests per second on average; times to and between tokens, and tokens per second."""
+    """Submit at random times, `rate` requests per second on average; measure times to and between tokens."""
     waits = np.random.default_rng(2).exponential(1 / rate, len(wanted))
     first: list[float] = []
     between: list[float] = []
@@ -118,7 +121,7 @@ def gaps(model: lowbit.Model, step_ms: float, vocab: int) -> dict[str, Any]:
                 break
         end = time.perf_counter()
         running.cancel()
-    steps = [(b[0] - a[0], b[1] - a[1], b[0]) for a, b in zip(times, times[1:])]
+    steps = [(b[0] - a[0], b[1] - a[1], b[0]) for a, b in itertools.pairwise(times)]
     quiet = [gap / n for gap, n, at in steps if at <= arrival]
     # one token per step while a prompt is read
     disturbed = [gap for gap, n, at in steps if at > arrival and n == 1]
@@ -151,7 +154,8 @@ def main() -> None:
     if args.draw:
         draw(json.loads(args.draw.read_text()))
         return
-    model = lowbit.load(args.model, context=4096)
+    path = write_random_gguf(args.model, Path("build/bench")) if args.model in SHAPES else args.model
+    model = lowbit.load(path, context=4096)
     vocab = model.config.vocab_size
     wanted = requests(vocab)
     model.generate(wanted[0][0], max_tokens=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import sys
 import threading
@@ -299,8 +300,7 @@ def test_ctrl_c_while_waiting_for_a_threaded_engine_leaves_it_running(model):
         try:
             timer.start()
             with pytest.raises(KeyboardInterrupt):
-                while True:
-                    engine.submit(PROMPT, max_tokens=200, temperature=5.0).result()
+                [engine.submit(PROMPT, max_tokens=200, temperature=5.0, seed=i).result() for i in itertools.count()]
         finally:
             timer.join()
             signal.signal(signal.SIGINT, before)
