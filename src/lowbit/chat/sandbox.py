@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,10 @@ from .disguise import Disguise
 __all__ = ["MAX_OUTPUT", "MAX_SECONDS", "MAX_TEMPLATE", "render_jinja"]
 
 MAX_SECONDS = 5.0
-"""From starting the process to its answer; a usual template takes a fifth of a second, nearly all of it the start."""
+"""Of processor time; a usual template takes a fifth of a second, nearly all of it the start of the process."""
+PATIENCE = 20.0
+"""How many times as long a process may wait for a processor that others have; where the system cannot count processor
+time, it has none of this."""
 MAX_OUTPUT = 4 << 20
 """Characters of a rendered conversation."""
 MAX_TEMPLATE = 1 << 20
@@ -47,7 +51,7 @@ def render_jinja(
     bos, eos : str
         Values of ``bos_token`` and ``eos_token``.
     seconds : float
-        The process is killed after this time.
+        Of processor time, after which the process is killed.
     disguise : Disguise, optional
         Takes the characters of the text that come from the contents of messages.
 
@@ -93,12 +97,16 @@ def render_jinja(
             f"the model's own chat template needs a process of its own, which cannot start ({error.strerror})"
         ) from error
     try:
-        answer, _ = child.communicate(json.dumps(request).encode("ascii"), timeout=seconds)
+        patience = PATIENCE if hasattr(signal, "SIGXCPU") else 1.0
+        answer, _ = child.communicate(json.dumps(request).encode("ascii"), timeout=patience * seconds)
+        too_long = patience > 1 and child.returncode == -signal.SIGXCPU
     except subprocess.TimeoutExpired:
-        raise FormatError(f"the model's chat template took longer than {seconds:g} seconds") from None
+        too_long = True
     finally:
         child.kill()
         child.communicate()
+    if too_long:
+        raise FormatError(f"the model's chat template took longer than {seconds:g} seconds")
     try:
         result = json.loads(answer)
     except ValueError:
