@@ -57,13 +57,12 @@ def build_float(folder: Path, compiler: str, flags: list[str]) -> Path:
 def build_lowbit(folder: Path, compiler: str) -> Path:
     """Compile the kernels with the flags of the package, for instruction sets without SSE."""
     table = [row for row in selftest.rows("i686") if row.name in ("portable", "mmx")]
-    needs = [f"LB_ISA_ROW({row.name}, {f'LB_CPU_{row.needs}' if row.needs else 0})\n" for row in table]
-    (folder / "isa_rows.h").write_text("".join(needs))
+    selftest.write_table(folder, table)
     kernels = selftest.KERNELS
-    sources = [kernels / "table.c", kernels / "isa" / "cpu.c", SOURCES / "lowbit_decode.c"]
+    sources = [kernels / "base" / "table.c", kernels / "base" / "cpu.c", SOURCES / "lowbit_decode.c"]
     sources += [source for row in table for source in sorted((kernels / "isa" / row.name).glob("*.c"))]
     program = folder / "lowbit"
-    include = ["-I", str(folder), "-I", str(kernels)]
+    include = ["-I", str(folder), *selftest.INCLUDE]
     command = [compiler, *TARGET, *selftest.common_flags(), "-mmmx", *include, *map(str, sources), "-lm", "-o"]
     subprocess.run([*command, str(program)], check=True)
     return program

@@ -1,6 +1,6 @@
 """Translates Cython modules to C, all in one process: Cython reads its own code once, which is most of its time.
 
-    python cythonize.py OUTPUT_FOLDER SOURCE_FOLDER NAME...
+    python cythonize.py OUTPUT_FOLDER SOURCE_FOLDER FILE...
 
 What Cython needs for memoryviews is one more module, `_cyutility`, which the others import instead of having a copy
 each: half of what there would be to compile. A C file that would not change is left alone.
@@ -21,16 +21,16 @@ PACKAGE = "lowbit._kernels"
 OPTIONS = ["-3", f"--shared={PACKAGE}._cyutility", "-X", "initializedcheck=False", "-X", "cdivision=True"]
 
 
-def translate(out: Path, source: Path, names: list[str]) -> None:
+def translate(out: Path, source: Path, modules: list[Path]) -> None:
     """Write a C file per module into a folder."""
     with tempfile.TemporaryDirectory(dir=out) as folder:
-        for name in [*names, "_cyutility"]:
-            made = Path(folder) / f"{name}.c"
-            if name == "_cyutility":
+        for module in [*modules, Path("_cyutility")]:
+            made = Path(folder) / f"{module.stem}.c"
+            if module.stem == "_cyutility":
                 arguments = ["-3", f"--generate-shared={made}"]
             else:
-                arguments = [*OPTIONS, "-I", str(source), str(source / "kernels" / f"{name}.pyx"), "-o", str(made)]
-            sys.argv = ["cython", "--module-name", f"{PACKAGE}.{name}", *arguments]
+                arguments = [*OPTIONS, "-I", str(source), str(module), "-o", str(made)]
+            sys.argv = ["cython", "--module-name", f"{PACKAGE}.{module.stem}", *arguments]
             cython(command_line=True)  # ends the process where there is an error
             target = out / made.name
             if not target.exists() or not filecmp.cmp(made, target, shallow=False):
@@ -38,4 +38,4 @@ def translate(out: Path, source: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    translate(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    translate(Path(sys.argv[1]), Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])

@@ -1,5 +1,5 @@
 /*
- * One decode step of the same Llama with lowbit's kernels: the calls that transformer.pyx makes for one row on one
+ * One decode step of the same Llama with lowbit's kernels: the calls that decoder.pyx makes for one row on one
  * thread, in the same order, without Python around them.
  *
  *     lowbit_decode SHAPE POSITION LOGITS_FILE f32|int8 [INSTRUCTION_SET]
@@ -53,7 +53,7 @@ static void apply(model *m, const linear *l, const float *x, int n, const float 
     }
 }
 
-/* Pairs of neighbours, as transformer.pyx turns them. */
+/* Pairs of neighbours, as ops.pyx turns them. */
 static void rotate(float *head, const float *cos, const float *sin, int half) {
     for (int j = 0; j < half; j++) {
         const float a = head[2 * j], b = head[2 * j + 1];

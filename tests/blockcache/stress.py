@@ -14,7 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "src" / "kernels"
-SOURCES = [Path(__file__).with_suffix(".c"), KERNELS / "blockcache.c", KERNELS / "blockplan.c"]
+SOURCES = [Path(__file__).with_suffix(".c"), KERNELS / "cache" / "blockcache.c", KERNELS / "cache" / "blockplan.c"]
+INCLUDE = [f"-I{KERNELS / room}" for room in ("base", "cache")]
 FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fno-omit-frame-pointer"]
 SANITIZERS = {"none": [], "thread": ["-fsanitize=thread"], "address": ["-fsanitize=address,undefined"]}
 
@@ -37,7 +38,7 @@ def build(folder: Path, cc: list[str], sanitizer: str) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / f"stress-{sanitizer}"
-    flags = [*FLAGS, *SANITIZERS[sanitizer], "-fno-sanitize-recover=all", f"-I{KERNELS}"]
+    flags = [*FLAGS, *SANITIZERS[sanitizer], "-fno-sanitize-recover=all", *INCLUDE]
     subprocess.run([*cc, *flags, *map(str, SOURCES), "-o", str(program), "-lpthread"], check=True)
     return program
 

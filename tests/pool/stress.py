@@ -39,8 +39,7 @@ def build(folder: Path, cc: list[str], sanitizer: str) -> Path:
     program = folder / f"pool-stress-{sanitizer}"
     flags = [*blockcache.FLAGS, "-frounding-math", *blockcache.SANITIZERS[sanitizer], "-fno-sanitize-recover=all"]
     source = str(HERE / "stress.c")
-    kernels = f"-I{blockcache.KERNELS}"
-    subprocess.run([*cc, *flags, kernels, source, "-o", str(program), "-lm", "-lpthread"], check=True)
+    subprocess.run([*cc, *flags, *blockcache.INCLUDE, source, "-o", str(program), "-lm", "-lpthread"], check=True)
     return program
 
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "src" / "kernels"
+INCLUDE = [f"-I{KERNELS / room}" for room in ("base", "ops")]
 SELFTEST = Path(__file__).resolve().parent
 SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -37,6 +38,7 @@ class Row(NamedTuple):
     """One row of cmake/isa.cmake."""
 
     name: str
+    base: str
     processors: str
     needs: str
     flags: tuple[str, ...]
@@ -45,8 +47,10 @@ class Row(NamedTuple):
 def rows(processor: str) -> list[Row]:
     """Return the instruction sets for a processor, the plainest first."""
     text = (ROOT / "cmake" / "isa.cmake").read_text()
-    found = re.findall(r'^lb_isa\(NAME (\S+)\s+FOR "(.*?)"\s+NEEDS "(.*?)"\s+FLAGS "(.*?)"', text, re.MULTILINE)
-    every = [Row(name, processors, needs, tuple(flags.split())) for name, processors, needs, flags in found]
+    found = re.findall(
+        r'^lb_isa\(NAME (\S+)\s+BASE (\S+)\s+FOR "(.*?)"\s+NEEDS "(.*?)"\s+FLAGS "(.*?)"', text, re.MULTILINE
+    )
+    every = [Row(*most, tuple(flags.split())) for *most, flags in found]
     return [row for row in every if re.fullmatch(row.processors, processor)]
 
 
@@ -61,7 +65,14 @@ def common_flags() -> list[str]:
 def evex_row(row: Row) -> Row:
     """Return the AVX-VNNI row with the same code in the encoding of AVX-512, for CPUs that have only that one."""
     flags = [flag for flag in row.flags if flag != "-mavxvnni"]
-    return Row(row.name, row.processors, "AVX512VNNI", (*flags, "-mavx512vnni", "-mavx512vl", "-DLB_AVXVNNI_AS_EVEX"))
+    flags += ["-mavx512vnni", "-mavx512vl", "-DLB_AVXVNNI_AS_EVEX"]
+    return row._replace(needs="AVX512VNNI", flags=tuple(flags))
+
+
+def write_table(folder: Path, table: list[Row]) -> None:
+    """Write what CMakeLists.txt makes of the rows for base/table.c."""
+    lines = [f"LB_ISA_ROW({row.name}, {row.base}, {f'LB_CPU_{row.needs}' if row.needs else 0})\n" for row in table]
+    (folder / "isa_rows.h").write_text("".join(lines))
 
 
 def build(
@@ -101,15 +112,14 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     flags = [*common_flags(), *(SANITIZE if sanitize else []), *(["-O1"] if quick else [])]
     table = [evex_row(row) if evex and row.name == "avxvnni" else row for row in rows(processor)]
-    needs = [f"LB_ISA_ROW({row.name}, {f'LB_CPU_{row.needs}' if row.needs else 0})\n" for row in table]
-    (folder / "isa_rows.h").write_text("".join(needs))
-    common = [KERNELS / "table.c", KERNELS / "isa" / "cpu.c", *sorted(SELFTEST.glob("*.c"))]
+    write_table(folder, table)
+    common = [KERNELS / "base" / "table.c", KERNELS / "base" / "cpu.c", *sorted(SELFTEST.glob("*.c"))]
     jobs = [(source, row.flags) for row in table for source in sorted((KERNELS / "isa" / row.name).glob("*.c"))]
 
     def compile_one(job: tuple[Path, tuple[str, ...]]) -> str:
         source, more = job
         target = folder / (source.parent.name + "-" + source.stem + ".o")
-        include = ["-I", str(folder), "-I", str(KERNELS)]
+        include = ["-I", str(folder), *INCLUDE]
         subprocess.run([*compiler, *flags, *more, *include, "-c", str(source), "-o", str(target)], check=True)
         return str(target)
 

@@ -45,7 +45,9 @@ WIDE = re.compile(r"%[xyz]mm|%k[0-7]\b")
 
 def newer_sets() -> set[str]:
     """The instruction sets that run only where the processor has more than MMX."""
-    rows = re.findall(r'^lb_isa\(NAME (\S+)\s+FOR ".*?"\s+NEEDS "(.*?)"', ISA_TABLE.read_text(), re.MULTILINE)
+    rows = re.findall(
+        r'^lb_isa\(NAME (\S+)\s+BASE \S+\s+FOR ".*?"\s+NEEDS "(.*?)"', ISA_TABLE.read_text(), re.MULTILINE
+    )
     return {name for name, needs in rows if needs not in ("", "MMX")}
 
 

@@ -6,7 +6,7 @@
  *     simd.h                sixteen lanes of float and of int32
  *     LB_TILE               most tokens that one pass over the weights of a row group serves (a power of two)
  *     LB_LONGEST_TILE       that of an LB_TILED_INT_MATMUL, if one serves more tokens than LB_TILE
- *     LB_FLOAT_TILE         the same for float weights
+ *     LB_FLOAT_TILE         the same for float weights, if it has products of these
  *     LB_U8_OFFSET          128 if u8_tile reads unsigned codes, 0 if it subtracts the offset itself
  *     u2_tile, u4_tile, u8_tile
  *                           add the products of one scale group, for sixteen rows and `tokens` tokens, to acc:
@@ -108,6 +108,7 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
     }
 }
 
+#if defined(LB_FLOAT_TILE)
 LB_INLINE f32x16 lb_load_column(const lb_matrix *m, size_t at, const int32_t format) {
     if (format == LB_F32) return v_load((const float *)(const void *)m->codes + at);
     if (format == LB_F16) return v_load_f16((const uint16_t *)(const void *)m->codes + at);
@@ -141,6 +142,7 @@ LB_INLINE void lb_float_tile(const lb_matmul_args *args, int32_t row_group, int3
                       m->n_rows - row_group * LB_ROWS);
     }
 }
+#endif
 
 /*
  * Runs `call` for all row groups and tokens, in tiles of most, most/2, ... 1 tokens; `n` is the tile's constant. A tile

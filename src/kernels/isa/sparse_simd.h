@@ -20,7 +20,7 @@
 #ifndef LB_SPARSE_SIMD_H
 #define LB_SPARSE_SIMD_H
 
-#include "../kernels.h"
+#include "kernels.h"
 #include "inline.h"
 
 LB_INLINE void interleave(const uint8_t *const w[4], int32_t at, vec out[4]) {

@@ -24,17 +24,8 @@
 
 #include <string.h>
 
-#include "../turn.h"
 #include "inline.h"
 #include "names.h"
-
-#if defined(_MSC_VER) && (defined(_M_X64) || defined(_M_IX86))
-#define LB_PREFETCH(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
-#elif defined(_MSC_VER)
-#define LB_PREFETCH(p) __prefetch(p)
-#else
-#define LB_PREFETCH(p) __builtin_prefetch(p, 0, 2)
-#endif
 
 #define LB_GROUPS_AHEAD 2
 
@@ -143,34 +134,6 @@ void LB_NAME(lb_sparse_finish)(const lb_sparse_args *args, int32_t begin, int32_
         if (row + LB_ROWS < args->w->n_rows) lb_finish_sixteen(args, row + LB_ROWS, acc + LB_WIDTH, 1);
         if (row + 2 * LB_ROWS < args->w->n_rows) lb_finish_sixteen(args, row + 2 * LB_ROWS, acc + 2 * LB_WIDTH, 2);
         if (row + 3 * LB_ROWS < args->w->n_rows) lb_finish_sixteen(args, row + 3 * LB_ROWS, acc + 3 * LB_WIDTH, 3);
-    }
-}
-
-#ifndef LB_TURN_WORD
-#define LB_TURN_WORD lb_turn_word
-#endif
-
-void LB_NAME(lb_to_row_groups)(const lb_matrix *m, int32_t quarter, uint8_t *codes) {
-    static const uint8_t zeros[LB_ROWS] = {0x55, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55,
-                                           0x55, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55, 0x55};
-    const size_t size = (size_t)m->words * 64;
-    const int32_t block_words = m->block_cols / 16;
-    size_t step;
-    const uint8_t *base = lb_quarter_codes(m, quarter, &step);
-    for (int32_t word = 0; word < m->words; word++) {
-        const int32_t block = word / block_words * block_words, left = m->words - block;
-        const int32_t apart = 4 * (left < block_words ? left : block_words);
-        const uint8_t *from[4][4];
-        uint8_t *const to[4] = {codes, codes + size, codes + 2 * size, codes + 3 * size};
-        for (int b = 0; b < 4; b++) {
-            const int32_t column = 16 * block + 4 * (word - block) + b;
-            for (int f = 0; f < 4; f++) {
-                from[b][f] = column + apart * f < m->n_cols ? base + step * (column + apart * f) : zeros;
-                LB_PREFETCH(base + step * (column + apart * f + 64)); /* prefetches beyond the matrix do nothing */
-            }
-        }
-        LB_TURN_WORD(from, to);
-        codes += 64;
     }
 }
 

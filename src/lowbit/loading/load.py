@@ -24,7 +24,7 @@ from ..tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary, load_tok
 from ..tokenizers.llama2c import tokenizer_beside
 from . import sparsity as sparsity_settings
 from .memory import Budget, blocks_of, parse_size
-from .packing import FLOAT_WEIGHTS, HEADS, packed_bytes, read_weights
+from .packing import FLOAT_WEIGHTS, HEADS, check_tensors, packed_bytes, read_weights
 from .paging import Paging
 from .traps import find_traps
 
@@ -176,6 +176,7 @@ def build(
         isinstance(context, bool) or not isinstance(context, int) or not 1 <= context <= plan.context_length
     ):
         raise ValueError(f"context must be a whole number from 1 to {plan.context_length}, not {context!r}")
+    check_tensors(file, plan)
     kv_type = automatic_kv_type(plan) if kv_type == "auto" else kv_type
     paging = None
     if budget is not None and not budget.holds(packed_bytes(file, plan, head, weights)[0]):

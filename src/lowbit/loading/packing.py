@@ -95,7 +95,6 @@ def read_weights(
     FormatError, UnsupportedModelError
         As `check_tensors`, or if a tensor holds values that cannot be.
     """
-    check_tensors(file, plan)
     read = _Reader(file, plan, threads, head, weights, paging)
     layers = []
     for i in range(plan.n_layers):

@@ -1,2 +1,3 @@
 #define LB_ISA avxvnni
+#define LB_HAS(X) X(matmul_u2) X(matmul_u4) X(matmul_u8) X(dot_peak) X(sparse) X(sparse_finish)
 #include "../table.h"

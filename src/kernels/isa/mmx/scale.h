@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define LB_ISA mmx
-#include "../../half.h"
+#include "half.h"
 #include "../inline.h"
 #include "../names.h"
 

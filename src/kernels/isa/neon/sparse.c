@@ -13,3 +13,4 @@ LB_INLINE int32x4_t dot_eight(int32x4_t acc, int8x16_t a, four_q qa, int8x16_t b
 
 #include "../sparse_simd.h"
 #include "../sparse_template.h"
+#include "../transpose_template.h"

@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "../../half.h"
+#include "half.h"
 
 typedef struct {
     float v[16];

@@ -5,7 +5,7 @@
 #include <emmintrin.h>
 #include <stdint.h>
 
-#include "../../half.h"
+#include "half.h"
 
 typedef struct {
     __m128 v[4];

@@ -29,6 +29,6 @@ LB_INLINE vec dot_eight(vec acc, vec a, four_q qa, vec b, four_q qb) { return do
 LB_INLINE i32x16 load_sums(const int32_t *acc, const int field) { return load_shifted(acc, 2 * field); }
 
 #include "../sparse_simd.h"
-#include "../turn_sse2.h"
-
 #include "../sparse_template.h"
+#include "../transpose_sse2.h"
+#include "../transpose_template.h"

@@ -20,7 +20,6 @@
 
 #define LB_ISA ssse3
 #define LB_TILE 16
-#define LB_FLOAT_TILE 4
 #define LB_U8_OFFSET 0
 #include "../matmul_template.h"
 
@@ -170,7 +169,4 @@ LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
 LB_INT_MATMUL(lb_matmul_u2, LB_U2, 1, u2_tile)
 LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
-LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
-LB_FLOAT_MATMUL(lb_matmul_f16, LB_F16)
-LB_FLOAT_MATMUL(lb_matmul_bf16, LB_BF16)
 LB_DOT_PEAK(u8_tile)

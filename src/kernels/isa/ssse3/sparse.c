@@ -31,6 +31,4 @@ LB_INLINE i32x16 load_sums(const int32_t *acc, const int field) {
 }
 
 #include "../sparse_simd.h"
-#include "../turn_sse2.h"
-
 #include "../sparse_template.h"

@@ -26,7 +26,7 @@ from lowbit._kernels.paging cimport PagedMatrix
 from lowbit._kernels.products cimport multiply
 from lowbit._kernels.sampler cimport Sampler
 from lowbit._kernels.sequence cimport Sequence, State
-from lowbit._kernels.steps cimport (
+from lowbit._kernels.ops cimport (
     ATTENTION_ROWS, AddWork, AttentionWork, GluWork, NormWork, RopeWork, add_work, attention_work, glu_work, norm_work,
     rope_work,
 )

@@ -6,7 +6,7 @@ This module itself is built for the oldest CPU of its kind (CMakeLists.txt), and
 from libc.stdint cimport uint32_t
 
 
-cdef extern from "isa/cpu.h":
+cdef extern from "cpu.h":
     enum:
         LB_CPU_CMOV
         LB_CPU_MMX

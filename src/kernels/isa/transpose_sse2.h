@@ -1,14 +1,14 @@
-/* lb_turn_word with registers of 16 bytes, for every instruction set that has SSE2. */
-#ifndef LB_TURN_SSE2_H
-#define LB_TURN_SSE2_H
+/* lb_transpose_word with registers of 16 bytes, for every instruction set that has SSE2. */
+#ifndef LB_TRANSPOSE_SSE2_H
+#define LB_TRANSPOSE_SSE2_H
 
 #include <emmintrin.h>
 
-#include "../turn.h"
+#include "transpose.h"
 
-#define LB_TURN_WORD lb_turn_word_sse2
+#define LB_TRANSPOSE_WORD lb_transpose_word_sse2
 
-static inline void lb_turn_word_sse2(const uint8_t *const from[4][4], uint8_t *const to[4]) {
+static inline void lb_transpose_word_sse2(const uint8_t *const from[4][4], uint8_t *const to[4]) {
     const __m128i pairs = _mm_set1_epi8(0x33), low = _mm_set1_epi8(0x0f);
     __m128i t[4][4]; /* [row group][byte of the word] */
     for (int b = 0; b < 4; b++) {

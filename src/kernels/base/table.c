@@ -1,17 +1,24 @@
 #include "table.h"
 
-#include "isa/cpu.h"
+#include "cpu.h"
 
-#define LB_ISA_ROW(name, needs) LB_DECLARE_ISA(name)
+#define LB_ISA_ROW(name, base, needs) LB_DECLARE_ISA(name)
 #include "isa_rows.h"
 #undef LB_ISA_ROW
 
+enum {
+#define LB_ISA_ROW(name, base, needs) ROW_##name,
+#include "isa_rows.h"
+#undef LB_ISA_ROW
+};
+
 static const struct {
     const char *name;
+    int base; /* the row of the set that it refines; portable, the first, is its own */
     uint32_t needs;
     void (*init)(lb_kernels *);
 } rows[] = {
-#define LB_ISA_ROW(name, needs) {#name, needs, lb_init__##name},
+#define LB_ISA_ROW(name, base, needs) {#name, ROW_##base, needs, lb_init__##name},
 #include "isa_rows.h"
 #undef LB_ISA_ROW
 };
@@ -25,11 +32,15 @@ const char *lb_isa_name(int index) { return rows[index].name; }
 
 int lb_isa_supported(int index) { return (lb_cpu_features() & rows[index].needs) == rows[index].needs; }
 
-/* A table starts as portable (the first row), and the set overrides what it does better. */
+/* A table starts as that of the base, and the set overrides what it does better. */
 void lb_isa_use(int index) {
-    rows[0].init(&lb_table);
-    lb_table.matmul[LB_U2] = portable_ternary;
+    if (rows[index].base != index) lb_isa_use(rows[index].base);
     rows[index].init(&lb_table);
 }
 
 void lb_set_portable_ternary(lb_matmul_fn *matmul) { portable_ternary = matmul; }
+
+lb_matmul_fn lb_matmul_u2__portable;
+void lb_matmul_u2__portable(const lb_matmul_args *args, int32_t begin, int32_t end) {
+    portable_ternary(args, begin, end);
+}

@@ -3,15 +3,15 @@
  * of one row in the row groups, those of four rows of one column in the lines. So the step between them, either way, is
  * a transposition of four times four codes, done here for eight bytes at a time.
  */
-#ifndef LB_TURN_H
-#define LB_TURN_H
+#ifndef LB_TRANSPOSE_H
+#define LB_TRANSPOSE_H
 
 #include <string.h>
 
 #include "kernels.h"
 
 /* Field f of byte g becomes field g of byte f, for the eight bytes of each of four words. */
-static inline void lb_turn_fields(const uint64_t s[4], uint64_t out[4]) {
+static inline void lb_transpose_fields(const uint64_t s[4], uint64_t out[4]) {
     const uint64_t pairs = 0x3333333333333333u, low = 0x0f0f0f0f0f0f0f0fu;
     const uint64_t t0 = (s[0] & pairs) | (s[1] & pairs) << 2, t1 = (s[0] >> 2 & pairs) | (s[1] & ~pairs);
     const uint64_t t2 = (s[2] & pairs) | (s[3] & pairs) << 2, t3 = (s[2] >> 2 & pairs) | (s[3] & ~pairs);
@@ -21,12 +21,12 @@ static inline void lb_turn_fields(const uint64_t s[4], uint64_t out[4]) {
     out[3] = (t1 >> 4 & low) | (t3 & ~low);
 }
 
-/* Sixteen bytes of each of four columns (or rows), turned. */
-static inline void lb_turn_sixteen(const uint8_t *const from[4], uint8_t *const to[4]) {
+/* Sixteen bytes of each of four columns (or rows), transposed. */
+static inline void lb_transpose_sixteen(const uint8_t *const from[4], uint8_t *const to[4]) {
     for (int half = 0; half < 16; half += 8) {
         uint64_t s[4], t[4];
         for (int i = 0; i < 4; i++) memcpy(&s[i], from[i] + half, 8);
-        lb_turn_fields(s, t);
+        lb_transpose_fields(s, t);
         for (int i = 0; i < 4; i++) memcpy(to[i] + half, &t[i], 8);
     }
 }
@@ -42,21 +42,21 @@ static inline const uint8_t *lb_quarter_codes(const lb_matrix *m, int32_t quarte
 }
 
 /* One word of four row groups, from sixteen bytes of sixteen columns: from[byte of the word][field]. */
-static inline void lb_turn_word(const uint8_t *const from[4][4], uint8_t *const to[4]) {
-    uint8_t turned[4][4][LB_ROWS]; /* [byte of the word][row group][row] */
+static inline void lb_transpose_word(const uint8_t *const from[4][4], uint8_t *const to[4]) {
+    uint8_t transposed[4][4][LB_ROWS]; /* [byte of the word][row group][row] */
     for (int b = 0; b < 4; b++) {
-        uint8_t *const groups[4] = {turned[b][0], turned[b][1], turned[b][2], turned[b][3]};
-        lb_turn_sixteen(from[b], groups);
+        uint8_t *const groups[4] = {transposed[b][0], transposed[b][1], transposed[b][2], transposed[b][3]};
+        lb_transpose_sixteen(from[b], groups);
     }
     for (int g = 0; g < 4; g++) {
         for (int row = 0; row < LB_ROWS; row++) {
-            for (int b = 0; b < 4; b++) to[g][4 * row + b] = turned[b][g][row];
+            for (int b = 0; b < 4; b++) to[g][4 * row + b] = transposed[b][g][row];
         }
     }
 }
 
 /* Fills a quarter from row groups of the same matrix; row groups beyond its rows are weight 0. */
-static inline void lb_turn_to_lines(const lb_matrix *rows, const lb_matrix *m, int32_t quarter) {
+static inline void lb_transpose_to_lines(const lb_matrix *rows, const lb_matrix *m, int32_t quarter) {
     const int32_t block_words = m->block_cols / 16, groups = lb_row_groups(m->n_rows);
     size_t step;
     uint8_t *base = (uint8_t *)lb_quarter_codes(m, quarter, &step);
@@ -76,7 +76,7 @@ static inline void lb_turn_to_lines(const lb_matrix *rows, const lb_matrix *m, i
             for (int f = 0; f < 4; f++) {
                 to[f] = column + apart * f < m->n_cols ? base + step * (column + apart * f) : unused;
             }
-            lb_turn_sixteen(from, to);
+            lb_transpose_sixteen(from, to);
         }
     }
 }

@@ -167,21 +167,40 @@ typedef uint64_t lb_read_fn(const uint64_t *memory, size_t n);
 /* Runs the int8 dot product of the instruction set `rounds` times in registers; returns the multiply-adds done. */
 typedef int64_t lb_dot_peak_fn(int32_t rounds);
 
-typedef struct {
-    lb_matmul_fn *matmul[LB_N_FORMATS];
-    lb_sparse_fn *sparse, *sparse_finish;
-    lb_to_row_groups_fn *to_row_groups;
-    lb_quantize_fn *quantize;
-    lb_rms_norm_fn *rms_norm;
-    lb_attention_fn *attention;
-    lb_kv_store_fn *kv_store;
-    lb_glu_fn *glu;
-    lb_add_fn *add;
-    lb_exp_fn *exp;
-    lb_count_from_fn *count_from;
-    lb_read_fn *read;
-    lb_dot_peak_fn *dot_peak;
+/*
+ * All kernels: X(name, type). The field of the table is `name`, the function of a set lb_<name>__<set>; from this list
+ * come the table, the declarations (isa/names.h) and what fills the table (isa/table.h). Products come first, in the
+ * order of the formats. dispatch.pxd repeats it for Cython, and a test compares the two.
+ */
+#define LB_KERNELS(X)                     \
+    X(matmul_u2, lb_matmul_fn)            \
+    X(matmul_u4, lb_matmul_fn)            \
+    X(matmul_u8, lb_matmul_fn)            \
+    X(matmul_f32, lb_matmul_fn)           \
+    X(matmul_f16, lb_matmul_fn)           \
+    X(matmul_bf16, lb_matmul_fn)          \
+    X(sparse, lb_sparse_fn)               \
+    X(sparse_finish, lb_sparse_fn)        \
+    X(to_row_groups, lb_to_row_groups_fn) \
+    X(quantize, lb_quantize_fn)           \
+    X(rms_norm, lb_rms_norm_fn)           \
+    X(attention, lb_attention_fn)         \
+    X(kv_store, lb_kv_store_fn)           \
+    X(glu, lb_glu_fn)                     \
+    X(add, lb_add_fn)                     \
+    X(exp, lb_exp_fn)                     \
+    X(count_from, lb_count_from_fn)       \
+    X(read, lb_read_fn)                   \
+    X(dot_peak, lb_dot_peak_fn)
+
+#define LB_FIELD(name, type) type *name;
+typedef union {
+    lb_matmul_fn *matmul[LB_N_FORMATS]; /* the first of the others, by format */
+    struct {
+        LB_KERNELS(LB_FIELD)
+    };
 } lb_kernels;
+#undef LB_FIELD
 
 /* Declares the function that puts the kernels of one instruction set into a table. */
 #define LB_DECLARE_ISA(isa) void lb_init__##isa(lb_kernels *table);

@@ -5,7 +5,7 @@
 2. A ternary matrix becomes channel-major (`kernels.h` draws it): what belongs to one input lies together, so that
    inputs that are zero cost neither time nor memory traffic. There is no second copy of the weights.
 3. For one token, channels whose int8 activation is not 0 are listed and multiplied. For more, 64 outputs at a time are
-   turned back into row groups, in memory that stays in the cache, for the ordinary kernel.
+   transposed back into row groups, in memory that stays in the cache, for the ordinary kernel.
 4. Both give the bits that the ordinary kernel gives for the same activations: integer sums are exact, and scale groups
    are added in the same order.
 """
@@ -30,8 +30,8 @@ cdef extern from "os.h":
     ctypedef int32_t lb_atomic
     int32_t lb_atomic_add(lb_atomic *a, int32_t v) noexcept nogil
 
-cdef extern from "turn.h":
-    void lb_turn_to_lines(const lb_matrix *rows, const lb_matrix *m, int32_t quarter) noexcept nogil
+cdef extern from "transpose.h":
+    void lb_transpose_to_lines(const lb_matrix *rows, const lb_matrix *m, int32_t quarter) noexcept nogil
 
 cdef enum:
     TILE_LINES = 12             # 768 bytes of a channel; tiles have 10 to 13 lines where there are so many
@@ -162,20 +162,20 @@ def largest_kept(const float[:, ::1] x not None, int64_t k):
 
 # --- channel-major matrices --------------------------------------------------------------------------------------
 
-cdef struct Turn:
+cdef struct Transposition:
     const lb_matrix *rows       # row groups
     const lb_matrix *channels
 
 
-cdef void turn_lines(void *context, int32_t begin, int32_t end) noexcept nogil:
+cdef void transpose_lines(void *context, int32_t begin, int32_t end) noexcept nogil:
     """Row groups to lines of 256 outputs; outputs beyond the matrix have weight 0 and scale 0."""
-    cdef Turn *c = <Turn *>context
+    cdef Transposition *c = <Transposition *>context
     cdef const lb_matrix *m = c.channels
     cdef int32_t line, i, g, group, n_groups = lb_row_groups(m.n_rows)
     cdef size_t padded = <size_t>lb_lines(m.n_rows) * LB_LINE_ROWS, size = 2 if m.scales_f16 else 4
     for line in range(begin, end):
         for i in range(4):
-            lb_turn_to_lines(c.rows, m, 4 * line + i)
+            lb_transpose_to_lines(c.rows, m, 4 * line + i)
         for group in range(16 * line, min(16 * line + 16, n_groups)):
             for g in range(m.n_groups):
                 memcpy(<char *>m.scales + (g * padded + <size_t>group * LB_ROWS) * size,
@@ -196,7 +196,7 @@ def make_channel_major(PackedMatrix w not None, int32_t threads=1):
     MemoryError
         If the memory cannot be had.
     """
-    cdef Turn turn
+    cdef Transposition both
     cdef lb_matrix m = w.m
     cdef int32_t lines = lb_lines(m.n_rows)
     cdef size_t code_bytes, scale_bytes
@@ -217,9 +217,9 @@ def make_channel_major(PackedMatrix w not None, int32_t threads=1):
         free_aligned(<void *>m.scales)
         raise MemoryError(f"no memory for a matrix of {m.n_rows} x {m.n_cols}")
     memset(<void *>m.scales, 0, scale_bytes)
-    turn.rows, turn.channels = &w.m, &m
+    both.rows, both.channels = &w.m, &m
     with nogil:
-        parallel(turn_lines, &turn, lines, 1, threads)
+        parallel(transpose_lines, &both, lines, 1, threads)
     free_aligned(<void *>w.m.codes)
     free_aligned(<void *>w.m.scales)
     w.m = m
@@ -435,7 +435,7 @@ def sparse_ternary_matmul(PackedMatrix packed not None, x, k=None, threshold=Non
     Parameters
     ----------
     packed : PackedMatrix, n rows of k ternary weights with one scale per row
-        Fast if it is `channel_major`; otherwise it is turned into that first.
+        Fast if it is `channel_major`; otherwise it is transposed into that first.
     x : ndarray of int8, shape (m, k) or (k,)
     k : int, optional
         Only the k largest magnitudes of each row of `x` count; of equal ones the first.

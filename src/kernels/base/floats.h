@@ -74,7 +74,7 @@ static inline void lb_set_x87_mode(uint16_t mode) {
 enum { LB_SSE_DEFAULT = 0x1f80, LB_SSE_FLAGS = 0x003f };
 #if defined(__i386__) && !defined(__SSE__)
 /* A Pentium II has no such register. */
-#include "isa/cpu.h"
+#include "cpu.h"
 static inline int lb_has_sse_mode(void) {
     static volatile int known; /* whoever comes first, and all who come at once, find the same */
     if (!known) known = lb_cpu_features() & LB_CPU_SSE2 ? 1 : -1;
