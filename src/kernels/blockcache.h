@@ -110,7 +110,8 @@ void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n);
 
 /*
  * Returns the block's bytes, or NULL with *error set. Waits `timeout_ns` for a slot or for another thread's read; -1:
- * for ever. The address is as aligned as the offset of the block in its file, up to 4096.
+ * for ever. The address is as aligned as the offset of the block in its file, up to 4096, and the block has all of the
+ * pages of 4096 bytes that it touches to itself.
  */
 const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error);
 void lb_cache_release(lb_cache *c, int32_t block);
@@ -126,6 +127,9 @@ void lb_cache_forget(lb_cache *c, int32_t block);
  * until the block is read again. One that writes to a block, to change its form in place, notes it here.
  */
 uint8_t *lb_cache_mark(lb_cache *c, int32_t block);
+
+/* Whether a block has no memory of its own and is gone soon after its release (ring): then it takes one of few slots. */
+int32_t lb_cache_passes_through(const lb_cache *c, int32_t block);
 
 lb_cache_stats lb_cache_get_stats(lb_cache *c);
 
