@@ -19,6 +19,8 @@ from lowbit._kernels.dispatch cimport (
     lb_lay_out_kv,
 )
 
+from lowbit.errors import MemoryBudgetError
+
 try:
     from _blake2 import blake2b     # hashlib would bring OpenSSL, some megabytes that a small machine does without
 except ImportError:
@@ -79,6 +81,12 @@ cdef class KVPool:
         """Set how many blocks there may be, None for any number, and how many of them nobody needs to hold."""
         self.limit, self.kept = limit, kept
         self._trim()
+
+    def fit(self, n_bytes):
+        """Set how much memory all blocks may take together; MemoryBudgetError if that is not even one."""
+        if n_bytes < self.block_bytes:
+            raise MemoryBudgetError(f"keys and values need blocks of {self.block_bytes} bytes", self.block_bytes)
+        self.resize(n_bytes // self.block_bytes, n_bytes // self.block_bytes)
 
     @property
     def held(self):

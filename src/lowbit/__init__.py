@@ -6,7 +6,6 @@ Importing this package does no I/O and loads nothing heavy; names are resolved w
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from .errors import (
     ContextLengthError,
@@ -18,7 +17,10 @@ from .errors import (
     UnsupportedModelError,
 )
 
+TYPE_CHECKING = False  # of `typing`, whose import takes longer than all else here; type checkers know the name
 if TYPE_CHECKING:
+    from typing import Any
+
     from . import isa, kernels
     from .engine import Engine, Generation, Stream, Timings, TokenLogprob
     from .loading.load import load

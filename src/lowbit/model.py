@@ -252,13 +252,16 @@ class Model:
         self._run(requests)
         return vectors
 
-    def perplexity(self, text: str) -> Perplexity:
+    def perplexity(self, text: str, stride: int | None = None) -> Perplexity:
         """Score a text: BOS first, then every token is predicted from those before it.
 
         Parameters
         ----------
         text : str
-            At most the context long, in tokens.
+        stride : int, optional
+            A text longer than the context is read in windows of the context's length, each of which begins this many
+            tokens after the one before, so that every token but the first ones is predicted from at least ``context -
+            stride`` others. None is half of the context.
 
         Returns
         -------
@@ -266,28 +269,37 @@ class Model:
 
         Raises
         ------
-        ContextLengthError
-            If the text does not fit into the context.
         ValueError
-            If the text is empty.
+            If the text is empty, or the stride is not from 1 to the context.
         """
-        ids = self._ids(self.tokenizer.encode(text, add_bos=True))
-        if len(ids) < 2:
+        stride = max(1, self.context // 2) if stride is None else stride
+        if isinstance(stride, bool) or not isinstance(stride, int) or not 1 <= stride <= self.context:
+            raise ValueError(f"stride must be a whole number from 1 to {self.context}, not {stride!r}")
+        ids = np.ascontiguousarray(self.tokenizer.encode(text, add_bos=True), np.int32)
+        n = len(ids) - 1
+        if n < 1:
             raise ValueError("there is nothing to predict in an empty text")
-        nats, done = 0.0, 0
+        found: list[float] = []  # added up exactly at the end, so that windows and batches leave no trace
+        start = scored = at = 0
 
         def each(rows: np.ndarray) -> None:
-            nonlocal nats, done
-            target = ids[done + 1 : done + 1 + len(rows)]
-            done += len(rows)
-            logits = rows.astype(np.float64)
-            top = logits.max(1)
-            total = top + np.log(np.exp(logits - top[:, None]).sum(1))
-            nats += float((total - logits[np.arange(len(target)), target]).sum())
+            nonlocal at
+            new = rows[max(scored - at, 0) :]
+            target = ids[at + len(rows) - len(new) + 1 : at + len(rows) + 1]
+            at += len(rows)
+            if len(new):
+                logits = new.astype(np.float64)
+                top = logits.max(1)
+                total = top + np.log(np.exp(logits - top[:, None]).sum(1))
+                found.extend((total - logits[np.arange(len(target)), target]).tolist())
 
-        self._score(ids[:-1], each)
-        n = len(ids) - 1
+        while scored < n:
+            at = start
+            self._score(ids[start : min(start + self.context, n)], each)
+            scored = min(start + self.context, n)
+            start += stride
         with dispatch.PlainFloats():
+            nats = math.fsum(found)
             return Perplexity(
                 nats_per_token=nats / n,
                 bits_per_byte=nats / math.log(2) / len(text.encode()),

@@ -47,3 +47,30 @@ def test_one_text_has_three_ways_to_say_its_score(stories, real_model):
     assert score.perplexity == pytest.approx(math.exp(score.nats_per_token))
     bits = score.nats_per_token * score.tokens / math.log(2)
     assert score.bits_per_byte == pytest.approx(bits / len(stories[0].encode()))
+
+
+def test_a_text_longer_than_the_context_is_scored_in_windows(stories, test_data):
+    import lowbit
+
+    path = test_data / "models/stories260K.bin"
+    whole, short = lowbit.load(path), lowbit.load(path, context=96)
+    text = stories[0]
+    ids = whole.tokenizer.encode(text, add_bos=True)
+    assert len(ids) > 2 * 96
+    for stride in (1, 40, 48, 96):
+        nats, scored, start = 0.0, 0, 0
+        while scored < len(ids) - 1:  # by hand: each window alone, and of it what is new
+            window = ids[start : min(start + 96, len(ids) - 1)]
+            logits = short.logits(window).astype("float64")
+            for i in range(max(scored - start, 0), len(window)):
+                top = logits[i].max()
+                nats += top + math.log(sum(math.exp(v - top) for v in logits[i])) - logits[i][ids[start + i + 1]]
+            scored, start = start + len(window), start + stride
+        score = short.perplexity(text, stride=stride)
+        assert score.tokens == len(ids) - 1
+        assert score.nats_per_token == pytest.approx(nats / (len(ids) - 1), rel=1e-9)
+    assert short.perplexity(text) == short.perplexity(text, stride=48)
+    assert short.perplexity(text, stride=1).nats_per_token < short.perplexity(text, stride=96).nats_per_token
+    for wrong in (0, 97, True, 1.5):
+        with pytest.raises(ValueError, match="stride"):
+            short.perplexity(text, stride=wrong)

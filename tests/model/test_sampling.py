@@ -240,3 +240,54 @@ def test_a_logit_that_is_no_number_is_never_chosen_where_there_is_another(settin
         assert not missing[list(chosen)].any()
         if temperature == 0:
             assert chosen == {int(np.nanargmax(logits))}
+
+
+ADJUSTED = {
+    "presence": {"presence_penalty": 1.5},
+    "frequency": {"frequency_penalty": 0.7},
+    "both, and a reward": {"presence_penalty": -0.5, "frequency_penalty": 0.4},
+    "bias": {"logit_bias": {0: 2.0, 5: -3.0}},
+    "forbidden": {"logit_bias": {int(LOGITS.argmax()): -1000.0}},
+    "all of it": {"presence_penalty": 0.3, "frequency_penalty": 0.2, "logit_bias": {1: 1.0}, "repeat_penalty": 1.2},
+}
+
+
+@pytest.mark.parametrize("allowed", [None, (0, 3, 7, 21), (9,)], ids=["all", "four", "one"])
+@pytest.mark.parametrize("case", ADJUSTED.values(), ids=ADJUSTED.keys())
+def test_biases_penalties_and_masks_are_the_oracles(isa, case, allowed):
+    made = [3, 3, 3, 7, 20]
+    n, counts = 4000, np.zeros(len(LOGITS), int)
+    mask = None
+    if allowed is not None:
+        mask = np.zeros(1, np.uint32)
+        mask[0] = sum(1 << token for token in allowed)
+    for i in range(n):
+        sampler = Sampler(
+            len(LOGITS), 1.0, 0, 1.0, 0.0, case.get("repeat_penalty", 1.0), i, case.get("presence_penalty", 0.0),
+            case.get("frequency_penalty", 0.0), case.get("logit_bias"),
+        )  # fmt: skip
+        for token in made:
+            only = np.full(len(LOGITS), -1e4, np.float32)
+            only[token] = 1e4
+            assert sampler.choose(only) == token
+        sampler.allow(mask)
+        counts[sampler.choose(LOGITS)] += 1
+    want = sample_distribution(LOGITS, recent=made, made=made, allowed=allowed, **case)
+    assert not counts[want < 1e-12].any()
+    likely = want * n >= 20
+    chi_square = ((counts - want * n)[likely] ** 2 / (want * n)[likely]).sum()
+    assert chi_square < likely.sum() + 5 * np.sqrt(2 * likely.sum()) + 1
+
+
+def test_a_prompt_is_not_penalised_for_its_tokens(isa):
+    logits = np.array([1.0, 2.0, 1.5], np.float32)
+    sampler = Sampler(3, 0.0, 0, 1.0, 0.0, 1.0, 0, 5.0)
+    sampler.note([1, 1])
+    assert [sampler.choose(logits) for _ in range(3)] == [1, 2, 0]
+
+
+def test_a_mask_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="mask"):
+        Sampler(100, 0.0, 0, 1.0, 0.0, 1.0, 0).allow(np.zeros(3, np.uint32))
+    with pytest.raises(ValueError, match="logit_bias"):
+        Sampler(100, 0.0, 0, 1.0, 0.0, 1.0, 0, 0.0, 0.0, {100: 1.0})

@@ -83,7 +83,7 @@ def test_commands_take_it(write_llama, vocabulary, tmp_path, capsys):
     assert cli.main(["perplexity", str(text), *option]) == 0
     out = tmp_path / "thresholds.json"
     assert cli.main(["calibrate", "--text", str(text), "--target", "0.4", "-o", str(out), *option]) == 0
-    assert len(json.loads(out.read_text("utf-8"))["layers"]) == 1
+    assert len(json.loads(out.read_text("utf-8"))["layers"]) == 3
 
 
 @pytest.mark.parametrize("command", [["generate", "a"], ["tokenize", "a"], ["info"], ["perplexity", "TEXT"]])

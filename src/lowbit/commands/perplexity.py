@@ -12,7 +12,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from .common import InputError, add_model_arguments, load_model, print_json, print_table, read_file
+from .common import InputError, add_model_arguments, load_model, print_json, print_table, read_file, whole
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -23,6 +23,8 @@ _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="UTF-8 text; - or none reads a pipe")
     parser.add_argument("--separator", metavar="S", help=r"score the pieces between S one by one; \n is a line end")
+    parser.add_argument("--stride", type=whole(1), metavar="N", help="tokens between the windows of a text that is "
+                        "longer than the context (default: half of the context)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_model_arguments(parser)
 
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     name = "standard input" if args.file == "-" else args.file
     if not texts:
         raise InputError(f"{name}: no text to score")
-    result = _score(load_model(args), texts, name)
+    result = _score(load_model(args), texts, name, args.stride)
     if args.json:
         print_json(result)
     else:
@@ -52,7 +54,7 @@ def _split(text: str, separator: str | None) -> list[str]:
     return [piece for part in text.split(separator) if (piece := part.strip())]
 
 
-def _score(model: Model, texts: list[str], name: str) -> dict[str, float]:
+def _score(model: Model, texts: list[str], name: str, stride: int | None) -> dict[str, float]:
     from tqdm import tqdm
 
     nats, tokens, size = 0.0, 0, 0
@@ -60,8 +62,8 @@ def _score(model: Model, texts: list[str], name: str) -> dict[str, float]:
     with tqdm(total=total, unit="B", unit_scale=True, delay=1, disable=None, leave=False) as bar:
         for number, text in enumerate(texts, 1):
             try:
-                score = model.perplexity(text)
-            except ValueError as error:  # longer than the context, or nothing in it to predict
+                score = model.perplexity(text, stride)
+            except ValueError as error:  # nothing in it to predict, or a stride beyond the context
                 raise InputError(f"{name}: text {number} of {len(texts)}: {error}") from None
             nats += score.nats_per_token * score.tokens
             tokens += score.tokens

@@ -76,11 +76,8 @@ class Engine:
         self.max_sequences, self.max_queue, self.max_queue_tokens = max_sequences, max_queue, max_queue_tokens
         self._decoder, self._pool = model._decoder, model._decoder.pool
         if kv_ram is not None:
-            blocks = parse_size(kv_ram) // self._pool.block_bytes
-            if blocks < 1:
-                raise MemoryBudgetError(f"kv_ram is less than one block of {self._pool.block_bytes} bytes")
             with self._decoder.lock:
-                self._pool.resize(blocks, blocks)
+                self._pool.fit(parse_size(kv_ram))
         self._batch = Batch(self._decoder)
         self._pace = Pace(step_ms, self._decoder.batch)
         self._steps = self._made = self._prompt_tokens = self._known_tokens = 0
