@@ -62,6 +62,25 @@ def test_weights_are_read_again_when_they_do_not_fit(write_llama):
 
 
 @pytest.mark.measured
+@pytest.mark.parametrize("block_bytes", [1, 9000, 1 << 20])
+@pytest.mark.parametrize("kind", ["TQ2_0", "TQ1_0", "Q8_0", "F16"])
+def test_the_size_of_blocks_and_how_many_stay_change_no_bit(write_llama, stay_in_file, monkeypatch, kind, block_bytes):
+    path = write_llama(kind=kind, **SIZES)
+    prompt = [1, *range(7, 60)]
+    resident = lowbit.load(path)
+    expected, first = resident.logits(prompt), resident.logits([3])
+    monkeypatch.setattr(memory.Budget, "block_bytes", property(lambda _: block_bytes, lambda *_: None), raising=False)
+    least = smallest(path)
+    for budget in (least, least + (1 << 19), "40MB"):  # nearly nothing stays, some blocks between others, all
+        for threads in (1, 2):
+            model = lowbit.load(path, max_ram=budget, threads=threads)
+            for _ in range(2):  # packed, and packed before
+                assert np.array_equal(model.logits(prompt), expected)
+                assert np.array_equal(model.logits([3]), first)
+    assert model.info()["memory"]["ring_slots"] == 0
+
+
+@pytest.mark.measured
 def test_the_smallest_budget_named_works(path):
     model = lowbit.load(path, max_ram=smallest(path))
     assert len(model.generate(PROMPT, max_tokens=3, temperature=0).tokens) == 3

@@ -621,6 +621,8 @@ int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t
 /* The slot of a referenced block does not change, so this needs no lock. */
 uint8_t *lb_cache_mark(lb_cache *c, int32_t block) { return &c->slots[c->blocks[block].slot].mark; }
 
+int32_t lb_cache_passes_through(const lb_cache *c, int32_t block) { return c->blocks[block].kind == LB_RING; }
+
 lb_cache_stats lb_cache_get_stats(lb_cache *c) {
     if (is_forked(c)) return c->stats;
     lb_mutex_lock(&c->lock);

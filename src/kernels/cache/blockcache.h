@@ -99,9 +99,9 @@ void lb_cache_free(lb_cache *c);
 
 /*
  * Says in which order the blocks are used, over and over; an empty order makes all blocks lru again. What was resident
- * is dropped. `lru_bytes` is memory for the blocks outside the order; they get two slots at least. Returns 0,
- * LB_CACHE_NO_BLOCK (unknown or repeated), LB_CACHE_BUSY, LB_CACHE_BUDGET with *smallest, LB_CACHE_NO_MEMORY,
- * LB_CACHE_OWN_WAIT or LB_CACHE_INTERRUPTED.
+ * is dropped. `lru_bytes` is memory for the blocks outside the order, which get two slots at least, and all that the
+ * order leaves over. Returns 0, LB_CACHE_NO_BLOCK (unknown or repeated), LB_CACHE_BUSY, LB_CACHE_BUDGET with *smallest,
+ * LB_CACHE_NO_MEMORY, LB_CACHE_OWN_WAIT or LB_CACHE_INTERRUPTED.
  */
 int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t lru_bytes, int64_t *smallest);
 
@@ -110,7 +110,8 @@ void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n);
 
 /*
  * Returns the block's bytes, or NULL with *error set. Waits `timeout_ns` for a slot or for another thread's read; -1:
- * for ever. The address is as aligned as the offset of the block in its file, up to 4096.
+ * for ever. The address is as aligned as the offset of the block in its file, up to 4096, and the block has all of the
+ * pages of 4096 bytes that it touches to itself.
  */
 const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error);
 void lb_cache_release(lb_cache *c, int32_t block);
@@ -126,6 +127,9 @@ void lb_cache_forget(lb_cache *c, int32_t block);
  * until the block is read again. One that writes to a block, to change its form in place, notes it here.
  */
 uint8_t *lb_cache_mark(lb_cache *c, int32_t block);
+
+/* Whether a block is of the ring: it takes one of few slots, and is gone soon after its release. */
+int32_t lb_cache_passes_through(const lb_cache *c, int32_t block);
 
 lb_cache_stats lb_cache_get_stats(lb_cache *c);
 

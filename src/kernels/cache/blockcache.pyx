@@ -63,6 +63,7 @@ cdef extern from "blockcache.h":
     void lb_cache_release(lb_cache *c, int32_t block) noexcept nogil
     void lb_cache_forget(lb_cache *c, int32_t block) noexcept nogil
     uint8_t *lb_cache_mark(lb_cache *c, int32_t block) noexcept nogil
+    int32_t lb_cache_passes_through(const lb_cache *c, int32_t block) noexcept nogil
     lb_cache_stats lb_cache_get_stats(lb_cache *c) noexcept nogil
     void lb_cache_after_fork() noexcept
 
@@ -83,6 +84,10 @@ cdef void forget(lb_cache *c, int32_t block) noexcept nogil:
 
 cdef uint8_t *mark(lb_cache *c, int32_t block) noexcept nogil:
     return lb_cache_mark(c, block)
+
+
+cdef bint passes_through(const lb_cache *c, int32_t block) noexcept nogil:
+    return lb_cache_passes_through(c, block)
 
 
 cdef void prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil:

@@ -56,6 +56,7 @@ int lb_plan_blocks(const int64_t *spans, const int32_t *positions, int32_t n_blo
 
     if (n_lru) {
         int64_t bytes = room - for_order;
+        if (lru_bytes < room - total) lru_bytes = room - total;
         if (n > 0 && bytes > lru_bytes) bytes = lru_bytes;
         plan->lru_slots = clamp(bytes / plan->lru_slot_bytes, least_lru, n_lru);
         room -= plan->lru_slots * plan->lru_slot_bytes;

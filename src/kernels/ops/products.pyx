@@ -2,8 +2,8 @@
 from libc.stdint cimport int8_t, int32_t, int64_t
 
 from lowbit._kernels.dispatch cimport (
-    begin_floats, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matrix, lb_row_groups, parallel,
-    table,
+    LB_ROWS, begin_floats, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matrix, lb_row_groups,
+    parallel, table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, aligned, group_code_bytes, is_float, padded_cols, row_stride
 
@@ -15,23 +15,51 @@ cdef enum:
     CHUNK_BYTES = 192 << 10     # weights a thread takes at a time: long enough to stream, short enough to share out
 
 
+cdef struct Products:
+    const lb_matmul_args *each
+    int32_t n
+
+
 cdef void multiply_work(void *context, int32_t begin, int32_t end) noexcept nogil:
-    cdef const lb_matmul_args *args = <const lb_matmul_args *>context
-    table.matmul[args.w.format](args, begin, end)
+    """Row groups, counted through all products."""
+    cdef const Products *c = <const Products *>context
+    cdef const lb_matmul_args *args
+    cdef int32_t i, groups
+    for i in range(c.n):
+        args = &c.each[i]
+        groups = lb_row_groups(args.w.n_rows)
+        if begin < groups and end > 0:
+            table.matmul[args.w.format](args, max(begin, 0), min(end, groups))
+        begin -= groups
+        end -= groups
+
+
+cdef void multiply_all(const lb_matmul_args *products, int32_t n, int32_t threads) noexcept nogil:
+    """Products of one input with matrices of one kind, on several threads where that pays.
+
+    A job costs about a microsecond to hand out.
+    """
+    cdef Products all
+    cdef const lb_matrix *w = products[0].w
+    cdef int32_t groups = 0, chunk, i
+    cdef int64_t work
+    all.each, all.n = products, n
+    for i in range(n):
+        groups += lb_row_groups(products[i].w.n_rows)
+    work = <int64_t>groups * LB_ROWS * w.n_cols * products[0].x.n_tokens
+    if threads <= 1 or work < (1 << 18 if is_float(w.format) else 1 << 20):
+        parallel(multiply_work, &all, groups, groups, 1)
+        return
+    chunk = <int32_t>min(<int64_t>groups // (threads * 4), CHUNK_BYTES // <int64_t>group_code_bytes(w))
+    parallel(multiply_work, &all, groups, chunk if chunk > 1 else 1, threads)
 
 
 cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_t *sums, ptrdiff_t y_stride,
                    int32_t threads) noexcept nogil:
-    """y = x W^T, on several threads where that pays: a job costs about a microsecond to hand out."""
-    cdef lb_matmul_args args
-    cdef int32_t groups = lb_row_groups(w.n_rows), chunk
-    cdef int64_t work = <int64_t>w.n_rows * w.n_cols * x.n_tokens
-    args.w, args.x, args.y, args.sums, args.y_stride = w, x, y, sums, y_stride
-    if threads <= 1 or work < (1 << 18 if is_float(w.format) else 1 << 20):
-        parallel(multiply_work, &args, groups, groups, 1)
-        return
-    chunk = <int32_t>min(<int64_t>groups // (threads * 4), CHUNK_BYTES // <int64_t>group_code_bytes(w))
-    parallel(multiply_work, &args, groups, chunk if chunk > 1 else 1, threads)
+    """y = x W^T"""
+    cdef lb_matmul_args one
+    one.w, one.x, one.y, one.sums, one.y_stride = w, x, y, sums, y_stride
+    multiply_all(&one, 1, threads)
 
 
 def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads=1):

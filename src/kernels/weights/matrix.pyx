@@ -142,7 +142,7 @@ cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil:
                 if layout.scale_at >= 0:
                     memcpy(&scale, source + layout.scale_at, 2)
                     if scale & 0x7c00u == 0x7c00u:
-                        c.bad = 2
+                        c.bad_scale = True
                     if c.one_scale:
                         zero = scale & 0x7fffu == 0
                     else:
@@ -160,7 +160,7 @@ cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil:
                     memcpy(target + (<size_t>block * layout.words + t) * 64 + lane * 4, &w, 4)
                 source += layout.block_bytes
     if invalid:
-        c.bad = 1
+        c.bad_code = True
 
 
 cdef struct FillCodes:
@@ -442,12 +442,12 @@ cdef class PackedMatrix:
         c.source = &raw[0]
         c.first_group = first_row // LB_ROWS
         c.rows = rows
-        c.bad = 0
+        c.bad_code = c.bad_scale = False
         with nogil:
             parallel(fill_blocks, &c, lb_row_groups(c.rows), 4, threads)
-        if c.bad == 1:
+        if c.bad_code:
             raise FormatError("a ternary weight has the code 3, which does not exist")
-        if c.bad:
+        if c.bad_scale:
             raise FormatError("a scale is not finite")
         if c.one_scale:
             self.fill_scales(np.full((rows, self.m.n_groups), scale, np.float32), first_row)

@@ -1,26 +1,30 @@
 """Matrices that are larger than the memory for them: their row groups come from a block cache as they are needed.
 
-1. A matrix is cut into blocks of whole row groups. A block is read as it lies in the file; a row group of a stored
-   TQ2_0, I2_S, Q4_0 or Q8_0 tensor takes the same bytes packed, so it is packed in place, once, by the thread that
-   multiplies with it first. A row group is changed only if its codes and scales are good; if one is not, its block is
-   marked so, and every pass that comes to it fails alike.
-2. What no kernel can read from the file is packed at load into a spill file, and comes back ready.
-3. Rows beyond the last whole row group stay resident.
-4. One thread walks through the blocks and the pool shares the row groups of each; while it works, the cache reads
-   ahead. A read that fails ends the pass with a status, never with a wrong sum.
+1. A matrix is cut into blocks of whole row groups. A block is a span, a matrix of its own: all codes, then all scales,
+   so that the kernels take it with their tiles as they take a matrix in memory.
+2. A block is read as it lies in the file; that of a stored TQ2_0, I2_S, Q4_0 or Q8_0 tensor takes no more bytes packed.
+   It is packed into scratch memory, and goes back into the cache's unless it only passes through. Memory is changed
+   only if all codes and scales are good; if one is not, every pass that comes to it fails alike.
+3. What no kernel can read from the file is packed at load into a spill file, row group by row group.
+4. Rows beyond the last whole row group stay resident.
+5. One thread walks through the blocks and the pool shares their row groups, those of neighbouring blocks that stay in
+   memory in one job; while it works, the cache reads ahead. A read that fails ends the pass with a status, never with a
+   wrong sum.
 """
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 
-from lowbit._kernels.blockcache cimport BlockCache, acquire, mark, release
+from lowbit._kernels.blockcache cimport BlockCache, acquire, mark, passes_through, release
 from lowbit._kernels.dispatch cimport (
-    LB_ROWS, alloc_aligned, free_aligned, lb_activations, lb_matmul_args, lb_matrix, parallel, table,
+    LB_ROWS, alloc_aligned, free_aligned, lb_activations, lb_matmul_args, lb_matrix, parallel,
 )
 from lowbit._kernels.matrix cimport (
     FillBlocks, PackedMatrix, block_layout, fill_blocks, group_code_bytes, matrix_row,
 )
-from lowbit._kernels.products cimport multiply
+from lowbit._kernels.products cimport multiply, multiply_all
+
+import numpy as np
 
 from lowbit.errors import FormatError, LowbitError
 
@@ -29,8 +33,9 @@ cdef extern from "os.h":
     void lb_trim_heap() noexcept nogil
 
 cdef enum:
-    SMALL_WORK = 1 << 18    # products below which a block stays on one thread
-    PACKED = 255            # mark of a block whose row groups were packed in place; BAD_CODE, BAD_SCALE: could not be
+    SPANS = 32              # blocks in one job
+    CODES_AT = 64           # what codes are aligned to
+    PACKED = 1              # mark of a block that was packed in place
 
 
 def trim_heap():
@@ -38,53 +43,14 @@ def trim_heap():
     lb_trim_heap()
 
 
-cdef struct PageWork:
-    const lb_matrix *pattern    # a matrix of one row group
-    const lb_activations *x
-    float *y                    # outputs of the block's first row
-    ptrdiff_t y_stride
-    uint8_t *block
-    uint8_t *packed             # where row groups are packed
-    size_t group_bytes, code_bytes
-    bint own_scales             # a row group's scales follow its codes; else all share the pattern's
-    const FillBlocks *fill      # NULL if the block is packed already
-    bint bad_code, bad_scale    # in any row group
-
-
-cdef lb_matrix group_at(const PageWork *c, const uint8_t *memory) noexcept nogil:
-    cdef lb_matrix group = c.pattern[0]
-    group.codes = memory
-    if c.own_scales:
-        group.scales = memory + c.code_bytes
-    return group
-
-
-cdef void page_work(void *context, int32_t begin, int32_t end) noexcept nogil:
-    cdef PageWork *c = <PageWork *>context
-    cdef lb_matrix group
-    cdef lb_matmul_args args
-    cdef FillBlocks fill
+cdef void split_groups(void *context, int32_t begin, int32_t end) noexcept nogil:
+    """Row groups with their codes and scales become all codes and all scales."""
+    cdef FillBlocks *c = <FillBlocks *>context
+    cdef size_t codes = group_code_bytes(c.m), scales = <size_t>c.m.n_groups * LB_ROWS * (2 if c.m.scales_f16 else 4)
     cdef int32_t i
-    cdef uint8_t *memory
     for i in range(begin, end):
-        memory = c.block + i * c.group_bytes
-        if c.fill != NULL:
-            group = group_at(c, c.packed + i * c.group_bytes)
-            fill = c.fill[0]
-            fill.m, fill.source = &group, memory
-            fill_blocks(&fill, 0, 1)
-            if fill.bad == BAD_CODE:
-                c.bad_code = True
-            elif fill.bad:
-                c.bad_scale = True
-            if fill.bad:
-                continue
-            memcpy(memory, group.codes, c.group_bytes)
-        else:
-            group = group_at(c, memory)
-        if c.x != NULL:
-            args.w, args.x, args.y, args.sums, args.y_stride = &group, c.x, c.y + i * LB_ROWS, NULL, c.y_stride
-            table.matmul[group.format](&args, 0, 1)
+        memcpy(<uint8_t *>c.m.codes + i * codes, c.source + i * (codes + scales), codes)
+        memcpy(<uint8_t *>c.m.scales + i * scales, c.source + i * (codes + scales) + codes, scales)
 
 
 cdef class Pager:
@@ -175,20 +141,21 @@ cdef class PagedMatrix:
 
     def __cinit__(self, Pager pager not None, PackedMatrix pattern not None, int64_t n_rows, stored, int32_t source,
                   int64_t offset, PackedMatrix tail=None, bint product=True, bint lookup=False):
+        cdef const uint8_t[::1] scales
         if pattern.m.n_rows != LB_ROWS or (n_rows % LB_ROWS != 0) != (tail is not None):
             raise FormatError("a paged matrix needs a pattern of one row group, and a tail where rows are left over")
         self.m = pattern.m
         self.m.n_rows = <int32_t>n_rows
         self.m.codes, self.m.scales = NULL, NULL
-        self.pager, self.pattern, self.tail = pager, pattern, tail
+        self.pager, self.tail = pager, tail
         self.code_bytes, self.group_bytes = group_code_bytes(&pattern.m), pattern.nbytes
         self.stored = stored is not None
         self.own_scales = pattern.m.scales_f16 or (not self.stored and pattern.nbytes > self.code_bytes)
+        self.packs = self.stored or self.own_scales
         if self.stored:
             self.fill.layout = block_layout(stored, &pattern.m)
             self.fill.blocks_per_row = pattern.m.n_cols // self.fill.layout.cols
-            self.fill.first_group, self.fill.rows = 0, LB_ROWS
-            self.fill.one_scale, self.fill.bad = not pattern.m.scales_f16, 0
+            self.fill.one_scale = not pattern.m.scales_f16
             self.group_bytes = <size_t>LB_ROWS * self.fill.blocks_per_row * self.fill.layout.block_bytes
         self.n_groups = <int32_t>(n_rows // LB_ROWS)
         self.block_groups = <int32_t>max(1, pager.block_bytes // <int64_t>self.group_bytes)
@@ -197,7 +164,12 @@ cdef class PagedMatrix:
             self.first_block = pager.add(source, offset, self.group_bytes, self.n_groups, self.block_groups, True)
         if lookup:
             self.first_row_block = pager.add(source, offset, self.group_bytes, self.n_groups, 1, False)
-        self.nbytes = pattern.nbytes + (tail.nbytes if tail is not None else 0)
+        if self.stored and not self.own_scales:
+            one = np.asarray(<const uint8_t[:pattern.nbytes - self.code_bytes]>pattern.m.scales)
+            scales = self.scales = np.tile(one, self.block_groups)
+            self.m.scales = &scales[0]
+            self.nbytes = scales.shape[0]
+        self.nbytes += tail.nbytes if tail is not None else 0
 
     @property
     def shape(self):
@@ -209,76 +181,86 @@ cdef class PagedMatrix:
         """Bytes that a pass over the matrix needs from the file."""
         return self.n_groups * self.group_bytes
 
-    cdef int _open(self, PageWork *work, int32_t block) noexcept nogil:
-        """Get hold of a block; 0, to be followed by `_close`, or a status."""
-        cdef uint8_t seen
-        work.block = <uint8_t *>acquire(self.pager.blocks, block, &self.pager.error)
-        if work.block == NULL:
+    cdef int span(self, int32_t block, int32_t groups, int32_t threads, lb_matrix *out) noexcept nogil:
+        """Get hold of a block as a matrix of its row groups; 0, to be followed by `release`, or a status."""
+        cdef FillBlocks fill = self.fill
+        cdef uint8_t *memory = <uint8_t *>acquire(self.pager.blocks, block, &self.pager.error)
+        cdef uint8_t *packed
+        if memory == NULL:
             self.pager.bad_block = block
             return CANNOT_READ
-        seen = mark(self.pager.blocks, block)[0] if self.stored else PACKED
-        if seen == BAD_CODE or seen == BAD_SCALE:
-            self.pager.bad_block = block
-            release(self.pager.blocks, block)
-            return seen
-        work.pattern, work.x = &self.pattern.m, NULL
-        work.packed = self.pager.scratch
-        work.group_bytes, work.code_bytes, work.own_scales = self.group_bytes, self.code_bytes, self.own_scales
-        work.fill = NULL if seen == PACKED else &self.fill
-        work.bad_code = work.bad_scale = False
+        out[0] = self.m
+        out.n_rows = groups * LB_ROWS
+        out.codes = memory
+        if not self.packs:
+            return 0
+        packed = memory - <size_t>memory % CODES_AT     # a block may use its pages from their beginning on
+        if mark(self.pager.blocks, block)[0] != PACKED:
+            self._place(out, self.pager.scratch)
+            fill.m, fill.source, fill.rows = out, memory, out.n_rows
+            parallel(fill_blocks if self.stored else split_groups, &fill, groups, max(1, groups // (4 * threads)),
+                     threads)
+            if fill.bad_code or fill.bad_scale:
+                self.pager.bad_block = block
+                release(self.pager.blocks, block)
+                return BAD_CODE if fill.bad_code else BAD_SCALE
+            if passes_through(self.pager.blocks, block):
+                return 0
+            memcpy(packed, self.pager.scratch,
+                   groups * (self.group_bytes if self.own_scales else self.code_bytes))
+            mark(self.pager.blocks, block)[0] = PACKED
+        self._place(out, packed)
         return 0
 
-    cdef int _close(self, const PageWork *work, int32_t block) noexcept nogil:
-        cdef int status = BAD_CODE if work.bad_code else BAD_SCALE if work.bad_scale else 0
-        if work.fill != NULL:
-            mark(self.pager.blocks, block)[0] = status or PACKED
-        if status:
-            self.pager.bad_block = block
-        release(self.pager.blocks, block)
-        return status
+    cdef void _place(self, lb_matrix *m, uint8_t *memory) noexcept nogil:
+        m.codes = memory
+        if self.own_scales:
+            m.scales = memory + m.n_rows // LB_ROWS * self.code_bytes
 
     cdef int multiply_paged(self, const lb_activations *x, float *y, ptrdiff_t y_stride,
                             int32_t threads) noexcept nogil:
         """y = x W^T; 0, or a status for `Pager.check`."""
-        cdef PageWork work
-        cdef int32_t block = self.first_block, g = 0, groups, chunk
-        cdef int status
-        while g < self.n_groups:
-            groups = min(self.block_groups, self.n_groups - g)
-            status = self._open(&work, block)
-            if status:
-                return status
-            work.x, work.y, work.y_stride = x, y + <size_t>g * LB_ROWS, y_stride
-            chunk = groups
-            if <int64_t>groups * LB_ROWS * self.m.n_cols * x.n_tokens >= SMALL_WORK:
-                chunk = max(1, groups // (threads * 4))
-            parallel(page_work, &work, groups, chunk, threads)
-            status = self._close(&work, block)
-            if status:
-                return status
-            block += 1
-            g += groups
-        if self.tail is not None:
-            multiply(&self.tail.m, x, y + <size_t>self.n_groups * LB_ROWS, NULL, y_stride, threads)
-        return 0
+        cdef lb_matrix spans[SPANS]
+        cdef lb_matmul_args products[SPANS]
+        cdef int32_t block = self.first_block, left = self.n_groups, n, i
+        cdef bint alone
+        cdef int status = 0
+        while left > 0 and status == 0:
+            n, alone = 0, False
+            while left > 0 and n < SPANS and not alone:
+                alone = passes_through(self.pager.blocks, block + n)    # takes a slot, and its span may be the scratch
+                if alone and n > 0:
+                    break
+                status = self.span(block + n, min(self.block_groups, left), threads, &spans[n])
+                if status:
+                    break
+                products[n].w, products[n].x, products[n].y, products[n].sums = &spans[n], x, y, NULL
+                products[n].y_stride = y_stride
+                y += spans[n].n_rows
+                left -= self.block_groups
+                n += 1
+            if status == 0:
+                multiply_all(products, n, threads)
+            for i in range(n):
+                release(self.pager.blocks, block + i)
+            block += n
+        if status == 0 and self.tail is not None:
+            multiply(&self.tail.m, x, y, NULL, y_stride, threads)
+        return status
 
     cdef int row(self, int32_t row, float *out) noexcept nogil:
         """Dequantise one row; 0, or a status for `Pager.check`."""
-        cdef PageWork work
         cdef lb_matrix group
         cdef int32_t g = row // LB_ROWS
         cdef int status
         if g == self.n_groups:
             matrix_row(&self.tail.m, row % LB_ROWS, out)
             return 0
-        status = self._open(&work, self.first_row_block + g)
-        if status:
-            return status
-        page_work(&work, 0, 1)
-        if not work.bad_code and not work.bad_scale:
-            group = group_at(&work, work.block)
+        status = self.span(self.first_row_block + g, 1, 1, &group)
+        if status == 0:
             matrix_row(&group, row % LB_ROWS, out)
-        return self._close(&work, self.first_row_block + g)
+            release(self.pager.blocks, self.first_row_block + g)
+        return status
 
     def __repr__(self):
         return f"PagedMatrix({self.m.n_rows} x {self.m.n_cols}, {self.stored_bytes} bytes in the file)"

@@ -37,7 +37,7 @@ cdef struct FillBlocks:
     int32_t rows
     int32_t blocks_per_row
     bint one_scale          # the scale is set apart; blocks whose stored scale is 0 become zeros
-    int32_t bad             # a code that does not exist, or a scale that is not finite
+    bint bad_code, bad_scale    # one does not exist, or is not finite
 
 
 cdef BlockLayout block_layout(str type, const lb_matrix *m) except *

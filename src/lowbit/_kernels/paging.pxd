@@ -7,12 +7,10 @@ from lowbit._kernels.matrix cimport FillBlocks, PackedMatrix
 
 
 cdef enum:
-    # what a pass comes back with, beside 0; the first two as `fill_blocks` has them
+    # what a pass comes back with, beside 0
     BAD_CODE = 1
     BAD_SCALE = 2
     CANNOT_READ = 3
-
-cdef struct PageWork
 
 
 cdef class Pager:
@@ -34,14 +32,15 @@ cdef class PagedMatrix:
     cdef lb_matrix m                # without memory of its own
     cdef readonly size_t nbytes     # resident
     cdef Pager pager
-    cdef PackedMatrix pattern
     cdef PackedMatrix tail
     cdef FillBlocks fill
-    cdef bint stored, own_scales
+    cdef bint stored, own_scales    # a tensor as it lies in the file; scales come with the codes, else m has those
+    cdef bint packs                 # a block is packed before its use
+    cdef object scales              # memory of those that all blocks share
     cdef size_t group_bytes, code_bytes
     cdef int32_t n_groups, block_groups, first_block, first_row_block
 
-    cdef int _open(self, PageWork *work, int32_t block) noexcept nogil
-    cdef int _close(self, const PageWork *work, int32_t block) noexcept nogil
+    cdef int span(self, int32_t block, int32_t groups, int32_t threads, lb_matrix *out) noexcept nogil
+    cdef void _place(self, lb_matrix *m, uint8_t *memory) noexcept nogil
     cdef int multiply_paged(self, const lb_activations *x, float *y, ptrdiff_t y_stride, int32_t threads) noexcept nogil
     cdef int row(self, int32_t row, float *out) noexcept nogil

@@ -1,7 +1,7 @@
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int8_t, int32_t
 
-from lowbit._kernels.dispatch cimport lb_activations, lb_matrix
+from lowbit._kernels.dispatch cimport lb_activations, lb_matmul_args, lb_matrix
 
 
 cdef class Activations:
@@ -14,3 +14,4 @@ cdef class Activations:
 
 cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_t *sums, ptrdiff_t y_stride,
                    int32_t threads) noexcept nogil
+cdef void multiply_all(const lb_matmul_args *products, int32_t n, int32_t threads) noexcept nogil
