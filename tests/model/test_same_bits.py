@@ -115,7 +115,7 @@ def test_a_known_beginning_leaves_the_same_logits(write_llama, made, more):
     tokens = model.generate(start, max_tokens=made, temperature=5.0, seed=1).tokens
     for known in (len(tokens), len(tokens) // 2, 0):
         prompt = np.array([*start, *tokens[:known], *more], np.int32)
-        sequence = Sequence(model._decoder.pool, prompt, 200, salt=b"text")
+        sequence = Sequence(model._decoder.pool, prompt, 200)
         assert sequence.reused >= min(len(prompt) - 1, len(start) + min(known, max(made - 1, 0)))
         last = model._decoder.read(sequence)
         sequence.close()

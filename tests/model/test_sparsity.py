@@ -34,7 +34,7 @@ def reference_weights(path):
 @pytest.fixture
 def small(write_llama):
     """A ternary llama without a tokenizer, wide enough for tiles of several lines."""
-    return write_llama(kind="TQ2_0", hidden=512, wide=768, vocab=300, heads=8, kv_heads=4)
+    return write_llama(kind="TQ2_0", hidden=512, wide=768, vocab=300, heads=8, kv_heads=4, keys={"context_length": 128})
 
 
 IDS = np.random.default_rng(3).integers(0, 300, 40).tolist()
@@ -82,6 +82,16 @@ def test_weights_are_skipped_where_enough_inputs_do_not_count(small):
 
 def test_skipping_none_of_the_inputs_changes_nothing(small):
     assert np.array_equal(bits(lowbit.load(small, sparsity=1e-9).logits(IDS)), bits(lowbit.load(small).logits(IDS)))
+
+
+def test_scores_leave_no_trace_in_what_others_know_of_the_same_tokens(small):
+    """A scored text is computed as made tokens are, a prompt is not: their keys and values differ."""
+    ids = [*IDS, *IDS[::-1]]  # more than a block
+    used, fresh = (lowbit.load(small, sparsity=0.5) for _ in range(2))
+    used.logits(ids)
+    assert np.array_equal(bits(used.embed([ids])), bits(fresh.embed([ids])))
+    assert used.generate(ids, max_tokens=9, seed=1).tokens == fresh.generate(ids, max_tokens=9, seed=1).tokens
+    assert np.array_equal(bits(used.logits(ids)), bits(fresh.logits(ids)))
 
 
 def test_zeros_of_a_squared_relu_are_skipped_without_a_trace(write_llama, monkeypatch):

@@ -215,8 +215,13 @@ cdef class Sequence:
         return self.state.ended
 
     def compute_as(self, bint speculate=False, bint all_sparse=False):
-        """Propose tokens that followed the same words earlier; compute the prompt as made tokens are computed."""
+        """Propose tokens that followed the same words earlier; compute the prompt as made tokens are computed.
+
+        Of the latter nothing is shared: it may differ from what a prompt of the same tokens is.
+        """
         self.state.speculate, self.state.all_sparse = speculate, all_sparse
+        if all_sparse:
+            self.shared = 0
         return self
 
     @property

@@ -354,9 +354,7 @@ class Engine:
             sequence = Sequence(
                 self._pool, request.tokens, request.capacity, len(request.ids), request.sampler,
                 len(request.ids) + request.params.max_tokens, request.ends,
-                # a text that is scored under sparsity is computed as made tokens are, and known apart
-                b"scored" + request.salt if scored and graph.sparse_decode else b"text" + request.salt,
-                reuse=not scored, share_made=self._decoder.sparse_prefill or not graph.sparse_decode, owner=request,
+                request.salt, reuse=not scored, share_made=self._decoder.sparse_prefill or not graph.sparse_decode, owner=request,
             )  # fmt: skip
             sequence.compute_as(request.speculate, scored and request.want == "every")
             free = self._pool.free
