@@ -21,7 +21,7 @@ from .formats.base import ModelFile
 from .formats.ggml_types import tensor_nbytes
 from .loading import build, check_threads, tokenizer_of
 from .requantize import METHODS, TABLES, Altered, Source, encode, error_of
-from .train.corpus import read_documents
+from .train.corpus import plain_text, read_documents
 
 if TYPE_CHECKING:
     from ._kernels.transformer import KVCache
@@ -60,7 +60,7 @@ class Calibration:
             raise FormatError("has no tokenizer, which the calibration text needs")
         self.threads, self.pieces, self.bytes = check_threads(threads), list[np.ndarray](), 0
         left = tokens
-        for document in read_documents([os.fspath(text)]):
+        for document in map(plain_text, read_documents([os.fspath(text)])):
             ids = np.array(tokenizer.encode(document, add_bos=True), np.int32)
             if len(ids) > left + 1:
                 ids = ids[: left + 1]
