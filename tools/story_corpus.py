@@ -35,7 +35,7 @@ TYPOGRAPHY = str.maketrans(
     {"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "…": "...", "\u00a0": " ", "\u200b": ""}
 )
 WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
-SENTENCE_START = re.compile(r'(?:^|[.!?]["\']?\s+|\n\s*)["\']?([A-Za-z])')
+SENTENCE_START = re.compile(r'(?:^|[.!?]\s+|\n\s*)["\']?([A-Za-z])')
 NAMED = re.compile(r"\b(?:named|called|name was) ([A-Z][a-z]+)\b")
 MID_SENTENCE_NAME = re.compile(r"(?<=[a-z,] )([A-Z][a-z]{2,})\b")
 

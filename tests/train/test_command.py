@@ -70,6 +70,7 @@ def test_samples_continue_held_out_text_and_can_be_had_again(tmp_path, corpus, s
 
     out, other = tmp_path / "model.gguf", tmp_path / "held.txt"
     other.write_text("\n<|endoftext|>\n".join(stories[:2]), encoding="utf-8")
+    corpus.write_text("\n<|endoftext|>\n".join(s for s in stories if s not in stories[:2]), encoding="utf-8")
     run(corpus, "-o", out, "--steps", 12, *TINY, "--validation", other, "--samples", 3, "--seed", 5)
     text = (tmp_path / "model.gguf.train" / "samples.txt").read_text(encoding="utf-8")
     samples = text.removesuffix("\n").split("\n\n----\n\n")

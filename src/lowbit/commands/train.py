@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="last part of the run, with --keep (default: %(default)g)",
     )
-    add("--teacher", metavar="FILE", help="BitNet model with the same vocabulary to learn from too")
+    add("--teacher", metavar="FILE", help="model with the same vocabulary to learn from too")
     add("--distill", type=share, default=0.5, metavar="F", help="weight of the teacher (default: %(default)g)")
     add("--seed", type=whole(0), default=0, metavar="N", help="(default: %(default)s)")
 

@@ -35,7 +35,8 @@ def save_checkpoint(path: Path, model: BitNet, optimizer: Optimizer, progress: d
     arrays: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
         for kind, tensor in {"weight": parameter.data, **optimizer.state[name]}.items():
-            arrays[f"{kind}/{name}"] = tensor.cpu().numpy()
+            if kind == "weight" or tensor.any():  # before the first step all moments are 0
+                arrays[f"{kind}/{name}"] = tensor.cpu().numpy()
     arrays["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
     temporary = path.with_name(path.name + ".new")
     try:
@@ -74,7 +75,8 @@ def load_checkpoint(path: Path, model: BitNet, optimizer: Optimizer) -> dict[str
         try:
             for name, parameter in model.named_parameters():
                 for kind, tensor in {"weight": parameter.data, **optimizer.state[name]}.items():
-                    value = torch.from_numpy(archive[f"{kind}/{name}"])
+                    stored = kind == "weight" or f"{kind}/{name}" in archive
+                    value = torch.from_numpy(archive[f"{kind}/{name}"]) if stored else torch.zeros_like(tensor)
                     if value.shape != tensor.shape:
                         raise FormatError(f"{path}: {name} has shape {tuple(value.shape)}, not {tuple(tensor.shape)}")
                     tensor.copy_(value)

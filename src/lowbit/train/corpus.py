@@ -98,20 +98,20 @@ def _messages(given: Any) -> tuple[tuple[str, str], ...]:
     return tuple((message["role"], message["content"].strip()) for message in messages)
 
 
-def encode(documents: Sequence[Document], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Encode each document to uint16 token ids, the beginning-of-text token first, the end-of-text token last."""
-    return [np.array(_ids(document, tokenizer), np.uint16) for document in documents]
+def encode(documents: Sequence[Document], tokenizer: Tokenizer, end: bool = True) -> list[np.ndarray]:
+    """Encode documents to uint16 token ids, first the token that begins a text, and last, if `end`, that of its end."""
+    return [np.array(_ids(document, tokenizer, end), np.uint16) for document in documents]
 
 
-def _ids(document: Document, tokenizer: Tokenizer) -> list[int]:
+def _ids(document: Document, tokenizer: Tokenizer, end: bool) -> list[int]:
     if isinstance(document, str):
-        return tokenizer.encode(document, add_bos=True, add_eos=True)
+        return tokenizer.encode(document, add_bos=True, add_eos=end)
     *before, (_, answer) = document
     messages = [{"role": role, "content": content} for role, content in before]
     return [
         *render(messages, {}, tokenizer, TEMPLATES[CHAT_TEMPLATE]),
-        *tokenizer.encode_template(answer.replace("<|", "< |"), {}),
-        *([] if tokenizer.eos_id is None else [tokenizer.eos_id]),
+        *tokenizer.encode_template(answer, {}),
+        *([tokenizer.eos_id] if end and tokenizer.eos_id is not None else []),
     ]
 
 

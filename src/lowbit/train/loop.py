@@ -170,7 +170,7 @@ class Passes:
     def _collect(self, into: dict[str, Tensor]) -> None:
         """Move the gradients of a pass to where they are kept."""
         for number, block in enumerate(self._weights):
-            for names, rounded in zip(INPUTS, block, strict=True):
+            for names, rounded in zip(INPUTS, block):  # none in 4-bit training
                 full = [f"blk.{number}.{name}" for name in names]
                 gradient = rounded.matrix.grad
                 assert gradient is not None
@@ -329,13 +329,9 @@ class _Means:
 
 def _check_same(path: Path, had: dict[str, Any], wanted: dict[str, Any], step: int) -> None:
     """Refuse to go on with other text, another shape or other options; more steps may follow a stable phase."""
-    had = {**had, "schedule": dict(had["schedule"])}
     old, new = had["schedule"], wanted["schedule"]
-    if old.get("curve") == "wsd" == new["curve"]:
-        had["schedule"]["steps"] = new["steps"]
-        had["schedule"]["decay_share"] = new["decay_share"]
-        if step > min(Schedule(**old).stable, Schedule(**new).stable):
-            had["schedule"]["steps"] = old["steps"]
+    if old.get("curve") == new["curve"] == "wsd" and step <= min(Schedule(**old).stable, Schedule(**new).stable):
+        had = {**had, "schedule": {**old, "steps": new["steps"], "decay_share": new["decay_share"]}}
     for name in {**wanted, **had}:
         if had.get(name) != wanted.get(name):
             raise FormatError(f"{path}: cannot resume, the {name} was {had.get(name)}")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import random
 import re
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,13 @@ from ..tokenizers import Tokenizer, from_gguf_metadata
 from .checkpoint import read_progress
 from .corpus import Document, encode, plain_text, read_documents, texts
 from .crew import can_fork
+from .events import EventLog
 from .export import check_exportable, write_gguf
 from .loop import Schedule, fit
 from .measure import bits_per_byte
 from .model import BitNet, BitNetShape, Precision
 from .report import Progress, plot_loss
+from .teacher import Teacher
 from .vocabulary import read_vocabulary, train_vocabulary, write_vocabulary
 from .warmstart import grow, read_model
 
@@ -59,7 +64,7 @@ class Project:
     start_from: str | None = None
     """BitNet model to go on from; its vocabulary is taken too, and its shape but for more layers."""
     teacher: str | None = None
-    """BitNet model with the same vocabulary to learn from."""
+    """Any model that lowbit runs, with the same vocabulary, to learn from."""
     shape: dict[str, Any] = field(default_factory=dict)
     """Values for `BitNetShape`; what is not given stays at its default, or as in `start_from`."""
     dropout: float = 0.0
@@ -132,12 +137,8 @@ def train(project: Project) -> Path:
     torch.manual_seed(project.schedule.seed)
     model = make_model(project, tokenizer.vocab_size, compute).to(project.device)
     check_exportable(model, project.ternary_type)
-    teacher = None
-    if project.teacher:
-        teacher = read_model(project.teacher, compute).to(project.device).eval().requires_grad_(False)
-        if teacher.shape.vocab_size != model.shape.vocab_size:
-            raise FormatError(f"{project.teacher}: a teacher needs the same vocabulary")
-    tokens, held_tokens = encode(documents, tokenizer), encode(held, tokenizer)
+    teacher = Teacher(project.teacher, tokenizer, project.schedule.window) if project.teacher else None
+    tokens, held_tokens = encode(documents, tokenizer), encode(held, tokenizer, end=False)
     held_bytes = sum(len(plain_text(document).encode()) for document in held)
     schedule = project.schedule
     if not schedule.steps:
@@ -156,6 +157,7 @@ def train(project: Project) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if not project.resume:
         write_vocabulary(vocabulary_file, vocabulary)
+        write_options(folder / "options.json", project, schedule, identity)
     if project.compile or (project.compile is None and shutil.which("c++")):
         model.compile()
     # A second model, in float32 and not compiled, measures: as the exported file will compute, in any batch shape.
@@ -165,16 +167,23 @@ def train(project: Project) -> Path:
         plain.load_state_dict(model.state_dict())
         return bits_per_byte(plain, held_tokens, held_bytes)
 
-    done = read_progress(checkpoint)["step"] if project.resume else 0
-    progress = Progress(schedule.steps, done, schedule.batch_tokens)
+    done = read_progress(checkpoint)["history"] if project.resume else []
+    log = EventLog(folder, done)
+    progress = Progress(schedule.steps, len(done), schedule.batch_tokens)
+
+    def report(record: dict[str, float]) -> None:
+        progress(record)
+        log(record)
+
     try:
         history = fit(
-            model, tokens, schedule, checkpoint, weights=weights, teacher=None, identity=identity,
+            model, tokens, schedule, checkpoint, weights=weights, teacher=teacher, identity=identity,
             resume=project.resume, processes=processes, checkpoint_seconds=project.checkpoint_seconds,
-            validate=measure, validate_every=project.measure_every, report=progress,
+            validate=measure, validate_every=project.measure_every, report=report,
         )  # fmt: skip
     finally:
         progress.close()
+        log.close()
     name = project.name or project.output.stem
     write_gguf(
         project.output, model, vocabulary, name=name,
@@ -186,6 +195,17 @@ def train(project: Project) -> Path:
     if project.samples:
         write_samples(folder / "samples.txt", project, tokenizer, held)
     return project.output
+
+
+def write_options(path: Path, project: Project, schedule: Schedule, identity: dict[str, Any]) -> None:
+    """Note everything that the run depends on, for somebody who wants to have it again."""
+    files = [*project.corpus, *project.validation, *filter(None, (project.teacher, project.start_from))]
+    digests = {
+        name: hashlib.sha256(Path(split_weight(name)[0]).read_bytes()).hexdigest() for name in map(os.fspath, files)
+    }
+    versions = {"lowbit": version("lowbit"), "torch": torch.__version__}
+    told = {**asdict(project), "schedule": asdict(schedule), **identity, "sha256": digests, "versions": versions}
+    path.write_text(json.dumps(told, indent=1, default=os.fspath) + "\n", encoding="utf-8")
 
 
 def say(text: str) -> None:
