@@ -14,7 +14,7 @@ import shutil
 import torch
 
 from lowbit.train.model import BitNet, BitNetShape
-from lowbit.train.project import compute_type
+from lowbit.train.project import compute_type, processes_for
 from lowbit.train.speed import training_speed
 
 SHAPE = BitNetShape(
@@ -24,7 +24,7 @@ SHAPE = BitNetShape(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", default="1,2", help="numbers of threads (default: %(default)s)")
+    parser.add_argument("--threads", default="1,2", help="numbers of cores (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8192, help="tokens per step (default: %(default)s)")
     parser.add_argument("--micro-batch", type=int, default=4096, help="tokens per pass (default: %(default)s)")
     parser.add_argument("--window", type=int, default=256, help="tokens per sequence (default: %(default)s)")
@@ -37,16 +37,17 @@ def main() -> None:
     shape = BitNetShape(**{name: getattr(args, name) for name in SHAPE.as_dict()})
     results = []
     for threads in map(int, args.threads.split(",")):
-        torch.set_num_threads(threads)
+        processes = processes_for(threads, "cpu", args.batch // args.micro_batch)
+        torch.set_num_threads(1 if processes > 1 else threads)
         torch.manual_seed(0)
         model = BitNet(shape, compute_type(args.compute, "cpu"))
         if shutil.which("c++"):
             model.compile()
-        speed = training_speed(model, args.batch, args.micro_batch, args.window, args.steps)
+        speed = training_speed(model, args.batch, args.micro_batch, args.window, args.steps, processes)
         parameters = sum(p.numel() for p in model.parameters())
         results.append({"threads": threads, "parameters": parameters, "tokens_per_second": speed})
         if not args.json:
-            print(f"{parameters:,} parameters, {threads} threads: {speed:,.0f} tokens/s", flush=True)
+            print(f"{parameters:,} parameters, {threads} cores: {speed:,.0f} tokens/s", flush=True)
     if args.json:
         print(json.dumps({"shape": shape.as_dict(), "torch": torch.__version__, "results": results}))
 

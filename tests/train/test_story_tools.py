@@ -106,7 +106,7 @@ def test_a_request_asks_for_what_is_in_the_story():
     for seed in range(40):
         asked = corpus.request(STORY, {"dragon", "cake"}, in_stories, random.Random(seed))
         assert "sad" not in asked
-        assert any(noun in asked for noun in ("dragon", "cake")) or asked in corpus.OPEN_REQUESTS
+        assert any(noun in asked for noun in ("dragon", "cake")) or asked.startswith(corpus.OPEN_REQUESTS)
         assert asked == corpus.request(STORY, {"dragon", "cake"}, in_stories, random.Random(seed))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..assets import EMBEDDED_MODEL
 from ..errors import LowbitError
 from .common import InputError, whole
 
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     add("--vocab-size", type=whole(512), default=2048, metavar="N", help="tokens, 512 to 8192 (default: %(default)s)")
     add("--vocabulary", metavar="FILE", help="use the vocabulary of a GGUF or SentencePiece file")
-    add("--init", metavar="FILE", help="go on from a BitNet GGUF model; --layers may add blocks to it")
+    add("--init", metavar="FILE", help="go on from a BitNet GGUF model, or from 'embedded'; --layers may add to it")
     add("--layers", type=whole(1), metavar="N", help="transformer blocks (default: 8)")
     add("--hidden", type=whole(1), metavar="N", help="width, a multiple of 256 (default: 256)")
     add("--intermediate", type=whole(1), metavar="N", help="feed-forward width, a multiple of 256 (default: 512)")
@@ -156,9 +157,9 @@ def run(args: argparse.Namespace) -> int:
         folder=Path(args.folder) if args.folder else None,
         validation=args.validation or (),
         vocab_size=args.vocab_size,
-        vocabulary=args.vocabulary,
-        start_from=args.init,
-        teacher=args.teacher,
+        vocabulary=_path(args.vocabulary),
+        start_from=_path(args.init),
+        teacher=_path(args.teacher),
         shape={name: value for name, value in names.items() if value is not None},
         dropout=args.dropout,
         precision=args.precision,
@@ -181,6 +182,11 @@ def run(args: argparse.Namespace) -> int:
             raise
         raise InputError(" ".join(str(error).split())[:300]) from None
     return 0
+
+
+def _path(name: str | None) -> str | None:
+    """Return the path of a model file, where `embedded` names the one that comes with lowbit."""
+    return EMBEDDED_MODEL if name == "embedded" else name
 
 
 def positive(text: str) -> float:

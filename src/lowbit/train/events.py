@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..errors import LowbitError
+
 __all__ = ["EventLog"]
 
 TAGS = {
@@ -67,8 +69,9 @@ class EventLog:
     """
 
     def __init__(self, folder: Path, history: Iterable[Mapping[str, float]] = ()) -> None:
-        self._file = open(folder / "events.out.tfevents.0.lowbit", "wb")
-        self._file.write(_event(0, _field(3, b"brain.Event:2")))
+        self.path = folder / "events.out.tfevents.0.lowbit"
+        self._file = open(self.path, "wb", buffering=0)
+        self._write(_event(0, _field(3, b"brain.Event:2")))
         for record in history:
             self(record)
 
@@ -79,9 +82,14 @@ class EventLog:
             for key, tag in TAGS.items()
             if key in record
         )
-        self._file.write(_event(int(record["step"]), _field(5, values)))
-        self._file.flush()
+        self._write(_event(int(record["step"]), _field(5, values)))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _write(self, event: bytes) -> None:
+        try:
+            self._file.write(event)
+        except OSError as error:
+            raise LowbitError(f"{self.path}: cannot write the log: {error.strerror or error}") from None

@@ -102,7 +102,7 @@ def train(project: Project) -> Path:
     if not project.resume and checkpoint.exists():
         raise FormatError(f"{folder}: holds a run already; resume it, or remove the folder to begin anew")
     cores = project.threads or torch.get_num_threads()
-    processes = processes_for(cores, project.device, project.schedule)
+    processes = processes_for(cores, project.device, project.schedule.batch_tokens // project.schedule.micro_tokens)
     torch.set_num_threads(1 if processes > 1 else cores)
 
     files = [split_weight(name) for name in project.corpus]
@@ -227,10 +227,9 @@ def split_weight(name: str) -> tuple[str, float]:
     return path, value
 
 
-def processes_for(cores: int, device: str, schedule: Schedule) -> int:
-    """Return how many processes share a step: one per core, where processes can be copied and passes suffice."""
-    passes = schedule.batch_tokens // schedule.micro_tokens
-    return min(cores, passes) if device == "cpu" and can_fork() and passes >= cores else 1
+def processes_for(cores: int, device: str, passes: int) -> int:
+    """Return how many processes share the passes of a step: one per core, where these suffice and copies can be made."""
+    return cores if device == "cpu" and can_fork() and passes >= cores else 1
 
 
 def check_apart(documents: Sequence[Document], held: Sequence[Document]) -> None:
