@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=positive, default=4.0, metavar="F", help="passes over the corpus (default: %(default)g)")
     add("--steps", type=whole(1), metavar="N", help="optimizer steps, instead of --epochs")
     add("--batch", type=whole(1), default=8192, metavar="N", help="tokens per step (default: %(default)s)")
-    add("--micro-batch", type=whole(1), metavar="N", help="tokens per forward pass (default: 4096 or the batch)")
+    add("--micro-batch", type=whole(1), metavar="N", help="tokens per forward pass (default: 2048 or the batch)")
     add("--window", type=whole(2), metavar="N", help="tokens per training sequence (default: 256 or the context)")
     add("--optimizer", choices=OPTIMIZERS, default="adamw", help="muon for linear layers (default: %(default)s)")
     add("--curve", choices=CURVES, default="linear", help="of the learning rate (default: %(default)s)")
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
     schedule = Schedule(
         steps=args.steps or 0,
         batch_tokens=args.batch,
-        micro_tokens=args.micro_batch or min(4096, args.batch),
+        micro_tokens=args.micro_batch or min(2048, args.batch),
         window=args.window or min(256, args.context or 256),
         optimizer=args.optimizer,
         curve=args.curve,

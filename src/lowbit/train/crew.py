@@ -36,10 +36,11 @@ class Crew:
     size : processes, this one included
     tasks : functions by name; the last argument is the number of the task
         Copies are made here and now: what the functions read later must be in shared memory or in their arguments.
+    threads : of each process, if there are several; so far torch must have had one
     """
 
-    def __init__(self, size: int, tasks: Mapping[str, Callable[..., Any]]) -> None:
-        self.tasks = tasks
+    def __init__(self, size: int, tasks: Mapping[str, Callable[..., Any]], threads: int = 1) -> None:
+        self.tasks, self.threads = tasks, threads
         context = multiprocessing.get_context("fork") if size > 1 else multiprocessing.get_context()
         self._next: Any = context.Value("q", 0) if size > 1 else None
         self._pipes: list[Connection] = []
@@ -51,6 +52,8 @@ class Crew:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
+        if size > 1:
+            torch.set_num_threads(threads)
 
     def run(self, task: str, count: int, *arguments: Any) -> list[Any]:
         """Do tasks 0 to `count` - 1 and return their results in this order.
@@ -110,7 +113,7 @@ class Crew:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for other in others:
             other.close()  # or the end of the first process would not be the end of the pipe
-        torch.set_num_threads(1)
+        torch.set_num_threads(self.threads)
         while True:
             try:
                 task, count, arguments = pipe.recv()

@@ -37,7 +37,7 @@ class Schedule:
     """Number of optimizer steps."""
     batch_tokens: int = 8192
     """Tokens per optimizer step."""
-    micro_tokens: int = 4096
+    micro_tokens: int = 2048
     """Tokens per forward pass; gradients of several passes add up to a step."""
     window: int = 256
     """Tokens per row, at most the context length. A longer text is cut."""
@@ -194,6 +194,7 @@ def fit(
     identity: dict[str, Any] | None = None,
     resume: bool = False,
     processes: int = 1,
+    threads: int = 1,
     checkpoint_seconds: float = 60.0,
     validate: Callable[[], float] | None = None,
     validate_every: int = 0,
@@ -211,7 +212,8 @@ def fit(
     teacher : whose predictions are learned too (knowledge distillation)
     identity : what else a resumed run must have in common with the first part (corpus, shape)
     resume : continue from `checkpoint`
-    processes : share the passes of a step; any number gives the same result
+    processes, threads : processes that share the passes of a step, and threads of each if there are several; any
+        number of processes gives the same result
     validate : measures the model, in bits per byte; called every `validate_every` steps and at the end
     report : called after each step with the newest record
 
@@ -262,7 +264,7 @@ def fit(
     if not resume:
         save(0)
     model.train()
-    with Crew(processes, {"pass": passes, "add": add_up, "update": update}) as crew:
+    with Crew(processes, {"pass": passes, "add": add_up, "update": update}, threads) as crew:
         saved = time.monotonic()
         for step in range(start, schedule.steps):
             begun = time.monotonic()

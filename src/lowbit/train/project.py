@@ -102,8 +102,9 @@ def train(project: Project) -> Path:
     if not project.resume and checkpoint.exists():
         raise FormatError(f"{folder}: holds a run already; resume it, or remove the folder to begin anew")
     cores = project.threads or torch.get_num_threads()
-    processes = processes_for(cores, project.device, project.schedule.batch_tokens // project.schedule.micro_tokens)
-    torch.set_num_threads(1 if processes > 1 else cores)
+    passes = project.schedule.batch_tokens // project.schedule.micro_tokens
+    processes, threads = share_cores(cores, project.device, passes)
+    torch.set_num_threads(1 if processes > 1 else threads)  # threads do not survive the copying of a process
 
     files = [split_weight(name) for name in project.corpus]
     parts = [read_documents([path]) for path, _ in files]
@@ -178,7 +179,7 @@ def train(project: Project) -> Path:
     try:
         history = fit(
             model, tokens, schedule, checkpoint, weights=weights, teacher=teacher, identity=identity,
-            resume=project.resume, processes=processes, checkpoint_seconds=project.checkpoint_seconds,
+            resume=project.resume, processes=processes, threads=threads, checkpoint_seconds=project.checkpoint_seconds,
             validate=measure, validate_every=project.measure_every, report=report,
         )  # fmt: skip
     finally:
@@ -227,9 +228,10 @@ def split_weight(name: str) -> tuple[str, float]:
     return path, value
 
 
-def processes_for(cores: int, device: str, passes: int) -> int:
-    """Return how many processes share the passes of a step: one per core, where these suffice and copies can be made."""
-    return cores if device == "cpu" and can_fork() and passes >= cores else 1
+def share_cores(cores: int, device: str, passes: int) -> tuple[int, int]:
+    """Return how many processes share the passes of a step, and how many threads each has."""
+    processes = min(cores, passes) if device == "cpu" and can_fork() else 1
+    return processes, cores // processes
 
 
 def check_apart(documents: Sequence[Document], held: Sequence[Document]) -> None:
