@@ -24,6 +24,7 @@ def tool(name):
 
 
 corpus, check = tool("story_corpus"), tool("story_check")
+sampling = tool("sample_stories")
 
 STORY = (
     "Once upon a time, there was a little dragon named Fizz. Fizz loved cake more than anything.\n\n"
@@ -193,6 +194,62 @@ def test_a_name_that_was_never_introduced_is_a_change(later, changes):
 )
 def test_a_noun_is_found_in_singular_and_plural_only(text, noun, found):
     assert check.mentions(text, noun) == found
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    monkeypatch.setattr(sampling, "COMMON_NOUN", 5)
+    nouns = ("tree", "boat", "kite", "ball")
+    filler = [f"He saw the {noun} and ran. Then the {noun} fell. The {noun} was big. {STORY}" for noun in nouns] * 6
+    made = sampling.Judge(filler)
+    assert set(nouns) <= set(made.nouns)
+    return made
+
+
+def test_the_judge_drops_a_sampled_story_for_its_fault(judge):
+    assert judge(STORY, True, ["dragon", "cake"]) is None
+    assert judge(STORY, True, ["dragon", "cake"]) == "a duplicate"
+    assert judge(STORY, False, []) == "does not end"
+    assert judge("Short.", True, []) == "too short"
+    assert judge(STORY, True, ["dragon", "boat"]) == "does not tell of what was asked for"
+    assert judge(STORY.replace("laughed", "capitulated unconditionally"), True, []) == "strange words"
+    assert judge(STORY + "\n\nFizz loved cake more than anything.", True, []) == "repeats itself"
+
+
+def test_the_judge_drops_what_surprises_its_model(judge):
+    class Model:
+        def perplexity(self, story):
+            return type("Score", (), {"bits_per_byte": 0.9 if "happy" in story else 1.5})
+
+    judge.model = Model()
+    assert judge(STORY.replace("happy", "big"), True, []) == "surprising"
+    assert judge(STORY, True, []) is None
+
+
+def test_sampling_asks_for_two_nouns_and_gives_each_seed_once(judge, monkeypatch):
+    pytest.importorskip("lowbit._kernels.transformer", reason="kernels are not compiled", exc_type=ImportError)
+    monkeypatch.setattr("lowbit.chat.find_template", lambda metadata, tokenizer: None)
+    monkeypatch.setattr("lowbit.chat.render", lambda messages, *rest: messages[0]["content"])
+    asked = []
+
+    class Model:
+        tokenizer = None
+
+        def info(self):
+            return {"chat_template": ""}
+
+        def generate(self, prompts, **settings):
+            asked.extend(prompts)
+            return [type("Out", (), {"text": STORY + " " + p, "finish_reason": "stop"}) for p in prompts]
+
+    told = list(sampling.sample(Model(), judge, range(3, 10), 4))
+    assert [seed for seed, *_ in told] == list(range(3, 10))
+    assert len(asked) == 7
+    for prompt, (_, _, nouns, _) in zip(asked, told, strict=True):
+        assert len(set(nouns)) == 2
+        assert all(check.article(noun) in prompt for noun in nouns)
+    again = list(sampling.sample(Model(), judge, [5], 4))
+    assert again[0][:3] == told[2][:3]
 
 
 def test_the_report_counts_faults_only_in_texts_that_end():
