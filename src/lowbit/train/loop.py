@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ..errors import FormatError, LowbitError
@@ -27,6 +27,10 @@ __all__ = ["CURVES", "Curve", "Schedule", "fit"]
 Curve = Literal["linear", "cosine", "wsd"]
 CURVES: tuple[Curve, ...] = get_args(Curve)
 """Of the learning rate after the warm-up: falling to 0 at once, or (warm-up, stable, decay) in the last part only."""
+
+
+STABLE = "stable.npz"
+"""Checkpoint before the learning rate of ``wsd`` falls: from there the run can go on with more steps."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +292,7 @@ def fit(
             last = step + 1 == schedule.steps
             if validate and (last or (validate_every and (step + 1) % validate_every == 0)):
                 _at_full_rounding(model)
-                with _Means(model, optimizer):
+                with optimizer.averaged():
                     record["bits_per_byte"] = validate()
             history.append(record)
             if last or time.monotonic() - saved > checkpoint_seconds:
@@ -305,28 +309,8 @@ def fit(
     return history
 
 
-STABLE = "stable.npz"
-"""Checkpoint before the learning rate falls: from here the run can go on with more steps."""
-
-
 def _at_full_rounding(model: BitNet) -> None:
     model.quantisation.on, model.quantisation.keep = True, 1.0
-
-
-class _Means:
-    """Lets the model compute with the running means of its parameters for a while."""
-
-    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-
-    def __enter__(self) -> None:
-        self.own = {name: p.data for name, p in self.optimizer.parameters.items()}
-        for name, mean in self.optimizer.means().items():
-            self.optimizer.parameters[name].data = mean
-
-    def __exit__(self, *error: object) -> None:
-        for name, own in self.own.items():
-            self.optimizer.parameters[name].data = own
 
 
 def _check_same(path: Path, had: dict[str, Any], wanted: dict[str, Any], step: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -107,6 +109,18 @@ class Optimizer:
         if self.ema:
             # as young as the run at first, so that the random start is forgotten
             state["mean"].lerp_(parameter, max(1 - self.ema, 1 / (step + 1)))
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model compute with the running means of its parameters for a while."""
+        own = {name: p.data for name, p in self.parameters.items()}
+        for name, mean in self.means().items():
+            self.parameters[name].data = mean
+        try:
+            yield
+        finally:
+            for name, data in own.items():
+                self.parameters[name].data = data
 
     def means(self) -> dict[str, Tensor]:
         """Return the running means of all parameters, or the parameters where there are none."""
