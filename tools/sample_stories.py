@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from story_check import article, mentions, repeats_a_sentence
+from story_check import mentions, repeats_a_sentence
 from story_corpus import clean, fault, find_nouns, words
 
 PROMPTS = (
@@ -55,7 +55,8 @@ class Judge:
     def __init__(self, stories: Sequence[str], model: Any = None, most_bits: float = 1.2) -> None:
         in_stories = Counter(word for story in stories for word in set(words(story)))
         self.known = {word for word, n in in_stories.items() if n > 1}
-        self.nouns = sorted(noun for noun in find_nouns(stories) if in_stories[noun] >= COMMON_NOUN)
+        self.nouns = {noun: asked for noun, asked in find_nouns(stories).items() if in_stories[noun] >= COMMON_NOUN}
+        """Each as one asks for it."""
         self.model, self.most_bits = model, most_bits
         self.seen: set[str] = set()
 
@@ -90,10 +91,10 @@ def sample(
     template = find_template({"tokenizer.chat_template": model.info()["chat_template"]}, model.tokenizer)
     for begin in range(0, len(seeds), together):
         group = seeds[begin : begin + together]
-        asked = [random.Random(seed).sample(judge.nouns, 2) for seed in group]
+        asked = [random.Random(seed).sample(sorted(judge.nouns), 2) for seed in group]
         prompts = [
             render(
-                [{"role": "user", "content": PROMPTS[seed % len(PROMPTS)].format(*map(article, nouns))}],
+                [{"role": "user", "content": PROMPTS[seed % len(PROMPTS)].format(*map(judge.nouns.get, nouns))}],
                 {}, model.tokenizer, template,
             )
             for seed, nouns in zip(group, asked, strict=True)
@@ -133,7 +134,7 @@ def main() -> None:
             lowbit.load(args.model, threads=args.threads), judge, seeds, args.together
         ):
             if reason is None:
-                request = REQUEST.format(*map(article, nouns))
+                request = REQUEST.format(*map(judge.nouns.get, nouns))
                 messages = [{"role": "user", "content": request}, {"role": "assistant", "content": story}]
                 out.write(json.dumps({"messages": messages, "seed": seed}, ensure_ascii=False) + "\n")
                 counts["kept"] += 1

@@ -21,7 +21,7 @@ from typing import Any
 
 PROMPT = "Once upon a time"
 TOPICS = ("dragon", "cake", "dog", "ball", "bird", "boat")
-REQUEST = "Tell me a story about {} and {}."
+REQUEST = "Tell me a story about a {} and a {}."
 
 SENTENCE_END = re.compile(r'(?<=[.!?])["\']?\s+|\n+')
 SHORTEST_SENTENCE = 4
@@ -128,11 +128,6 @@ def report(texts: Sequence[Told]) -> dict[str, Any]:
     return counts
 
 
-def article(noun: str) -> str:
-    """Put the article before a noun."""
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
-
-
 def tell(model: Any, seeds: Sequence[int], max_tokens: int, temperature: float) -> tuple[list[Told], list[Told]]:
     """Return continuations, and answers to requests, one each per seed."""
     template = None if model.info()["chat_template"] else "plain"
@@ -142,7 +137,7 @@ def tell(model: Any, seeds: Sequence[int], max_tokens: int, temperature: float) 
     for seed, pair in zip(seeds, pairs, strict=False):
         out = model.generate(PROMPT, seed=seed, **settings)
         continued.append(Told(PROMPT, PROMPT + out.text, out.finish_reason == "stop", seed=seed))
-        request = REQUEST.format(*map(article, pair))
+        request = REQUEST.format(*pair)
         out = model.chat([{"role": "user", "content": request}], template=template, seed=seed, **settings)
         answered.append(Told(request, out.text.strip(), out.finish_reason == "stop", pair, seed))
     return continued, answered

@@ -15,7 +15,7 @@ import random
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,30 +124,40 @@ def badly_cased(story: str) -> bool:
     return any(lower[name.lower()] and name.lower() not in after_article for name in names)
 
 
-def find_nouns(stories: Iterable[str]) -> set[str]:
-    """Return the words that mostly stand where a noun does: after a determiner or an adjective, before no noun."""
+def find_nouns(stories: Iterable[str]) -> dict[str, str]:
+    """Return the words that mostly stand where a noun does, each as one asks for it: a dragon, the moon, water, shoes.
+
+    That is after a determiner, and before the end of a sentence or a word that no noun follows.
+    """
     total: Counter[str] = Counter()
     as_noun: Counter[str] = Counter()
+    after: dict[str, Counter[str]] = {"a": Counter(), "the": Counter()}
     for story in stories:
         tokens = re.findall(r"[A-Za-z']+|[.,!?\"]", story)
-        for before, word, after in zip(tokens, tokens[1:], tokens[2:]):
+        for before, word, behind in zip(tokens, tokens[1:], tokens[2:]):
             if word.islower() and word.isalpha() and len(word) > 2:
                 total[word] += 1
-                as_noun[word] += before.lower() in DETERMINERS and (not after[0].isalpha() or after in AFTER_NOUN)
-    return {w for w, n in total.items() if n >= 10 and as_noun[w] > 0.25 * n and w not in NO_TOPIC}
+                as_noun[word] += before.lower() in DETERMINERS and (not behind[0].isalpha() or behind in AFTER_NOUN)
+                article = {"an": "a"}.get(before.lower(), before.lower())
+                if article in after:
+                    after[article][word] += 1
+    nouns = {}
+    for word, n in total.items():
+        if n >= 10 and as_noun[word] > 0.3 * n and word not in NO_TOPIC:
+            one = after["a"][word] > 0.01 * n
+            nouns[word] = with_article(word) if one else "the " + word if after["the"][word] > 0.6 * n else word
+    return nouns
 
 
-def topics(story: str, nouns: set[str], in_stories: Counter[str], count: int) -> list[str]:
+def topics(story: str, nouns: Collection[str], in_stories: Counter[str], count: int) -> list[str]:
     """Return the `count` nouns that tell most about a story: said often in it, and seldom in others."""
-    said = Counter(word for word in words(story) if word in nouns)
+    said = Counter(word for word in re.findall(r"\b[a-z]+\b", story) if word in nouns)  # a name is no topic
     often = [word for word, n in said.items() if n >= 2]
     return sorted(often, key=lambda word: (-said[word] / in_stories[word] ** 0.5, word))[:count]
 
 
 def with_article(noun: str) -> str:
-    """Put the article before a noun that it is asked for with; none before a plural."""
-    if noun.endswith("s") and not noun.endswith(("ss", "us")):
-        return noun
+    """Put "a" or "an" before a noun."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
@@ -160,9 +170,9 @@ def ending(story: str) -> str | None:
     return "happy" if happy > sad else "sad" if sad > happy + 1 else None
 
 
-def request(story: str, nouns: set[str], in_stories: Counter[str], draw: random.Random) -> str:
+def request(story: str, nouns: Mapping[str, str], in_stories: Counter[str], draw: random.Random) -> str:
     """Make up a request that the story fulfils."""
-    about = [with_article(noun) for noun in topics(story, nouns, in_stories, draw.choice((1, 1, 2, 2, 2, 3)))]
+    about = [nouns[noun] for noun in topics(story, nouns, in_stories, draw.choice((1, 1, 2, 2, 2, 3)))]
     draw.shuffle(about)
     hero = re.search(
         r"\b(girl|boy|dog|cat|bird|bear|rabbit|bunny|mouse|fish|fox|frog) (?:named|called) ([A-Z][a-z]+)", story
@@ -245,7 +255,7 @@ class Filter:
 def compose(stories: Sequence[str], share: float, seed: int, tails: float = 0.0) -> Iterator[dict[str, Any]]:
     """Give the share of the stories a request, and leave the others as they are; or begin at their "One day"."""
     nouns = find_nouns(stories)
-    in_stories = Counter(word for story in stories for word in set(words(story)) & nouns)
+    in_stories = Counter(word for story in stories for word in set(words(story)) & nouns.keys())
     draw = random.Random(seed)
     for story in stories:
         if draw.random() < share:

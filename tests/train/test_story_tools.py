@@ -100,15 +100,17 @@ def test_a_request_asks_for_what_is_in_the_story():
         for _ in range(12)
     ]
     nouns = corpus.find_nouns([STORY, *filler])
-    assert {"tree", "boat", "cake", "dragon"} <= nouns
-    assert not nouns & {"was", "big", "saw", "then", "liked"}
+    assert {"tree", "boat", "cake", "dragon"} <= nouns.keys()
+    assert not nouns.keys() & {"was", "big", "saw", "then", "liked"}
+    assert nouns["cake"] == "a cake"
+    assert nouns["tree"] == "the tree"  # the only one there is
     in_stories = Counter({"dragon": 1, "cake": 1})
     assert corpus.topics(STORY, {"dragon", "cake"}, in_stories, 2) == ["cake", "dragon"]
     for seed in range(40):
-        asked = corpus.request(STORY, {"dragon", "cake"}, in_stories, random.Random(seed))
+        asked = corpus.request(STORY, {"dragon": "a dragon", "cake": "a cake"}, in_stories, random.Random(seed))
         assert "sad" not in asked
         assert any(noun in asked for noun in ("dragon", "cake")) or asked.startswith(corpus.OPEN_REQUESTS)
-        assert asked == corpus.request(STORY, {"dragon", "cake"}, in_stories, random.Random(seed))
+        assert asked == corpus.request(STORY, {"dragon": "a dragon", "cake": "a cake"}, in_stories, random.Random(seed))
 
 
 @pytest.mark.parametrize(
@@ -124,10 +126,15 @@ def test_the_end_of_a_story_is_told_by_its_last_sentences(last, kind):
     assert corpus.ending("Tom ran. Tom ate. Tom slept. " + last) == kind
 
 
-def test_articles_fit_their_nouns():
-    assert [corpus.with_article(noun) for noun in ("apple", "dog", "shoes", "bus", "dress")] == [
-        "an apple", "a dog", "shoes", "a bus", "a dress",
-    ]  # fmt: skip
+def test_nouns_are_asked_for_as_the_stories_say_them():
+    stories = ["He saw an apple. She saw a dog. The sun was up. He put on shoes. She had some water. Rain fell."] * 9
+    stories += [
+        "Look at the sun. Look at the apple. Her shoes were new. They took some water. My dog and the water ran."
+    ] * 9
+    nouns = corpus.find_nouns(stories)
+    assert {noun: nouns.get(noun) for noun in ("apple", "dog", "sun", "shoes", "water")} == {
+        "apple": "an apple", "dog": "a dog", "sun": "the sun", "shoes": "shoes", "water": "water",
+    }  # fmt: skip
 
 
 def test_the_corpus_tool_writes_stories_and_conversations(tmp_path, monkeypatch, capsys):
@@ -247,7 +254,7 @@ def test_sampling_asks_for_two_nouns_and_gives_each_seed_once(judge, monkeypatch
     assert len(asked) == 7
     for prompt, (_, _, nouns, _) in zip(asked, told, strict=True):
         assert len(set(nouns)) == 2
-        assert all(check.article(noun) in prompt for noun in nouns)
+        assert all(judge.nouns[noun] in prompt for noun in nouns)
     again = list(sampling.sample(Model(), judge, [5], 4))
     assert again[0][:3] == told[2][:3]
 
