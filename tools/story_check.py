@@ -49,6 +49,14 @@ NO_NAMES = {
     "Because", "Until", "Which", "Without", "Like", "Back", "Oh", "Ouch", "Hooray", "Yay", "Yum", "Boom",
     "Animals",
 }  # fmt: skip
+FAMILIAR = {
+    "Tim", "Tom", "Lily", "Sara", "Ben", "Mia", "Max", "Sam", "Anna", "Jack", "Lucy", "Timmy", "Sue", "Bob",
+    "Amy", "Spot", "Emma", "Mary", "John", "Jane", "Billy", "Jill", "Fluffy", "Kitty", "Benny", "Ella", "Jen",
+    "Bella", "Leo", "Nina", "Mark", "Jimmy", "Sally", "Molly", "Rex", "Buddy", "Bobo", "Fin", "Joe", "Mike",
+    "Nick", "Zoe", "Alice", "Susie", "Kate", "Rosie", "Charlie", "Annie", "Sophie", "Sarah", "Peter", "Tommy",
+    "Jenny", "Johnny", "Lisa", "Olivia", "David",
+}  # fmt: skip
+"""Names that count wherever they stand; others only if they stand inside of a sentence once."""
 
 
 def sentences(text: str) -> list[str]:
@@ -66,9 +74,10 @@ def repeats_a_sentence(text: str) -> bool:
 def names(text: str) -> list[tuple[int, str]]:
     """Return the names in a text with their places.
 
-    A word with a capital is a name if it has one inside of a sentence too, and nowhere stands without.
+    A word with a capital is a name if it is a familiar one, or has one inside of a sentence too, and nowhere stands
+    without.
     """
-    inside = set()
+    inside = set(FAMILIAR)
     for match in NAME.finditer(text):
         before = text[: match.start()].rstrip(" ")
         if before and before[-1] not in '.!?":\n' and match[0] not in NO_NAMES:
@@ -78,16 +87,22 @@ def names(text: str) -> list[tuple[int, str]]:
 
 
 def a_name_changes(text: str) -> bool:
-    """Tell whether somebody turns up by name in the later half who was never introduced.
+    """Tell whether the one whom a story begins with is no longer named in its later half though others are, or
+    somebody turns up there who was never introduced.
 
     Introduced is who is named in the first half, or who first comes after a word such as "named" or "friend".
     """
     half = len(text) // 2
+    found = names(text)
     first: dict[str, int] = {}
-    for place, name in names(text):
+    for place, name in found:
         first.setdefault(name, place)
-    return any(place >= half and not INTRODUCED.search(text[:place]) for place in first.values()) and any(
-        place < half for place in first.values()
+    later = {name for place, name in found if place >= half}
+    if not later or min(first.values()) >= half:
+        return False
+    hero = min(first, key=lambda name: first[name])
+    return hero not in later or any(
+        first[name] >= half and not INTRODUCED.search(text[: first[name]]) for name in later
     )
 
 

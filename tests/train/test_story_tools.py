@@ -177,6 +177,11 @@ HALF = "There was a girl named Lily. Lily liked to play in the park. She saw tha
     [
         ("Then the ball fell and Lily cried. But soon after that Lily laughed again and went to bed at home.", False),
         ("Then the ball fell and Sara cried. But soon after that Sara laughed again and went to bed at home.", True),
+        ("Then she met a dog named Max. Max ran. Max ate. In the end Max was glad and Max slept in his new bed.", True),
+        (
+            "Then it fell and rolled away. Sara cried. She ran home with Lily and went to bed and had a good dream.",
+            True,
+        ),
         ("Then she met a boy named Tom. In the end, Tom and Lily were good friends and they all went home.", False),
         ("Then she met her friend Tom. In the end, Tom and Lily were good friends and they all went home.", False),
         (
