@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from lowbit.chat import find_template
 from lowbit.commands import train as command
 from lowbit.errors import FormatError, LowbitError
 from lowbit.train.checkpoint import read_progress
+from lowbit.train.crew import can_fork
 from lowbit.train.project import check_apart, hold_out, split_weight
 from lowbit.train.warmstart import read_model
 
@@ -107,23 +109,16 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_good_checkpoi
     ]  # fmt: skip
 
 
-def test_a_run_killed_in_the_middle_and_resumed_writes_the_same_file(tmp_path, corpus):
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_run_killed_in_the_middle_and_resumed_writes_the_same_file(tmp_path, corpus, cores):
     whole, broken = tmp_path / "whole.gguf", tmp_path / "broken.gguf"
     options = [
-        *TINY,
-        "--steps",
-        "60",
-        "--dropout",
-        "0.1",
-        "--keep",
-        "0.6",
-        "--checkpoint-seconds",
-        "0.001",
-        "--name",
-        "x",
-    ]
+        *TINY, "--steps", "60", "--dropout", "0.1", "--keep", "0.6", "--checkpoint-seconds", "0.001", "--name", "x",
+        "--micro-batch", "128",
+    ]  # fmt: skip
     assert run(corpus, "-o", whole, *options) == 0
 
+    options += ["--threads", str(cores)]
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(corpus), "-o", str(broken), *options])
     checkpoint = tmp_path / "broken.gguf.train" / "checkpoint.npz"
     deadline = time.monotonic() + 120
@@ -131,13 +126,30 @@ def test_a_run_killed_in_the_middle_and_resumed_writes_the_same_file(tmp_path, c
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    helpers = children(process.pid)
+    assert len(helpers) == (cores - 1 if can_fork() else 0)
     process.kill()  # SIGKILL: no handler of ours can run
     process.wait()
     assert not broken.exists()
     assert 5 <= read_progress(checkpoint)["step"] < 60
+    while any(map(is_alive, helpers)):
+        assert time.monotonic() < deadline, "a process outlives the run"
+        time.sleep(0.01)
 
     assert run(corpus, "-o", broken, *options, "--resume") == 0
     assert broken.read_bytes() == whole.read_bytes()
+
+
+def children(pid):
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_fine_tuning_goes_on_from_a_model_and_can_add_layers(tmp_path, corpus):
