@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lowbit.tokenizers import from_gguf_metadata
-from lowbit.train.corpus import encode, read_documents
+from lowbit.train.corpus import encode, plain_text, read_documents
 from lowbit.train.loop import Schedule, fit
 from lowbit.train.measure import bits_per_byte
 from lowbit.train.model import PRECISIONS, BitNet, BitNetShape
@@ -47,7 +47,7 @@ def main() -> None:
     documents = read_documents(args.corpus)
     tokenizer = from_gguf_metadata(train_vocabulary(documents, args.vocabulary, 1_000_000), "the vocabulary")
     held, size = [], 0
-    for text in read_documents([args.validation]):
+    for text in map(plain_text, read_documents([args.validation])):
         if size < args.validation_bytes:
             held.append(text)
             size += len(text.encode())

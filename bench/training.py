@@ -14,7 +14,7 @@ import shutil
 import torch
 
 from lowbit.train.model import BitNet, BitNetShape
-from lowbit.train.project import compute_type
+from lowbit.train.project import compute_type, share_cores
 from lowbit.train.speed import training_speed
 
 SHAPE = BitNetShape(
@@ -24,9 +24,9 @@ SHAPE = BitNetShape(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", default="1,2", help="numbers of threads (default: %(default)s)")
+    parser.add_argument("--threads", default="1,2", help="numbers of cores (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8192, help="tokens per step (default: %(default)s)")
-    parser.add_argument("--micro-batch", type=int, default=4096, help="tokens per pass (default: %(default)s)")
+    parser.add_argument("--micro-batch", type=int, default=2048, help="tokens per pass (default: %(default)s)")
     parser.add_argument("--window", type=int, default=256, help="tokens per sequence (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=8, help="measured; the fastest counts (default: %(default)s)")
     parser.add_argument("--compute", choices=("auto", "bf16", "float32"), default="auto")
@@ -36,17 +36,18 @@ def main() -> None:
     args = parser.parse_args()
     shape = BitNetShape(**{name: getattr(args, name) for name in SHAPE.as_dict()})
     results = []
-    for threads in map(int, args.threads.split(",")):
-        torch.set_num_threads(threads)
+    for cores in map(int, args.threads.split(",")):
+        processes, each = share_cores(cores, "cpu", args.batch // args.micro_batch)
+        torch.set_num_threads(1 if processes > 1 else each)
         torch.manual_seed(0)
         model = BitNet(shape, compute_type(args.compute, "cpu"))
         if shutil.which("c++"):
             model.compile()
-        speed = training_speed(model, args.batch, args.micro_batch, args.window, args.steps)
+        speed = training_speed(model, args.batch, args.micro_batch, args.window, args.steps, processes, each)
         parameters = sum(p.numel() for p in model.parameters())
-        results.append({"threads": threads, "parameters": parameters, "tokens_per_second": speed})
+        results.append({"threads": cores, "parameters": parameters, "tokens_per_second": speed})
         if not args.json:
-            print(f"{parameters:,} parameters, {threads} threads: {speed:,.0f} tokens/s", flush=True)
+            print(f"{parameters:,} parameters, {cores} cores: {speed:,.0f} tokens/s", flush=True)
     if args.json:
         print(json.dumps({"shape": shape.as_dict(), "torch": torch.__version__, "results": results}))
 

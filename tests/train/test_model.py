@@ -13,7 +13,17 @@ from plans import make_plan
 from lowbit.errors import FormatError
 from lowbit.reference import TernaryLinear, forward, quantize_weights_absmean
 from lowbit.train.attention import blockwise_attention, fused_attention
-from lowbit.train.model import BitNetShape, keep_largest, quantise_activations, ternary
+from lowbit.train.corpus import Rows
+from lowbit.train.model import (
+    BitNetShape,
+    Quantisation,
+    bit_linear,
+    keep_largest,
+    multiplies_bytes,
+    quantise_activations,
+    round_weights,
+    ternary,
+)
 
 
 def test_weights_become_exactly_ternary_with_the_mean_magnitude_as_scale():
@@ -32,15 +42,38 @@ def test_weights_of_zero_stay_zero():
     assert scale.item() == pytest.approx(1e-5)
 
 
-def test_gradients_pass_straight_through_the_rounding():
-    weight = torch.randn(8, 8, requires_grad=True)
-    codes, scale = ternary(weight)
-    (codes * scale).sum().backward()
-    assert torch.allclose(weight.grad, torch.ones(8, 8))
-    x = torch.randn(3, 8, requires_grad=True)
+def linear(x, weights, compute=torch.float32, **quantisation):
+    return bit_linear(x, round_weights(weights, Quantisation(**quantisation), compute))
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["ternary", "int8"])
+def test_gradients_pass_straight_through_the_rounding(compute, precision):
+    torch.manual_seed(0)
+    x, up = torch.randn(3, 5, 64, requires_grad=True), torch.randn(3, 5, 96)
+    weights = [torch.randn(n, 64, requires_grad=True) for n in (64, 32)]
+    out = linear(x, weights, compute, precision=precision)
+    (out.float() * up).sum().backward()
+    rounded = round_weights(weights, Quantisation(precision=precision), torch.float32).matrix.detach()
     codes, scale = quantise_activations(x)
-    (codes * scale).sum().backward()
-    assert torch.allclose(x.grad, torch.ones(3, 8))
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if compute == torch.float32 else {"rtol": 0.02, "atol": 0.2}
+    assert torch.allclose(out.float(), (codes * scale) @ rounded.T, **tolerance)
+    assert torch.allclose(x.grad, up @ rounded, **tolerance)
+    expected = up.flatten(0, 1).T @ (codes * scale).flatten(0, 1)
+    assert torch.allclose(torch.cat([w.grad for w in weights]), expected, **tolerance)
+
+
+def test_products_of_bytes_are_exact(monkeypatch):
+    torch.manual_seed(0)
+    x, weights = torch.randn(37, 512), [torch.randn(128, 512)]
+    results = []
+    for as_bytes in (True, False):
+        monkeypatch.setattr("lowbit.train.model.multiplies_bytes", lambda compute, as_bytes=as_bytes: as_bytes)
+        rounded = round_weights(weights, Quantisation(), torch.float32)
+        assert (rounded.codes.dtype == torch.int8) == as_bytes
+        results.append(bit_linear(x, rounded))
+    assert torch.equal(*results)
+    assert not multiplies_bytes(torch.float32)
 
 
 def test_activations_become_whole_numbers_that_round_half_to_even():
@@ -50,10 +83,10 @@ def test_activations_become_whole_numbers_that_round_half_to_even():
     assert scale[0].item() == 1.0
 
 
-def test_strength_0_computes_in_float():
-    weight = torch.randn(8, 8)
-    codes, scale = ternary(weight, 0.0)
-    assert torch.allclose(codes * scale, weight)
+def test_without_rounding_a_layer_computes_in_float():
+    x, weight = torch.randn(4, 8), torch.randn(8, 8)
+    assert torch.allclose(linear(x, [weight], on=False), x @ weight.T, atol=1e-5)
+    assert not torch.allclose(linear(x, [weight]), x @ weight.T, atol=1e-2)
 
 
 @pytest.mark.parametrize("keep", [0.25, 0.5, 0.6, 0.9])
@@ -110,22 +143,42 @@ def test_later_tokens_do_not_change_earlier_logits(make_model):
         assert torch.allclose(model(a)[0, :12], model(b)[0, :12], atol=1e-5)
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("time", [1, 63, 64, 65, 150])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
-def test_both_forms_of_attention_are_the_same_but_for_rounding(time, heads, kv_heads):
+def test_both_forms_of_attention_are_the_same_but_for_rounding(time, heads, kv_heads, several):
     shapes = [(2, time, heads, 16), (2, time, kv_heads, 16), (2, time, kv_heads, 16)]
+    first = torch.arange(time).repeat(2, 1) // 40 * 40 if several else None
 
-    def run(form, *compute):
+    def run(form, compute):
         torch.manual_seed(time)
         q, k, v = (torch.randn(shape).requires_grad_() for shape in shapes)
-        mixed = form(q, k, v, *compute)
+        mixed = form(q.to(compute), k.to(compute), v.to(compute), first).float()
         (mixed * torch.randn(mixed.shape)).sum().backward()
         return mixed.detach(), q.grad, k.grad, v.grad
 
-    exact, in_float = run(fused_attention), run(blockwise_attention, torch.float32)
+    exact, in_float = run(fused_attention, torch.float32), run(blockwise_attention, torch.float32)
     for a, b, c in zip(exact, in_float, run(blockwise_attention, torch.bfloat16), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
         assert (a - c).norm() < 0.02 * a.norm() + 1e-4
+
+
+def test_documents_in_a_row_do_not_see_each_other(make_model, documents):
+    model = make_model(context_length=128)
+    rows = Rows([documents[0], documents[1], documents[2]], 120, seed=0)
+    batch = rows.batch(0, 1)
+    assert len(set(batch.first[0][batch.targets[0] >= 0].tolist())) > 1
+    alone = [torch.from_numpy(ids[None, :-1].astype(np.int64)) for ids in documents[:3]]
+    with torch.no_grad():
+        together = model(torch.from_numpy(batch.tokens), torch.from_numpy(batch.first))[0]
+        for ids in alone:
+            expected = model(ids)[0]
+            places = [
+                i for i in range(121 - ids.shape[1]) if (batch.tokens[0, i : i + ids.shape[1]] == ids[0].numpy()).all()
+            ]
+            if places:
+                found = together[places[0] : places[0] + ids.shape[1]]
+                assert (found - expected).abs().mean() < 1e-3 * expected.abs().max()
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..assets import EMBEDDED_MODEL
 from ..errors import LowbitError
 from .common import InputError, whole
 
-# As in lowbit.train.model, which needs torch.
+# As in lowbit.train, which needs torch.
 PRECISIONS = ("ternary", "int8", "int4-fp4", "float32")
+OPTIMIZERS = ("adamw", "muon")
+CURVES = ("linear", "cosine", "wsd")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("corpus", nargs="+", metavar="FILE", help="text or JSONL; a file named twice counts twice")
+    parser.add_argument(
+        "corpus", nargs="+", metavar="FILE", help="text or JSONL; FILE=2.5 takes it 2.5 times in an epoch"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="GGUF file to write")
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--folder", metavar="DIR", help="checkpoint, loss curve and samples (default: OUTPUT.train)")
@@ -36,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     add("--vocab-size", type=whole(512), default=2048, metavar="N", help="tokens, 512 to 8192 (default: %(default)s)")
     add("--vocabulary", metavar="FILE", help="use the vocabulary of a GGUF or SentencePiece file")
-    add("--init", metavar="FILE", help="go on from a BitNet GGUF model; --layers may add blocks to it")
+    add("--init", metavar="FILE", help="go on from a BitNet GGUF model, or from 'embedded'; --layers may add to it")
     add("--layers", type=whole(1), metavar="N", help="transformer blocks (default: 8)")
     add("--hidden", type=whole(1), metavar="N", help="width, a multiple of 256 (default: 256)")
     add("--intermediate", type=whole(1), metavar="N", help="feed-forward width, a multiple of 256 (default: 512)")
@@ -61,28 +66,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=positive, default=4.0, metavar="F", help="passes over the corpus (default: %(default)g)")
     add("--steps", type=whole(1), metavar="N", help="optimizer steps, instead of --epochs")
     add("--batch", type=whole(1), default=8192, metavar="N", help="tokens per step (default: %(default)s)")
-    add("--micro-batch", type=whole(1), metavar="N", help="tokens per forward pass (default: 4096 or the batch)")
+    add("--micro-batch", type=whole(1), metavar="N", help="tokens per forward pass (default: 2048 or the batch)")
     add("--window", type=whole(2), metavar="N", help="tokens per training sequence (default: 256 or the context)")
-    add("--short-share", type=share, default=0.0, metavar="F", help="first part of the run, with half windows")
+    add("--optimizer", choices=OPTIMIZERS, default="adamw", help="muon for linear layers (default: %(default)s)")
+    add("--curve", choices=CURVES, default="linear", help="of the learning rate (default: %(default)s)")
     add("--learning-rate", type=positive, default=1.5e-3, metavar="F", help="peak (default: %(default)g)")
-    add("--warmup", type=share, default=0.03, metavar="F", help="part of the run (default: %(default)g)")
-    add("--float-share", type=share, metavar="F", help="first part, not yet ternary (default: 0.1; with --init 0)")
+    add("--warmup", type=part, default=0.03, metavar="F", help="share of the run, or steps (default: %(default)g)")
+    add("--decay-share", type=part, default=0.3, metavar="F", help="last part, with wsd (default: %(default)g)")
+    add("--float-share", type=part, metavar="F", help="first part, not yet ternary (default: 0.1; with --init 0)")
+    add("--ema", type=share, default=0.0, metavar="F", help="export a running mean of the weights, such as 0.998")
     add("--weight-decay", type=share, default=0.1, metavar="F", help="in the first half (default: %(default)g)")
     add("--dropout", type=share, default=0.0, metavar="F", help="(default: %(default)g)")
     add("--keep", type=share, default=1.0, metavar="F", help="top-k: share of activations kept in every other step")
     add(
         "--keep-share",
-        type=share,
+        type=part,
         default=0.5,
         metavar="F",
         help="last part of the run, with --keep (default: %(default)g)",
     )
-    add("--teacher", metavar="FILE", help="BitNet model with the same vocabulary to learn from too")
+    add("--teacher", metavar="FILE", help="model with the same vocabulary to learn from too")
     add("--distill", type=share, default=0.5, metavar="F", help="weight of the teacher (default: %(default)g)")
     add("--seed", type=whole(0), default=0, metavar="N", help="(default: %(default)s)")
 
     add = parser.add_argument_group("machine").add_argument
-    add("-t", "--threads", type=whole(1), metavar="N", help="threads (default: as torch chooses)")
+    add("-t", "--threads", type=whole(1), metavar="N", help="cores to use (default: as torch chooses)")
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add(
         "--compute",
@@ -126,11 +134,14 @@ def run(args: argparse.Namespace) -> int:
     schedule = Schedule(
         steps=args.steps or 0,
         batch_tokens=args.batch,
-        micro_tokens=args.micro_batch or min(4096, args.batch),
+        micro_tokens=args.micro_batch or min(2048, args.batch),
         window=args.window or min(256, args.context or 256),
-        short_share=args.short_share,
+        optimizer=args.optimizer,
+        curve=args.curve,
         learning_rate=args.learning_rate,
         warmup_share=args.warmup,
+        decay_share=args.decay_share,
+        ema=args.ema,
         float_share=args.float_share if args.float_share is not None else 0.0 if args.init else 0.1,
         weight_decay=args.weight_decay,
         keep=args.keep,
@@ -146,9 +157,9 @@ def run(args: argparse.Namespace) -> int:
         folder=Path(args.folder) if args.folder else None,
         validation=args.validation or (),
         vocab_size=args.vocab_size,
-        vocabulary=args.vocabulary,
-        start_from=args.init,
-        teacher=args.teacher,
+        vocabulary=_path(args.vocabulary),
+        start_from=_path(args.init),
+        teacher=_path(args.teacher),
         shape={name: value for name, value in names.items() if value is not None},
         dropout=args.dropout,
         precision=args.precision,
@@ -173,6 +184,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _path(name: str | None) -> str | None:
+    """Return the path of a model file, where `embedded` names the one that comes with lowbit."""
+    return EMBEDDED_MODEL if name == "embedded" else name
+
+
 def positive(text: str) -> float:
     """Convert an argument to a number above 0."""
     value = _number(text)
@@ -186,6 +202,14 @@ def share(text: str) -> float:
     value = _number(text)
     if value is None or not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
+    return value
+
+
+def part(text: str) -> float:
+    """Convert an argument to a share from 0 to 1, or a whole number of steps above 1."""
+    value = _number(text)
+    if value is None or not (0 <= value <= 1 or (value < 1e9 and value.is_integer())):
+        raise argparse.ArgumentTypeError(f"must be a share from 0 to 1 or a whole number of steps, not {text!r}")
     return value
 
 

@@ -23,7 +23,7 @@ from ..families import plan_of
 from ..formats.base import ModelFile
 from ..loading.load import build, check_threads, tokenizer_of
 from ..quantize.ggml_types import tensor_nbytes
-from ..train.corpus import read_documents
+from ..train.corpus import plain_text, read_documents
 from .source import METHODS, Altered, Source, encode, error_of
 
 __all__ = ["Calibration", "Option", "allocate", "measure"]
@@ -60,7 +60,7 @@ class Calibration:
             raise FormatError("has no tokenizer, which the calibration text needs")
         self.threads, self.pieces, self.bytes = check_threads(threads), list[np.ndarray](), 0
         left = tokens
-        for document in read_documents([os.fspath(text)]):
+        for document in map(plain_text, read_documents([os.fspath(text)])):
             ids = np.array(tokenizer.encode(document, add_bos=True), np.int32)
             if len(ids) > left + 1:
                 ids = ids[: left + 1]

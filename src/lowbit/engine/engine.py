@@ -354,7 +354,7 @@ class Engine:
             sequence = Sequence(
                 self._pool, request.tokens, request.capacity, len(request.ids), request.sampler,
                 len(request.ids) + request.params.max_tokens, request.ends,
-                request.salt, reuse=not scored, share_made=self._decoder.sparse_prefill or not graph.sparse_decode, owner=request,
+                request.salt, not scored, self._decoder.sparse_prefill or not graph.sparse_decode, request,
             )  # fmt: skip
             sequence.compute_as(request.speculate, scored and request.want == "every")
             free = self._pool.free

@@ -13,19 +13,18 @@ import torch
 
 from ..errors import FormatError, LowbitError
 from .model import BitNet
+from .optimizer import Optimizer
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
-
-def save_checkpoint(path: Path, model: BitNet, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, model: BitNet, optimizer: Optimizer, progress: dict[str, Any]) -> None:
     """Write everything that the rest of a run depends on.
 
     Parameters
     ----------
     path : file to write; replaced in one step
-    model, optimizer : the optimizer is AdamW over ``model.parameters()``
+    model, optimizer : parameters, and what the optimizer keeps of each
     progress : plain values (step, options, loss history)
 
     Raises
@@ -33,16 +32,11 @@ def save_checkpoint(path: Path, model: BitNet, optimizer: torch.optim.Optimizer,
     LowbitError
         If the file cannot be written, for instance because the disk is full; the old file stays.
     """
-    arrays: dict[str, Any] = {"rng": torch.get_rng_state().numpy()}
-    if torch.cuda.is_available():
-        arrays["rng_cuda"] = torch.cuda.get_rng_state().numpy()
+    arrays: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
-        arrays[f"weight/{name}"] = parameter.detach().cpu().numpy()
-        for moment in MOMENTS:
-            if moment in optimizer.state[parameter]:
-                arrays[f"{moment}/{name}"] = optimizer.state[parameter][moment].cpu().numpy()
-        if "step" in optimizer.state[parameter]:  # fewer than the run's where a parameter joined later
-            arrays[f"updates/{name}"] = optimizer.state[parameter]["step"].cpu().numpy()
+        for kind, tensor in {"weight": parameter.data, **optimizer.state[name]}.items():
+            if kind == "weight" or tensor.any():  # before the first step all moments are 0
+                arrays[f"{kind}/{name}"] = tensor.cpu().numpy()
     arrays["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
     temporary = path.with_name(path.name + ".new")
     try:
@@ -68,8 +62,8 @@ def read_progress(path: Path) -> dict[str, Any]:
     raise FormatError(f"{path}: not a checkpoint of a training run")
 
 
-def load_checkpoint(path: Path, model: BitNet, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore model, optimizer and random state, and return the plain values.
+def load_checkpoint(path: Path, model: BitNet, optimizer: Optimizer) -> dict[str, Any]:
+    """Restore model and optimizer, and return the plain values.
 
     Raises
     ------
@@ -80,19 +74,12 @@ def load_checkpoint(path: Path, model: BitNet, optimizer: torch.optim.Optimizer)
     with np.load(path, allow_pickle=False) as archive:
         try:
             for name, parameter in model.named_parameters():
-                value = torch.from_numpy(archive[f"weight/{name}"])
-                if value.shape != parameter.shape:
-                    raise FormatError(f"{path}: {name} has shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
-                parameter.data.copy_(value)
-                if f"{MOMENTS[0]}/{name}" in archive:
-                    updates = archive[f"updates/{name}"] if f"updates/{name}" in archive else progress["step"]
-                    state: dict[str, Any] = {"step": torch.tensor(float(updates))}
-                    for moment in MOMENTS:
-                        state[moment] = torch.from_numpy(archive[f"{moment}/{name}"]).to(parameter.device)
-                    optimizer.state[parameter] = state
-            torch.set_rng_state(torch.from_numpy(archive["rng"]))
-            if torch.cuda.is_available() and "rng_cuda" in archive:
-                torch.cuda.set_rng_state(torch.from_numpy(archive["rng_cuda"]))
+                for kind, tensor in {"weight": parameter.data, **optimizer.state[name]}.items():
+                    stored = kind == "weight" or f"{kind}/{name}" in archive
+                    value = torch.from_numpy(archive[f"{kind}/{name}"]) if stored else torch.zeros_like(tensor)
+                    if value.shape != tensor.shape:
+                        raise FormatError(f"{path}: {name} has shape {tuple(value.shape)}, not {tuple(tensor.shape)}")
+                    tensor.copy_(value)
         except (KeyError, ValueError, zipfile.BadZipFile) as error:
             if isinstance(error, FormatError):
                 raise

@@ -4,36 +4,47 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..chat.templates import TEMPLATES, check_messages, render
 from ..errors import FormatError
 from ..formats.files import reading
 
 if TYPE_CHECKING:
     from ..tokenizers import Tokenizer
 
-__all__ = ["Windows", "encode", "read_documents"]
+__all__ = ["IGNORED", "Batch", "Document", "Rows", "encode", "plain_text", "read_documents", "texts"]
+
+Document = str | tuple[tuple[str, str], ...]
+"""A text; or a conversation, (role, content) each, that ends with the answer to learn."""
+CHAT_TEMPLATE = "chatml"
+"""How conversations are written; see `lowbit.chat`."""
+IGNORED = -100
+"""A target that does not count: torch's own mark."""
+OPEN_ROWS = 256
+"""Rows that are still looked at for room while an epoch is packed."""
 
 # A document ends at an end-of-text mark, a form feed, or two empty lines; one empty line only parts paragraphs.
 SEPARATOR = re.compile(r"<\|endoftext\|>|\f|\n[ \t]*\n[ \t]*\n\s*")
 
 
-def read_documents(paths: Sequence[str | Path]) -> list[str]:
+def read_documents(paths: Sequence[str | Path]) -> list[Document]:
     """Read documents from text and JSONL files.
 
     Parameters
     ----------
-    paths : files; one ending in ``.jsonl`` holds an object with a ``text`` field per line, any other is UTF-8 text
-        whose documents are parted by ``<|endoftext|>``, a form feed or two empty lines. A path that is named twice
-        counts twice.
+    paths : files; one ending in ``.jsonl`` holds an object per line, with a ``text``, or with ``messages`` (``role``
+        and ``content``) whose last one is the answer to learn. Any other is UTF-8 text whose documents are parted by
+        ``<|endoftext|>``, a form feed or two empty lines. A path that is named twice counts twice.
 
     Returns
     -------
-    list of str
+    list of documents
         In the order of the files, stripped, none empty.
 
     Raises
@@ -41,7 +52,7 @@ def read_documents(paths: Sequence[str | Path]) -> list[str]:
     FormatError
         If a file is missing, not UTF-8 text, or holds no text.
     """
-    documents: list[str] = []
+    documents: list[Document] = []
     for path in map(Path, paths):
         found = list(_jsonl(path) if path.suffix == ".jsonl" else _text(path))
         if not found:
@@ -65,58 +76,152 @@ def _text(path: Path) -> Iterator[str]:
     return (part.strip() for part in SEPARATOR.split(_decoded(path)) if part.strip())
 
 
-def _jsonl(path: Path) -> Iterator[str]:
+def _jsonl(path: Path) -> Iterator[Document]:
     for number, line in enumerate(_decoded(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            text = json.loads(line)["text"].strip()
+            entry = json.loads(line)
+            document: Document = _messages(entry["messages"]) if "messages" in entry else entry["text"].strip()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise FormatError(f'{path}: line {number} is not a JSON object with a string "text"') from None
-        if text:
-            yield text
+            raise FormatError(
+                f'{path}: line {number} is not a JSON object with a string "text", or "messages" that end in an answer'
+            ) from None
+        if document:
+            yield document
 
 
-def encode(documents: Sequence[str], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """Encode each document to uint16 token ids, the beginning-of-text token first."""
-    return [np.array(tokenizer.encode(document, add_bos=True), np.uint16) for document in documents]
+def _messages(given: Any) -> tuple[tuple[str, str], ...]:
+    messages = check_messages(given)
+    if messages[-1]["role"] != "assistant" or len(messages) < 2:
+        raise ValueError("no answer")
+    return tuple((message["role"], message["content"].strip()) for message in messages)
 
 
-class Windows:
-    """The endless training stream, cut into windows; window n is a function of the seed and n alone.
+def encode(documents: Sequence[Document], tokenizer: Tokenizer, end: bool = True) -> list[np.ndarray]:
+    """Encode documents to uint16 token ids, first the token that begins a text, and last, if `end`, that of its end."""
+    return [np.array(_ids(document, tokenizer, end), np.uint16) for document in documents]
 
-    Each epoch lays the documents end to end in a new order. A window holds `length` inputs and, one to the right,
-    their targets, so neighbouring windows share one token.
+
+def _ids(document: Document, tokenizer: Tokenizer, end: bool) -> list[int]:
+    if isinstance(document, str):
+        return tokenizer.encode(document, add_bos=True, add_eos=end)
+    *before, (_, answer) = document
+    messages = [{"role": role, "content": content} for role, content in before]
+    return [
+        *render(messages, {}, tokenizer, TEMPLATES[CHAT_TEMPLATE]),
+        *tokenizer.encode_template(answer, {}),
+        *([tokenizer.eos_id] if end and tokenizer.eos_id is not None else []),
+    ]
+
+
+def plain_text(document: Document) -> str:
+    """Return what a document says, without roles."""
+    return document if isinstance(document, str) else "\n".join(text for _, text in document)
+
+
+def texts(document: Document) -> list[str]:
+    """Return the parts of a document between special tokens, as the vocabulary is to know them."""
+    return [document] if isinstance(document, str) else [f"{role}\n{text}" for role, text in document]
+
+
+class Batch(NamedTuple):
+    """Rows of documents, each (rows, length)."""
+
+    tokens: np.ndarray
+    """int64"""
+    targets: np.ndarray
+    """int64: the token that follows, or `IGNORED` where nothing does."""
+    first: np.ndarray
+    """int32: place of the first token of the same document in the row."""
+
+
+class Rows:
+    """The endless training stream: whole documents, packed into rows; row n is a function of the seed and n alone.
+
+    Each epoch takes the documents in a new order and puts each into the fullest of the open rows that has room for it.
+    A document longer than a row is cut. Neighbours in a row do not see each other.
 
     Parameters
     ----------
     documents : token ids of each document
-    length : inputs per window, in tokens
+    length : tokens per row
     seed : of the order
+    weights : how often each document comes in an epoch, 1 if not given; 0.5 is every other epoch
 
     Raises
     ------
     FormatError
-        If all documents together do not fill one window.
+        If there is nothing to learn from.
     """
 
-    def __init__(self, documents: list[np.ndarray], length: int, seed: int) -> None:
-        self.documents, self.length, self.seed = documents, length, seed
-        self.tokens = sum(len(ids) for ids in documents)
-        self.per_epoch = (self.tokens - 1) // length
-        if self.per_epoch < 1:
-            raise FormatError(f"the corpus is too short: {self.tokens} tokens, and one window is {length + 1}")
-        self._epoch, self._stream = -1, np.empty(0, np.uint16)
+    def __init__(
+        self, documents: Sequence[np.ndarray], length: int, seed: int, weights: Sequence[float] | None = None
+    ) -> None:
+        self.length, self.seed = length, seed
+        # One token overlaps: it is the last target of the one part and the first token of the next.
+        self.parts = [ids[i : i + length + 1] for ids in documents for i in range(0, len(ids) - 1, length)]
+        given = np.ones(len(documents)) if weights is None else np.asarray(weights, float)
+        per_document = [len(range(0, len(ids) - 1, length)) for ids in documents]
+        self.weights = np.repeat(given, per_document)
+        if not self.parts or not self.weights.any():
+            raise FormatError("the corpus holds nothing to learn from")
+        self.tokens = round(float(sum(w * (len(part) - 1) for w, part in zip(self.weights, self.parts, strict=True))))
+        """Of an epoch, on average."""
+        # Where in the cycle of its weight each part begins, so that rare ones do not all come in the same epoch.
+        self._phase = np.random.default_rng((seed, 1 << 32)).random(len(self.parts))
+        self._ends = [0]  # of the epochs seen so far, in rows
+        self._epoch, self._rows = -1, list[list[int]]()
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        """Return window `index` (any whole number from 0 on), int64, `length` + 1 tokens."""
-        epoch, place = divmod(index, self.per_epoch)
-        if epoch != self._epoch:
-            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.documents))
-            self._stream, self._epoch = np.concatenate([self.documents[i] for i in order]), epoch
-        start = place * self.length
-        return self._stream[start : start + self.length + 1].astype(np.int64)
+    def epoch_of(self, index: int) -> float:
+        """Return how many epochs have passed before row `index`."""
+        epoch = self._find(index)
+        return epoch + (index - self._ends[epoch]) / (self._ends[epoch + 1] - self._ends[epoch])
 
-    def batch(self, first: int, count: int) -> np.ndarray:
-        """Return windows `first` to `first + count - 1`, int64 (count, length + 1)."""
-        return np.stack([self[first + i] for i in range(count)])
+    def batch(self, first: int, count: int) -> Batch:
+        """Return rows `first` to `first + count - 1`."""
+        tokens = np.zeros((count, self.length), np.int64)
+        targets = np.full((count, self.length), IGNORED, np.int64)
+        start = np.tile(np.arange(self.length, dtype=np.int32), (count, 1))  # what fills a row sees itself
+        for row in range(count):
+            epoch = self._find(first + row)
+            self._pack(epoch)
+            place = 0
+            for part in self._rows[first + row - self._ends[epoch]]:
+                ids = self.parts[part]
+                end = place + len(ids) - 1
+                tokens[row, place:end], targets[row, place:end], start[row, place:end] = ids[:-1], ids[1:], place
+                place = end
+        return Batch(tokens, targets, start)
+
+    def _find(self, index: int) -> int:
+        """Return the epoch of a row."""
+        while self._ends[-1] <= index:
+            self._pack(len(self._ends) - 1)
+        return bisect_right(self._ends, index) - 1
+
+    def _pack(self, epoch: int) -> None:
+        if epoch == self._epoch:
+            return
+        times = np.floor((epoch + 1) * self.weights + self._phase) - np.floor(epoch * self.weights + self._phase)
+        order = np.random.default_rng((self.seed, epoch)).permutation(
+            np.repeat(np.arange(len(self.parts)), times.astype(int))
+        )
+        rows: list[list[int]] = []
+        open_rows: list[tuple[int, int]] = []  # (room, row), ascending
+        for part in order.tolist():
+            size = len(self.parts[part]) - 1
+            at = bisect_left(open_rows, (size, -1))
+            if at < len(open_rows):
+                room, row = open_rows.pop(at)
+                rows[row].append(part)
+            else:
+                room, row = self.length, len(rows)
+                rows.append([part])
+            if room > size:
+                insort(open_rows, (room - size, row))
+                if len(open_rows) > OPEN_ROWS:
+                    del open_rows[0]
+        self._epoch, self._rows = epoch, rows or [[]]
+        if epoch + 1 == len(self._ends):
+            self._ends.append(self._ends[-1] + len(self._rows))

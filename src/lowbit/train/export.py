@@ -104,7 +104,7 @@ def write_gguf(
                 kind = embedding_type
             elif values.ndim == 2 and precision == "ternary":
                 codes, scale = ternary(values)
-                data, kind = (codes.round() * scale).numpy(), ternary_type
+                data, kind = (codes * scale).numpy(), ternary_type
             elif values.ndim == 2 and precision != "float32":
                 kind = LINEAR_TYPES[precision]
                 codes, scale = (int8_weights if precision == "int8" else int4_weights)(values)

@@ -120,6 +120,6 @@ def four_bit_linear(
     outputs = []
     for weight, exponent in zip(weights, exponents):
         weight_codes, weight_step = int4_weights(weight)
-        product = FourBitProduct.apply(codes, weight_codes.to(compute), exponent)
+        product = FourBitProduct.apply(codes, weight_codes.to(compute), exponent)  # type: ignore[no-untyped-call]
         outputs.append(product.float() * (step * weight_step))
-    return torch.cat(outputs, -1).unflatten(0, x.shape[:-1])
+    return torch.cat(outputs, -1).view(*x.shape[:-1], -1)

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import random
+import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import FormatError
 from ..tokenizers import Tokenizer, from_gguf_metadata
 from .checkpoint import read_progress
-from .corpus import encode, read_documents
+from .corpus import Document, encode, plain_text, read_documents, texts
+from .crew import can_fork
+from .events import EventLog
 from .export import check_exportable, write_gguf
 from .loop import Schedule, fit
 from .measure import bits_per_byte
 from .model import BitNet, BitNetShape, Precision
 from .report import Progress, plot_loss
+from .teacher import Teacher
 from .vocabulary import read_vocabulary, train_vocabulary, write_vocabulary
 from .warmstart import grow, read_model
 
@@ -30,6 +39,8 @@ __all__ = ["Project", "train"]
 HELD_OUT = 0.02
 """Share of the text that is kept back for measuring, at most `HELD_OUT_BYTES`."""
 HELD_OUT_BYTES = 100_000
+RUN = 12
+"""Words in a row by which trained and held-out text are compared."""
 
 
 @dataclass
@@ -37,7 +48,7 @@ class Project:
     """What to train, from what, and where to put it."""
 
     corpus: Sequence[str]
-    """Text and JSONL files."""
+    """Text and JSONL files; ``NAME=WEIGHT`` takes a file's documents so many times in an epoch."""
     output: Path
     """The GGUF file to write."""
     schedule: Schedule
@@ -53,7 +64,7 @@ class Project:
     start_from: str | None = None
     """BitNet model to go on from; its vocabulary is taken too, and its shape but for more layers."""
     teacher: str | None = None
-    """BitNet model with the same vocabulary to learn from."""
+    """Any model that lowbit runs, with the same vocabulary, to learn from."""
     shape: dict[str, Any] = field(default_factory=dict)
     """Values for `BitNetShape`; what is not given stays at its default, or as in `start_from`."""
     dropout: float = 0.0
@@ -62,6 +73,7 @@ class Project:
     compute: str = "auto"
     """Of the matrix products: ``bf16``, ``float32``, or ``auto``, bf16 where the processor multiplies it natively."""
     threads: int | None = None
+    """Cores to use; None for all."""
     device: str = "cpu"
     compile: bool | None = None
     """Fuse with torch.compile; None does where a C++ compiler is found."""
@@ -89,21 +101,34 @@ def train(project: Project) -> Path:
         raise FormatError(f"{checkpoint}: nothing to resume")
     if not project.resume and checkpoint.exists():
         raise FormatError(f"{folder}: holds a run already; resume it, or remove the folder to begin anew")
-    if project.threads:
-        torch.set_num_threads(project.threads)
+    cores = project.threads or torch.get_num_threads()
+    passes = project.schedule.batch_tokens // project.schedule.micro_tokens
+    processes, threads = share_cores(cores, project.device, passes)
+    torch.set_num_threads(1 if processes > 1 else threads)  # threads do not survive the copying of a process
 
-    documents = read_documents(project.corpus)
+    files = [split_weight(name) for name in project.corpus]
+    parts = [read_documents([path]) for path, _ in files]
+    documents = [document for part in parts for document in part]
+    weights = [weight for (_, weight), part in zip(files, parts, strict=True) for _ in part]
+    if not any(weights):
+        raise FormatError("the mix is empty: every file has the weight 0")
     if project.validation:
         held = read_documents(project.validation)
+        check_apart(documents, held)
     else:
-        documents, held = hold_out(documents, project.schedule.seed)
+        kept, held = hold_out(documents, project.schedule.seed)
+        if len(kept) < len(documents):
+            gone = set(held)
+            weights = [w for document, w in zip(documents, weights, strict=True) if document not in gone]
+        documents = kept
     if project.resume:
         vocabulary = read_vocabulary(vocabulary_file)
     elif project.vocabulary or project.start_from:
         vocabulary = read_vocabulary(project.vocabulary or project.start_from or "")
     else:
         say(f"training a vocabulary of {project.vocab_size} tokens")
-        vocabulary = train_vocabulary(documents, project.vocab_size)
+        chat = any(not isinstance(document, str) for document in documents)
+        vocabulary = train_vocabulary([t for d in documents for t in texts(d)], project.vocab_size, chat=chat)
     tokenizer = from_gguf_metadata(vocabulary, "the vocabulary")
     if tokenizer.vocab_size > 65536:
         raise FormatError(f"{tokenizer.vocab_size} tokens are too many to train; at most 65536")
@@ -113,18 +138,14 @@ def train(project: Project) -> Path:
     torch.manual_seed(project.schedule.seed)
     model = make_model(project, tokenizer.vocab_size, compute).to(project.device)
     check_exportable(model, project.ternary_type)
-    teacher = None
-    if project.teacher:
-        teacher = read_model(project.teacher, compute).to(project.device).eval().requires_grad_(False)
-        if teacher.shape.vocab_size != model.shape.vocab_size:
-            raise FormatError(f"{project.teacher}: a teacher needs the same vocabulary")
-    tokens, held_tokens = encode(documents, tokenizer), encode(held, tokenizer)
-    held_bytes = sum(len(text.encode()) for text in held)
+    teacher = Teacher(project.teacher, tokenizer, project.schedule.window) if project.teacher else None
+    tokens, held_tokens = encode(documents, tokenizer), encode(held, tokenizer, end=False)
+    held_bytes = sum(len(plain_text(document).encode()) for document in held)
     schedule = project.schedule
     if not schedule.steps:
-        size = sum(map(len, tokens))
+        size = sum(w * (len(ids) - 1) for w, ids in zip(weights, tokens, strict=True))
         schedule = replace(schedule, steps=max(1, round(project.epochs * size / schedule.batch_tokens)))
-    digest = hashlib.sha256(b"".join(ids.tobytes() for ids in tokens)).hexdigest()
+    digest = hashlib.sha256(b"".join([*(ids.tobytes() for ids in tokens), np.array(weights).tobytes()])).hexdigest()
     identity = {"corpus": digest, "shape": model.shape.as_dict(), "dropout": project.dropout}
     if project.precision != "ternary":
         identity["precision"] = project.precision
@@ -137,10 +158,9 @@ def train(project: Project) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if not project.resume:
         write_vocabulary(vocabulary_file, vocabulary)
+        write_options(folder / "options.json", project, schedule, identity)
     if project.compile or (project.compile is None and shutil.which("c++")):
         model.compile()
-        if teacher is not None:
-            teacher.compile()
     # A second model, in float32 and not compiled, measures: as the exported file will compute, in any batch shape.
     plain = BitNet(model.shape, precision=project.precision).to(project.device)
 
@@ -148,16 +168,23 @@ def train(project: Project) -> Path:
         plain.load_state_dict(model.state_dict())
         return bits_per_byte(plain, held_tokens, held_bytes)
 
-    done = read_progress(checkpoint)["step"] if project.resume else 0
-    progress = Progress(schedule.steps, done, schedule.batch_tokens)
+    done = read_progress(checkpoint)["history"] if project.resume else []
+    log = EventLog(folder, done)
+    progress = Progress(schedule.steps, len(done), schedule.batch_tokens)
+
+    def report(record: dict[str, float]) -> None:
+        progress(record)
+        log(record)
+
     try:
         history = fit(
-            model, tokens, schedule, checkpoint, teacher=teacher, identity=identity, resume=project.resume,
-            checkpoint_seconds=project.checkpoint_seconds, validate=measure, validate_every=project.measure_every,
-            report=progress,
+            model, tokens, schedule, checkpoint, weights=weights, teacher=teacher, identity=identity,
+            resume=project.resume, processes=processes, threads=threads, checkpoint_seconds=project.checkpoint_seconds,
+            validate=measure, validate_every=project.measure_every, report=report,
         )  # fmt: skip
     finally:
         progress.close()
+        log.close()
     name = project.name or project.output.stem
     write_gguf(
         project.output, model, vocabulary, name=name,
@@ -171,29 +198,88 @@ def train(project: Project) -> Path:
     return project.output
 
 
+def write_options(path: Path, project: Project, schedule: Schedule, identity: dict[str, Any]) -> None:
+    """Note everything that the run depends on, for somebody who wants to have it again."""
+    files = [*project.corpus, *project.validation, *filter(None, (project.teacher, project.start_from))]
+    digests = {
+        name: hashlib.sha256(Path(split_weight(name)[0]).read_bytes()).hexdigest() for name in map(os.fspath, files)
+    }
+    versions = {"lowbit": version("lowbit"), "torch": torch.__version__}
+    told = {**asdict(project), "schedule": asdict(schedule), **identity, "sha256": digests, "versions": versions}
+    path.write_text(json.dumps(told, indent=1, default=os.fspath) + "\n", encoding="utf-8")
+
+
 def say(text: str) -> None:
     """Tell the user, on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
-def hold_out(documents: list[str], seed: int) -> tuple[list[str], list[str]]:
+def split_weight(name: str) -> tuple[str, float]:
+    """Split ``NAME=WEIGHT``; a file that has such a name is taken by its name."""
+    path, equals, weight = name.rpartition("=")
+    if not equals or Path(name).exists():
+        return name, 1.0
+    try:
+        value = float(weight)
+    except ValueError:
+        return name, 1.0
+    if not 0 <= value <= 1000:
+        raise FormatError(f"{name}: a weight is a number from 0 to 1000")
+    return path, value
+
+
+def share_cores(cores: int, device: str, passes: int) -> tuple[int, int]:
+    """Return how many processes share the passes of a step, and how many threads each has."""
+    processes = min(cores, passes) if device == "cpu" and can_fork() else 1
+    return processes, cores // processes
+
+
+def check_apart(documents: Sequence[Document], held: Sequence[Document]) -> None:
+    """Refuse to measure on text that is trained on.
+
+    Raises
+    ------
+    FormatError
+        If a held-out document is among the documents, or most of its runs of `RUN` words are.
+    """
+    wanted: dict[tuple[str, ...], list[int]] = {}
+    sizes = []
+    for number, document in enumerate(held):
+        runs = word_runs(plain_text(document))
+        sizes.append(len(runs))
+        for run in runs:
+            wanted.setdefault(run, []).append(number)
+    for document in documents:
+        found = Counter(n for run in word_runs(plain_text(document)) for n in wanted.get(run, ()))
+        for number, count in found.items():
+            if 2 * count > sizes[number]:
+                raise FormatError(f"the text to measure on is trained on: {plain_text(held[number])[:60]!r}")
+
+
+def word_runs(text: str) -> set[tuple[str, ...]]:
+    """Return all runs of `RUN` words, in small letters; of a shorter text all words are one."""
+    words = re.findall(r"\w+", text.lower())
+    return {tuple(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
+
+
+def hold_out(documents: list[Document], seed: int) -> tuple[list[Document], list[Document]]:
     """Keep whole documents back for measuring, chosen by the seed, or the end of the text if there are under ten.
 
     A document that occurs several times is held back with all its copies.
     """
-    wanted = min(HELD_OUT * sum(map(len, documents)), HELD_OUT_BYTES)
+    wanted = min(HELD_OUT * sum(len(plain_text(document)) for document in documents), HELD_OUT_BYTES)
     unique = list(dict.fromkeys(documents))
     if len(unique) < 10:
         cut = max(1, round(wanted))
         last = documents[-1]
-        if len(last) <= 2 * cut:
+        if not isinstance(last, str) or len(last) <= 2 * cut:
             raise FormatError("the corpus is too short to keep back a part of it for measuring")
         return [d[:-cut] if d == last else d for d in documents], [last[-cut:]]
     random.Random(seed).shuffle(unique)
-    held: set[str] = set()
+    held: set[Document] = set()
     while wanted > 0:
         held.add(unique[-1])
-        wanted -= len(unique.pop())
+        wanted -= len(plain_text(unique.pop()))
     return [d for d in documents if d not in held], [d for d in dict.fromkeys(documents) if d in held]
 
 
@@ -225,7 +311,7 @@ def make_model(project: Project, vocab_size: int, compute: torch.dtype) -> BitNe
     return model
 
 
-def write_samples(path: Path, project: Project, tokenizer: Tokenizer, held: Sequence[str]) -> None:
+def write_samples(path: Path, project: Project, tokenizer: Tokenizer, held: Sequence[Document]) -> None:
     """Let the finished file speak, through lowbit itself; the first words come from held-out text."""
     from ..loading.load import load
 
@@ -233,7 +319,7 @@ def write_samples(path: Path, project: Project, tokenizer: Tokenizer, held: Sequ
     room = model.config.context_length
     texts = []
     for i in range(project.samples):
-        start = tokenizer.decode(tokenizer.encode(held[i % len(held)])[: min(8, room // 4)])
+        start = tokenizer.decode(tokenizer.encode(plain_text(held[i % len(held)]))[: min(8, room // 4)])
         made = model.generate(start, max_tokens=min(150, room // 2), temperature=0.7, seed=project.schedule.seed + i)
         texts.append(f"{start}|{made.text}")
     path.write_text("\n\n----\n\n".join(texts) + "\n", encoding="utf-8")

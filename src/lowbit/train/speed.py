@@ -13,13 +13,22 @@ from .model import BitNet
 __all__ = ["training_speed"]
 
 
-def training_speed(model: BitNet, batch_tokens: int, micro_tokens: int, window: int, steps: int = 4) -> float:
+def training_speed(
+    model: BitNet,
+    batch_tokens: int,
+    micro_tokens: int,
+    window: int,
+    steps: int = 4,
+    processes: int = 1,
+    threads: int = 1,
+) -> float:
     """Train on random tokens for a few steps.
 
     Parameters
     ----------
     model : trained, and so spoilt
     batch_tokens, micro_tokens, window : as in `Schedule`
+    processes, threads : as in `fit`
     steps : steps that count; one more before them warms up and, for a compiled model, compiles
 
     Returns
@@ -33,5 +42,5 @@ def training_speed(model: BitNet, batch_tokens: int, micro_tokens: int, window: 
         steps=steps + 1, batch_tokens=batch_tokens, micro_tokens=micro_tokens, window=window, float_share=0.0
     )
     with tempfile.TemporaryDirectory() as folder:
-        history = fit(model, documents, schedule, Path(folder) / "checkpoint.npz")
+        history = fit(model, documents, schedule, Path(folder) / "checkpoint.npz", processes=processes, threads=threads)
     return batch_tokens / min(record["seconds"] for record in history[1:])

@@ -22,18 +22,29 @@ SMALLEST, LARGEST = 512, 8192
 CUT = 1000
 """Longest run of characters given to the trainer at once: it drops lines of more than 4192 bytes without a word."""
 PREFIX = "tokenizer.ggml."
+CHAT_START, CHAT_END = "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE_KEY = "tokenizer.chat_template"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""ChatML, as other engines read it; `lowbit.chat` writes it without running it."""
 
 
-def train_vocabulary(documents: Sequence[str], size: int, most_characters: int = 20_000_000) -> dict[str, Any]:
+def train_vocabulary(
+    documents: Sequence[str], size: int, most_characters: int = 20_000_000, chat: bool = False
+) -> dict[str, Any]:
     """Train a byte-pair vocabulary with byte fallback, so that any text can be encoded.
 
-    Text is taken as it is, without Unicode normalisation, since readers of GGUF do none.
+    Text is taken as it is, without Unicode normalisation, since readers of GGUF do none. A line's end may be part of a
+    token, so that a new paragraph costs as little as a full stop.
 
     Parameters
     ----------
     documents : training text
     size : number of tokens, 512..8192, of which 3 are special and 256 are bytes
     most_characters : text beyond this is left out; it changes little, and bounds time and memory
+    chat : with the special tokens of ChatML, one of which then ends any text
 
     Returns
     -------
@@ -52,23 +63,24 @@ def train_vocabulary(documents: Sequence[str], size: int, most_characters: int =
     lines: list[str] = []
     room = most_characters
     for document in documents:
-        for line in document.split("\n"):
-            lines += [line[i : i + CUT] for i in range(0, len(line), CUT)]
+        lines += [document[i : i + CUT] for i in range(0, len(document), CUT)]
         room -= len(document)
         if room < 0:
             break
     model = io.BytesIO()
+    special: dict[str, Any] = {"eos_piece": CHAT_END, "control_symbols": [CHAT_START]} if chat else {}
     try:
         SentencePieceTrainer.train(
             sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=size, byte_fallback=True,
             character_coverage=0.9995, split_digits=True, allow_whitespace_only_pieces=True,
-            normalization_rule_name="identity", remove_extra_whitespaces=False, num_threads=1, minloglevel=2,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, num_threads=1, minloglevel=2, **special,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         most = re.search(r"value <= (\d+)", str(error))
         reason = f"at most {most[1]}" if most else " ".join(str(error).split())[-160:]
         raise FormatError(f"this text does not allow a vocabulary of {size} tokens: {reason}") from None
-    return _from_proto(model.getvalue(), "the new vocabulary")
+    keys = _from_proto(model.getvalue(), "the new vocabulary")
+    return {**keys, CHAT_TEMPLATE_KEY: CHAT_TEMPLATE} if chat else keys
 
 
 def read_vocabulary(path: str | Path) -> dict[str, Any]:
@@ -83,7 +95,7 @@ def read_vocabulary(path: str | Path) -> dict[str, Any]:
         data = Path(path).read_bytes()
     if data[:4] == b"GGUF":
         file = GGUFFile(str(path))
-        keys = {key: value for key, value in file.metadata.items() if key.startswith(PREFIX)}
+        keys = {k: v for k, v in file.metadata.items() if k.startswith(PREFIX) or k == CHAT_TEMPLATE_KEY}
         file.close()
         if keys.get(PREFIX + "model") != "llama":
             raise UnsupportedModelError(f"{path}: holds no SentencePiece vocabulary")
