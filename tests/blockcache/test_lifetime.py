@@ -239,3 +239,19 @@ def test_a_signal_handler_may_use_the_cache_that_is_waited_for(content, wait):
     assert len(seen) == 1
     assert seen[0] == content[70_000:80_000] or "would wait for this very thread" in seen[0]
     cache.close()
+
+
+def test_a_cache_that_lives_to_the_end_of_the_interpreter_ends_in_silence(tmp_path):
+    """What is reachable from a class of another module is taken apart last, when other modules are gone."""
+    script = """
+import sys
+import lowbit.errors
+from lowbit.kernels import BlockCache
+cache = BlockCache([sys.argv[1]], [(0, 4096 * i, 4096) for i in range(20)], 250_000)
+lowbit.errors.LowbitError.keeper = lambda: cache
+cache.get(3)
+"""
+    path = tmp_path / "blocks"
+    path.write_bytes(bytes(20 * 4096))
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -331,8 +331,11 @@ cdef class BlockCache:
         """End the reader threads before anything that they use is taken apart; blocks that are pinned stay."""
         if self.closed or self.c == NULL:
             return
-        if not any(isinstance(source, _Source) for source in self._sources):
-            self._end()
+        if not any([isinstance(source, _Source) for source in self._sources]):
+            try:
+                self._end()
+            except Exception:
+                pass            # the interpreter ends, and the modules that close files are gone: so are the files
             return
         # An object may be in the middle of answering, further down this thread's stack or in want of a lock held there:
         # so another thread, which keeps the cache alive, waits for that.
