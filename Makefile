@@ -64,7 +64,7 @@ SANITIZE_RUN = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print
 sanitize: $(SANITIZED)/.installed  ## run the tests on kernels and parsers built with AddressSanitizer and UBSan
 	$(PYTHON) tests/selftest/run.py $(SANITIZED)/selftest --sanitize
 	cd tests && $(SANITIZE_RUN) $(abspath $(SANITIZED))/venv/bin/python -m pytest -p no:cacheprovider $(PYTEST_ARGS) \
-		chat cli convert families formats fuzz kernels model quantize reference tokenizers train
+		chat cli convert engine families formats fuzz kernels model quantize reference tokenizers train
 
 stress:  ## run the block cache and the pool under ThreadSanitizer and AddressSanitizer, 10 minutes each
 	$(PYTHON) tests/blockcache/stress.py $(BUILD)/stress --seconds 600
