@@ -126,13 +126,13 @@ def test_a_run_killed_in_the_middle_and_resumed_writes_the_same_file(tmp_path, c
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    helpers = children(process.pid)
-    assert len(helpers) == (cores - 1 if can_fork() else 0)
+    copies = children(process.pid)
+    assert len(copies) == (cores - 1 if can_fork() else 0)
     process.kill()  # SIGKILL: no handler of ours can run
     process.wait()
     assert not broken.exists()
     assert 5 <= read_progress(checkpoint)["step"] < 60
-    while any(map(is_alive, helpers)):
+    while any(map(is_alive, copies)):
         assert time.monotonic() < deadline, "a process outlives the run"
         time.sleep(0.01)
 
