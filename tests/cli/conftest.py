@@ -69,7 +69,7 @@ class RecordingModel:
         yield from self.pieces
         return self._generation()
 
-    def perplexity(self, text):
+    def perplexity(self, text, stride=None):
         """A nat per token for the first text, two for the second and so on; one token per byte."""
         self.scored.append(text)
         return SimpleNamespace(nats_per_token=float(len(self.scored)), tokens=len(text.encode()))

@@ -163,9 +163,13 @@ def test_file_whose_last_byte_is_missing_is_refused(lowbit_command, command, emb
     assert_one_clear_line(done, "damaged.gguf")
 
 
-def test_text_longer_than_the_context_is_named(lowbit_command):
-    done = lowbit_command("perplexity", "--separator", "|", "--context", "8", stdin=b"a b|" + b"word " * 200)
-    assert_one_clear_line(done, "standard input", "text 2 of 2", "context of 8")
+def test_text_longer_than_the_context_is_scored_in_windows(lowbit_command):
+    arguments = ("perplexity", "--separator", "|", "--context", "8")
+    done = lowbit_command(*arguments, "--stride", "2", "--json", stdin=b"a b|" + b"word " * 50)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["texts"] == 2
+    done = lowbit_command(*arguments, "--stride", "9", stdin=b"a b|" + b"word " * 50)
+    assert_one_clear_line(done, "standard input", "text 1 of 2", "stride must be a whole number from 1 to 8")
 
 
 def test_unknown_architecture_is_named(lowbit_command, embedded, embedded_file):
