@@ -126,7 +126,7 @@ def test_files_are_short_enough_to_be_read():
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_tensors_are_named_by_the_plan_alone(module):
-    """Formats whose files have no such names give them; the reference and the kernels' pass are the mathematics, and the trainer's
-    modules have names of their own."""
+    """Formats whose files have no such names give them; the reference is the mathematics; the trainer's modules have
+    names of their own."""
     if not module.startswith(("formats.", "train.")) and module not in ("plan", "reference.model"):
         assert "blk." not in MODULES[module].read_text("utf-8").replace("blk.0.*", "")
