@@ -104,7 +104,9 @@ def gaps(model: lowbit.Model, step_ms: float, vocab: int) -> dict[str, Any]:
     rng = np.random.default_rng(3)
     model._decoder.pool.clear()
     with Engine(model, step_ms=step_ms) as engine:
-        running = engine.submit(rng.integers(3, vocab, 16).tolist(), max_tokens=220, temperature=0)
+        never = {int(token): -1000.0 for token in model._ends}
+        running = engine.submit(rng.integers(3, vocab, 16).tolist(), max_tokens=900, temperature=0, logit_bias=never)
+        running._request.collecting = True  # as if it were read at once
         times: list[tuple[float, int]] = []
         newcomer = None
         while not running._request.over:
