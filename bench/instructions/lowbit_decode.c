@@ -12,8 +12,9 @@
 #include "table.h"
 
 #include "model.h"
+#include "sizes.h"
 
-enum { MAX_PARTS = 3, BLOCK = 128 };
+enum { MAX_PARTS = 3, BLOCK = 128, MAX_BLOCKS = 64 };
 
 typedef struct {
     lb_matrix parts[MAX_PARTS]; /* read the same input, and write their outputs side by side */
@@ -22,12 +23,13 @@ typedef struct {
 
 typedef struct {
     linear qkv, o, gate_up, down;
-    lb_kv kv;
+    char *blocks[MAX_BLOCKS]; /* keys and values, LB_KV_SPAN positions each */
 } layer;
 
 typedef struct {
     shape s;
     int head_dim, kv_dim, kv_type;
+    lb_kv kv; /* of every block */
     layer *layers;
     linear table; /* (vocab, dim): embedding and head */
     float *norm, *cos, *sin;
@@ -83,11 +85,20 @@ static int decode_step(model *m, int token, int32_t position) {
         layer *l = &m->layers[i];
         apply(m, &l->qkv, m->x, s->dim, m->norm, m->wide);
         const float *k = m->wide + s->dim;
-        const lb_attention_args args = {m->wide,  m->attended, &l->kv,      &position, s->dim + 2 * m->kv_dim,
-                                        s->heads, s->kv_heads, m->head_dim, m->kv_type};
+        char *const *blocks = l->blocks;
+        const lb_attention_args args = {.q = m->wide,
+                                        .out = m->attended,
+                                        .blocks = &blocks,
+                                        .positions = &position,
+                                        .kv = m->kv,
+                                        .q_stride = s->dim + 2 * m->kv_dim,
+                                        .n_heads = s->heads,
+                                        .n_kv_heads = s->kv_heads,
+                                        .head_dim = m->head_dim,
+                                        .kv_type = m->kv_type};
         for (int h = 0; h < heads; h++) rotate(m->wide + h * m->head_dim, cos, sin, half);
         for (int j = 0; j < s->dim; j++) m->wide[j] *= q_scale;
-        lb_table.kv_store(k, k + m->kv_dim, &l->kv, &args, position);
+        lb_table.kv_store(k, k + m->kv_dim, l->blocks[position / LB_KV_SPAN], &args, position);
         for (int h = 0; h < s->kv_heads; h++) lb_table.attention(&args, 0, 1, h);
         apply(m, &l->o, m->attended, s->dim, NULL, m->wide);
         lb_table.add(m->x, m->wide, s->dim);
@@ -182,15 +193,18 @@ static linear eight_bits(const shape *s) {
     return (linear){{w}, 1};
 }
 
-static void fill_cache(const model *m, int index, const lb_kv *kv, int position) {
-    const lb_attention_args args = {
-        .n_heads = m->s.heads, .n_kv_heads = m->s.kv_heads, .head_dim = m->head_dim, .kv_type = m->kv_type};
+static void fill_cache(const model *m, int index, char *const *blocks, int position) {
+    const lb_attention_args args = {.kv = m->kv,
+                                    .n_heads = m->s.heads,
+                                    .n_kv_heads = m->s.kv_heads,
+                                    .head_dim = m->head_dim,
+                                    .kv_type = m->kv_type};
     for (int p = 0; p < position; p++) {
         for (int c = 0; c < m->kv_dim; c++) {
             m->wide[c] = (float)cache_at(KEYS, index, p, c) * KEY_SCALE;
             m->wide[m->kv_dim + c] = (float)cache_at(VALUES, index, p, c) * KEY_SCALE;
         }
-        lb_table.kv_store(m->wide, m->wide + m->kv_dim, kv, &args, p);
+        lb_table.kv_store(m->wide, m->wide + m->kv_dim, blocks[p / LB_KV_SPAN], &args, p);
     }
 }
 
@@ -202,6 +216,9 @@ static model make(const shape *s, int position, int kv_type) {
     m.x = take((size_t)dim, 4), m.h = take((size_t)padded, 4), m.wide = take((size_t)wide, 4);
     m.attended = take((size_t)dim, 4), m.logits = take((size_t)s->vocab, 4);
     m.q8 = take((size_t)padded, 1), m.scales = take((size_t)padded, 4), m.sums = take((size_t)padded, 4);
+    const lb_kv_layout at =
+        lb_lay_out_kv(kv_type == LB_KV_I8 ? 1 : 4, (size_t)s->kv_heads, (size_t)m.head_dim, LB_KV_SPAN, 1);
+    m.kv = (lb_kv){0, at.values_at, at.key_scales_at, at.value_scales_at, (ptrdiff_t)at.stride, (ptrdiff_t)at.stride};
     m.layers = take((size_t)s->layers, sizeof *m.layers);
     for (int i = 0; i < s->layers; i++) {
         layer *l = &m.layers[i];
@@ -209,15 +226,8 @@ static model make(const shape *s, int position, int kv_type) {
         l->o = ternary(i, 1, (int[]){O}, (int[]){dim}, dim);
         l->gate_up = ternary(i, 2, (int[]){GATE, UP}, (int[]){s->hidden, s->hidden}, dim);
         l->down = ternary(i, 1, (int[]){DOWN}, (int[]){dim}, s->hidden);
-        const size_t element = kv_type == LB_KV_I8 ? 1 : 4;
-        l->kv.key_stride = (ptrdiff_t)positions * m.head_dim;
-        l->kv.value_stride = (ptrdiff_t)positions * ((m.head_dim + 15) / 16 * 16);
-        l->kv.scale_stride = positions;
-        l->kv.keys = take((size_t)(s->kv_heads * l->kv.key_stride), element);
-        l->kv.values = take((size_t)(s->kv_heads * l->kv.value_stride), element);
-        l->kv.key_scales = take((size_t)(s->kv_heads * positions), 4);
-        l->kv.value_scales = take((size_t)(s->kv_heads * positions), 4);
-        fill_cache(&m, i, &l->kv, position);
+        for (int b = 0; b <= position / LB_KV_SPAN && b < MAX_BLOCKS; b++) l->blocks[b] = take(at.nbytes, 1);
+        fill_cache(&m, i, l->blocks, position);
     }
     m.table = eight_bits(s);
     m.norm = take((size_t)dim, sizeof *m.norm);
