@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lowbit import ContextLengthError, Engine, LowbitError, MemoryBudgetError, QueueFullError
-from lowbit.engine import State
+from lowbit.engine import State, sequence
 from lowbit.engine.scheduler import Pace
 
 PROMPT = [1, *range(10, 40)]
@@ -242,8 +242,6 @@ def test_a_slow_reader_is_not_run_ahead_of(load):
     slow = engine.submit(PROMPT, max_tokens=280, temperature=5.0, seed=3, logit_bias={1: -1000.0, 2: -1000.0})
     next(slow)
     request = slow._request
-    from lowbit.engine import sequence
-
     before = sequence.MOST_UNREAD
     sequence.MOST_UNREAD = 8
     try:
@@ -255,6 +253,21 @@ def test_a_slow_reader_is_not_run_ahead_of(load):
         sequence.MOST_UNREAD = before
     want = load().generate(PROMPT, max_tokens=280, temperature=5.0, seed=3, logit_bias={1: -1000.0, 2: -1000.0}).text
     assert want.endswith(rest)
+
+
+def test_a_text_that_is_set_aside_goes_on_to_the_same_end(load, monkeypatch):
+    """Memory for one whole context: whoever does not read gives it up, and computes anew when it is read on."""
+    monkeypatch.setattr(sequence, "MOST_UNREAD", 1)
+    model, options = load(), {"max_tokens": 280, "temperature": 3.0, "logit_bias": {1: -1000.0, 2: -1000.0}}
+    model._decoder.pool.resize(5, 5)
+    engine = Engine(model, thread=False)
+    slow = engine.submit(PROMPT, seed=1, **options)
+    start = next(slow)
+    other = engine.submit([1, 7, 8], seed=2, **options).result()
+    assert slow.state is State.QUEUED
+    assert start + "".join(slow) == load().generate(PROMPT, seed=1, **options).text
+    assert other.tokens == load().generate([1, 7, 8], seed=2, **options).tokens
+    assert model._decoder.pool.held == 0
 
 
 def test_memory_of_many_requests_is_flat(model):

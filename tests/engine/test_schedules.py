@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import lowbit
 from lowbit import Engine
-from lowbit.engine import State
+from lowbit.engine import State, sequence
 
 PREFIX = np.random.default_rng(1).integers(3, 280, 200).tolist()
 STOPS = ("a", "b", "zq")
@@ -71,9 +72,17 @@ def alone(path):
     st.sampled_from([1, 2, 4, 16]),
     st.sampled_from([("f32", 0.0), ("f16", 0.0), ("int8", 0.0), ("f32", 0.5)]),
     st.sampled_from([0.02, 50.0]),
+    st.sampled_from([1, 8, 512]),
+    st.booleans(),
 )
-def test_every_request_gets_what_it_gets_alone(models, alone, wanted, blocks, at_once, kind, step_ms):
-    model = models(*kind)
+def test_every_request_gets_what_it_gets_alone(
+    models, alone, wanted, blocks, at_once, kind, step_ms, unread, backwards
+):
+    with mock.patch.object(sequence, "MOST_UNREAD", unread):  # soon some are set aside, because nobody reads them yet
+        run_schedule(models(*kind), lambda request: alone(request, *kind), wanted, blocks, at_once, step_ms, backwards)
+
+
+def run_schedule(model, alone, wanted, blocks, at_once, step_ms, backwards):
     pool = model._decoder.pool
     pool.resize(blocks, blocks if blocks is not None else 5)
     engine = Engine(model, max_sequences=at_once, step_ms=step_ms, thread=False)
@@ -91,10 +100,10 @@ def test_every_request_gets_what_it_gets_alone(models, alone, wanted, blocks, at
             for _ in range(request["cancel_after"]):
                 engine._drive()
             stream.cancel()
-    for request, stream in zip(wanted, streams):
+    for request, stream in list(zip(wanted, streams))[:: -1 if backwards else 1]:  # whoever comes last is read first
         if stream.state is State.CANCELLED:
             continue
-        result, expected = stream.result(), alone(request, *kind)
+        result, expected = stream.result(), alone(request)
         assert (result.tokens, result.text, result.finish_reason) == (
             expected.tokens, expected.text, expected.finish_reason,
         )  # fmt: skip
