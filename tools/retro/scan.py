@@ -40,6 +40,9 @@ NEWER = set(
     """,
     )
 )
+ASKED = {"dispatch.c.o", "pool.c.o"}
+"""Objects that include floats.h, which asks the processor before it uses these two."""
+AFTER_ASKING = re.compile(r"\b(ldmxcsr|stmxcsr)\b")
 WIDE = re.compile(r"%[xyz]mm|%k[0-7]\b")
 
 
@@ -96,6 +99,8 @@ def main() -> None:
         found = 0
         for file in files:
             lines = list(newer_instructions(objdump, file))
+            if file.name in ASKED:
+                lines = [line for line in lines if not AFTER_ASKING.search(line)]
             found += len(lines)
             for line in lines[:5]:
                 print(f"{file.name}: {line}")
