@@ -61,7 +61,6 @@ cdef extern from "blockcache.h":
     void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil
     const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error) noexcept nogil
     void lb_cache_release(lb_cache *c, int32_t block) noexcept nogil
-    void lb_cache_forget(lb_cache *c, int32_t block) noexcept nogil
     uint8_t *lb_cache_mark(lb_cache *c, int32_t block) noexcept nogil
     int32_t lb_cache_passes_through(const lb_cache *c, int32_t block) noexcept nogil
     lb_cache_stats lb_cache_get_stats(lb_cache *c) noexcept nogil
@@ -78,20 +77,12 @@ cdef void release(lb_cache *c, int32_t block) noexcept nogil:
     lb_cache_release(c, block)
 
 
-cdef void forget(lb_cache *c, int32_t block) noexcept nogil:
-    lb_cache_forget(c, block)
-
-
 cdef uint8_t *mark(lb_cache *c, int32_t block) noexcept nogil:
     return lb_cache_mark(c, block)
 
 
 cdef bint passes_through(const lb_cache *c, int32_t block) noexcept nogil:
     return lb_cache_passes_through(c, block)
-
-
-cdef void prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil:
-    lb_cache_prefetch(c, blocks, n)
 
 
 # --- sources that are Python objects ----------------------------------------------------------------------------

@@ -45,11 +45,7 @@ cdef class BlockCache:
 # The bytes of a block, which stay until it is released; or NULL, with what `raise_error` takes in `error`.
 cdef const void *acquire(lb_cache *c, int32_t block, int32_t *error) noexcept nogil
 cdef void release(lb_cache *c, int32_t block) noexcept nogil
-# Gives up the bytes of a block outside the order that nobody references: its slot is the next to be used.
-cdef void forget(lb_cache *c, int32_t block) noexcept nogil
 # A byte that goes with the bytes of an acquired block: 0 after every read, then whatever its users make of it.
 cdef uint8_t *mark(lb_cache *c, int32_t block) noexcept nogil
 # Whether a block takes one of the few slots of the ring, and is gone soon after its release.
 cdef bint passes_through(const lb_cache *c, int32_t block) noexcept nogil
-# Asks for blocks outside the order to be read soon.
-cdef void prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil
