@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import lowbit
 from lowbit import Engine
-from lowbit.engine import State, sequence
+from lowbit.engine import State, engine, sequence
 
 PREFIX = np.random.default_rng(1).integers(3, 280, 200).tolist()
 STOPS = ("a", "b", "zq")
@@ -74,11 +74,13 @@ def alone(path):
     st.sampled_from([0.02, 50.0]),
     st.sampled_from([1, 8, 512]),
     st.booleans(),
+    st.sampled_from([1, engine.BURST_NS]),
 )
 def test_every_request_gets_what_it_gets_alone(
-    models, alone, wanted, blocks, at_once, kind, step_ms, unread, backwards
+    models, alone, wanted, blocks, at_once, kind, step_ms, unread, backwards, burst
 ):
-    with mock.patch.object(sequence, "MOST_UNREAD", unread):  # soon some are set aside, because nobody reads them yet
+    # Soon some are set aside, because nobody reads them yet; and a burst is a whole text, or a single token.
+    with mock.patch.object(sequence, "MOST_UNREAD", unread), mock.patch.object(engine, "BURST_NS", burst):
         run_schedule(models(*kind), lambda request: alone(request, *kind), wanted, blocks, at_once, step_ms, backwards)
 
 
@@ -111,6 +113,18 @@ def run_schedule(model, alone, wanted, blocks, at_once, step_ms, backwards):
     assert pool.held == 0
     assert pool.sequences == ()
     assert pool.allocated <= (blocks or 5)
+
+
+def test_a_reader_that_stays_away_keeps_nobody_waiting(load):
+    with mock.patch.object(sequence, "MOST_UNREAD", 1), mock.patch.object(engine, "BURST_NS", 1):
+        model = load()
+        shared = Engine(model, max_sequences=1, thread=False)
+        unread = shared.submit([1, 5], max_tokens=30, seed=1)
+        for _ in range(10):
+            shared._drive()
+        assert unread.state is State.DECODE
+        assert shared.submit([1, 6], max_tokens=30, seed=2).result() and unread.state is State.QUEUED
+        assert unread.result().tokens == load().generate([1, 5], max_tokens=30, seed=1).tokens
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "int8"])

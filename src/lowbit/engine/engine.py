@@ -290,9 +290,8 @@ class Engine:
             self._sweep, waiting = False, tuple(self._waiting)
             for request in waiting:
                 if request.cancelled:
-                    request.end(State.CANCELLED)
                     self._waiting.remove(request)
-                    self._forget(request)
+                    self._forget(request, State.CANCELLED)
         running = []
         for request in self._running:
             if request.cancelled:
@@ -307,27 +306,30 @@ class Engine:
             if isinstance(owner, Request) and owner.sequence is not sequence:
                 sequence.close()
 
-    def _forget(self, request: Request) -> None:
+    def _forget(self, request: Request, state: State = State.CANCELLED, error: BaseException | None = None) -> None:
+        request.end(state, error)
         self._ended[request.state] += 1
         request.forget()
 
     def _admit(self) -> None:
         """Take in those that wait, the first first, as far as there is room for all that they may become."""
         passed: list[Request] = []
-        while self._waiting and len(self._running) < self.max_sequences:
-            request = self._waiting[0]
+        while self._waiting:
+            request, full = self._waiting[0], len(self._running) >= self.max_sequences
             if request.cancelled:
-                request.end(State.CANCELLED)
-                self._forget(request)
-            elif request.held_back or self._is_coming(request):
-                passed.append(request)  # nobody reads it, or another one computes the same beginning just now
+                self._forget(request, State.CANCELLED)
+            elif request.held_back:
+                passed.append(request)  # nobody reads it
+            elif full and not any(r.held_back for r in self._running):
+                break
+            elif self._is_coming(request):
+                passed.append(request)  # another one computes the same beginning just now
             else:
                 try:
-                    if not self._begin(request):
+                    if (full and not self._set_aside()) or not self._begin(request):
                         break
                 except Exception as error:  # a fault of one request ends that one
-                    request.end(State.FAILED, error)
-                    self._forget(request)
+                    self._forget(request, State.FAILED, error)
             self._waiting.popleft()
         self._waiting.extendleft(reversed(passed))
 
