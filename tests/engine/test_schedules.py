@@ -123,7 +123,8 @@ def test_a_reader_that_stays_away_keeps_nobody_waiting(load):
         for _ in range(10):
             shared._drive()
         assert unread.state is State.DECODE
-        assert shared.submit([1, 6], max_tokens=30, seed=2).result() and unread.state is State.QUEUED
+        assert shared.submit([1, 6], max_tokens=30, seed=2).result().text
+        assert unread.state is State.QUEUED
         assert unread.result().tokens == load().generate([1, 5], max_tokens=30, seed=1).tokens
 
 
