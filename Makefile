@@ -66,9 +66,12 @@ sanitize: $(SANITIZED)/.installed  ## run the tests on kernels and parsers built
 	cd tests && $(SANITIZE_RUN) $(abspath $(SANITIZED))/venv/bin/python -m pytest -p no:cacheprovider $(PYTEST_ARGS) \
 		chat cli convert engine families formats fuzz kernels model quantize reference tokenizers train
 
-stress:  ## run the block cache and the pool under ThreadSanitizer and AddressSanitizer, 10 minutes each
-	$(PYTHON) tests/blockcache/stress.py $(BUILD)/stress --seconds 600
-	$(PYTHON) tests/pool/stress.py $(BUILD)/stress --seconds 600
+RACES := $(BUILD)/races
+
+stress: $(RACES)/.installed  ## run block cache, pool and engine under ThreadSanitizer or AddressSanitizer, 10 minutes each
+	$(PYTHON) tests/stress/run.py engine $(RACES)/venv --seconds 600
+	$(PYTHON) tests/stress/run.py blockcache $(BUILD)/stress --seconds 600 --threads 16
+	$(PYTHON) tests/stress/run.py pool $(BUILD)/stress --seconds 600
 
 bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[bench]"
@@ -126,14 +129,16 @@ $(VENV)/.installed: $(WHEELS)/.built
 	$(BIN)/pip install --quiet --no-deps --force-reinstall $(WHEELS)/*.whl
 	touch $@
 
-$(SANITIZED)/.installed: $(SOURCES)
-	@echo "building with AddressSanitizer and UBSan"
-	$(PYTHON) -m venv $(SANITIZED)/venv
-	rm -rf $(SANITIZED)/wheel
-	$(SANITIZED)/venv/bin/pip wheel --quiet --no-deps --wheel-dir $(SANITIZED)/wheel \
-		--config-settings=build-dir=$(SANITIZED)/cmake --config-settings=cmake.define.LOWBIT_SANITIZE=ON .
-	$(SANITIZED)/venv/bin/pip install --quiet "$$(ls $(SANITIZED)/wheel/*.whl)[test]"
-	$(SANITIZED)/venv/bin/pip install --quiet --no-deps --force-reinstall $(SANITIZED)/wheel/*.whl
+$(SANITIZED)/.installed: SANITIZERS = address,undefined
+$(RACES)/.installed: SANITIZERS = thread
+$(SANITIZED)/.installed $(RACES)/.installed: $(SOURCES)
+	@echo "building with sanitizers: $(SANITIZERS)"
+	$(PYTHON) -m venv $(@D)/venv
+	rm -rf $(@D)/wheel
+	$(@D)/venv/bin/pip wheel --quiet --no-deps --wheel-dir $(@D)/wheel \
+		--config-settings=build-dir=$(@D)/cmake --config-settings=cmake.define.LOWBIT_SANITIZE=$(SANITIZERS) .
+	$(@D)/venv/bin/pip install --quiet "$$(ls $(@D)/wheel/*.whl)[test]"
+	$(@D)/venv/bin/pip install --quiet --no-deps --force-reinstall $(@D)/wheel/*.whl
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.installed
