@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "lowbit"
 
 FLOORS = [
     ["errors", "plan", "sampling", "assets"],
+    ["hub"],
     ["_kernels"],
     ["quantize"],
     ["formats"],
@@ -20,7 +21,7 @@ FLOORS = [
     ["engine"],
     ["model"],
     ["train"],
-    ["convert", "benchmark", "hub", "batch"],
+    ["convert", "benchmark", "batch"],
     ["serve"],
     ["ray"],
     ["isa", "kernels"],

@@ -13,6 +13,7 @@ from .errors import (
     LowbitError,
     MemoryBudgetError,
     QueueFullError,
+    RemoteError,
     UnsupportedISAError,
     UnsupportedModelError,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "ModelPlan",
     "Perplexity",
     "QueueFullError",
+    "RemoteError",
     "SamplingParams",
     "Stream",
     "Timings",

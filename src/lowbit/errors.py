@@ -11,6 +11,7 @@ __all__ = [
     "LowbitError",
     "MemoryBudgetError",
     "QueueFullError",
+    "RemoteError",
     "UnsupportedISAError",
     "UnsupportedModelError",
     "one_line",
@@ -53,6 +54,10 @@ class ContextLengthError(LowbitError, ValueError):
 
 class QueueFullError(LowbitError):
     """An engine has as many waiting requests as it takes; try again later."""
+
+
+class RemoteError(LowbitError):
+    """The hub, or a server, cannot be reached, refuses, or answers with what it must not."""
 
 
 def one_line(error: object) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..hub import PREFIX
 from .common import InputError, add_tokenizer_argument, print_json, read_file, whole
 
 
@@ -28,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from ..convert.calibration import calibrate, default_path
     from ..errors import LowbitError
 
-    if args.output is None and args.model is None:
-        raise InputError("the embedded model has no file beside which to write: give --output")
+    if args.output is None and (args.model is None or args.model.startswith(PREFIX)):
+        raise InputError("beside that model nothing can be written: give --output")
     output = default_path(args.model) if args.output is None else args.output
     text = read_file(args.text)
     try:

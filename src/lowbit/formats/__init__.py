@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import ModelFile, TensorInfo
+from lowbit.hub import local_path
 
 __all__ = ["CONTAINERS", "Container", "ModelFile", "TensorInfo", "open_model"]
 
@@ -81,7 +82,7 @@ def open_model(path: str | os.PathLike[str]) -> ModelFile:
     Parameters
     ----------
     path : str or os.PathLike
-        A file, or a Hugging Face model folder.
+        A file, a Hugging Face model folder, or ``hf:owner/name[:file]`` (`lowbit.hub.local_path`).
 
     Returns
     -------
@@ -95,8 +96,10 @@ def open_model(path: str | os.PathLike[str]) -> ModelFile:
         lowbit can name.
     UnsupportedModelError
         If the container is known and refused.
+    RemoteError
+        If it is named ``hf:...``, and cannot be had.
     """
-    name = os.fspath(path)
+    name = local_path(path)
     if Path(name).is_dir():
         if (Path(name) / "config.json").exists():
             from lowbit.formats.huggingface import HuggingFaceFolder

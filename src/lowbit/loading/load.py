@@ -61,7 +61,8 @@ def load(
     Parameters
     ----------
     path : path, optional
-        A GGUF file, a llama2.c checkpoint or a Hugging Face folder; None is the model that comes with lowbit.
+        A GGUF file, a llama2.c checkpoint or a Hugging Face folder; or ``hf:owner/name[:file]``, a model of the Hugging
+        Face hub, which is fetched unless it is here already (extra ``hub``). None is the model that comes with lowbit.
     tokenizer : path, optional
         A tokenizer file, or a folder with one, that is used in place of the model's own; what `load_tokenizer` reads.
     threads : int, optional
@@ -99,6 +100,8 @@ def load(
         If the file is missing, damaged, or not a model file.
     UnsupportedModelError
         If the file is sound, but lowbit does not know its architecture, tensor types or tokenizer.
+    RemoteError
+        If it is named ``hf:...``, is not here, and cannot be fetched.
     MemoryBudgetError
         If `max_ram` is too little; the message names the smallest that works.
     ValueError

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import FormatError, UnsupportedModelError
 from ..formats.files import reading
 from ..formats.folder import inside
+from ..hub import local_path
 from . import gpt2, llama2c, spm
 from .base import Tokenizer
 from .hub import Settings, read_settings
@@ -50,7 +51,7 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
     Parameters
     ----------
     path : str or path-like
-        A GGUF file, with tensors or without; a ``tokenizer.json`` with BPE; a SentencePiece ``tokenizer.model``, or
+        As for `lowbit.load`, or: a GGUF file, with tensors or without; a ``tokenizer.json`` with BPE; a SentencePiece ``tokenizer.model``, or
         that of Llama 3; a llama2.c ``tokenizer.bin``, or the checkpoint it lies beside; or a folder with one of the
         former. In a folder the files around it (``tokenizer_config.json``, ``generation_config.json``, ...) tell BOS,
         EOS and what ends a text.
@@ -68,7 +69,7 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
     UnsupportedModelError
         If it is a tokenizer of a kind that lowbit does not know.
     """
-    path = Path(path)
+    path = Path(local_path(path))
     settings = Settings()
     if path.is_dir():
         settings = read_settings(path)
