@@ -29,7 +29,7 @@ def request_of(number: int) -> tuple[str, dict[str, object]]:
 
 def main(seconds: int, clients: int, seed: int) -> int:
     """Run, print one line of counts, and return the exit status."""
-    model = lowbit.load("embedded", threads=2)
+    model = lowbit.load(threads=2)
     alone = {n: model.generate(request_of(n)[0], **request_of(n)[1]).text for n in range(64)}
     engine = lowbit.Engine(model, max_sequences=4, kv_ram="1MB", step_ms=5, max_queue=clients)
     counts: Counter[str] = Counter()
