@@ -70,6 +70,55 @@ def test_pre_names_the_splitting_rule(pre, pieces):
     assert [tokenizer.piece(i) for i in tokenizer.encode("x1234")] == pieces
 
 
+RAW = [("<pad>", 3), ("<eos>", 3), ("<bos>", 3), ("</s>", 1), ("<|tool_response>", 4), ("<|channel>", 4)]
+RAW += [(f"<0x{i:02X}>", 6) for i in range(256)] + [
+    (t, 1) for t in ("▁", "a", "b", "é", "\n", "▁a", "ab", "\n\n", "▁▁")
+]
+
+
+def gemma4(merges=("▁ a", "a b", "\n \n", "▁ ▁"), **keys):
+    metadata = {
+        "model": "gemma4",
+        "tokens": [t.encode() for t, _ in RAW],
+        "token_type": np.array([kind for _, kind in RAW], dtype=np.int32),
+        "merges": [m.encode() for m in merges],
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    }
+    return from_gguf_metadata({f"tokenizer.ggml.{name}": v for name, v in (metadata | keys).items()}, "small.gguf")
+
+
+def test_gemma4_merges_text_with_bytes_for_what_has_no_token():
+    tokenizer = gemma4()
+    text = "ab  a é\n\n日a<|channel>b</s>"
+    ids = tokenizer.encode(text)
+    pieces = ["<bos>", "ab", "▁▁", "a", "▁", "é", "\n\n", "<0xE6>", "<0x97>", "<0xA5>", "a", "<|channel>", "b"]
+    assert [tokenizer.piece(i) for i in ids[:13]] == ["<bos>", "ab", "▁", "▁a", *pieces[4:]]
+    assert tokenizer.decode(ids) == text
+    # Lines are cut apart before anything merges.
+    assert [tokenizer.piece(i) for i in tokenizer.encode("\n\na", add_bos=False)] == ["\n\n", "a"]
+
+
+def test_gemma4_begins_with_bos_though_its_file_denies_it():
+    assert gemma4(add_bos_token=False).add_bos
+    assert not from_gguf(add_bos_token=False).add_bos
+
+
+def test_a_name_ends_a_text_unless_another_name_gives_it_another_meaning():
+    # In Gemma </s> is a tag of HTML.
+    assert {gemma4().piece(i) for i in gemma4().eos_ids} == {"<eos>", "<|tool_response>"}
+
+    def ends(*names):
+        tokenizer = from_gguf(*((name, 3) for name in names))
+        return {tokenizer.piece(i) for i in tokenizer.eos_ids}
+
+    assert ends("<|end|>", "<|im_end|>", "<|channel|>") == {"<|end|>", "<|im_end|>"}
+    assert ends("<|end|>", "<|return|>", "<|call|>") == {"<|return|>", "<|call|>"}
+    assert ends("<|end|>", "<|calls|>", "<|flush|>") == {"<|calls|>", "<|flush|>"}
+    assert ends("</s>", "[e~[", "<|fim_pad|>", "<|repo_name|>") == {"</s>", "[e~[", "<|fim_pad|>", "<|repo_name|>"}
+    assert ends("</s>", "<eos>") == {"<eos>"}
+
+
 def test_unknown_pre_is_refused_and_a_missing_one_follows_the_architecture():
     with pytest.raises(UnsupportedModelError, match=r"unknown rule, tokenizer\.ggml\.pre = 'nobody-knows'"):
         from_gguf(pre="nobody-knows")
@@ -137,7 +186,7 @@ def test_odd_tokens_are_harmless():
         ({"merges": [b"q" * 5000 + b" " + b"q" * 5000]}, "merge 0"),
         ({"token_type": np.ones(3, np.int32)}, "262 tokens, but 3 token types"),
         ({"token_type": np.ones(262, np.uint8)}, "int32 or uint32"),
-        ({"token_type": np.full(262, 6, np.int32)}, "token 0 of a byte-level vocabulary has type 6"),
+        ({"token_type": np.full(262, 6, np.int32)}, "token 0 of a vocabulary with merges has type 6"),
         ({"token_type": np.full(262, 3, np.int32)}, "bytes have no token"),
         # Two letters have as many characters as the longest token here, but more bytes.
         (
@@ -287,6 +336,35 @@ def test_tokenizer_json_gives_the_ids_of_its_own_library(tmp_path):
             assert tokenizer.decode(tokenizer.encode(text)) == text
         assert (tokenizer.bos_id, tokenizer.add_bos, tokenizer.eos_ids) == (N, True, {N + 1})
         assert N + 1 not in tokenizer.encode("<|eot_id|>")
+
+
+def test_added_tokens_that_merging_makes_too_are_found_and_merged(tmp_path):
+    import tokenizers
+
+    tokens = ["<unk>", "▁", "a", "▁▁", "▁a", *(f"<0x{i:02X}>" for i in range(256))]
+    root = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": 3, "content": "▁▁", "special": False, "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False}
+        ],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        ]},
+        "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(tokens)}, "merges": ["▁ ▁", "▁ a"],
+                  "byte_fallback": True, "unk_token": "<unk>"},
+    }  # fmt: skip
+    tokenizer = load_tokenizer(write(tmp_path, root))
+    library = tokenizers.Tokenizer.from_str(json.dumps(root))
+    for text in ("a  a", "a▁▁a", "   ", "▁ ▁", "é▁▁▁ a"):
+        assert tokenizer.encode(text) == library.encode(text).ids
+        assert tokenizer.decode(tokenizer.encode(text)) == library.decode(library.encode(text).ids)
+    assert tokenizer.encode("a  a") == [2, 3, 2]
 
 
 def test_equal_ways_to_write_a_splitting_step_give_equal_ids(tmp_path):

@@ -52,20 +52,53 @@ def test_llama_cpp_vocabulary_tests(data, byte_level, name, golden):
         assert byte_level[name].encode(text, add_bos=False) == list(map(int, ids.split())), text
 
 
-@pytest.mark.parametrize("name", ["falcon", "starcoder", "refact", "mpt", "command-r", "qwen35"])
-def test_llama_cpp_vocabulary_tests_of_vocabularies_that_lack_bytes_and_others(name):
+EXTRA = [
+    *("command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4", "gpt-2", "llama-bpe", "llama-spm", "mpt"),
+    *("phi-3", "qwen2", "qwen35", "refact", "starcoder"),
+]
+
+
+@pytest.mark.parametrize("name", EXTRA)
+def test_every_vocabulary_test_of_llama_cpp(name):
     folder = os.environ.get("LOWBIT_EXTRA_VOCABULARIES")
     if not folder:
         pytest.skip("LOWBIT_EXTRA_VOCABULARIES does not name llama.cpp's folder models")
     path = Path(folder) / f"ggml-vocab-{name}.gguf"
     tokenizer = load_tokenizer(path)
-    inputs = path.with_name(path.name + ".inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")[:-1]
+    separator = "\n__ggml_vocab_test__\n"
+    inputs = path.with_name(path.name + ".inp").read_bytes().decode().removesuffix(separator).split(separator)
     outputs = path.with_name(path.name + ".out").read_text().split("\n")[:-1]
     assert len(inputs) == len(outputs) > 40
     for text, ids in zip(inputs, outputs, strict=True):
         assert tokenizer.encode(text, add_bos=False) == list(map(int, ids.split())), text
     if name == "falcon":
         assert [tokenizer.piece(i) for i in tokenizer.encode("in\x03g a\x03b")] == ["in", "g", "Ġa", "b"]
+
+
+def _random_text(rng):
+    limit = rng.choice([0x7F, 0x7FF, 0xFFFF, 0x10FFFF])
+    points = [rng.randrange(1, limit + 1) for _ in range(rng.randrange(1, 20))]
+    return "".join(chr(c) for c in points if not 0xD800 <= c < 0xE000)
+
+
+def test_real_tokenizer_json_files_give_what_their_own_library_gives():
+    from tokenizers import Tokenizer
+
+    folder = os.environ.get("LOWBIT_TOKENIZER_JSON")
+    if not folder:
+        pytest.skip("LOWBIT_TOKENIZER_JSON does not name a folder with tokenizer.json files")
+    rng = random.Random(5)
+    samples = [*texts(1500, seed=5), *(_random_text(rng) for _ in range(1500))]
+    paths = sorted(Path(folder).rglob("tokenizer.json"))
+    assert paths
+    for path in paths:
+        tokenizer, library = load_tokenizer(path), Tokenizer.from_file(str(path))
+        special = {token.content for token in library.get_added_tokens_decoder().values() if token.special}
+        for text in samples:
+            if not any(name in text for name in special):  # from a text the library reads those, too
+                ids = library.encode(text, add_special_tokens=False).ids
+                assert tokenizer.encode(text, add_bos=False) == ids, (path, text)
+                assert tokenizer.decode(ids) == library.decode(ids), (path, text)
 
 
 def test_transformers_gpt2_reference_encoding(data, byte_level):

@@ -235,7 +235,9 @@ def _unmarked_control(look: _Look) -> Iterator[str]:
     types, tokens = (look.file.metadata.get(f"tokenizer.ggml.{key}") for key in ("token_type", "tokens"))
     if not look.own_tokenizer or not isinstance(types, np.ndarray) or not isinstance(tokens, list):
         return
-    names = {i: t for i, t in enumerate(tokens) if t in END_MARKERS and b"|" in t and i < len(types)}
+    names = {
+        i: t for i, t in enumerate(tokens) if b"|" in t and i < len(types) and t.decode(errors="replace") in END_MARKERS
+    }
     wrong = [t.decode() for i, t in names.items() if types[i] != 3]
     if wrong:
         yield f"{', '.join(wrong[:4])} {'is' if len(wrong) == 1 else 'are'} not marked as control, and treated as such"

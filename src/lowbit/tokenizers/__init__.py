@@ -39,6 +39,7 @@ __all__ = [
 KINDS: dict[str, Callable[[Mapping[str, Any], str], Tokenizer]] = {
     "llama": spm.from_gguf,
     "gpt2": gpt2.from_gguf,
+    "gemma4": gpt2.from_gguf,
 }
 
 _FOLDER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")

@@ -3,46 +3,52 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from types import MappingProxyType
 
 from .names import NameSplitter
 from .stream import EACH_BYTE, StreamDecoder
 
-__all__ = ["END_MARKERS", "MAX_PIECES", "MAX_TOKEN_BYTES", "MAX_VOCAB_SIZE", "Tokenizer", "without_surrogates"]
+__all__ = [
+    "END_MARKERS",
+    "MAX_PIECES",
+    "MAX_TOKEN_BYTES",
+    "MAX_VOCAB_SIZE",
+    "Tokenizer",
+    "end_markers",
+    "without_surrogates",
+]
 
 MAX_VOCAB_SIZE = 2**20
 MAX_PIECES = 3 * 2**17
 """Tokens of a SentencePiece file; published ones have up to 2**18."""
 MAX_TOKEN_BYTES = 4096
 
-# Texts that end a turn or a document in published models. A file often names only one of the several it uses as
-# its eos token; without the others the model would talk on past its own end.
+# Texts that end a turn, a document or a file in published models. A file often names only one of the several it uses
+# as its eos token; without the others the model would talk on past its own end.
 END_MARKERS = frozenset(
-    text.encode()
-    for text in (
-        "</s>",
-        "<eos>",
-        "[EOS]",
-        "[EOT]",
-        "<EOT>",
-        "_<EOT>",
-        "<turn|>",
-        "<|end|>",
-        "<|call|>",
-        "<|calls|>",
-        "<|flush|>",
-        "<|return|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|im_end|>",
-        "<|endoftext|>",
-        "<end_of_turn>",
-        "<|end_of_text|>",
-        "<end_of_utterance>",
-        "<｜end▁of▁sentence｜>",
-    )
+    {
+        *("</s>", "<eos>", "[EOS]", "[EOT]", "<EOT>", "_<EOT>", "[e~[", "<turn|>", "<|tool_response>"),
+        *("<|end|>", "<|call|>", "<|calls|>", "<|flush|>", "<|return|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>"),
+        *("<|endoftext|>", "<end_of_turn>", "<|end_of_text|>", "<end_of_utterance>", "<｜end▁of▁sentence｜>"),
+        # For code that is filled in: padding, the next repository, the next file.
+        *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+        *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
+    }
 )
+
+
+def end_markers(names: Container[str]) -> set[str]:
+    """Return the end markers among the names of a vocabulary's tokens.
+
+    Two of them mean something else beside others: ``<|end|>`` ends a part of a turn in gpt-oss and Solar, and
+    ``</s>`` is a tag of HTML in Gemma.
+    """
+    found = {marker for marker in END_MARKERS if marker in names}
+    calls = found & {"<|call|>", "<|calls|>"}
+    if ("<|return|>" in found and calls) or ("<|flush|>" in found and calls):
+        found -= {"<|end|>"}
+    return found - {"</s>"} if "<eos>" in found else found
 
 
 class Tokenizer(ABC):

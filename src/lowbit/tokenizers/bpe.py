@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import Foreign, FormatError, UnsupportedModelError
-from .base import END_MARKERS, MAX_TOKEN_BYTES, MAX_VOCAB_SIZE, Tokenizer
+from .base import MAX_TOKEN_BYTES, MAX_VOCAB_SIZE, Tokenizer, end_markers
 from .byte_alphabet import TEXT_LETTERS
 from .names import NameSplitter
+from .splitting import LINEAR
 
 __all__ = ["BytePairTokenizer", "Parts", "Recipe", "Vocabulary", "make_engine"]
 
-_END_NAMES = frozenset(marker.decode() for marker in END_MARKERS)
 _MAX_MERGES = 4 * MAX_VOCAB_SIZE
 _MAX_PART = 1_000_000
 _BYTE_TOKENS = frozenset(f"<0x{i:02X}>" for i in range(256))
@@ -32,7 +33,7 @@ class Vocabulary:
     control: dict[str, int]
     """Tokens without text, which only `parse_special` finds."""
     literal: dict[str, int] = field(default_factory=dict)
-    """Tokens that are found in any text before it is cut into pieces."""
+    """Tokens that are found in any text before it is cut into pieces; merging may make them, too."""
     strips: dict[int, tuple[bool, bool]] = field(default_factory=dict)
     """Tokens of the last two kinds that swallow the white space to their left and right."""
     unused: frozenset[int] = frozenset()
@@ -41,12 +42,17 @@ class Vocabulary:
     def hide(self, ids: Iterable[int | None]) -> None:
         """Make these tokens, and those whose text is a known end marker, control tokens."""
         wanted = {i for i in ids if i is not None}
+        ends = self.ends()
         for tokens in (self.ids, self.literal):
             # Merging makes words of "</s>", too, in vocabularies that do not end texts with it.
-            marked = [n for n in _END_NAMES if n in tokens and (tokens is self.literal or n[1] in "|｜")]
+            marked = [n for n in ends if n in tokens and (tokens is self.literal or n[1] in "|｜")]
             for name in marked + [n for n, i in tokens.items() if i in wanted]:
                 if name in tokens:
                     self.control[name] = tokens.pop(name)
+
+    def ends(self) -> set[str]:
+        """Return the names of tokens that end a text, as far as names tell."""
+        return end_markers(ChainMap(*self.by_kind()))
 
     def by_kind(self) -> tuple[dict[str, int], ...]:
         """Return the tokens with a text, in the order of which one counts least."""
@@ -198,7 +204,8 @@ def _pre_tokenizer(step: Mapping[str, Any]) -> Any:
     from tokenizers import Regex, pre_tokenizers
 
     if step["type"] == "Split":
-        pattern = Regex(step["pattern"]["Regex"]) if "Regex" in step["pattern"] else step["pattern"]["String"]
+        regex = step["pattern"].get("Regex")
+        pattern = step["pattern"]["String"] if regex is None else Regex(LINEAR.get(regex, regex))
         return pre_tokenizers.Split(pattern, _snake(step["behavior"]), step.get("invert", False))
     if step["type"] == "Digits":
         return pre_tokenizers.Digits(step.get("individual_digits", False))
@@ -245,6 +252,8 @@ class BytePairTokenizer(Tokenizer):
         Further tokens that end a generation; `eos_id` and tokens with a known end marker as text are added.
     strip_space : bool
         The first token of a text loses one leading space.
+    raw_literals : bool
+        Tokens of `vocabulary.literal` are bytes as they stand there, which `surface` is not asked about.
     inner_engine : tokenizers.Tokenizer, optional
         Takes the place of `engine` for text that is not at the start.
     path : str
@@ -268,13 +277,14 @@ class BytePairTokenizer(Tokenizer):
         add_eos: bool = False,
         eos_ids: Iterable[int | None] = (),
         strip_space: bool = False,
+        raw_literals: bool = True,
         inner_engine: Any = None,
         path: str = "the tokenizer",
     ) -> None:
         self.vocab_size = vocabulary.size
         self.bos_id, self.eos_id, self.unk_id = bos_id, eos_id, unk_id
         self.add_bos, self.add_eos = add_bos, add_eos
-        ends = {eos_id, *eos_ids, *(i for name, i in vocabulary.control.items() if name in _END_NAMES)}
+        ends = {eos_id, *eos_ids, *(vocabulary.control.get(name) for name in vocabulary.ends())}
         self.eos_ids = frozenset(i for i in ends if i is not None)
         self.strips = vocabulary.strips
         self._vocabulary, self._engine, self._inner = vocabulary, engine, inner_engine or engine
@@ -284,7 +294,7 @@ class BytePairTokenizer(Tokenizer):
         for tokens in vocabulary.by_kind():
             self._texts.update(zip(tokens.values(), tokens.keys()))
         self.control_ids = frozenset(vocabulary.control.values()) | vocabulary.unused
-        self._literal_ids = frozenset(vocabulary.literal.values())
+        self._literal_ids = frozenset(vocabulary.literal.values() if raw_literals else ())
         self._literals = NameSplitter(vocabulary.literal, vocabulary.strips) if vocabulary.literal else None
 
     def token_bytes(self, token: int, first: bool = False) -> bytes:

@@ -24,7 +24,7 @@ from . import find_tokenizer_file, from_gguf_metadata, load_tokenizer, read_toke
 from .base import END_MARKERS, Tokenizer
 from .bpe import Parts
 from .bpe import Vocabulary as BytePairVocabulary
-from .gpt2 import NORMALIZER_KEY, STRIP_KEYS
+from .gpt2 import NORMALIZER_KEY, SPACES_TO_META, STRIP_KEYS
 from .hub import read_settings
 from .modelproto import ModelProto, read_model_proto
 from .splitting import BY_NAME, GPT2
@@ -38,7 +38,6 @@ __all__ = ["gguf_keys"]
 Keys = dict[str, "tuple[Any, str]"]
 """Values by key, with the type in which GGUF stores them."""
 
-_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 _PREFIX = {"type": "Prepend", "prepend": "▁"}
 PROBES = (
     "Hello, world", " two  spaces   three ", "\n\ttabs\r\n\n lines \n", "I'm, you'LL we've 'tis",
@@ -122,7 +121,9 @@ def _byte_level(parts: Parts, path: str) -> Keys:
     if len(forms) > 1 or any(not form.startswith("NF") for form in forms):
         raise _no_words(path, f"changes text before it is split ({', '.join(forms)})")
     rule = (_patterns(recipe.pre_tokenizer), recipe.ignore_merges)
-    name = next((n for n, s in BY_NAME.items() if n != "default" and (s.patterns, s.ignore_merges) == rule), None)
+    name = next(
+        (n for n, s in BY_NAME.items() if n != "default" and not s.raw and (s.patterns, s.ignore_merges) == rule), None
+    )
     if name is None:
         raise _no_words(path, "splits text by a rule that has no name there")
     if any(" " in part for merge in parts.merges for part in merge):
@@ -165,7 +166,7 @@ def _scored(parts: Parts, path: str) -> Keys:
     normalizer, steps = list(recipe.normalizer), list(recipe.pre_tokenizer)
     spaces = [step for step in steps if step["type"] == "Metaspace" and not step["split"]]
     scheme = "never"
-    if normalizer in ([_PREFIX, _SPACE], [_SPACE]) and not steps:
+    if normalizer in ([_PREFIX, SPACES_TO_META], [SPACES_TO_META]) and not steps:
         prefix = _PREFIX in normalizer
     elif not normalizer and len(spaces) == len(steps) == 1:
         scheme = str(spaces[0]["prepend_scheme"])
@@ -241,7 +242,7 @@ def _fill_up(keys: Keys, vocab_size: int) -> None:
 def _add_special(keys: Keys, tokenizer: Tokenizer) -> None:
     """Special tokens as the folder's files name them together."""
     # What ends a text besides EOS, and is not known to do so by its name, takes the places of two other ends.
-    ends = sorted(i for i in tokenizer.eos_ids - {tokenizer.eos_id} if tokenizer.piece(i).encode() not in END_MARKERS)
+    ends = sorted(i for i in tokenizer.eos_ids - {tokenizer.eos_id} if tokenizer.piece(i) not in END_MARKERS)
     eot, eom = (*ends, None, None)[:2]
     special = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unknown": tokenizer.unk_id, "eot": eot, "eom": eom}
     for name, token in special.items():

@@ -1,4 +1,5 @@
-"""Byte-level BPE in GGUF files, whose kind is called ``gpt2``: Llama 3, BitNet 2B4T, Falcon3, Qwen, GPT-2."""
+"""BPE with merges in GGUF files: the kind ``gpt2``, over bytes (Llama 3, BitNet 2B4T, Falcon3, Qwen, GPT-2), and the
+kind ``gemma4``, over text with ▁ for a space."""
 
 from __future__ import annotations
 
@@ -14,9 +15,12 @@ from .bpe import BytePairTokenizer, Recipe, Vocabulary, make_engine
 from .byte_alphabet import to_bytes
 from .metadata import get, special_id
 from .splitting import BY_NAME, split_steps
-from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, looks_like_byte
 
-__all__ = ["NORMALIZER_KEY", "STRIP_KEYS", "from_gguf", "surface"]
+__all__ = ["NORMALIZER_KEY", "SPACES_TO_META", "STRIP_KEYS", "from_gguf", "surface", "text_surface"]
+
+SPACES_TO_META = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+"""The normaliser after which tokens write a space as U+2581."""
 
 NORMALIZER_KEY = "lowbit.tokenizer.normalizer"
 STRIP_KEYS = ("lowbit.tokenizer.lstrip", "lowbit.tokenizer.rstrip")
@@ -29,6 +33,14 @@ def surface(text: str) -> bytes:
     """Return the bytes that a token of a byte-level vocabulary stands for."""
     data = to_bytes(text)
     return text.encode("utf-8", "surrogateescape") if data is None else data
+
+
+def text_surface(text: str, meta: bool = True) -> bytes:
+    """Return the bytes that a token of a vocabulary of text stands for; `meta` tells whether ▁ is a space."""
+    data = text.encode("utf-8", "surrogateescape")
+    if looks_like_byte(data):
+        return bytes([int(data[3:5], 16)])
+    return data.replace("▁".encode(), b" ") if meta else data
 
 
 def from_gguf(metadata: Mapping[str, Any], path: str) -> BytePairTokenizer:
@@ -48,7 +60,8 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> BytePairTokenizer:
     UnsupportedModelError
         If ``tokenizer.ggml.pre`` is unknown, or the tokenizers library is not installed.
     """
-    name = get(metadata, "pre", str, path)
+    is_gemma4 = metadata.get("tokenizer.ggml.model") == "gemma4"
+    name = "gemma4" if is_gemma4 else get(metadata, "pre", str, path)
     if name is None:
         # The published BitNet files leave it out; for others llama.cpp has a rule of this name.
         name = "llama-bpe" if metadata.get("general.architecture") in _LLAMA3_ARCHITECTURES else "default"
@@ -57,7 +70,7 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> BytePairTokenizer:
     splitting = BY_NAME[name]
     tokens = _strings(metadata, "tokens", path)
     merges = _merges(_strings(metadata, "merges", path), path)
-    types = _types(metadata, len(tokens), path)
+    types = _types(metadata, len(tokens), BYTE if splitting.raw else UNUSED, path)
     special = partial(special_id, metadata, n_tokens=len(tokens), path=path)
     bos, eos, unk = special("bos"), special("eos"), special("unknown")
     kinds = np.unique(types).tolist()
@@ -67,7 +80,7 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> BytePairTokenizer:
         of_kind = {kind: np.flatnonzero(types == kind).tolist() for kind in kinds}
         control = {tokens[i]: i for kind in (UNKNOWN, CONTROL) for i in of_kind.get(kind, ())}
         literal = {tokens[i]: i for i in of_kind.get(USER_DEFINED, ()) if tokens[i]}
-        ids = {tokens[i]: i for i in of_kind.get(NORMAL, ())}
+        ids = {tokens[i]: i for kind in (BYTE, NORMAL) for i in of_kind.get(kind, ())}
         vocabulary = Vocabulary(len(tokens), ids, control, literal, unused=frozenset(of_kind.get(UNUSED, ())))
     vocabulary.hide((bos, eos, unk))
     vocabulary.strips = _strips(metadata, len(tokens), path)
@@ -78,21 +91,28 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> BytePairTokenizer:
             merges,
             None,
             Recipe(
-                normalizer=_normalizer(metadata, path),
-                pre_tokenizer=split_steps(splitting.patterns),
+                normalizer=[
+                    *_normalizer(metadata, path),
+                    *([SPACES_TO_META] if splitting.raw and splitting.meta else []),
+                ],
+                pre_tokenizer=split_steps(splitting.patterns, splitting.raw),
                 ignore_merges=splitting.ignore_merges,
+                byte_fallback=splitting.raw,
+                byte_level=not splitting.raw,
                 keep_lacking=True,
             ),
             path,
         ),
-        surface,
+        partial(text_surface, meta=splitting.meta) if splitting.raw else surface,
         path=path,
         bos_id=bos,
         eos_id=eos,
         unk_id=unk,
-        add_bos=get(metadata, "add_bos_token", bool, path, default=splitting.add_bos),
+        # Gemma is nothing without BOS, and some of its files deny that.
+        add_bos=get(metadata, "add_bos_token", bool, path, default=splitting.add_bos) or is_gemma4,
         add_eos=get(metadata, "add_eos_token", bool, path, default=False),
         eos_ids=(special("eot"), special("eom")),
+        raw_literals=not splitting.raw,
     )
 
 
@@ -123,7 +143,7 @@ def _merges(lines: list[str], path: str) -> list[tuple[str, str]]:
     return list(zip(parts[::2], parts[1::2]))
 
 
-def _types(metadata: Mapping[str, Any], n: int, path: str) -> np.ndarray:
+def _types(metadata: Mapping[str, Any], n: int, most: int, path: str) -> np.ndarray:
     types = get(metadata, "token_type", np.ndarray, path)
     if types is None:
         return np.full(n, NORMAL, dtype=np.int32)
@@ -131,9 +151,9 @@ def _types(metadata: Mapping[str, Any], n: int, path: str) -> np.ndarray:
         raise FormatError(f"{path}: tokenizer.ggml.token_type must be int32 or uint32, not {types.dtype}")
     if types.shape != (n,):
         raise FormatError(f"{path}: the vocabulary has {n} tokens, but {types.size} token types")
-    bad = np.flatnonzero((types < 0) | (types >= BYTE))
+    bad = np.flatnonzero((types < 0) | (types > most))
     if bad.size:
-        raise FormatError(f"{path}: token {bad[0]} of a byte-level vocabulary has type {types[bad[0]]}")
+        raise FormatError(f"{path}: token {bad[0]} of a vocabulary with merges has type {types[bad[0]]}")
     return np.where(types == 0, NORMAL, types)
 
 

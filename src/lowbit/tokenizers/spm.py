@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import Foreign, FormatError, UnsupportedModelError
-from .base import END_MARKERS, Tokenizer
+from .base import END_MARKERS, Tokenizer, end_markers
 from .metadata import get, special_id
 from .modelproto import read_model_proto, write_bpe_model, write_model_proto
 from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Specs, Vocabulary, looks_like_byte
@@ -21,6 +21,7 @@ __all__ = ["PREFIX_KEY", "SentencePieceTokenizer", "from_gguf", "from_model_file
 PREFIX_KEY = "lowbit.tokenizer.space_prefix"
 """A key of lowbit's own, since GGUF has none."""
 
+_END_MARKERS = frozenset(map(str.encode, END_MARKERS))
 _UNK_SURFACE = " \N{DOUBLE QUESTION MARK} ".encode()
 
 
@@ -63,7 +64,9 @@ class SentencePieceTokenizer(Tokenizer):
     ) -> None:
         import sentencepiece
 
-        ends = {eos_id, *(eos_ids or ())} | {i for i, t in enumerate(vocabulary.tokens) if t in END_MARKERS}
+        marked = [(text.decode(), i) for i, text in enumerate(vocabulary.tokens) if text in _END_MARKERS]
+        markers = end_markers({name for name, _ in marked})
+        ends = {eos_id, *(eos_ids or ()), *(i for name, i in marked if name in markers)}
         self.eos_ids = frozenset(i for i in ends if i is not None)
         # Some converters forget to mark these; text from a user must not be able to begin or end a turn.
         vocabulary = vocabulary.with_types(sorted(self.eos_ids.union(() if bos_id is None else (bos_id,))), CONTROL)

@@ -13,10 +13,10 @@ from typing import Any
 from ..errors import FormatError, UnsupportedModelError
 from .base import MAX_VOCAB_SIZE
 from .bpe import BytePairTokenizer, Parts, Recipe, Vocabulary, make_engine
+from .gpt2 import SPACES_TO_META, text_surface
 from .gpt2 import surface as byte_level_surface
 from .hub import Settings, parse_json
 from .splitting import COVERING_PATTERNS, KNOWN_PATTERNS
-from .vocabulary import looks_like_byte
 
 __all__ = ["from_tokenizer_json", "read_tokenizer_json"]
 
@@ -56,7 +56,7 @@ def from_tokenizer_json(data: bytes, path: str, settings: Settings) -> BytePairT
     return BytePairTokenizer(
         parts.vocabulary,
         build("always"),
-        byte_level_surface if recipe.byte_level else _text_surface,
+        byte_level_surface if recipe.byte_level else text_surface,
         path=path,
         bos_id=parts.bos_id,
         eos_id=parts.eos_id,
@@ -64,6 +64,7 @@ def from_tokenizer_json(data: bytes, path: str, settings: Settings) -> BytePairT
         add_bos=parts.add_bos,
         add_eos=parts.add_eos,
         strip_space=parts.strip_space,
+        raw_literals=recipe.byte_level,
         inner_engine=build("never") if first_only else None,
     )
 
@@ -81,10 +82,13 @@ def read_tokenizer_json(data: bytes, path: str, settings: Settings) -> Parts:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise UnsupportedModelError(f"{path}: BPE with {name} is not supported")
+    normalizer = reader.normalizer(root.get("normalizer"))
     pre_tokenizer = reader.pre_tokenizer(root.get("pre_tokenizer"))
+    if normalizer and normalizer[-1] == SPACES_TO_META:  # so nothing is left to split at
+        pre_tokenizer = [step for step in pre_tokenizer if step.get("pattern") != {"String": " "}]
     byte_level = any(step["type"] == "ByteLevel" for step in pre_tokenizer)
     recipe = Recipe(
-        normalizer=reader.normalizer(root.get("normalizer")),
+        normalizer=normalizer,
         pre_tokenizer=pre_tokenizer,
         ignore_merges=reader.flag(model, "ignore_merges"),
         byte_fallback=reader.flag(model, "byte_fallback"),
@@ -122,11 +126,6 @@ def read_tokenizer_json(data: bytes, path: str, settings: Settings) -> Parts:
 
 def _with_scheme(steps: Sequence[Mapping[str, Any]], scheme: str) -> list[Mapping[str, Any]]:
     return [{**step, "prepend_scheme": scheme} if step.get("prepend_scheme") == "first" else step for step in steps]
-
-
-def _text_surface(text: str) -> bytes:
-    data = text.encode()
-    return bytes([int(data[3:5], 16)]) if looks_like_byte(data) else data.replace(_META.encode(), b" ")
 
 
 def _first(
@@ -285,12 +284,15 @@ class _Reader:
             name = token["content"]
             if self.flag(token, "single_word"):
                 raise self.unknown("an added token that must be a word", token)
-            ids.pop(name, None)
-            (control if self.flag(token, "special") else literal)[name] = token.get("id")  # type: ignore[assignment]
+            special = self.flag(token, "special")
+            if special or ids.get(name) != token.get("id"):
+                ids.pop(name, None)  # else merging makes it, too: of "  ", say, where "▁▁" is an added token
+            (control if special else literal)[name] = token.get("id")  # type: ignore[assignment]
             sides = (self.flag(token, "lstrip"), self.flag(token, "rstrip"))
             if any(sides) and type(token.get("id")) is int:
                 strips[token["id"]] = sides
-        numbers = [*ids.values(), *literal.values(), *control.values()]
+        both = ids.keys() & literal.keys()
+        numbers = [*ids.values(), *(i for name, i in literal.items() if name not in both), *control.values()]
         if not set(map(type, numbers)) <= {int} or min(numbers) < 0 or max(numbers) >= MAX_VOCAB_SIZE:
             raise FormatError(f"{self.path}: token ids are not numbers from 0 to {MAX_VOCAB_SIZE - 1}")
         if len(set(numbers)) < len(numbers):
