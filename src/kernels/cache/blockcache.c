@@ -578,18 +578,22 @@ void lb_cache_forget(lb_cache *c, int32_t block) {
     lb_mutex_unlock(&c->lock);
 }
 
-void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) {
-    if (is_forked(c)) return;
+int32_t lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) {
+    int32_t resident = 0;
+    if (is_forked(c)) return 0;
     lb_mutex_lock(&c->lock);
     for (int32_t i = 0; i < n; i++) {
         if (blocks[i] < 0 || blocks[i] >= c->n_blocks) continue;
         block_t *b = &c->blocks[blocks[i]];
-        if (b->hinted || b->kind == LB_RING || is_resident(c, b)) continue;
+        const int there = is_resident(c, b);
+        resident += there && c->slots[b->slot].state == READY;
+        if (b->hinted || b->kind == LB_RING || there) continue;
         b->hinted = 1; /* so that the queue, which holds every block once, never overflows */
         c->hints[(c->first_hint + c->n_hints++) % c->n_blocks] = blocks[i];
     }
     if (c->n_hints) lb_cond_wake_all(&c->work);
     lb_mutex_unlock(&c->lock);
+    return resident;
 }
 
 int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t lru_bytes, int64_t *smallest) {

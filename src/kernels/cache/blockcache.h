@@ -105,8 +105,8 @@ void lb_cache_free(lb_cache *c);
  */
 int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t lru_bytes, int64_t *smallest);
 
-/* Asks for blocks to be read soon. Those in the order are read in their turn anyway. */
-void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n);
+/* Asks for blocks to be read soon; returns how many are there. Those in the order are read in their turn anyway. */
+int32_t lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n);
 
 /*
  * Returns the block's bytes, or NULL with *error set. Waits `timeout_ns` for a slot or for another thread's read; -1:

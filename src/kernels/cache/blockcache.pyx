@@ -58,7 +58,7 @@ cdef extern from "blockcache.h":
     void lb_cache_free(lb_cache *c) noexcept nogil
     int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t lru_bytes,
                                int64_t *smallest) noexcept nogil
-    void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil
+    int32_t lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil
     const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error) noexcept nogil
     void lb_cache_release(lb_cache *c, int32_t block) noexcept nogil
     uint8_t *lb_cache_mark(lb_cache *c, int32_t block) noexcept nogil
@@ -83,6 +83,14 @@ cdef uint8_t *mark(lb_cache *c, int32_t block) noexcept nogil:
 
 cdef bint passes_through(const lb_cache *c, int32_t block) noexcept nogil:
     return lb_cache_passes_through(c, block)
+
+
+cdef bint prefetch(lb_cache *c, int32_t block, int32_t n) noexcept nogil:
+    cdef bint all = True
+    cdef int32_t i
+    for i in range(block, block + n):
+        all = lb_cache_prefetch(c, &i, 1) and all
+    return all
 
 
 # --- sources that are Python objects ----------------------------------------------------------------------------
