@@ -127,10 +127,10 @@ class Attention:
     """Query, key and value projections have a bias."""
     qk_norm: bool = False
     """RMSNorm over `head_dim` of each query and key head, before RoPE."""
-    whole_norm: bool = False
-    """RMSNorm over all query heads together, and over all key heads, before RoPE."""
     sub_norm: bool = False
     """RMSNorm over the concatenated heads, before the output projection."""
+    whole_norm: bool = False
+    """RMSNorm over all query heads together, and over all key heads, before RoPE."""
 
     def parts(self, layer: _Layer) -> Parts:
         """List norms and linear layers in the order of the computation."""
@@ -330,10 +330,16 @@ class ModelPlan:
     # --- numbers that all layers share ---
 
     @cached_property
-    def _same(self) -> LayerPlan:
-        if any(layer != self.layers[0] for layer in self.layers):
+    def _mixer(self) -> Attention:
+        if any(layer.mixer != self.layers[0].mixer for layer in self.layers):
             raise ValueError("the layers of this model differ: ask each of them")
-        return self.layers[0]
+        return self.layers[0].mixer
+
+    @cached_property
+    def _feed_forward(self) -> Dense | Experts:
+        if any(layer.feed_forward != self.layers[0].feed_forward for layer in self.layers):
+            raise ValueError("the layers of this model differ: ask each of them")
+        return self.layers[0].feed_forward
 
     @property
     def n_layers(self) -> int:
@@ -343,12 +349,12 @@ class ModelPlan:
     @property
     def intermediate_size(self) -> int:
         """Width of the feed-forward layer, in channels."""
-        return self._same.feed_forward.size
+        return self._feed_forward.size
 
     @property
     def activation(self) -> Literal["silu", "relu2"]:
         """Gate of the feed-forward layer."""
-        return self._same.feed_forward.activation
+        return self._feed_forward.activation
 
     @property
     def has_experts(self) -> bool:
@@ -358,39 +364,39 @@ class ModelPlan:
     @property
     def n_heads(self) -> int:
         """Number of query heads."""
-        return self._same.mixer.n_heads
+        return self._mixer.n_heads
 
     @property
     def n_kv_heads(self) -> int:
         """Number of key and value heads."""
-        return self._same.mixer.n_kv_heads
+        return self._mixer.n_kv_heads
 
     @property
     def head_dim(self) -> int:
         """Channels per head."""
-        return self._same.mixer.head_dim
+        return self._mixer.head_dim
 
     @property
     def rope_theta(self) -> float:
         """Base of the rotary frequencies."""
-        return self._same.mixer.rope.theta
+        return self._mixer.rope.theta
 
     @property
     def rope_dim(self) -> int:
         """Channels of a head that are rotated."""
-        return self._same.mixer.rope.dim
+        return self._mixer.rope.dim
 
     @property
     def rope_pairing(self) -> Literal["adjacent", "halves"]:
         """Which channels form a rotated pair."""
-        return self._same.mixer.rope.pairing
+        return self._mixer.rope.pairing
 
     @property
     def rope_factors(self) -> tuple[float, ...]:
         """Divisors of the rotary frequencies."""
-        return self._same.mixer.rope.factors
+        return self._mixer.rope.factors
 
     @property
     def rope_scale(self) -> float:
         """Factor of the cosines and sines."""
-        return self._same.mixer.rope.scale
+        return self._mixer.rope.scale

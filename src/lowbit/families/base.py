@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -42,7 +42,7 @@ class Family:
     experts: Routing | None = None
     """How a family chooses experts, if it has any."""
 
-    def plan(self, metadata: Mapping[str, Any], architecture: str, tensors: Container[str]) -> ModelPlan:
+    def plan(self, metadata: Mapping[str, Any], architecture: str, tensors: Collection[str]) -> ModelPlan:
         """Translate a file's metadata.
 
         Parameters
@@ -53,7 +53,7 @@ class Family:
             trained.
         architecture : str
             The prefix of the keys.
-        tensors : container of str
+        tensors : collection of str
             Names of the file's tensors. Without an output head the embedding is it.
 
         Raises

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ class Routing:
     shared_gate: bool = False
     size_key: str = "expert_feed_forward_length"
 
-    def plan(self, keys: Any, layers: int, hidden: int, tensors: Container[str]) -> tuple[Dense | Experts, ...]:
+    def plan(self, keys: Any, layers: int, hidden: int, tensors: Collection[str]) -> tuple[Dense | Experts, ...]:
         """Return the feed-forward of each layer: dense ones first, if the file says so, and then experts.
 
         Parameters
@@ -36,7 +36,7 @@ class Routing:
         keys : families.base._Keys
         layers, hidden : int
             Number of layers, and channels of the residual stream.
-        tensors : container of str
+        tensors : collection of str
             Names of the file's tensors.
 
         Raises
@@ -48,16 +48,16 @@ class Routing:
         """
         n_dense = keys.whole("leading_dense_block_count", 0, layers, default=0)
         dense = Dense(keys.whole("feed_forward_length", 1, 1 << 18)) if n_dense else None
-        experts = self._experts(keys, hidden, tensors, f"blk.{n_dense}.")
+        experts = self._experts(keys, hidden, tensors)
         return tuple(experts if dense is None or i >= n_dense else dense for i in range(layers))
 
-    def _experts(self, keys: Any, hidden: int, tensors: Container[str], block: str) -> Experts:
+    def _experts(self, keys: Any, hidden: int, tensors: Collection[str]) -> Experts:
         n = keys.whole("expert_count", 1, MAX_EXPERTS)
         top_k = keys.whole("expert_used_count", 1, min(n, MAX_CHOSEN))
         size = keys.whole(self.size_key, 1, 1 << 18)
         if size % ROWS or hidden % ROWS:
             raise UnsupportedModelError(f"experts of {size} channels in a model of {hidden}: not both multiples of {ROWS}")
-        groups = keys.whole("expert_group_count", 0, n, default=0) or 1
+        groups = keys.whole("expert_group_count", 0, min(n, MAX_CHOSEN), default=0) or 1
         top_groups = keys.whole("expert_group_used_count", 0, groups, default=0) or groups
         if n % groups or (groups > 1 and n < 2 * groups):
             raise FormatError(f"{n} experts do not form {groups} groups of the same size, of two or more each")
@@ -77,9 +77,9 @@ class Routing:
             scale=keys.real("expert_weights_scale", 0.0, 1e6, default=0.0) or 1.0,
             groups=groups,
             top_groups=top_groups,
-            bias=f"{block}exp_probs_b.bias" in tensors,
+            bias=any(name.endswith(".exp_probs_b.bias") for name in tensors),
             shared=shared,
             shared_gate=bool(shared) and self.shared_gate,
             clamp=keys.real("swiglu_clamp_exp", 0.0, 1e6, default=0.0) or math.inf,
-            fused=f"{block}ffn_gate_up_exps.weight" in tensors,
+            fused=any(name.endswith(".ffn_gate_up_exps.weight") for name in tensors),
         )
