@@ -61,6 +61,7 @@ cdef extern from "blockcache.h":
     int32_t lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil
     const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error) noexcept nogil
     void lb_cache_release(lb_cache *c, int32_t block) noexcept nogil
+    void lb_cache_count_uses(lb_cache *c) noexcept nogil
     uint8_t *lb_cache_mark(lb_cache *c, int32_t block) noexcept nogil
     int32_t lb_cache_passes_through(const lb_cache *c, int32_t block) noexcept nogil
     lb_cache_stats lb_cache_get_stats(lb_cache *c) noexcept nogil
@@ -488,6 +489,10 @@ cdef class BlockCache:
         ids = array.astype(np.int32)
         if ids.shape[0]:
             lb_cache_prefetch(self._engine(), &ids[0], ids.shape[0])
+
+    def count_uses(self) -> None:
+        """Evict blocks outside the order by how often they were used from now on, rather than by when."""
+        lb_cache_count_uses(self._engine())
 
     def stats(self) -> dict:
         """Return what happened so far, and how the memory is divided.

@@ -522,8 +522,15 @@ cdef class Decoder:
                     self.graph.linear(i, name).histogram = NULL
 
     def cache_stats(self):
-        """What the cache of paged weights did so far (`BlockCache.stats`); empty if all is resident."""
-        return {} if self.graph.pager is None else self.graph.pager.cache.stats()
+        """What the cache of paged weights did so far (`BlockCache.stats`); empty if all is resident.
+
+        ``expert_hits``: of each layer with experts, the share of the weights of chosen experts that were in memory.
+        """
+        if self.graph.pager is None:
+            return {}
+        layers = self.graph.experts
+        return self.graph.pager.cache.stats() | (
+            {"expert_hits": [layer.found / layer.asked if layer.asked else 0.0 for layer in layers]} if layers else {})
 
 
 cdef bint contains(const int32_t *tokens, int64_t n, int32_t token) noexcept nogil:

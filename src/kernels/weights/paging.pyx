@@ -88,7 +88,9 @@ cdef class Pager:
             raise LowbitError("a pager is started once")
         self.sources = list(sources)    # open files stay open with the cache
         cache = BlockCache([s.fileno() if hasattr(s, "fileno") else s for s in self.sources], self.table, budget)
-        cache.set_order(self.order, budget // 64)
+        cache.set_order(self.order, budget // (16 if self.has_parts else 64))
+        if self.has_parts:
+            cache.count_uses()
         self.scratch = <uint8_t *>alloc_aligned(self.longest)
         if self.scratch == NULL:
             raise MemoryError(f"no memory for a block of {self.longest} bytes")
@@ -166,7 +168,7 @@ cdef class PagedMatrix:
         if parts > 1:       # blocks of an expert are about as long, since each takes a slot as long as the longest
             self.part_blocks = (self.part_groups + self.block_groups - 1) // self.block_groups
             self.block_groups = (self.part_groups + self.part_blocks - 1) // self.part_blocks
-            self.first_block = len(pager.table)
+            self.first_block, pager.has_parts = len(pager.table), True
             for part in range(parts):
                 pager.add(source, offset + part * self.part_groups * self.group_bytes, self.group_bytes,
                           self.part_groups, self.block_groups, False)

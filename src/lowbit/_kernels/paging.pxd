@@ -19,6 +19,7 @@ cdef class Pager:
     cdef int32_t bad_block, error   # the last block that could not be had or packed; why it could not be had
     cdef int64_t block_bytes
     cdef size_t longest
+    cdef bint has_parts             # some blocks are of experts, and used by some passes
     cdef uint8_t *scratch
     cdef readonly list sources      # what `source` counts
     cdef readonly list table        # (source, offset, length) of every block
