@@ -5,23 +5,24 @@ the warnings, the benchmark's random models and the reference read it; nobody el
 
 A layer has a mixer, which lets tokens look at each other, and a feed-forward, which does not. Each kind of these is a
 class here with its numbers as fields, and `parts` lists what it consists of, in the order of the computation. A new
-kind (latent attention, a recurrent mixer, experts) is one more such class, beside the kernels that compute it.
+kind (latent attention, a recurrent mixer) is one more such class, beside the kernels that compute it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 __all__ = [
-    "LINEARS", "Attention", "Dense", "Kind", "LayerPlan", "Linear", "ModelPlan", "Rope", "Weight",
+    "LINEARS", "Attention", "Dense", "Experts", "Kind", "LayerPlan", "Linear", "ModelPlan", "Rope", "Weight",
 ]  # fmt: skip
 
-Kind = Literal["norm", "bias", "linear", "embedding", "head", "factors"]
-"""What a weight is for: a vector to scale by or to add, rows to multiply with (of a layer or of the output head), rows
-to look up, divisors of the rotary frequencies."""
+Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors"]
+"""What a weight is for: a vector to scale by or to add, rows to multiply with (of a layer, of what chooses among experts,
+or of the output head), rows to look up, divisors of the rotary frequencies."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Weight:
     name: str
     """Of the tensor in a GGUF file: ``blk.0.attn_q.weight``."""
     shape: tuple[int, ...]
-    """Row-major: a linear layer is (out, in)."""
+    """Row-major: a linear layer is (out, in), one of experts (n, out, in)."""
     kind: Kind
     layer: int = -1
     """Number of its layer; -1 for those that belong to none."""
@@ -44,7 +45,8 @@ class Linear:
     """Weights that read the same input; their outputs lie side by side."""
 
     name: str
-    """``qkv``, ``attn_output``, ``gate_up`` or ``ffn_down``."""
+    """``qkv``, ``attn_output``, ``gate_up`` or ``ffn_down``; where there are experts also ``router``,
+    ``expert_gate_up``, ``expert_down``, ``shared_gate``."""
     weights: tuple[Weight, ...]
     biases: tuple[Weight, ...] = ()
     """Either none, or one for each weight."""
@@ -52,12 +54,12 @@ class Linear:
     @property
     def n_in(self) -> int:
         """Inputs."""
-        return self.weights[0].shape[1]
+        return self.weights[0].shape[-1]
 
     @property
     def n_out(self) -> int:
-        """Outputs of all weights together."""
-        return sum(weight.shape[0] for weight in self.weights)
+        """Outputs of all weights together; of one expert."""
+        return sum(weight.shape[-2] for weight in self.weights)
 
 
 class _Layer:
@@ -78,6 +80,18 @@ class _Layer:
                 Weight(f"{role}_bias", f"{block}{role}.bias", (n,), "bias", self.number) for role, n in rows.items()
             ) if bias else (),
         )  # fmt: skip
+
+    def router(self, role: str, *shape: int) -> Weight:
+        return Weight(role, f"blk.{self.number}.{role}.weight", shape, "router", self.number)
+
+    def experts(self, name: str, rows: Mapping[str, int], n_in: int, n: int) -> Linear:
+        return Linear(
+            name,
+            tuple(
+                Weight(role, f"blk.{self.number}.{role}.weight", (n, out, n_in), "linear", self.number)
+                for role, out in rows.items()
+            ),
+        )
 
 
 Parts = Iterator[Weight | Linear]
@@ -115,15 +129,17 @@ class Attention:
     """RMSNorm over `head_dim` of each query and key head, before RoPE."""
     sub_norm: bool = False
     """RMSNorm over the concatenated heads, before the output projection."""
+    whole_norm: bool = False
+    """RMSNorm over all query heads together, and over all key heads, before RoPE."""
 
     def parts(self, layer: _Layer) -> Parts:
         """List norms and linear layers in the order of the computation."""
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         yield layer.norm("attn_norm", layer.hidden)
         yield layer.linear("qkv", {"attn_q": q, "attn_k": kv, "attn_v": kv}, layer.hidden, self.bias)
-        if self.qk_norm:
-            yield layer.norm("attn_q_norm", self.head_dim)
-            yield layer.norm("attn_k_norm", self.head_dim)
+        if self.qk_norm or self.whole_norm:
+            yield layer.norm("attn_q_norm", q if self.whole_norm else self.head_dim)
+            yield layer.norm("attn_k_norm", kv if self.whole_norm else self.head_dim)
         if self.sub_norm:
             yield layer.norm("attn_sub_norm", q)
         yield layer.linear("attn_output", {"attn_output": layer.hidden}, q)
@@ -150,11 +166,67 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A feed-forward of many gated ones, of which a router chooses a few for each token.
+
+    The router gives each expert a probability. The `top_k` most likely ones work, and their results are added up,
+    weighted by their probabilities, the most likely first; of equal ones the lower number goes first. What the shared
+    expert says, which works for every token, is added last.
+    """
+
+    n: int
+    """How many there are."""
+    top_k: int
+    """How many work for a token."""
+    size: int
+    """Channels between the two projections of an expert."""
+    router: Literal["softmax", "sigmoid"] = "softmax"
+    """What makes probabilities of the router's outputs: over all experts, or of each alone."""
+    normalized: bool = False
+    """The weights of a token's experts are divided by their sum."""
+    scale: float = 1.0
+    """Factor of the weights."""
+    groups: int = 1
+    """Runs of neighbours that compete first: by the sum of the two best in each. Divides `n`."""
+    top_groups: int = 1
+    """Groups whose experts may be chosen."""
+    bias: bool = False
+    """Added to the probabilities when experts are chosen, and not when they are weighted."""
+    shared: int = 0
+    """Channels of the shared expert; 0 if there is none."""
+    shared_gate: bool = False
+    """The shared expert's result is multiplied by a sigmoid of one more output."""
+    clamp: float = math.inf
+    """Gates are at most this large, and what they multiply is at most this far from 0."""
+    fused: bool = False
+    """Gate and up projection are one tensor."""
+    activation: Literal["silu"] = "silu"
+    """SiLU."""
+
+    def parts(self, layer: _Layer) -> Parts:
+        """List norms and linear layers in the order of the computation."""
+        yield layer.norm("ffn_norm", layer.hidden)
+        yield Linear("router", (layer.router("ffn_gate_inp", self.n, layer.hidden),))
+        if self.bias:
+            yield Weight("exp_probs_b_bias", f"blk.{layer.number}.exp_probs_b.bias", (self.n,), "bias", layer.number)
+        rows = {"ffn_gate_up_exps": 2 * self.size} if self.fused else {
+            "ffn_gate_exps": self.size, "ffn_up_exps": self.size,
+        }  # fmt: skip
+        yield layer.experts("expert_gate_up", rows, layer.hidden, self.n)
+        yield layer.experts("expert_down", {"ffn_down_exps": layer.hidden}, self.size, self.n)
+        if self.shared:
+            if self.shared_gate:
+                yield Linear("shared_gate", (layer.router("ffn_gate_inp_shexp", 1, layer.hidden),))
+            yield layer.linear("gate_up", {"ffn_gate_shexp": self.shared, "ffn_up_shexp": self.shared}, layer.hidden)
+            yield layer.linear("ffn_down", {"ffn_down_shexp": layer.hidden}, self.shared)
+
+
+@dataclass(frozen=True)
 class LayerPlan:
     """One layer: x += mixer(x), then x += feed_forward(x)."""
 
     mixer: Attention
-    feed_forward: Dense
+    feed_forward: Dense | Experts
 
     def parts(self, number: int, hidden: int) -> Parts:
         """List norms and linear layers in the order of the computation."""
@@ -258,10 +330,16 @@ class ModelPlan:
     # --- numbers that all layers share ---
 
     @cached_property
-    def _same(self) -> LayerPlan:
-        if any(layer != self.layers[0] for layer in self.layers):
+    def _mixer(self) -> Attention:
+        if any(layer.mixer != self.layers[0].mixer for layer in self.layers):
             raise ValueError("the layers of this model differ: ask each of them")
-        return self.layers[0]
+        return self.layers[0].mixer
+
+    @cached_property
+    def _feed_forward(self) -> Dense | Experts:
+        if any(layer.feed_forward != self.layers[0].feed_forward for layer in self.layers):
+            raise ValueError("the layers of this model differ: ask each of them")
+        return self.layers[0].feed_forward
 
     @property
     def n_layers(self) -> int:
@@ -271,49 +349,54 @@ class ModelPlan:
     @property
     def intermediate_size(self) -> int:
         """Width of the feed-forward layer, in channels."""
-        return self._same.feed_forward.size
+        return self._feed_forward.size
 
     @property
     def activation(self) -> Literal["silu", "relu2"]:
         """Gate of the feed-forward layer."""
-        return self._same.feed_forward.activation
+        return self._feed_forward.activation
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether a router chooses part of the weights for each token."""
+        return any(isinstance(layer.feed_forward, Experts) for layer in self.layers)
 
     @property
     def n_heads(self) -> int:
         """Number of query heads."""
-        return self._same.mixer.n_heads
+        return self._mixer.n_heads
 
     @property
     def n_kv_heads(self) -> int:
         """Number of key and value heads."""
-        return self._same.mixer.n_kv_heads
+        return self._mixer.n_kv_heads
 
     @property
     def head_dim(self) -> int:
         """Channels per head."""
-        return self._same.mixer.head_dim
+        return self._mixer.head_dim
 
     @property
     def rope_theta(self) -> float:
         """Base of the rotary frequencies."""
-        return self._same.mixer.rope.theta
+        return self._mixer.rope.theta
 
     @property
     def rope_dim(self) -> int:
         """Channels of a head that are rotated."""
-        return self._same.mixer.rope.dim
+        return self._mixer.rope.dim
 
     @property
     def rope_pairing(self) -> Literal["adjacent", "halves"]:
         """Which channels form a rotated pair."""
-        return self._same.mixer.rope.pairing
+        return self._mixer.rope.pairing
 
     @property
     def rope_factors(self) -> tuple[float, ...]:
         """Divisors of the rotary frequencies."""
-        return self._same.mixer.rope.factors
+        return self._mixer.rope.factors
 
     @property
     def rope_scale(self) -> float:
         """Factor of the cosines and sines."""
-        return self._same.mixer.rope.scale
+        return self._mixer.rope.scale

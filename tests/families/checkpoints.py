@@ -30,6 +30,7 @@ YARN_OWN = {
 }  # fmt: skip
 YARN_MSCALE = {**YARN, "attention_factor": None, "mscale": 2.0, "mscale_all_dim": 0.5}
 PACKED = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"], "quantization_mode": "offline"}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
 
 # name: architecture class, model_type, keys of config.json, what the linear weights are, dtype of the floats
 CASES = {
@@ -75,6 +76,23 @@ CASES = {
         {"rms_norm_eps": 1e-6, "head_dim": 64, "rope_parameters": YARN_OWN}, "float", "BF16",
     ),
     "llama_yarn_mscale": ("LlamaForCausalLM", "llama", {"rope_parameters": YARN_MSCALE}, "float", "F16"),
+    "qwen3moe": (
+        "Qwen3MoeForCausalLM", "qwen3_moe",
+        {**EXPERTS, "moe_intermediate_size": 64, "norm_topk_prob": True, "head_dim": 64, "decoder_sparse_step": 1,
+         "mlp_only_layers": [], "rms_norm_eps": 1e-6, "rope_theta": 1000000.0},
+        "float", "BF16",
+    ),
+    "qwen2moe": (
+        "Qwen2MoeForCausalLM", "qwen2_moe",
+        {**EXPERTS, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 96, "norm_topk_prob": False,
+         "num_key_value_heads": 4, "decoder_sparse_step": 1, "mlp_only_layers": [], "qkv_bias": True},
+        "float", "BF16",
+    ),
+    "olmoe": (
+        "OlmoeForCausalLM", "olmoe",
+        {**EXPERTS, "intermediate_size": 64, "norm_topk_prob": False, "num_key_value_heads": 4, "clip_qkv": None},
+        "float", "F16",
+    ),
 }  # fmt: skip
 
 SEEDS = {"llama1": 1, "llama_yarn": 1, "bitnet_2b4t": 1, "bitnet_2b4t_masters": 1}
@@ -148,16 +166,28 @@ def tensors_of(name):
         norm(block + "input_layernorm", HIDDEN)
         for key, rows in (("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
             linear(f"{block}self_attn.{key}", rows, HIDDEN)
-            if architecture == "Qwen2ForCausalLM":
+            if architecture in ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM"):
                 add(f"{block}self_attn.{key}.bias", 0.5 * rng.standard_normal(rows))
-        if architecture == "Qwen3ForCausalLM":
+        if architecture in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"):
             norm(block + "self_attn.q_norm", head_dim)
             norm(block + "self_attn.k_norm", head_dim)
+        if architecture == "OlmoeForCausalLM":
+            norm(block + "self_attn.q_norm", q_size)
+            norm(block + "self_attn.k_norm", kv_size)
         linear(block + "self_attn.o_proj", HIDDEN, q_size)
         norm(block + "post_attention_layernorm", HIDDEN)
-        linear(block + "mlp.gate_proj", WIDE, HIDDEN)
-        linear(block + "mlp.up_proj", WIDE, HIDDEN)
-        linear(block + "mlp.down_proj", HIDDEN, WIDE)
+        gated = {"mlp.": WIDE}
+        if "num_experts" in config:
+            wide = config.get("moe_intermediate_size", config["intermediate_size"])
+            gated = {f"mlp.experts.{e}.": wide for e in range(config["num_experts"])}
+            linear(block + "mlp.gate", config["num_experts"], HIDDEN)
+        if "shared_expert_intermediate_size" in config:
+            gated["mlp.shared_expert."] = config["shared_expert_intermediate_size"]
+            linear(block + "mlp.shared_expert_gate", 1, HIDDEN)
+        for part, wide in gated.items():
+            linear(f"{block}{part}gate_proj", wide, HIDDEN)
+            linear(f"{block}{part}up_proj", wide, HIDDEN)
+            linear(f"{block}{part}down_proj", HIDDEN, wide)
         if architecture == "BitnetForCausalLM":
             norm(block + "self_attn.inner_attn_ln", HIDDEN)
             norm(block + "mlp.ffn_layernorm", WIDE)

@@ -6,8 +6,9 @@
  * READING |  error
  *                             +--------> EMPTY
  *
- * An unreferenced slot is in one list of its pool: `free`, `used` (the one released first in front), or `ahead` (read
- * ahead and not asked for yet, in the order of reading). Slots of pinned blocks are in no list.
+ * An unreferenced slot is in one list of its pool: `free`, `used` (the one released first in front; one list for each
+ * number of uses that is counted, see `lb_cache_count_uses`), or `ahead` (read ahead and not asked for yet, in the order
+ * of reading). Slots of pinned blocks are in no list.
  */
 #include "os.h" /* first: it asks the system headers for more than standard C */
 #include "blockcache.h"
@@ -24,6 +25,8 @@ enum {
     MAX_READERS = 16,
     READER_BYTES = 16 << 10, /* of a reader's stack */
     PATIENCE_NS = 100000000, /* between two questions whether to give up */
+    MOST_USES = 63,          /* that are counted of a block */
+    USES_PER_SLOT = 16,      /* after which all counts are halved */
     STRAGGLERS = 16,         /* neighbours in the order that threads may use the other way round */
     RING_BYTES = 8 << 20     /* enough to keep a disk busy */
 };
@@ -34,6 +37,7 @@ typedef struct {
     int32_t slot;     /* -1: not resident; fixed for pinned blocks */
     int32_t position; /* in the order, -1: not in it */
     uint8_t kind, hinted;
+    uint8_t uses; /* counted, if they are */
 } block_t;
 
 typedef struct {
@@ -52,7 +56,7 @@ typedef struct {
 typedef struct {
     int64_t slot_bytes;
     int32_t starving; /* threads that wait for a slot */
-    list_t free, used, ahead;
+    list_t free, ahead, used[MOST_USES + 1];
 } pool_t;
 
 /* Something that others wait for, on the stack of the thread that is in the middle of it. */
@@ -67,6 +71,8 @@ struct lb_cache {
     lb_cond work;    /* for readers */
     int32_t forks;
     int32_t closing, pausing;
+    int32_t counting; /* uses of lru blocks decide which is evicted */
+    int64_t counted;  /* since all counts were halved */
     int32_t inside; /* threads in acquire */
     int32_t in_flight;
     int64_t refs;
@@ -154,7 +160,35 @@ static void unlink_slot(lb_cache *c, list_t *list, int32_t s) {
 /* The list that an unreferenced slot is in. */
 static list_t *list_of(lb_cache *c, const slot_t *slot) {
     pool_t *pool = &c->pools[slot->kind];
-    return slot->state == EMPTY ? &pool->free : slot->ahead ? &pool->ahead : &pool->used;
+    return slot->state == EMPTY ? &pool->free : slot->ahead ? &pool->ahead : &pool->used[c->blocks[slot->block].uses];
+}
+
+/* The slot of a pool whose block was used least, and of those the one unused for longest; -1: all are referenced. */
+static int32_t least_used(const pool_t *pool) {
+    for (int32_t uses = 0; uses <= MOST_USES; uses++)
+        if (pool->used[uses].first >= 0) return pool->used[uses].first;
+    return -1;
+}
+
+/* Counts one more use of an lru block, which is in no list. */
+static void count_use(lb_cache *c, block_t *b) {
+    if (!c->counting || b->kind != LB_LRU) return;
+    b->uses += b->uses < MOST_USES;
+    if (++c->counted < USES_PER_SLOT * c->stats.lru_slots) return;
+    c->counted = 0;
+    for (int32_t i = 0; i < c->n_blocks; i++) c->blocks[i].uses /= 2;
+    for (int32_t uses = 1; uses <= MOST_USES; uses++) { /* each list joins the one of half as many uses */
+        list_t *from = &c->pools[LB_LRU].used[uses], *to = &c->pools[LB_LRU].used[uses / 2];
+        if (from->first < 0) continue;
+        if (to->last >= 0) {
+            c->slots[to->last].next = from->first;
+            c->slots[from->first].previous = to->last;
+        } else {
+            to->first = from->first;
+        }
+        to->last = from->last;
+        *from = (list_t){-1, -1};
+    }
 }
 
 /* --- memory ----------------------------------------------------------------------------------------------------- */
@@ -216,8 +250,11 @@ static int32_t move_in(lb_cache *c, const lb_block_plan *plan, const int32_t *po
         c->blocks[b].kind = kinds[b];
         c->blocks[b].hinted = 0;
     }
-    for (int kind = 0; kind < 3; kind++)
-        c->pools[kind].free = c->pools[kind].used = c->pools[kind].ahead = (list_t){-1, -1};
+    for (int kind = 0; kind < 3; kind++) {
+        pool_t *pool = &c->pools[kind];
+        pool->free = pool->ahead = (list_t){-1, -1};
+        for (int32_t uses = 0; uses <= MOST_USES; uses++) pool->used[uses] = (list_t){-1, -1};
+    }
     int64_t used = 0;
     for (int32_t i = 0; i < n; i++) {
         block_t *b = &c->blocks[order[i]];
@@ -326,7 +363,7 @@ static int32_t take_slot(lb_cache *c, const block_t *b, int why) {
     pool_t *pool = &c->pools[b->kind];
     int32_t s = pool->free.first;
     if (why == AHEAD && pool->starving) return -1;
-    if (s < 0) s = pool->used.first;
+    if (s < 0) s = least_used(pool);
     if (s < 0 && (b->kind == LB_RING ? is_stale(c) : why == DEMAND)) s = pool->ahead.first;
     if (s < 0 && b->kind == LB_RING && why == DEMAND && pool->ahead.last >= 0) {
         s = pool->ahead.last; /* what is needed last, and to be read again before anything later */
@@ -421,7 +458,7 @@ static void wake_reader(lb_cache *c) {
         const int32_t block = seek(c);
         if (block < 0) return;
         const pool_t *ring = &c->pools[LB_RING];
-        const int has_slot = ring->free.first >= 0 || ring->used.first >= 0 || is_stale(c);
+        const int has_slot = ring->free.first >= 0 || ring->used[0].first >= 0 || is_stale(c);
         if (c->blocks[block].kind == LB_RING && (ring->starving || !has_slot)) return;
     }
     lb_cond_wake_one(&c->work);
@@ -529,7 +566,7 @@ const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int
     const uint8_t *memory = NULL;
     if (!*error) {
         memory = slot->memory + b->offset % PAGE;
-        slot->refs++;
+        if (slot->refs++ == 0) count_use(c, b);
         slot->ahead = 0;
         c->refs++;
         c->stats.hits += !missed;
@@ -553,7 +590,7 @@ void lb_cache_release(lb_cache *c, int32_t block) {
     assert(slot->refs > 0 && slot->state == READY);
     c->refs--;
     if (--slot->refs == 0 && slot->kind != LB_PINNED) {
-        append(c, &c->pools[slot->kind].used, s);
+        append(c, list_of(c, slot), s);
         if (c->pools[slot->kind].starving)
             lb_cond_wake_all(&c->changed);
         else
@@ -578,18 +615,22 @@ void lb_cache_forget(lb_cache *c, int32_t block) {
     lb_mutex_unlock(&c->lock);
 }
 
-void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) {
-    if (is_forked(c)) return;
+int32_t lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) {
+    int32_t resident = 0;
+    if (is_forked(c)) return 0;
     lb_mutex_lock(&c->lock);
     for (int32_t i = 0; i < n; i++) {
         if (blocks[i] < 0 || blocks[i] >= c->n_blocks) continue;
         block_t *b = &c->blocks[blocks[i]];
-        if (b->hinted || b->kind == LB_RING || is_resident(c, b)) continue;
+        const int there = is_resident(c, b);
+        resident += there && c->slots[b->slot].state == READY;
+        if (b->hinted || b->kind == LB_RING || there) continue;
         b->hinted = 1; /* so that the queue, which holds every block once, never overflows */
         c->hints[(c->first_hint + c->n_hints++) % c->n_blocks] = blocks[i];
     }
     if (c->n_hints) lb_cond_wake_all(&c->work);
     lb_mutex_unlock(&c->lock);
+    return resident;
 }
 
 int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t lru_bytes, int64_t *smallest) {
@@ -616,6 +657,13 @@ int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t
     }
     lb_mutex_unlock(&c->lock);
     return result;
+}
+
+void lb_cache_count_uses(lb_cache *c) {
+    if (is_forked(c)) return;
+    lb_mutex_lock(&c->lock);
+    c->counting = 1;
+    lb_mutex_unlock(&c->lock);
 }
 
 /* The slot of a referenced block does not change, so this needs no lock. */

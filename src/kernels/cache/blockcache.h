@@ -9,7 +9,8 @@
  *     pinned   has memory of its own; once read it stays
  *     ring     used in a known cyclic order: reader threads fetch it ahead of its use into one of a few slots, and
  *              the slot is free again as soon as it is released
- *     lru      anything else: slots in the order of last use, the one unused for longest is evicted first
+ *     lru      anything else: slots in the order of last use, the one unused for longest is evicted first; or by
+ *              frequency of use, if `lb_cache_count_uses` says so
  *
  * At first all blocks are lru. `lb_cache_set_order` makes the blocks of an order pinned or ring: in a cyclic scan the
  * block used last is the one needed again last, so what LRU would evict is just what comes next, and the best that any
@@ -105,8 +106,15 @@ void lb_cache_free(lb_cache *c);
  */
 int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t lru_bytes, int64_t *smallest);
 
-/* Asks for blocks to be read soon. Those in the order are read in their turn anyway. */
-void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n);
+/* Asks for blocks to be read soon; returns how many are there. Those in the order are read in their turn anyway. */
+int32_t lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n);
+
+/*
+ * From now on the lru block that was used least is evicted, among equals the one unused for longest: for blocks of which
+ * some are used more often than others, whatever came last. Counts are halved now and then, so that what has become rare
+ * goes in the end; they go on while a block is not resident.
+ */
+void lb_cache_count_uses(lb_cache *c);
 
 /*
  * Returns the block's bytes, or NULL with *error set. Waits `timeout_ns` for a slot or for another thread's read; -1:

@@ -58,9 +58,10 @@ cdef extern from "blockcache.h":
     void lb_cache_free(lb_cache *c) noexcept nogil
     int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t lru_bytes,
                                int64_t *smallest) noexcept nogil
-    void lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil
+    int32_t lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n) noexcept nogil
     const void *lb_cache_acquire(lb_cache *c, int32_t block, int64_t timeout_ns, int32_t *error) noexcept nogil
     void lb_cache_release(lb_cache *c, int32_t block) noexcept nogil
+    void lb_cache_count_uses(lb_cache *c) noexcept nogil
     uint8_t *lb_cache_mark(lb_cache *c, int32_t block) noexcept nogil
     int32_t lb_cache_passes_through(const lb_cache *c, int32_t block) noexcept nogil
     lb_cache_stats lb_cache_get_stats(lb_cache *c) noexcept nogil
@@ -83,6 +84,14 @@ cdef uint8_t *mark(lb_cache *c, int32_t block) noexcept nogil:
 
 cdef bint passes_through(const lb_cache *c, int32_t block) noexcept nogil:
     return lb_cache_passes_through(c, block)
+
+
+cdef bint prefetch(lb_cache *c, int32_t block, int32_t n) noexcept nogil:
+    cdef bint all = True
+    cdef int32_t i
+    for i in range(block, block + n):
+        all = lb_cache_prefetch(c, &i, 1) and all
+    return all
 
 
 # --- sources that are Python objects ----------------------------------------------------------------------------
@@ -480,6 +489,10 @@ cdef class BlockCache:
         ids = array.astype(np.int32)
         if ids.shape[0]:
             lb_cache_prefetch(self._engine(), &ids[0], ids.shape[0])
+
+    def count_uses(self) -> None:
+        """Evict blocks outside the order by how often they were used from now on, rather than by when."""
+        lb_cache_count_uses(self._engine())
 
     def stats(self) -> dict:
         """Return what happened so far, and how the memory is divided.

@@ -22,6 +22,7 @@ from lowbit._kernels.dispatch cimport (
 from lowbit._kernels.graph cimport Graph, Layer, Linear
 from lowbit._kernels.kvpool cimport KVPool
 from lowbit._kernels.matrix cimport is_float, matrix_row, padded_cols, row_stride
+from lowbit._kernels.moe cimport ExpertLayer, ExpertScratch, Rows
 from lowbit._kernels.paging cimport PagedMatrix
 from lowbit._kernels.products cimport multiply
 from lowbit._kernels.sampler cimport Sampler
@@ -158,7 +159,8 @@ cdef class Decoder:
         self.wanted = <int32_t *>self._scratch(rows, 4)
         self.blocks = <char ***>self._scratch(rows, sizeof(char **))
         self.sparse = <uint8_t *>self._scratch(rows, 1)
-        self.scratch_bytes += graph.sparse.nbytes
+        self.experts = ExpertScratch(graph.experts, rows) if graph.experts else None
+        self.scratch_bytes += graph.sparse.nbytes + (self.experts.nbytes if graph.experts else 0)
         self._need_logits(1)
 
     cdef void *_scratch(self, size_t rows, size_t row_bytes) except NULL:
@@ -428,9 +430,8 @@ cdef class Decoder:
         cdef Layer *layer = &self.graph.layers[index]
         cdef RopeWork rope
         cdef AttentionWork attention
-        cdef GluWork glu
         cdef AddWork add
-        cdef int32_t n_rows = self.n_rows, hidden = self.graph.hidden, wide = self.graph.intermediate, i
+        cdef int32_t n_rows = self.n_rows, hidden = self.graph.hidden, i
         cdef int32_t q_size = self.graph.n_heads * self.graph.head_dim
         cdef int32_t chunk = 1 if n_rows < 4 * self.threads else 4
         cdef int32_t tiles = (n_rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS
@@ -449,6 +450,7 @@ cdef class Decoder:
         rope.bias, rope.q_norm, rope.k_norm = layer.qkv.bias, layer.q_norm, layer.k_norm
         rope.cos, rope.sin, rope.shape, rope.n_out = self.graph.cos, self.graph.sin, attention.args, layer.qkv.n_out
         rope.rope_dim, rope.halves, rope.eps = self.graph.rope_dim, self.graph.halves, self.graph.eps
+        rope.whole_norm = self.graph.whole_norm
         rope.q_scale = <float>(1.0 / sqrt(<double>self.graph.head_dim))
         parallel(rope_work, &rope, n_rows, chunk, self.threads)
         for i in range(n_rows):
@@ -460,13 +462,38 @@ cdef class Decoder:
         add.x, add.y, add.n = self.x, self.wide, self.graph.hidden
         parallel(add_work, &add, n_rows, chunk, self.threads)
 
-        self._apply(&layer.gate_up, self.x, hidden, hidden, layer.ffn_norm, n_rows, self.wide)
-        glu.gate_up, glu.n, glu.relu2 = self.wide, wide, self.graph.relu2
-        parallel(glu_work, &glu, n_rows, chunk, self.threads)
-        self._apply(&layer.ffn_down, self.wide, 2 * wide, wide, layer.ffn_sub_norm, n_rows,
-                    self.attended)
+        if layer.experts != NULL:
+            self._experts(layer)
+            return
+        self._dense(layer, self.x, layer.ffn_norm)
         add.y = self.attended
         parallel(add_work, &add, n_rows, chunk, self.threads)
+
+    cdef void _dense(self, Layer *layer, const float *x, const float *norm) noexcept nogil:
+        """attended = the gated feed-forward, or the shared expert, of norm(x)."""
+        cdef GluWork glu
+        cdef int32_t n_rows = self.n_rows, hidden = self.graph.hidden, wide = layer.wide
+        self._apply(&layer.gate_up, x, hidden, hidden, norm, n_rows, self.wide)
+        glu.gate_up, glu.n, glu.relu2 = self.wide, wide, self.graph.relu2
+        parallel(glu_work, &glu, n_rows, 1 if n_rows < 4 * self.threads else 4, self.threads)
+        self._apply(&layer.ffn_down, self.wide, 2 * wide, wide, layer.ffn_sub_norm, n_rows, self.attended)
+
+    cdef void _experts(self, Layer *layer) noexcept nogil:
+        """x += the experts of norm(x), which the router's product leaves in h."""
+        cdef Rows rows
+        cdef int32_t hidden = self.graph.hidden
+        self._apply(&layer.router, self.x, hidden, hidden, layer.ffn_norm, self.n_rows, self.experts.logits)
+        rows.x, rows.out, rows.shared, rows.gates = self.h, self.x, NULL, NULL
+        rows.q8, rows.scales, rows.sums = self.q8, self.scales, self.sums
+        rows.n, rows.threads, rows.per_token = self.n_rows, self.threads, self.graph.per_token
+        if layer.wide:
+            self._dense(layer, self.h, NULL)
+            rows.shared = self.attended
+        if layer.shared_gate.n_parts:
+            self._apply(&layer.shared_gate, self.h, hidden, hidden, NULL, self.n_rows, self.experts.gates)
+            rows.gates = self.experts.gates
+        if self.status == 0:
+            self.status = self.experts.run(<ExpertLayer>layer.experts, &rows)
 
     def observe(self, const int32_t[::1] tokens not None, dict histograms not None):
         """Count how large the inputs of linear layers are, over a text.
@@ -495,8 +522,15 @@ cdef class Decoder:
                     self.graph.linear(i, name).histogram = NULL
 
     def cache_stats(self):
-        """What the cache of paged weights did so far (`BlockCache.stats`); empty if all is resident."""
-        return {} if self.graph.pager is None else self.graph.pager.cache.stats()
+        """What the cache of paged weights did so far (`BlockCache.stats`); empty if all is resident.
+
+        ``expert_hits``: of each layer with experts, the share of the weights of chosen experts that were in memory.
+        """
+        if self.graph.pager is None:
+            return {}
+        layers = self.graph.experts
+        return self.graph.pager.cache.stats() | (
+            {"expert_hits": [layer.found / layer.asked if layer.asked else 0.0 for layer in layers]} if layers else {})
 
 
 cdef int32_t look_up(const int32_t *text, int64_t n, int32_t *proposal, int32_t most) noexcept nogil:

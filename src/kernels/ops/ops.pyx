@@ -78,8 +78,13 @@ cdef void rope_work(void *context, int32_t begin, int32_t end) noexcept nogil:
         at = <int64_t>position * (c.rope_dim // 2)
         if c.bias != NULL:
             table.add(q, c.bias, c.n_out)
+        if c.whole_norm:
+            table.rms_norm(q, c.q_norm, n_heads * dim, c.eps, q)
+            table.rms_norm(k, c.k_norm, n_kv * dim, c.eps, k)
         for h in range(n_heads + n_kv):
-            if h < n_heads and c.q_norm != NULL:
+            if c.whole_norm:
+                pass
+            elif h < n_heads and c.q_norm != NULL:
                 table.rms_norm(q + h * dim, c.q_norm, dim, c.eps, q + h * dim)
             elif h >= n_heads and c.k_norm != NULL:
                 table.rms_norm(q + h * dim, c.k_norm, dim, c.eps, q + h * dim)

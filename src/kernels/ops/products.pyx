@@ -28,25 +28,27 @@ cdef void multiply_work(void *context, int32_t begin, int32_t end) noexcept nogi
     for i in range(c.n):
         args = &c.each[i]
         groups = lb_row_groups(args.w.n_rows)
-        if begin < groups and end > 0:
+        if end <= 0:
+            break
+        if begin < groups:
             table.matmul[args.w.format](args, max(begin, 0), min(end, groups))
         begin -= groups
         end -= groups
 
 
 cdef void multiply_all(const lb_matmul_args *products, int32_t n, int32_t threads) noexcept nogil:
-    """Products of one input with matrices of one kind, on several threads where that pays.
+    """Products with matrices of one kind, on several threads where that pays.
 
     A job costs about a microsecond to hand out.
     """
     cdef Products all
     cdef const lb_matrix *w = products[0].w
     cdef int32_t groups = 0, chunk, i
-    cdef int64_t work
+    cdef int64_t work = 0
     all.each, all.n = products, n
     for i in range(n):
         groups += lb_row_groups(products[i].w.n_rows)
-    work = <int64_t>groups * LB_ROWS * w.n_cols * products[0].x.n_tokens
+        work += <int64_t>lb_row_groups(products[i].w.n_rows) * LB_ROWS * w.n_cols * products[i].x.n_tokens
     if threads <= 1 or work < (1 << 18 if is_float(w.format) else 1 << 20):
         parallel(multiply_work, &all, groups, groups, 1)
         return

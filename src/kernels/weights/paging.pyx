@@ -15,7 +15,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 
-from lowbit._kernels.blockcache cimport BlockCache, acquire, mark, passes_through, release
+from lowbit._kernels.blockcache cimport BlockCache, acquire, mark, passes_through, prefetch, release
 from lowbit._kernels.dispatch cimport (
     LB_ROWS, alloc_aligned, free_aligned, lb_activations, lb_matmul_args, lb_matrix, parallel,
 )
@@ -88,7 +88,9 @@ cdef class Pager:
             raise LowbitError("a pager is started once")
         self.sources = list(sources)    # open files stay open with the cache
         cache = BlockCache([s.fileno() if hasattr(s, "fileno") else s for s in self.sources], self.table, budget)
-        cache.set_order(self.order, budget // 64)
+        cache.set_order(self.order, budget // (16 if self.has_parts else 64))
+        if self.has_parts:
+            cache.count_uses()
         self.scratch = <uint8_t *>alloc_aligned(self.longest)
         if self.scratch == NULL:
             raise MemoryError(f"no memory for a block of {self.longest} bytes")
@@ -137,10 +139,12 @@ cdef class PagedMatrix:
         The rows beyond the last whole row group.
     product, lookup : bool
         Whether every pass multiplies with it, and whether single rows are looked up: one of them, or both.
+    parts : int
+        Of how many matrices the rows are, experts of which a pass uses some; 1 is one that every pass uses.
     """
 
     def __cinit__(self, Pager pager not None, PackedMatrix pattern not None, int64_t n_rows, stored, int32_t source,
-                  int64_t offset, PackedMatrix tail=None, bint product=True, bint lookup=False):
+                  int64_t offset, PackedMatrix tail=None, bint product=True, bint lookup=False, int32_t parts=1):
         cdef const uint8_t[::1] scales
         if pattern.m.n_rows != LB_ROWS or (n_rows % LB_ROWS != 0) != (tail is not None):
             raise FormatError("a paged matrix needs a pattern of one row group, and a tail where rows are left over")
@@ -160,7 +164,15 @@ cdef class PagedMatrix:
         self.n_groups = <int32_t>(n_rows // LB_ROWS)
         self.block_groups = <int32_t>max(1, pager.block_bytes // <int64_t>self.group_bytes)
         self.first_block = self.first_row_block = -1
-        if product:
+        self.part_groups = self.n_groups // parts
+        if parts > 1:       # blocks of an expert are about as long, since each takes a slot as long as the longest
+            self.part_blocks = (self.part_groups + self.block_groups - 1) // self.block_groups
+            self.block_groups = (self.part_groups + self.part_blocks - 1) // self.part_blocks
+            self.first_block, pager.has_parts = len(pager.table), True
+            for part in range(parts):
+                pager.add(source, offset + part * self.part_groups * self.group_bytes, self.group_bytes,
+                          self.part_groups, self.block_groups, False)
+        elif product:
             self.first_block = pager.add(source, offset, self.group_bytes, self.n_groups, self.block_groups, True)
         if lookup:
             self.first_row_block = pager.add(source, offset, self.group_bytes, self.n_groups, 1, False)
@@ -220,15 +232,33 @@ cdef class PagedMatrix:
     cdef int multiply_paged(self, const lb_activations *x, float *y, ptrdiff_t y_stride,
                             int32_t threads) noexcept nogil:
         """y = x W^T; 0, or a status for `Pager.check`."""
+        cdef int status = self._multiply(self.first_block, self.n_groups, x, y, y_stride, threads)
+        if status == 0 and self.tail is not None:
+            multiply(&self.tail.m, x, y + self.n_groups * LB_ROWS, NULL, y_stride, threads)
+        return status
+
+    cdef int multiply_part(self, int32_t part, const lb_activations *x, float *y, ptrdiff_t y_stride,
+                           int32_t threads) noexcept nogil:
+        """The same with one of the matrices that it consists of."""
+        return self._multiply(self.first_block + part * self.part_blocks, self.part_groups, x, y, y_stride, threads)
+
+    cdef bint prefetch_part(self, int32_t part) noexcept nogil:
+        """Ask for the blocks of a part, soon to be used; whether all are there."""
+        cdef int32_t block = self.first_block + part * self.part_blocks
+        return prefetch(self.pager.blocks, block, self.part_blocks)
+
+    cdef int _multiply(self, int32_t block, int32_t left, const lb_activations *x, float *y, ptrdiff_t y_stride,
+                       int32_t threads) noexcept nogil:
         cdef lb_matrix spans[SPANS]
         cdef lb_matmul_args products[SPANS]
-        cdef int32_t block = self.first_block, left = self.n_groups, n, i
+        cdef int32_t n, i
         cdef bint alone
         cdef int status = 0
         while left > 0 and status == 0:
             n, alone = 0, False
             while left > 0 and n < SPANS and not alone:
-                alone = passes_through(self.pager.blocks, block + n)    # takes a slot, and its span may be the scratch
+                # what passes through takes a slot, and its span may be the scratch; of experts there may be two slots
+                alone = self.part_blocks > 0 or passes_through(self.pager.blocks, block + n)
                 if alone and n > 0:
                     break
                 status = self.span(block + n, min(self.block_groups, left), threads, &spans[n])
@@ -244,8 +274,6 @@ cdef class PagedMatrix:
             for i in range(n):
                 release(self.pager.blocks, block + i)
             block += n
-        if status == 0 and self.tail is not None:
-            multiply(&self.tail.m, x, y, NULL, y_stride, threads)
         return status
 
     cdef int row(self, int32_t row, float *out) noexcept nogil:

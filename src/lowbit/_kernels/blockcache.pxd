@@ -49,3 +49,5 @@ cdef void release(lb_cache *c, int32_t block) noexcept nogil
 cdef uint8_t *mark(lb_cache *c, int32_t block) noexcept nogil
 # Whether a block takes one of the few slots of the ring, and is gone soon after its release.
 cdef bint passes_through(const lb_cache *c, int32_t block) noexcept nogil
+# Asks for n blocks from `block` on to be read soon; whether all of them are there.
+cdef bint prefetch(lb_cache *c, int32_t block, int32_t n) noexcept nogil

@@ -2,7 +2,8 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 
 from lowbit._kernels.dispatch cimport Interrupts
-from lowbit._kernels.graph cimport Graph, Linear
+from lowbit._kernels.graph cimport Graph, Layer, Linear
+from lowbit._kernels.moe cimport ExpertScratch
 from lowbit._kernels.kvpool cimport KVPool
 from lowbit._kernels.sequence cimport State
 
@@ -45,6 +46,7 @@ cdef class Decoder:
     cdef readonly object lock
     cdef readonly size_t scratch_bytes
     cdef list keep                      # scratch memory
+    cdef ExpertScratch experts          # None if the model has none
     cdef int status                     # why a pass was given up, 0 if it was not
     cdef Interrupts interrupts
     cdef int32_t interrupted
@@ -76,3 +78,5 @@ cdef class Decoder:
     cdef void _apply(self, Linear *linear, const float *x, int64_t x_stride, int32_t n_in, const float *norm,
                      int32_t n_rows, float *y) noexcept nogil
     cdef void _layer(self, int32_t index) noexcept nogil
+    cdef void _dense(self, Layer *layer, const float *x, const float *norm) noexcept nogil
+    cdef void _experts(self, Layer *layer) noexcept nogil

@@ -35,14 +35,18 @@ cdef struct Layer:
     const float *k_norm
     Linear qkv
     Linear attn_output
-    Linear gate_up
+    Linear gate_up                  # without parts where there are experts, but for those of the shared one
     Linear ffn_down
+    int32_t wide                    # channels between these two
+    void *experts                   # an ExpertLayer, or NULL
+    Linear router
+    Linear shared_gate              # without parts if the shared expert has no gate
 
 
 cdef class Graph:
     cdef readonly int32_t n_layers, n_heads, n_kv_heads, head_dim, hidden, intermediate, vocab, context
     cdef int32_t rope_dim, q_stride, n_groups
-    cdef bint halves, relu2, per_token
+    cdef bint halves, relu2, per_token, whole_norm
     cdef readonly bint sparse_decode    # not all inputs count in rows that decode
     cdef float eps
     cdef Layer *layers
@@ -53,10 +57,12 @@ cdef class Graph:
     cdef const float *sin
     cdef SparseScratch sparse
     cdef readonly Pager pager
+    cdef readonly list experts          # ExpertLayers, of the layers that have one
     cdef list keep                      # owners of all that is pointed to
     cdef readonly size_t weight_bytes
     cdef size_t embedding_bytes
 
     cdef const float *_vector(self, values, int32_t size) except? NULL
     cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out, int32_t threads) except *
+    cdef int _feed_forward(self, Layer *one, layer, plan, int32_t threads) except -1
     cdef Linear *linear(self, int32_t layer, str name) except NULL

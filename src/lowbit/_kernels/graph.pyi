@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 
 from .matrix import PackedMatrix
+from .moe import ExpertLayer
 from .paging import PagedMatrix, Pager
 
 class Graph:
@@ -17,6 +18,7 @@ class Graph:
     sparse_decode: bool
     weight_bytes: int
     pager: Pager | None
+    experts: list[ExpertLayer]
     def __init__(
         self,
         config: Any,

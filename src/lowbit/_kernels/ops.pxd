@@ -55,6 +55,7 @@ cdef struct RopeWork:
     int32_t n_out
     int32_t rope_dim
     bint halves
+    bint whole_norm                 # the norms are over all heads together
     float eps
     float q_scale
 

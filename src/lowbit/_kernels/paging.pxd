@@ -19,6 +19,7 @@ cdef class Pager:
     cdef int32_t bad_block, error   # the last block that could not be had or packed; why it could not be had
     cdef int64_t block_bytes
     cdef size_t longest
+    cdef bint has_parts             # some blocks are of experts, and used by some passes
     cdef uint8_t *scratch
     cdef readonly list sources      # what `source` counts
     cdef readonly list table        # (source, offset, length) of every block
@@ -39,8 +40,14 @@ cdef class PagedMatrix:
     cdef object scales              # memory of those that all blocks share
     cdef size_t group_bytes, code_bytes
     cdef int32_t n_groups, block_groups, first_block, first_row_block
+    cdef int32_t part_groups, part_blocks   # of one of several matrices; 0 blocks if there is but one
 
     cdef int span(self, int32_t block, int32_t groups, int32_t threads, lb_matrix *out) noexcept nogil
     cdef void _place(self, lb_matrix *m, uint8_t *memory) noexcept nogil
     cdef int multiply_paged(self, const lb_activations *x, float *y, ptrdiff_t y_stride, int32_t threads) noexcept nogil
+    cdef int multiply_part(self, int32_t part, const lb_activations *x, float *y, ptrdiff_t y_stride,
+                           int32_t threads) noexcept nogil
+    cdef bint prefetch_part(self, int32_t part) noexcept nogil
+    cdef int _multiply(self, int32_t block, int32_t left, const lb_activations *x, float *y, ptrdiff_t y_stride,
+                       int32_t threads) noexcept nogil
     cdef int row(self, int32_t row, float *out) noexcept nogil

@@ -28,6 +28,7 @@ class PagedMatrix:
         tail: PackedMatrix | None = None,
         product: bool = True,
         lookup: bool = False,
+        parts: int = 1,
     ) -> None: ...
     @property
     def shape(self) -> tuple[int, int]: ...

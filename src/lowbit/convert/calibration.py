@@ -68,6 +68,8 @@ def calibrate(
     tokenizer = None if tokenizer is None else os.path.normpath(tokenizer)
     with open_model(EMBEDDED_MODEL if model is None else model) as file, named(file.path, tokenizer):
         reader = tokenizer_of(file, plan_of(file), tokenizer)
+        if plan_of(file).has_experts:
+            raise UnsupportedModelError("sparsity is not supported in models with experts")
         if reader is None:
             raise UnsupportedModelError(f"{file.path} has no tokenizer")
         start = [] if reader.bos_id is None else [reader.bos_id]

@@ -5,12 +5,15 @@ from __future__ import annotations
 from ..errors import UnsupportedModelError
 from ..formats.base import ModelFile
 from ..plan import ModelPlan
-from . import bitnet, bitnet_b158, llama, qwen2, qwen3
+from . import bitnet, bitnet_b158, llama, olmoe, qwen2, qwen2moe, qwen3, qwen3moe
 from .base import Family
 
 __all__ = ["FAMILIES", "Family", "find_family", "plan_of"]
 
-FAMILIES = (llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY, qwen2.FAMILY, qwen3.FAMILY)
+FAMILIES = (
+    llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY, qwen2.FAMILY, qwen3.FAMILY, qwen2moe.FAMILY, qwen3moe.FAMILY,
+    olmoe.FAMILY,
+)  # fmt: skip
 
 
 def find_family(architecture: str) -> Family:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from ..errors import FormatError
-from ..plan import Attention, Dense, LayerPlan, ModelPlan, Rope
+from ..plan import Attention, Dense, Experts, LayerPlan, ModelPlan, Rope
+from .experts import Routing
 from .rope import yarn_factors, yarn_magnitude
 
 __all__ = ["Family"]
@@ -37,8 +38,11 @@ class Family:
     activation_quant: Literal["token", "group"] = "group"
     bit_linear: bool = False
     """Float weights of the linear layers are masters of ternary ones: quantised at load, never used as they are."""
+    whole_norm: bool = False
+    experts: Routing | None = None
+    """How a family chooses experts, if it has any."""
 
-    def plan(self, metadata: Mapping[str, Any], architecture: str, tensors: Container[str]) -> ModelPlan:
+    def plan(self, metadata: Mapping[str, Any], architecture: str, tensors: Collection[str]) -> ModelPlan:
         """Translate a file's metadata.
 
         Parameters
@@ -49,7 +53,7 @@ class Family:
             trained.
         architecture : str
             The prefix of the keys.
-        tensors : container of str
+        tensors : collection of str
             Names of the file's tensors. Without an output head the embedding is it.
 
         Raises
@@ -69,30 +73,34 @@ class Family:
             raise FormatError("attention in a sliding window is not supported")
         if heads % kv_heads:
             raise FormatError(f"{heads} query heads cannot share {kv_heads} key heads")
-        layer = LayerPlan(
-            Attention(
-                n_heads=heads,
-                n_kv_heads=kv_heads,
-                head_dim=head_dim,
-                rope=Rope(
-                    dim=keys.whole("rope.dimension_count", 2, head_dim, default=head_dim),
-                    theta=keys.real("rope.freq_base", 1.0, 1e12, default=10000.0),
-                    pairing=keys.choice("lowbit.rope_pairing", ("adjacent", "halves"), self.rope_pairing),
-                    factors=keys.rope_factors(head_dim),
-                    scale=keys.rope_scale(),
-                ),
-                bias=self.attn_bias,
-                qk_norm=self.qk_norm,
-                sub_norm=self.sub_norms,
+        mixer = Attention(
+            n_heads=heads,
+            n_kv_heads=kv_heads,
+            head_dim=head_dim,
+            rope=Rope(
+                dim=keys.whole("rope.dimension_count", 2, head_dim, default=head_dim),
+                theta=keys.real("rope.freq_base", 1.0, 1e12, default=10000.0),
+                pairing=keys.choice("lowbit.rope_pairing", ("adjacent", "halves"), self.rope_pairing),
+                factors=keys.rope_factors(head_dim),
+                scale=keys.rope_scale(),
             ),
-            Dense(keys.whole("feed_forward_length", 1, 1 << 18), self.activation, self.sub_norms),
+            bias=self.attn_bias,
+            qk_norm=self.qk_norm,
+            whole_norm=self.whole_norm,
+            sub_norm=self.sub_norms,
         )
+        layers = keys.whole("block_count", 1, MAX_LAYERS)
+        if self.experts is None:
+            feed_forward = Dense(keys.whole("feed_forward_length", 1, 1 << 18), self.activation, self.sub_norms)
+            feed_forwards: tuple[Dense | Experts, ...] = (feed_forward,) * layers
+        else:
+            feed_forwards = self.experts.plan(keys, layers, hidden, tensors)
         return ModelPlan(
             family=self.name,
             vocab_size=keys.vocabulary(),
             hidden_size=hidden,
             context_length=keys.whole("context_length", 1, MAX_CONTEXT),
-            layers=(layer,) * keys.whole("block_count", 1, MAX_LAYERS),
+            layers=tuple(LayerPlan(mixer, feed_forward) for feed_forward in feed_forwards),
             norm_eps=keys.real("attention.layer_norm_rms_epsilon", 0.0, 1.0),
             tied_embeddings="output.weight" not in tensors,
             rope_tensor="rope_freqs.weight" in tensors,
@@ -135,6 +143,12 @@ class _Keys:
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
             raise FormatError(f"{self.prefix + key} is {_shown(value)}, not a number from {low:g} to {high:g}")
         return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.metadata.get(self.prefix + key, default)
+        if not isinstance(value, (bool, np.bool_)):
+            raise FormatError(f"{self.prefix + key} is {_shown(value)}, not true or false")
+        return bool(value)
 
     def vocabulary(self) -> int:
         tokens = self.metadata.get("tokenizer.ggml.tokens")

@@ -22,6 +22,7 @@ from lowbit.formats.base import TensorInfo
 from lowbit.formats.files import reading
 from lowbit.formats.folder import inside
 from lowbit.formats.huggingface_config import LINEARS, Translation, translate
+from lowbit.formats.huggingface_experts import expert_of, stacked
 from lowbit.formats.safetensors import DTYPE_BYTES, SafetensorsFile
 from lowbit.formats.strict_json import parse_object
 from lowbit.quantize.ggml_types import tensor_nbytes
@@ -67,6 +68,7 @@ class HuggingFaceFolder:
         self._source: dict[str, tuple[SafetensorsFile, str]] = {}  # by name in `tensors`
         self._scales: dict[str, float] = {}  # of packed tensors, to multiply by
         self._made: dict[str, np.ndarray] = {}  # bytes of tensors that are not in a file as they are
+        self._stacks: dict[str, list[tuple[SafetensorsFile, str]]] = {}  # tensors that are one for each expert
         try:
             translation = self._config()
             stored = self._open_shards()
@@ -87,6 +89,10 @@ class HuggingFaceFolder:
             raise FormatError(f"{self.path}: has no tensor {name!r}")
         if name in self._made:
             return self._made[name]
+        if name in self._stacks:
+            self._made[name] = np.concatenate([shard.read(stored) for shard, stored in self._stacks[name]])
+            self._made[name].flags.writeable = False
+            return self._made[name]
         shard, stored = self._source[name]
         raw = shard.read(stored)
         info = self.tensors[name]
@@ -99,10 +105,10 @@ class HuggingFaceFolder:
 
     def release(self, name: str) -> None:
         """Tell the system that a tensor's bytes are not needed in memory for now; they can still be read."""
-        if name in self._source:
+        if name in self._source or name in self._stacks:
             self._made.pop(name, None)
-            shard, stored = self._source[name]
-            shard.release(stored)
+            for shard, stored in self._stacks.get(name) or [self._source[name]]:
+                shard.release(stored)
 
     def release_all(self) -> None:
         """The same for all files."""
@@ -186,8 +192,12 @@ class HuggingFaceFolder:
     def _take(self, stored: dict[str, SafetensorsFile], translation: Translation) -> None:
         """Give every tensor its GGUF name. One without keeps its own, and is then refused by the family."""
         packed = translation.linears in ("divide", "multiply")
+        experts: dict[str, dict[int, str]] = {}
         for name, shard in stored.items():
             info = shard.tensors[name]
+            part = expert_of(name) if translation.experts else None
+            if part is not None:
+                experts.setdefault(part[0], {})[part[1]] = name
             layer = _IN_LAYER.fullmatch(name)
             target = _WHOLE.get(name, name)
             if _DERIVED.fullmatch(name) or (target == "output.weight" and translation.tied):
@@ -205,8 +215,15 @@ class HuggingFaceFolder:
                 raise UnsupportedModelError(f"the tensor {name}: biases of this kind of BitNet layer are not supported")
             if info.type not in FLOATS:
                 raise UnsupportedModelError(f"the tensor {name} is of type {info.type}, where floats belong")
+            if part is not None and part[1] >= 0:
+                continue
+            target = part[0] if part is not None else target
             self._tensors[target] = TensorInfo(target, info.type, info.shape, info.offset, info.nbytes)
             self._source[target] = (shard, name)
+        for target, parts in experts.items():
+            if len(parts) > 1 or -1 not in parts:
+                self._tensors[target] = stacked(target, {e: stored[name].tensors[name] for e, name in parts.items()})
+                self._stacks[target] = [(stored[parts[e]], parts[e]) for e in range(len(parts))]
         if not translation.tied and "output.weight" not in self.tensors:
             raise FormatError("has no lm_head.weight, and config.json does not tie it to the embedding")
         if translation.rope_factors is not None:

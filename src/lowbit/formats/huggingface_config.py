@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lowbit.errors import FormatError, UnsupportedModelError
+from lowbit.formats.huggingface_experts import EXPERT_NAMES, expert_keys
 
 __all__ = ["LINEARS", "Translation", "translate"]
 
@@ -48,6 +49,8 @@ class _ModelClass:
     """If config.json gives none; None is hidden size over heads."""
     bias: bool = False
     """Query, key and value have a bias whatever `attention_bias` says."""
+    experts: bool = False
+    """Feed-forwards of experts."""
 
 
 _CLASSES = {
@@ -71,6 +74,19 @@ _CLASSES = {
         {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"},
         head_dim=128,
     ),
+    "Qwen2MoeForCausalLM": _ModelClass("qwen2moe", ("qwen2_moe",), bias=True, experts=True),
+    "Qwen3MoeForCausalLM": _ModelClass(
+        "qwen3moe",
+        ("qwen3_moe",),
+        {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"},
+        experts=True,
+    ),
+    "OlmoeForCausalLM": _ModelClass(
+        "olmoe",
+        ("olmoe",),
+        {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"},
+        experts=True,
+    ),
 }
 """BitnetForCausalLM is 1bitLLM's, BitNetForCausalLM Microsoft's: they differ in more than a letter."""
 
@@ -88,6 +104,8 @@ class Translation:
     """Linear layers: floats, floats to be made ternary, or packed with a scale to divide or to multiply by."""
     rope_factors: np.ndarray | None
     """Divisors of the rotary frequencies that no metadata key can express; float32."""
+    experts: bool = False
+    """Feed-forwards are of experts."""
 
 
 def translate(config: Mapping[str, Any]) -> Translation:
@@ -131,6 +149,8 @@ def translate(config: Mapping[str, Any]) -> Translation:
         "context_length": context,
         "rope.dimension_count": head_dim,
     }
+    if kind.experts:
+        values |= expert_keys(keys)
     rope, factors = _rope(keys, head_dim, context, kind.theta)
     linears = _linears(keys, name)
     metadata = {f"{kind.architecture}.{key}": value for key, value in {**values, **rope}.items()}
@@ -145,9 +165,9 @@ def translate(config: Mapping[str, Any]) -> Translation:
         number = number[0] if isinstance(number, list) and number else number
         if type(number) is int and 0 <= number < values["vocab_size"]:
             metadata[f"tokenizer.ggml.{token}_token_id"] = number
-    layer_names = {**LINEARS, **_NORMS, **kind.norms}
+    layer_names = {**LINEARS, **_NORMS, **kind.norms, **(EXPERT_NAMES if kind.experts else {})}
     return Translation(
-        kind.architecture, metadata, keys.flag("tie_word_embeddings"), layer_names, linears, factors
+        kind.architecture, metadata, keys.flag("tie_word_embeddings"), layer_names, linears, factors, kind.experts
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from .._kernels import dispatch
 from ..assets import EMBEDDED_MODEL
 from ..families import plan_of
 from ..formats import open_model
-from ..plan import ModelPlan
+from ..plan import Experts, ModelPlan
 from ..tokenizers import Tokenizer
 from .load import (
     BATCH,
@@ -87,9 +87,11 @@ def _network(plan: ModelPlan) -> dict[str, int]:
     kinds: dict[str, int] = {}
     for layer in plan.layers:
         mixer, feed_forward = layer.mixer, layer.feed_forward
+        many = isinstance(feed_forward, Experts)
         words = (
-            f"attention of {mixer.n_heads} heads of {mixer.head_dim} on {mixer.n_kv_heads} for keys and values"
-            f" and {feed_forward.activation} feed-forward of {feed_forward.size}"
+            f"attention of {mixer.n_heads} heads of {mixer.head_dim} on {mixer.n_kv_heads} for keys and values and "
+            + (f"{feed_forward.top_k} of {feed_forward.n} experts, " if many else "")
+            + f"{feed_forward.activation} feed-forward of {feed_forward.size}"
         )
         kinds[words] = kinds.get(words, 0) + 1
     return kinds

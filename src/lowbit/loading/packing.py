@@ -75,7 +75,7 @@ def check_tensors(file: ModelFile, plan: ModelPlan) -> None:
         info = file.tensors.get(weight.name)
         if info is None:
             raise FormatError(f"the tensor {weight.name} is missing")
-        if info.shape != weight.shape:
+        if info.shape != weight.shape and not (weight.kind == "router" and (1, *info.shape) == weight.shape):
             raise FormatError(f"the tensor {weight.name} has shape {info.shape}, not {weight.shape}")
     for name in file.tensors:
         if name not in plan.by_name:
@@ -137,10 +137,11 @@ def packed_bytes(file: ModelFile, plan: ModelPlan, head: str = "auto", weights: 
         if len(weight.shape) == 1:
             nbytes += 0 if weight.kind == "factors" else 4 * weight.shape[0]
             continue
+        rows, cols = matrix_shape(info)
         scale = read.one_scale(info) if weight.kind == "linear" else None
-        kind = read.kind(info) if weight.kind == "linear" else read.table_kind(info)
-        group = read.new(kind, 16, weight.shape[1], scale)  # all groups of 16 rows are as large as this one
-        nbytes += group.nbytes * -(-weight.shape[0] // 16)
+        kind = read.table_kind(info) if weight.kind in ("embedding", "head") else read.kind(info, weight.kind)
+        group = read.new(kind, 16, cols, scale)  # all groups of 16 rows are as large as this one
+        nbytes += group.nbytes * -(-rows // 16)
         if group.format == "u2":
             ternary.add(weight.name)
         file.release(weight.name)
@@ -191,10 +192,26 @@ def blockwise_ternary(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | Non
     return (np.sign(values) + 1).astype(np.uint8), scales
 
 
+def _all_ternary(info: TensorInfo, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """As `blockwise_ternary` of a tensor of floats, one expert at a time."""
+    shape, found = info.shape[-2:], []
+    for part in raw.reshape(math.prod(info.shape[:-2]), -1):
+        one = blockwise_ternary(dequantize(info.type, part, shape))
+        if one is None and part.any():  # an expert of zeros is ternary
+            return None
+        found.append(one or (np.ones(shape, np.uint8), np.zeros((shape[0], -(-shape[1] // GROUP)), np.float32)))
+    return tuple(np.concatenate(both) for both in zip(*found)) if any(s.any() for _, s in found) else None  # type: ignore
+
+
+def matrix_shape(info: TensorInfo) -> tuple[int, int]:
+    """Rows and columns of a tensor; those of experts follow one another."""
+    return math.prod(info.shape[:-1]), info.shape[-1]
+
+
 def _make_one(infos: Sequence[TensorInfo], kinds: Sequence[str], scales: Sequence[float | None]) -> bool:
     """Tell whether tensors can be the rows of one matrix: packed alike, and in whole row groups."""
     alike = len({(kind, scale is None) for kind, scale in zip(kinds, scales)}) == 1
-    return alike and not any(info.shape[0] % 16 for info in infos[:-1])
+    return alike and not any(info.shape[0] % 16 for info in infos[:-1]) and len(infos[0].shape) == 2
 
 
 class _Reader:
@@ -214,7 +231,7 @@ class _Reader:
 
     def vector(self, weight: Weight) -> np.ndarray:
         info = self.file.tensors[weight.name]
-        values = dequantize(info.type, self.file.read(info.name), info.shape).copy()  # no view that keeps the map alive
+        values = dequantize(info.type, self.file.read(info.name), weight.shape).copy()  # no view that keeps the map alive
         if not np.isfinite(values).all():
             raise FormatError(f"the tensor {info.name} has values that are not finite")
         return values
@@ -237,13 +254,13 @@ class _Reader:
     def linear(self, linear: Linear) -> list[PackedMatrix] | list[PagedMatrix]:
         """Tensors that read the same input, as one matrix where their types and row counts allow it."""
         infos = [self.file.tensors[weight.name] for weight in linear.weights]
-        scales = [self.one_scale(info) for info in infos]
-        kinds = [self.kind(info) for info in infos]
+        what = linear.weights[0].kind
+        scales = [self.one_scale(info) if what == "linear" else None for info in infos]
+        kinds = [self.kind(info, what) for info in infos]
         if self.paging is not None:
             return [self._paged(self.paging, *one) for one in zip(kinds, infos, scales)]
         if not _make_one(infos, kinds, scales):
-            cols = linear.n_in
-            packed = [self.new(kind, info.shape[0], cols, scale) for kind, info, scale in zip(kinds, infos, scales)]
+            packed = [self.new(kind, *matrix_shape(info), scale) for kind, info, scale in zip(kinds, infos, scales)]
             for matrix, info, scale in zip(packed, infos, scales):
                 self._fill(matrix, info, scale, 0)
             return packed
@@ -254,21 +271,33 @@ class _Reader:
             row += info.shape[0]
         return [matrix]
 
-    def kind(self, info: TensorInfo) -> str:
+    def kind(self, info: TensorInfo, what: str = "linear") -> str:
         """What a linear layer's tensor is packed as: its own type, or what becomes of floats."""
+        if what == "router":
+            return self._router_kind(info)
         if info.type not in FLOAT_TYPES or self.weights == "file" or self.plan.activation_quant == "token":
             return info.type
-        raw, (rows, cols) = self.file.read(info.name), info.shape
+        raw, (rows, cols) = self.file.read(info.name), matrix_shape(info)
         few = min(16, rows)  # a look at these settles it for weights that are not ternary
         first = dequantize(info.type, raw[: info.nbytes // rows * few], (few, cols))
         if not first.any() or blockwise_ternary(first) is not None:
             if self.glance:
                 return "ternary floats"
-            found = blockwise_ternary(dequantize(info.type, raw, info.shape))
+            found = _all_ternary(info, raw)
             if found is not None:
                 self.codes[info.name] = found
                 return "ternary floats"
         return "8 bits" if rows * cols >= LARGE_TABLE else info.type
+
+    def _router_kind(self, info: TensorInfo) -> str:
+        """What chooses among experts stays as exact as it is, since the smallest error could choose others.
+
+        Weights that were bfloat16 once are kept so: half the bytes, and the same products.
+        """
+        if info.type not in FLOAT_TYPES:
+            raise UnsupportedModelError(f"the tensor {info.name} is of type {info.type}, where floats belong")
+        halves = info.type == "F32" and not self.file.read(info.name).view("<u2")[::2].any()
+        return "BF16" if halves else info.type
 
     def one_scale(self, info: TensorInfo) -> float | None:
         """The scale that all weights of a ternary tensor share, or None."""
@@ -283,8 +312,9 @@ class _Reader:
             if ((scales == largest) | (scales == 0)).all():
                 return float(largest)
         if self.plan.bit_linear and info.type in FLOAT_TYPES:
-            codes, scale = ternary_of(dequantize(info.type, raw, info.shape))
-            self.codes[info.name] = codes, np.full((info.shape[0], 1), scale, np.float32)
+            rows, cols = matrix_shape(info)
+            codes, scale = ternary_of(dequantize(info.type, raw, (rows, cols)))
+            self.codes[info.name] = codes, np.full((rows, 1), scale, np.float32)
             return scale
         return None
 
@@ -317,8 +347,9 @@ class _Reader:
         product: bool = True,
     ) -> PagedMatrix:  # fmt: skip
         """Leave a tensor in the file if the kernels can take it from there, or pack it into the spill file."""
-        rows, cols = info.shape
+        rows, cols = matrix_shape(info)
         whole = rows // 16 * 16
+        use = {"lookup": lookup, "product": product, "parts": math.prod(info.shape[:-2])}
         pattern, tail = self.new(kind, 16, cols, one_scale), None
         if one_scale is not None:
             pattern.fill_scales(np.full((16, pattern.n_groups), one_scale, np.float32))
@@ -326,19 +357,19 @@ class _Reader:
             tail = self.new(kind, rows - whole, cols, one_scale)
             self._fill(tail, info, one_scale, 0, whole)
         if paging.in_file(info, kind):
-            return paging.stored(info, pattern, tail, lookup=lookup, product=product)
+            return paging.stored(info, pattern, tail, **use)
         offset = paging.begin_spill()
         for start in range(0, whole, CHUNK_ROWS):
             part = self.new(kind, min(CHUNK_ROWS, whole - start), cols, one_scale)
             self._fill(part, info, one_scale, 0, start)
             paging.spill(part.groups())
         self.codes.pop(info.name, None)
-        return paging.spilled(offset, rows, pattern, tail, lookup=lookup, product=product)
+        return paging.spilled(offset, rows, pattern, tail, **use)
 
     def _fill(self, matrix: PackedMatrix, info: TensorInfo, one_scale: float | None, row: int, first: int = 0) -> None:
         """Fill rows of a matrix from `row` on with those of a tensor from `first` on, as many as there are room for."""
-        raw, (_, cols) = self.file.read(info.name), info.shape
-        rows = min(info.shape[0] - first, matrix.shape[0] - row)
+        raw, (all_rows, cols) = self.file.read(info.name), matrix_shape(info)
+        rows = min(all_rows - first, matrix.shape[0] - row)
         part = slice(first, first + rows)
         kind = type_of(info.type)
         row_bytes = cols // kind.block_elements * kind.block_bytes
@@ -349,6 +380,8 @@ class _Reader:
                 matrix.fill_codes(codes[part], row, self.threads)
                 matrix.fill_scales(scales[part], row)
             elif matrix.format in FLOAT_TYPES.values():
+                if matrix.format != FLOAT_TYPES[info.type]:  # F32 that were BF16
+                    stored = stored.view("<u2")[1::2].copy().view(np.uint8)
                 matrix.fill_floats(stored, rows, row, self.threads)
             elif info.type in BLOCK_TYPES:
                 matrix.fill_blocks(info.type, stored, rows, one_scale, row, self.threads)
@@ -357,8 +390,8 @@ class _Reader:
                 matrix.fill_codes(codes, row, self.threads)
                 matrix.fill_scales(scales, row)
             elif info.type == "Q8_L2C":
-                n = info.shape[0] * cols
-                codes, scales = raw[:n].reshape(-1, cols)[part], raw[n:].view("<f4").reshape(info.shape[0], -1)[part]
+                n = all_rows * cols
+                codes, scales = raw[:n].reshape(-1, cols)[part], raw[n:].view("<f4").reshape(all_rows, -1)[part]
                 matrix.fill_codes(codes ^ np.uint8(128), row, self.threads)
                 matrix.fill_scales(scales.astype(np.float32), row)
             elif info.type in FLOAT_TYPES:
@@ -367,7 +400,7 @@ class _Reader:
                 self._fill_decoded(matrix, info.type, stored.reshape(rows, -1), row)
         except FormatError as error:
             raise FormatError(f"the tensor {info.name}: {error}") from None
-        if rows == info.shape[0]:
+        if rows == all_rows:
             self.codes.pop(info.name, None)
         self.file.release(info.name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import IO, Any
 
@@ -46,11 +47,12 @@ class Paging:
         """Tell whether a tensor can stay where it is."""
         return matrix_type == info.type and info.type in BLOCK_TYPES and hasattr(self._file, "locate")
 
-    def stored(self, info: TensorInfo, pattern: PackedMatrix, tail: PackedMatrix | None, **use: bool) -> PagedMatrix:
-        """Page a tensor from the model's file; `use` is ``product`` and ``lookup`` of `PagedMatrix`."""
+    def stored(self, info: TensorInfo, pattern: PackedMatrix, tail: PackedMatrix | None, **use: Any) -> PagedMatrix:
+        """Page a tensor from the model's file; `use` is ``product``, ``lookup`` and ``parts`` of `PagedMatrix`."""
         path, offset = self._file.locate(info.name)  # type: ignore[attr-defined]
+        rows = math.prod(info.shape[:-1])
         return PagedMatrix(
-            self.pager, pattern, info.shape[0], info.type, self._source(os.path.abspath(path)), offset, tail, **use
+            self.pager, pattern, rows, info.type, self._source(os.path.abspath(path)), offset, tail, **use
         )
 
     def begin_spill(self) -> int:
@@ -82,7 +84,7 @@ class Paging:
                 "TMPDIR may name another folder, and a file made by `lowbit convert` needs none"
             ) from None
 
-    def spilled(self, offset: int, rows: int, pattern: PackedMatrix, tail: PackedMatrix | None, **use: bool) -> Any:
+    def spilled(self, offset: int, rows: int, pattern: PackedMatrix, tail: PackedMatrix | None, **use: Any) -> Any:
         """Page a matrix whose row groups were written from `offset` on."""
         assert self._spill is not None
         return PagedMatrix(self.pager, pattern, rows, None, self._source(self._spill), offset, tail, **use)

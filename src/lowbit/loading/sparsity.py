@@ -19,7 +19,7 @@ import numpy as np
 from .._kernels.decoder import Decoder
 from .._kernels.matrix import PackedMatrix
 from .._kernels.topk import make_channel_major
-from ..errors import FormatError
+from ..errors import FormatError, UnsupportedModelError
 from ..formats.base import ModelFile
 from ..formats.files import reading
 from ..formats.strict_json import MAX_BYTES, parse_object
@@ -96,6 +96,8 @@ def arrange(layers: list[dict[str, Any]], sparsity: Sparsity, plan: ModelPlan, t
     Those are the layers of which `sparsity` skips `SKIPPED` or more, and those that meet zeros of their own
     (`meets_zeros`). In the others zeros are multiplied like any other input.
     """
+    if sparsity and plan.has_experts:
+        raise UnsupportedModelError("sparsity is not supported in models with experts")
     names = {name for name, share in expected_shares(sparsity).items() if share >= SKIPPED}
     for i, layer in enumerate(layers):
         for linear in plan.linears(i):

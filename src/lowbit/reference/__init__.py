@@ -4,12 +4,14 @@ Nothing here is fast and nothing here shares code with the kernels. Read it in t
 
 1. `quantization`: floats to int8 and ternary codes, exact integer products, linear layers;
 2. `layers`: normalisation, rotary positions, attention, gates, selection of the largest channels;
-3. `model`: the forward pass, and what follows from it (greedy text, loss);
-4. `sampling`: from logits to the probabilities that the next token is drawn from.
+3. `experts`: which of many feed-forwards a token takes;
+4. `model`: the forward pass, and what follows from it (greedy text, loss);
+5. `sampling`: from logits to the probabilities that the next token is drawn from.
 
 All arithmetic is float64 except where a result has to be reproduced bit by bit; those few lines are float32 and say so.
 """
 
+from .experts import expert_feed_forward, route
 from .layers import attention, gated_feed_forward, relu2, rms_norm, rope, silu, softmax, sparsify, top_k
 from .model import forward, greedy, hidden_states, nats_per_token
 from .quantization import (
@@ -30,6 +32,7 @@ __all__ = [
     "Linear",
     "TernaryLinear",
     "attention",
+    "expert_feed_forward",
     "forward",
     "gated_feed_forward",
     "greedy",
@@ -41,6 +44,7 @@ __all__ = [
     "relu2",
     "rms_norm",
     "rope",
+    "route",
     "sample_distribution",
     "silu",
     "softmax",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from ..plan import Attention, ModelPlan
+from ..plan import Attention, Experts, ModelPlan
+from .experts import expert_feed_forward
 from .layers import attention, gated_feed_forward, rms_norm, rope, softmax, sparsify
 from .quantization import FloatLinear, Linear
 
@@ -29,7 +32,7 @@ def forward(
     plan : ModelPlan
     weights : mapping of str to ndarray or Linear
         What the plan lists (`ModelPlan.weights`), of the shapes that stand there.
-        A matrix given as an ndarray is a `FloatLinear`.
+        A matrix given as an ndarray is a `FloatLinear`; those of experts are an ndarray of them, or a sequence.
     token_ids : sequence of int, shape (n,), n >= 1
     sparsity : mapping of str to float, optional
         Shares of the inputs of ``qkv``, ``attn_output``, ``gate_up`` and ``ffn_down`` that do not count: of n inputs,
@@ -73,6 +76,14 @@ def hidden_states(
         layer = _as_linear(weights[role])
         return layer(x, plan.activation_quant)
 
+    def one_of(block: str, role: str, x: np.ndarray, expert: int | None) -> np.ndarray:
+        layer: Any = weights[f"{block}.{role}"]
+        if expert is not None:
+            layer = layer[expert]
+        elif isinstance(layer, np.ndarray):
+            layer = np.atleast_2d(layer)  # one output
+        return _as_linear(layer)(x, plan.activation_quant)
+
     def kept(name: str, x: np.ndarray) -> np.ndarray:
         share = (sparsity or {}).get(name, 0.0)
         return sparsify(x, max(x.shape[-1] - int(share * x.shape[-1]), 1)) if share else x
@@ -84,6 +95,8 @@ def hidden_states(
         y = y.reshape(n, -1, layer.head_dim)  # (n, heads, head_dim)
         if name == "v":
             return y
+        if layer.whole_norm:
+            y = norm(f"{block}.attn_{name}_norm", y.reshape(n, -1)).reshape(y.shape)
         if layer.qk_norm:
             y = norm(f"{block}.attn_{name}_norm", y)
         r = layer.rope
@@ -104,6 +117,10 @@ def hidden_states(
         x = x + linear(f"{block}.attn_output", kept("attn_output", mixed))
 
         normed = kept("gate_up", norm(f"{block}.ffn_norm", x))
+        if isinstance(layer.feed_forward, Experts):
+            bias = vector(f"{block}.exp_probs_b_bias") if layer.feed_forward.bias else None
+            x = x + expert_feed_forward(normed, layer.feed_forward, partial(one_of, block), bias)
+            continue
         gate, up = linear(f"{block}.ffn_gate", normed), linear(f"{block}.ffn_up", normed)  # (n, intermediate)
         gated = gated_feed_forward(gate, up, layer.feed_forward.activation)
         if layer.feed_forward.sub_norm:

@@ -1,0 +1,493 @@
+"""Experts: a router chooses a few of many feed-forwards for each row.
+
+1. The router's products and everything that follows from them are float32, row by row, with sums in the order of the
+   experts. Of equal scores the lower number is chosen.
+2. Rows are sorted by expert, into slots, so that each expert's weights are read once, however many rows chose it, and
+   the products of all experts are one job. A row's result stands in its slots until all are there; then its slots are
+   added up in the order of its own list. So its bits do not depend on who else is in the batch.
+3. Where experts are paged, those that were chosen are asked for at once, and taken one after the other as they come.
+"""
+from libc.math cimport INFINITY
+from libc.stddef cimport size_t
+from libc.stdint cimport int8_t, int32_t, int64_t
+from libc.string cimport memcpy, memset
+
+from lowbit._kernels.dispatch cimport (
+    LB_ROWS, checked, lb_activations, lb_matmul_args, lb_matrix, lb_plus, lb_times, parallel, table,
+)
+from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, is_float, padded_cols, row_stride
+from lowbit._kernels.ops cimport NormWork, norm_work
+from lowbit._kernels.paging cimport PagedMatrix
+from lowbit._kernels.products cimport multiply_all
+
+import numpy as np
+
+from lowbit.errors import FormatError
+
+cdef enum:
+    CHANNELS = 256              # that are added up at a time
+cdef float LEAST_SUM = 6.103515625e-5   # what weights are divided by at least, as in llama.cpp
+
+
+# --- choosing ----------------------------------------------------------------------------------------------------
+
+cdef void choose(const float *score, int32_t n, int32_t k, int32_t *chosen) noexcept nogil:
+    """The k largest, the largest first; of equal ones the lower index first. NaN is the smallest."""
+    cdef float best[MAX_CHOSEN]
+    cdef float s
+    cdef int32_t i, j, count = 0
+    for i in range(n):
+        s = score[i]
+        if s != s:
+            s = -INFINITY
+        if count < k:
+            j = count
+            count += 1
+        elif s > best[k - 1]:
+            j = k - 1
+        else:
+            continue
+        while j > 0 and best[j - 1] < s:
+            best[j] = best[j - 1]
+            chosen[j] = chosen[j - 1]
+            j -= 1
+        best[j] = s
+        chosen[j] = i
+
+
+cdef void leave_groups(float *score, int32_t n, int32_t groups, int32_t top_groups) noexcept nogil:
+    """Set the scores in all but the best groups to -infinity. A group counts by the sum of its two best."""
+    cdef float sums[MAX_CHOSEN]
+    cdef int32_t best[MAX_CHOSEN]
+    cdef int32_t size = n // groups, g, i, r
+    cdef float first, second, s
+    cdef bint stays
+    for g in range(groups):
+        first = second = -INFINITY
+        for i in range(g * size, (g + 1) * size):
+            s = score[i]
+            if s > first:
+                second = first
+                first = s
+            elif s > second:
+                second = s
+        sums[g] = first + second
+    choose(sums, groups, top_groups, best)
+    for g in range(groups):
+        stays = False
+        for r in range(top_groups):
+            stays = stays or best[r] == g
+        if not stays:
+            for i in range(g * size, (g + 1) * size):
+                score[i] = -INFINITY
+
+
+cdef struct RouteWork:
+    float *logits           # (rows, n) -> probabilities
+    float *scores           # (rows, n)
+    int32_t *chosen
+    float *weights
+    const float *bias
+    int32_t n, top_k, groups, top_groups
+    bint sigmoid, normalized
+    float scale
+
+
+cdef void route_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef RouteWork *c = <RouteWork *>context
+    cdef int32_t n = c.n, k = c.top_k, j
+    cdef int64_t i
+    cdef float *p
+    cdef float *scores
+    cdef float *weights
+    cdef int32_t *chosen
+    cdef float top, total
+    for i in range(begin, end):
+        p, scores, weights, chosen = c.logits + i * n, c.scores + i * n, c.weights + i * k, c.chosen + i * k
+        if c.sigmoid:
+            table.exp(p, 0, -1, n, p)
+            for j in range(n):
+                p[j] = 1 / (1 + p[j])
+        else:
+            top = p[0]
+            for j in range(1, n):
+                top = p[j] if p[j] > top else top
+            table.exp(p, top, 1, n, p)
+            total = 0
+            for j in range(n):
+                total = total + p[j]
+            for j in range(n):
+                p[j] = p[j] / total
+        if c.bias == NULL and c.groups == 1:
+            choose(p, n, k, chosen)
+        else:
+            for j in range(n):
+                scores[j] = p[j] + c.bias[j] if c.bias != NULL else p[j]
+            if c.groups > 1:
+                leave_groups(scores, n, c.groups, c.top_groups)
+            choose(scores, n, k, chosen)
+        total = 0
+        for j in range(k):
+            weights[j] = p[chosen[j]]
+            total = total + weights[j]
+        if c.normalized:
+            total = total if total > LEAST_SUM else LEAST_SUM
+            for j in range(k):
+                weights[j] = weights[j] / total
+        if c.scale != 1:
+            for j in range(k):
+                weights[j] = weights[j] * c.scale
+
+
+# --- sorting and adding up ---------------------------------------------------------------------------------------
+
+cdef void sort_rows(const int32_t *chosen, int32_t rows, int32_t k, int32_t n, int32_t *starts, int32_t *slot,
+                    int32_t *row) noexcept nogil:
+    """Give every (row, expert) a slot: expert after expert, and the rows of an expert as they come."""
+    cdef int32_t i, j, e, at
+    memset(starts, 0, sizeof(int32_t) * <size_t>(n + 1))
+    for i in range(rows * k):
+        starts[chosen[i] + 1] += 1
+    for e in range(n):
+        starts[e + 1] += starts[e]
+    for i in range(rows):
+        for j in range(k):
+            e = chosen[i * k + j]
+            at = starts[e]
+            starts[e] += 1
+            slot[i * k + j] = at
+            row[at] = i
+    for e in range(n, 0, -1):       # each points to the end of its own slots, which is where the next begin
+        starts[e] = starts[e - 1]
+    starts[0] = 0
+
+
+cdef struct GatherWork:
+    const int32_t *row
+    const char *source
+    char *target
+    size_t nbytes           # of a row
+    size_t stride           # from one to the next in the source
+
+
+cdef void gather_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef const GatherWork *c = <const GatherWork *>context
+    cdef int64_t i
+    for i in range(begin, end):
+        memcpy(c.target + i * c.nbytes, c.source + c.row[i] * c.stride, c.nbytes)
+
+
+cdef struct GateWork:
+    float *gate_up          # (slots, 2 n)
+    int32_t n
+    float clamp
+
+
+cdef void gate_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef const GateWork *c = <const GateWork *>context
+    cdef int64_t i
+    cdef int32_t j
+    cdef float *gate
+    cdef float *up
+    for i in range(begin, end):
+        gate = c.gate_up + 2 * i * c.n
+        up = gate + c.n
+        if c.clamp < INFINITY:
+            for j in range(c.n):
+                gate[j] = c.clamp if gate[j] > c.clamp else gate[j]
+                up[j] = c.clamp if up[j] > c.clamp else -c.clamp if up[j] < -c.clamp else up[j]
+        table.glu(gate, up, c.n, False)
+
+
+cdef struct SumWork:
+    float *x                # (rows, hidden)
+    const float *y          # (slots, hidden)
+    const float *weights
+    const int32_t *slot
+    const float *shared
+    const float *gates
+    int32_t hidden, top_k
+
+
+cdef void sum_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    """x += weight * y of the row's experts, the best first, and then what the shared expert says."""
+    cdef const SumWork *c = <const SumWork *>context
+    cdef int32_t hidden = c.hidden, k = c.top_k, start, n, j, r
+    cdef int64_t i
+    cdef float total[CHANNELS]
+    cdef float w, gate
+    cdef const float *y
+    cdef float *x
+    for i in range(begin, end):
+        gate = 1
+        if c.gates != NULL:
+            table.exp(c.gates + i, 0, -1, 1, &gate)
+            gate = 1 / (1 + gate)
+        start = 0
+        while start < hidden:
+            n = min(<int32_t>CHANNELS, hidden - start)
+            for r in range(k):
+                w = c.weights[i * k + r]
+                y = c.y + <int64_t>c.slot[i * k + r] * hidden + start
+                if r == 0:
+                    for j in range(n):
+                        total[j] = w * y[j]
+                else:
+                    for j in range(n):
+                        total[j] = total[j] + w * y[j]
+            if c.shared != NULL:
+                y = c.shared + i * hidden + start
+                for j in range(n):
+                    total[j] = total[j] + gate * y[j]
+            x = c.x + i * hidden + start
+            for j in range(n):
+                x[j] = x[j] + total[j]
+            start += CHANNELS
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+cdef class ExpertLayer:
+    """The experts of one layer.
+
+    Parameters
+    ----------
+    plan : lowbit.plan.Experts
+    hidden : int
+    gate_up : list of PackedMatrix or PagedMatrix
+        Of all experts: their rows follow one another. One matrix for gate and one for up, or one for both.
+    down : PackedMatrix or PagedMatrix
+    bias : ndarray of float32, shape (n,), optional
+        What is added to the probabilities when experts are chosen.
+    """
+
+    def __cinit__(self, plan, int32_t hidden, list gate_up, down, bias=None):
+        cdef const float[::1] view
+        cdef int32_t i
+        self.n, self.top_k, self.size, self.hidden = plan.n, plan.top_k, plan.size, hidden
+        self.groups, self.top_groups = plan.groups, plan.top_groups
+        self.sigmoid, self.normalized = plan.router == "sigmoid", plan.normalized
+        self.scale, self.clamp = plan.scale, plan.clamp
+        if not (1 <= self.top_k <= min(self.n, <int32_t>MAX_CHOSEN) and 1 <= self.top_groups <= self.groups <= MAX_CHOSEN
+                and self.n % self.groups == 0 and self.top_groups * (self.n // self.groups) >= self.top_k):
+            raise FormatError("the numbers of experts do not fit together")
+        self.keep = [*gate_up, down]
+        self.n_parts = len(gate_up)
+        if not 1 <= self.n_parts <= 2:
+            raise FormatError("experts have a gate and an up projection")
+        for i in range(self.n_parts):
+            self._projection(gate_up[i], 2 * self.size // self.n_parts, hidden, &self.parts[i])
+        self._projection(down, hidden, self.size, &self.down)
+        if bias is not None:
+            bias = np.require(bias, np.float32, "CA")
+            if bias.shape != (self.n,):
+                raise FormatError(f"a bias of shape {bias.shape} for {self.n} experts")
+            self.keep.append(bias)
+            self.nbytes += bias.nbytes
+            view = bias
+            self.bias = &view[0]
+
+    cdef int _projection(self, matrix, int32_t n_out, int32_t n_in, Projection *out) except -1:
+        cdef size_t groups = n_out // LB_ROWS
+        out.paged = NULL
+        if matrix.shape != (self.n * n_out, n_in) or n_out % LB_ROWS:
+            raise FormatError(f"{matrix!r} stands where {self.n} experts of {n_out} x {n_in} belong")
+        if isinstance(matrix, PagedMatrix):
+            out.m = (<PagedMatrix>matrix).m
+            out.paged = <void *>matrix
+            self.used_bytes += matrix.stored_bytes // self.n * self.top_k
+        else:
+            out.m = (<PackedMatrix?>matrix).m
+            self.used_bytes += matrix.nbytes // self.n * self.top_k
+        out.m.n_rows = n_out
+        out.codes = groups * group_code_bytes(&out.m)
+        out.scales = 0 if is_float(out.m.format) else groups * out.m.n_groups * LB_ROWS * (2 if out.m.scales_f16 else 4)
+        self.nbytes += matrix.nbytes
+        return 0
+
+
+# --- the walk ----------------------------------------------------------------------------------------------------
+
+cdef class ExpertScratch:
+    """Memory for the experts of a pass, for the largest of some layers.
+
+    Parameters
+    ----------
+    layers : list of ExpertLayer
+    rows : int
+        Most rows of a pass.
+    """
+
+    def __cinit__(self, list layers, size_t rows):
+        cdef ExpertLayer layer
+        cdef size_t n = 1, k = 1, slots, wide = 1, hidden = 1, stride = 64, groups = 1, floats = 0
+        cdef int32_t i
+        cdef lb_matrix *m
+        self.keep = []
+        for layer in layers:
+            n, k = max(n, <size_t>layer.n), max(k, <size_t>layer.top_k)
+            wide, hidden = max(wide, <size_t>layer.size), max(hidden, <size_t>layer.hidden)
+            for i in range(layer.n_parts + 1):
+                m = &layer.parts[i].m if i < layer.n_parts else &layer.down.m
+                if is_float(m.format):
+                    floats = max(floats, <size_t>layer.hidden * 4) if i < layer.n_parts else floats
+                else:
+                    stride, groups = max(stride, <size_t>row_stride(m)), max(groups, <size_t>m.n_groups)
+        slots = rows * k
+        self.logits = <float *>self._take(rows, 8 * n)
+        self.gates = <float *>self._take(rows, 4)
+        self.chosen = <int32_t *>self._take(slots, 4)
+        self.weights = <float *>self._take(slots, 4)
+        self.slot = <int32_t *>self._take(slots, 4)
+        self.row = <int32_t *>self._take(slots, 4)
+        self.starts = <int32_t *>self._take(n + 1, 4)
+        self.q8 = <int8_t *>self._take(slots, stride)
+        self.scales = <float *>self._take(slots, 4 * groups)
+        self.sums = <int32_t *>self._take(slots, 4 * groups)
+        self.x = <float *>self._take(slots, floats)
+        self.wide = <float *>self._take(slots, 8 * wide)
+        self.y = <float *>self._take(slots, 4 * hidden)
+        self.products = <lb_matmul_args *>self._take(2 * n, sizeof(lb_matmul_args))
+        self.inputs = <lb_activations *>self._take(2 * n, sizeof(lb_activations))
+        self.matrices = <lb_matrix *>self._take(2 * n, sizeof(lb_matrix))
+
+    cdef void *_take(self, size_t rows, size_t row_bytes) except NULL:
+        cdef char[::1] view
+        owner = np.empty(checked(lb_plus(lb_times(rows, row_bytes), 64), "scratch memory for experts"), np.int8)
+        self.keep.append(owner)
+        self.nbytes += rows * row_bytes
+        view = owner
+        return <void *>((<size_t>&view[0] + 63) // 64 * 64)
+
+    cdef int run(self, ExpertLayer layer, const Rows *rows) noexcept nogil:
+        """Add the results of each row's experts to it, from `logits` and `gates` on; 0, or a status for `Pager.check`."""
+        cdef RouteWork route
+        cdef GateWork gate
+        cdef SumWork add
+        cdef int32_t slots = rows.n * layer.top_k, threads = rows.threads
+        cdef int32_t chunk = 1 if rows.n < 4 * threads else 4
+        cdef int status
+        route.logits, route.scores = self.logits, self.logits + <size_t>rows.n * layer.n
+        route.chosen, route.weights, route.bias = self.chosen, self.weights, layer.bias
+        route.n, route.top_k, route.groups, route.top_groups = layer.n, layer.top_k, layer.groups, layer.top_groups
+        route.sigmoid, route.normalized, route.scale = layer.sigmoid, layer.normalized, layer.scale
+        parallel(route_work, &route, rows.n, chunk, threads)
+        sort_rows(self.chosen, rows.n, layer.top_k, layer.n, self.starts, self.slot, self.row)
+        if layer.down.paged != NULL:
+            self._prefetch(layer)
+        status = self._project(layer, layer.parts, layer.n_parts, rows, False)
+        if status:
+            return status
+        gate.gate_up, gate.n, gate.clamp = self.wide, layer.size, layer.clamp
+        parallel(gate_work, &gate, slots, chunk, threads)
+        status = self._project(layer, &layer.down, 1, rows, True)
+        if status:
+            return status
+        add.x, add.y, add.weights, add.slot, add.shared = rows.out, self.y, self.weights, self.slot, rows.shared
+        add.gates, add.hidden, add.top_k = rows.gates, layer.hidden, layer.top_k
+        parallel(sum_work, &add, rows.n, chunk, threads)
+        return 0
+
+    cdef int _project(self, ExpertLayer layer, Projection *parts, int32_t n_parts, const Rows *rows,
+                      bint down) noexcept nogil:
+        """Multiply with gate and up, from the rows to `wide`, or with down, from `wide` to `y`."""
+        cdef NormWork work
+        cdef GatherWork gather
+        cdef lb_activations a
+        cdef Projection *p
+        cdef const lb_matrix *before = NULL
+        cdef int32_t slots = rows.n * layer.top_k, threads = rows.threads, n_products = 0, part, e, first, count
+        cdef int32_t chunk = 1 if slots < 4 * threads else 4
+        cdef int32_t y_stride = layer.hidden if down else 2 * layer.size
+        cdef size_t step
+        cdef float *y = self.y if down else self.wide
+        cdef bint each = down or rows.n > 1     # every slot has an input of its own
+        cdef int status
+        memset(&work, 0, sizeof(work))
+        memset(&a, 0, sizeof(a))
+        for part in range(n_parts):
+            p = &parts[part]
+            if before == NULL or not same_input(before, &p.m):
+                if n_products:
+                    multiply_all(self.products, n_products, threads)
+                n_products = 0
+                work.x, work.n = self.wide if down else rows.x, p.m.n_cols
+                work.x_stride = 2 * layer.size if down else layer.hidden
+                a.x, a.stride, a.n_groups = work.x, <int32_t>work.x_stride, p.m.n_groups
+                if not is_float(p.m.format):
+                    work.q = self.q8 if down else rows.q8
+                    work.scale = self.scales if down else rows.scales
+                    work.sum = self.sums if down else rows.sums
+                    work.reader, work.n_groups, work.q_stride = &p.m, p.m.n_groups, row_stride(&p.m)
+                    work.per_token = rows.per_token
+                    parallel(norm_work, &work, slots if down else rows.n, chunk, threads)
+                    a.q, a.scale, a.sum, a.stride = work.q, work.scale, work.sum, <int32_t>work.q_stride
+                if each and not down:
+                    gather.row = self.row
+                    if is_float(p.m.format):
+                        gather.source, gather.target = <const char *>rows.x, <char *>self.x
+                        gather.nbytes = gather.stride = 4 * <size_t>layer.hidden
+                        parallel(gather_work, &gather, slots, 16, threads)
+                        a.x = self.x
+                    else:
+                        gather.source, gather.target = <const char *>rows.q8, <char *>self.q8
+                        gather.nbytes = gather.stride = <size_t>work.q_stride
+                        parallel(gather_work, &gather, slots, 16, threads)
+                        gather.nbytes = gather.stride = 4 * <size_t>p.m.n_groups
+                        gather.source, gather.target = <const char *>rows.scales, <char *>self.scales
+                        parallel(gather_work, &gather, slots, slots, 1)
+                        gather.source, gather.target = <const char *>rows.sums, <char *>self.sums
+                        parallel(gather_work, &gather, slots, slots, 1)
+                        a.q, a.scale, a.sum = self.q8, self.scales, self.sums
+            before = &p.m
+            for e in range(layer.n):
+                first, count = self.starts[e], self.starts[e + 1] - self.starts[e]
+                if count == 0:
+                    continue
+                step = <size_t>first if each else 0
+                self.inputs[n_products] = a
+                self.inputs[n_products].n_tokens = count
+                if is_float(p.m.format):
+                    self.inputs[n_products].x = a.x + step * a.stride
+                else:
+                    self.inputs[n_products].q = a.q + step * a.stride
+                    self.inputs[n_products].scale = a.scale + step * p.m.n_groups
+                    self.inputs[n_products].sum = a.sum + step * p.m.n_groups
+                if p.paged != NULL:
+                    status = (<PagedMatrix>p.paged).multiply_part(
+                        e, &self.inputs[n_products], y + <size_t>first * y_stride, y_stride, threads)
+                    if status:
+                        return status
+                    continue
+                self.matrices[n_products] = p.m
+                self.matrices[n_products].codes = p.m.codes + e * p.codes
+                self.matrices[n_products].scales = <const char *>p.m.scales + e * p.scales
+                self.products[n_products].w, self.products[n_products].x = (
+                    &self.matrices[n_products], &self.inputs[n_products])
+                self.products[n_products].y, self.products[n_products].sums = y + <size_t>first * y_stride, NULL
+                self.products[n_products].y_stride = y_stride
+                n_products += 1
+            y += p.m.n_rows
+        if n_products:
+            multiply_all(self.products, n_products, threads)
+        return 0
+
+    cdef void _prefetch(self, ExpertLayer layer) noexcept nogil:
+        """Ask for the blocks of all experts that were chosen, in the order in which they are used."""
+        cdef int32_t part, e
+        cdef Projection *p
+        for part in range(layer.n_parts + 1):
+            p = &layer.parts[part] if part < layer.n_parts else &layer.down
+            if p.paged == NULL:
+                continue
+            for e in range(layer.n):
+                if self.starts[e + 1] > self.starts[e]:
+                    layer.asked += 1
+                    layer.found += (<PagedMatrix>p.paged).prefetch_part(e)
+
+
+cdef bint same_input(const lb_matrix *a, const lb_matrix *b) noexcept nogil:
+    """Whether the input made for one matrix serves the other."""
+    if is_float(a.format) or is_float(b.format):
+        return is_float(a.format) and is_float(b.format)
+    return a.group_cols == b.group_cols and padded_cols(a) == padded_cols(b)
