@@ -10,7 +10,7 @@ Nothing here is fast and nothing here shares code with the kernels. Read it in t
 All arithmetic is float64 except where a result has to be reproduced bit by bit; those few lines are float32 and say so.
 """
 
-from .layers import attention, gated_feed_forward, relu2, rms_norm, rope, silu, softmax, sparsify, top_k
+from .layers import attention, gated_feed_forward, gelu, relu2, rms_norm, rope, silu, softmax, sparsify, top_k
 from .model import forward, greedy, hidden_states, nats_per_token
 from .quantization import (
     FloatLinear,
@@ -38,6 +38,7 @@ __all__ = [
     "nats_per_token",
     "quantize_activations",
     "quantize_weights_absmean",
+    "gelu",
     "relu2",
     "rms_norm",
     "rope",
