@@ -1,10 +1,10 @@
-"""Models with experts: speed of Maple's shape, the same under a memory budget, and how near the cache comes to the best.
+"""Models with experts: speed of Maple's shape, with and without a memory budget, and how good the cache's choice is.
 
     python bench/experts.py speed --layers 8
     python bench/experts.py paged --layers 8 --share 0.25
     python bench/experts.py trace
 
-`speed` and `paged` run a random ternary model of Maple's shape (2,048 channels, 256 experts of 512 of which 8 work) with
+`speed` and `paged` run a random ternary model of Maple's shape (2,048 channels, 256 experts of 512 of which 8 work) of
 fewer layers. Its router has a bias that makes some experts more frequent than others, as they are in real models.
 
 `trace` asks a `BlockCache` for the experts of a made-up text, and counts what it reads beside the least that any policy
@@ -68,7 +68,9 @@ def write(path: Path, layers: int, skew: float) -> Path:
             else:
                 block, cols, at, scale = {"TQ2_0": (66, 256, 64, 1.2 / np.sqrt(weight.shape[-1])),
                                           "Q4_0": (18, 32, 0, 1 / 8)}[kind]  # fmt: skip
-                values = np.resize(np.roll(ternary if kind == "TQ2_0" else nibbles, rng.integers(1 << 19)), n // cols * block)
+                values = np.resize(
+                    np.roll(ternary if kind == "TQ2_0" else nibbles, rng.integers(1 << 19)), n // cols * block
+                )
                 values.reshape(-1, block)[:, at : at + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
             out.write_tensor(weight.name, values.reshape(-1).view(np.uint8))
     return path
@@ -103,7 +105,6 @@ def paged(args: argparse.Namespace) -> None:
     path = write(args.folder / f"maple-{args.layers}.gguf", args.layers, args.skew)
     budget = int(path.stat().st_size * args.share)
     model = lowbit.load(path, threads=args.threads, max_ram=budget)
-    before = model.info()["memory"]["bytes_read"]
     prefill, decode, text = run(model, args.prompt, args.tokens)
     memory = model.info()["memory"]
     start = memory["bytes_read"]
@@ -111,14 +112,14 @@ def paged(args: argparse.Namespace) -> None:
     memory = model.info()["memory"]
     each = (memory["bytes_read"] - start) / args.tokens
     rates = ", ".join(f"{rate:.2f}" for rate in memory["expert_hits"])
-    print(f"{path.name} in {budget / 1e6:.0f} MB of {path.stat().st_size / 1e6:.0f}: prompt {prefill:.1f} tokens/s, text "
-          f"{decode:.1f} tokens/s, {each / 1e6:.1f} MB read per token of {model._decoder.graph.experts[0].used_bytes * args.layers / 1e6:.0f}")  # fmt: skip
+    used = sum(layer.used_bytes for layer in model._decoder.graph.experts)
+    print(f"{path.name} in {budget / 1e6:.0f} MB of {path.stat().st_size / 1e6:.0f}: prompt {prefill:.1f} tokens/s, "
+          f"text {decode:.1f} tokens/s, {each / 1e6:.1f} MB read per token of {used / 1e6:.0f}")  # fmt: skip
     print(f"hits by layer: {rates}; peak {memory['peak_memory'] / 1e6:.0f} MB of {memory['cache_bytes'] / 1e6:.0f}")
     if args.check:
         resident = lowbit.load(path, threads=args.threads)
         same = run(resident, args.prompt, args.tokens)[2] == text
         print("the text is that of the resident model:", same)
-    del before
 
 
 # --- a trace -----------------------------------------------------------------------------------------------------

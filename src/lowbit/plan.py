@@ -22,8 +22,8 @@ __all__ = [
 ]  # fmt: skip
 
 Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors"]
-"""What a weight is for: a vector to scale by or to add, rows to multiply with (of a layer, of what chooses among experts,
-or of the output head), rows to look up, divisors of the rotary frequencies."""
+"""What a weight is for: a vector to scale by or to add, rows to multiply with (of a layer, of what chooses experts, of
+the output head), rows to look up, divisors of the rotary frequencies."""
 
 Activation = Literal["silu", "relu2", "gelu"]
 """Of a gate: SiLU, squared ReLU, or GELU by its approximation with tanh."""

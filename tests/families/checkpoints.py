@@ -36,6 +36,12 @@ GEMMA = {
 PACKED = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"], "quantization_mode": "offline"}
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
 
+MAPLE = {
+    **EXPERTS, "moe_intermediate_size": 64, "norm_topk_prob": True, "head_dim": 64, "num_hidden_layers": 5,
+    "sliding_window": 9, "partial_rotary_factor": 0.5, "nope_on_global_attention": True, "num_shared_experts": 0,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention", "sliding_attention"], "rms_norm_eps": 1e-6,
+}  # fmt: skip
+
 # name: architecture class, model_type, keys of config.json, what the linear weights are, dtype of the floats
 CASES = {
     "llama1": ("LlamaForCausalLM", "llama", {"num_key_value_heads": 4}, "float", "F16"),
@@ -131,6 +137,9 @@ CASES = {
     ),
 }  # fmt: skip
 
+OWN = {"maple": ("MapleForCausalLM", "maple", MAPLE, "float", "BF16")}
+"""Cases that transformers cannot run."""
+
 SEEDS = {"llama1": 1, "llama_yarn": 1, "bitnet_2b4t": 1, "bitnet_2b4t_masters": 1, "gemma3_embedding": 2}
 """Other seeds for models in which an activation times its scale lies so close to a half that float32 programs round it
 to different integers, or two logits so close together that they choose different tokens. Both are chance, and rare."""
@@ -138,7 +147,7 @@ to different integers, or two logits so close together that they choose differen
 
 def config_of(name):
     """The parsed config.json of a case."""
-    architecture, model_type, keys, _, dtype = CASES[name]
+    architecture, model_type, keys, _, dtype = (CASES | OWN)[name]
     return {
         "architectures": [architecture], "model_type": model_type, "vocab_size": VOCAB, "hidden_size": HIDDEN,
         "intermediate_size": WIDE, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
@@ -165,9 +174,9 @@ def pack_quarters(codes):
 
 def tensors_of(name):
     """Tensors of a case by published name: (dtype, shape, bytes)."""
-    architecture, _, _, weights, dtype = CASES[name]
+    architecture, _, _, weights, dtype = (CASES | OWN)[name]
     config = config_of(name)
-    rng = np.random.default_rng([100, list(CASES).index(name), SEEDS.get(name, 0)])
+    rng = np.random.default_rng([100, list(CASES | OWN).index(name), SEEDS.get(name, 0)])
     head_dim = config.get("head_dim", HIDDEN // HEADS)
     gemma = architecture == "Gemma3ForCausalLM"
     q_size, kv_size = HEADS * head_dim, config["num_key_value_heads"] * head_dim
@@ -200,7 +209,10 @@ def tensors_of(name):
     # A tied model whose embeddings outweigh its layers would only repeat its last token.
     size = 0.1 if config["tie_word_embeddings"] else 1.0
     size /= HIDDEN**0.5 if gemma else config.get("scale_emb", 1)
-    add("model.embed_tokens.weight", size * rng.standard_normal((VOCAB, HIDDEN)))
+    add(
+        "model.word_embeddings.weight" if name == "maple" else "model.embed_tokens.weight",
+        size * rng.standard_normal((VOCAB, HIDDEN)),
+    )
     for i in range(config["num_hidden_layers"]):
         block = f"model.layers.{i}."
         norm(block + "input_layernorm", HIDDEN)
@@ -211,7 +223,7 @@ def tensors_of(name):
         if architecture == "HunYuanDenseV1ForCausalLM":
             norm(block + "self_attn.query_layernorm", head_dim)
             norm(block + "self_attn.key_layernorm", head_dim)
-        if architecture in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM") or gemma:
+        if architecture in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "MapleForCausalLM") or gemma:
             norm(block + "self_attn.q_norm", head_dim)
             norm(block + "self_attn.k_norm", head_dim)
         if architecture == "OlmoeForCausalLM":

@@ -58,7 +58,9 @@ class Routing:
         top_k = keys.whole("expert_used_count", 1, min(n, MAX_CHOSEN))
         size = keys.whole(self.size_key, 1, 1 << 18)
         if size % ROWS or hidden % ROWS:
-            raise UnsupportedModelError(f"experts of {size} channels in a model of {hidden}: not both multiples of {ROWS}")
+            raise UnsupportedModelError(
+                f"experts of {size} channels in a model of {hidden}: not both multiples of {ROWS}"
+            )
         groups = keys.whole("expert_group_count", 0, min(n, MAX_CHOSEN), default=0) or 1
         top_groups = keys.whole("expert_group_used_count", 0, groups, default=0) or groups
         if n % groups or (groups > 1 and n < 2 * groups):

@@ -1,4 +1,4 @@
-"""Maple (20B-A1B): RoPE on half of each head, in layers with a window alone; gates and what they multiply are clamped."""
+"""Maple (20B-A1B): RoPE on half of each head, in layers with a window alone; gates of experts are clamped."""
 
 from .base import Family
 from .experts import Routing

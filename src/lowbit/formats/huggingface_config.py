@@ -121,9 +121,7 @@ _CLASSES = {
         _QK_NORMS,
         experts=True,
     ),
-    "MapleForCausalLM": _ModelClass(
-        "maple", ("maple",), _QK_NORMS, windows=True, experts=True, partial_rope=True
-    ),  # fmt: skip
+    "MapleForCausalLM": _ModelClass("maple", ("maple",), _QK_NORMS, windows=True, experts=True, partial_rope=True),
     "OlmoeForCausalLM": _ModelClass(
         "olmoe",
         ("olmoe",),
@@ -243,9 +241,8 @@ def _special(keys: _Keys, kind: _ModelClass, values: Mapping[str, Any]) -> dict[
         special["embedding_scale"] = keys.number("scale_emb", 1e-6, 1e6, 1.0)
         special["residual_scale"] = keys.number("scale_depth", 1e-6, 1e6, 1.0) / math.sqrt(n_layers)
         special["logit_scale"] = hidden / keys.whole("dim_model_base", 1)
-    if kind.architecture == "maple":
-        if not keys.flag("nope_on_global_attention", True) or keys.values.get("num_shared_experts"):
-            raise UnsupportedModelError("Maple with shared experts, or with RoPE in all layers, is not supported")
+    if kind.architecture == "maple" and not keys.flag("nope_on_global_attention", True):
+        raise UnsupportedModelError("Maple with RoPE in all layers is not supported")
     if kind.architecture == "smollm3":
         every = keys.whole("no_rope_layer_interval", 4)
         has_rope = keys.values.get("no_rope_layers")

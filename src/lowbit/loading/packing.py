@@ -233,7 +233,9 @@ class _Reader:
 
     def vector(self, weight: Weight) -> np.ndarray:
         info = self.file.tensors[weight.name]
-        values = dequantize(info.type, self.file.read(info.name), weight.shape).copy()  # no view that keeps the map alive
+        values = dequantize(
+            info.type, self.file.read(info.name), weight.shape
+        ).copy()  # no view that keeps the map alive
         if not np.isfinite(values).all():
             raise FormatError(f"the tensor {info.name} has values that are not finite")
         return values
