@@ -11,18 +11,22 @@ kind (latent attention, a recurrent mixer) is one more such class, beside the ke
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 __all__ = [
-    "LINEARS", "Attention", "Dense", "Experts", "Kind", "LayerPlan", "Linear", "ModelPlan", "Rope", "Weight",
+    "LINEARS", "Activation", "Attention", "Dense", "Experts", "Kind", "LayerPlan", "Linear", "ModelPlan", "Rope",
+    "Weight",
 ]  # fmt: skip
 
 Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors"]
-"""What a weight is for: a vector to scale by or to add, rows to multiply with (of a layer, of what chooses among experts,
-or of the output head), rows to look up, divisors of the rotary frequencies."""
+"""What a weight is for: a vector to scale by or to add, rows to multiply with (of a layer, of what chooses experts, of
+the output head), rows to look up, divisors of the rotary frequencies."""
+
+Activation = Literal["silu", "relu2", "gelu"]
+"""Of a gate: SiLU, squared ReLU, or GELU by its approximation with tanh."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Linear:
     weights: tuple[Weight, ...]
     biases: tuple[Weight, ...] = ()
     """Either none, or one for each weight."""
+    norms: tuple[Weight, ...] = ()
+    """RMSNorms of the input, likewise: each weight reads what its own norm makes of it."""
 
     @property
     def n_in(self) -> int:
@@ -68,10 +74,12 @@ class _Layer:
     def __init__(self, number: int, hidden: int) -> None:
         self.number, self.hidden = number, hidden
 
-    def norm(self, role: str, size: int) -> Weight:
-        return Weight(role, f"blk.{self.number}.{role}.weight", (size,), "norm", self.number)
+    def norm(self, role: str, size: int, tensor: str = "") -> Weight:
+        return Weight(role, f"blk.{self.number}.{tensor or role}.weight", (size,), "norm", self.number)
 
-    def linear(self, name: str, rows: Mapping[str, int], n_in: int, bias: bool = False) -> Linear:
+    def linear(
+        self, name: str, rows: Mapping[str, int], n_in: int, bias: bool = False, norms: bool = False
+    ) -> Linear:  # fmt: skip
         block = f"blk.{self.number}."
         return Linear(
             name,
@@ -79,6 +87,7 @@ class _Layer:
             tuple(
                 Weight(f"{role}_bias", f"{block}{role}.bias", (n,), "bias", self.number) for role, n in rows.items()
             ) if bias else (),
+            tuple(self.norm(f"{role}_norm_in", n_in) for role in rows) if norms else (),
         )  # fmt: skip
 
     def router(self, role: str, *shape: int) -> Weight:
@@ -122,13 +131,24 @@ class Attention:
     """Divides `n_heads`."""
     head_dim: int
     """Channels per head; `n_heads * head_dim` may differ from the hidden size."""
-    rope: Rope
+    rope: Rope | None
+    """None: positions leave no trace in queries and keys."""
     bias: bool = False
     """Query, key and value projections have a bias."""
     qk_norm: bool = False
-    """RMSNorm over `head_dim` of each query and key head, before RoPE."""
+    """RMSNorm over `head_dim` of each query and key head."""
     sub_norm: bool = False
     """RMSNorm over the concatenated heads, before the output projection."""
+    norm_after_rope: bool = False
+    """The norm of queries and keys comes after RoPE, not before it."""
+    window: int = 0
+    """A query sees the keys that are less than this many positions before it; 0: all."""
+    scale: float = 0.0
+    """Factor of the scores; 0 is 1 / sqrt(head_dim)."""
+    post_norm: bool = False
+    """RMSNorm of what the output projection gives, before it is added to the residual stream."""
+    input_norms: bool = False
+    """Each linear layer has an RMSNorm of its input."""
     whole_norm: bool = False
     """RMSNorm over all query heads together, and over all key heads, before RoPE."""
 
@@ -136,13 +156,16 @@ class Attention:
         """List norms and linear layers in the order of the computation."""
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         yield layer.norm("attn_norm", layer.hidden)
-        yield layer.linear("qkv", {"attn_q": q, "attn_k": kv, "attn_v": kv}, layer.hidden, self.bias)
+        rows = {"attn_q": q, "attn_k": kv, "attn_v": kv}
+        yield layer.linear("qkv", rows, layer.hidden, self.bias, self.input_norms)
         if self.qk_norm or self.whole_norm:
             yield layer.norm("attn_q_norm", q if self.whole_norm else self.head_dim)
             yield layer.norm("attn_k_norm", kv if self.whole_norm else self.head_dim)
         if self.sub_norm:
             yield layer.norm("attn_sub_norm", q)
-        yield layer.linear("attn_output", {"attn_output": layer.hidden}, q)
+        yield layer.linear("attn_output", {"attn_output": layer.hidden}, q, norms=self.input_norms)
+        if self.post_norm:
+            yield layer.norm("attn_post_norm", layer.hidden, "post_attention_norm")
 
 
 @dataclass(frozen=True)
@@ -151,18 +174,24 @@ class Dense:
 
     size: int
     """Channels between the two projections."""
-    activation: Literal["silu", "relu2"] = "silu"
-    """SiLU, or squared ReLU."""
+    activation: Activation = "silu"
     sub_norm: bool = False
     """RMSNorm over the gated channels, before the down projection."""
+    post_norm: bool = False
+    """RMSNorm of what the down projection gives, before it is added to the residual stream."""
+    input_norms: bool = False
+    """Each linear layer has an RMSNorm of its input."""
 
     def parts(self, layer: _Layer) -> Parts:
         """List norms and linear layers in the order of the computation."""
         yield layer.norm("ffn_norm", layer.hidden)
-        yield layer.linear("gate_up", {"ffn_gate": self.size, "ffn_up": self.size}, layer.hidden)
+        rows = {"ffn_gate": self.size, "ffn_up": self.size}
+        yield layer.linear("gate_up", rows, layer.hidden, norms=self.input_norms)
         if self.sub_norm:
             yield layer.norm("ffn_sub_norm", self.size)
-        yield layer.linear("ffn_down", {"ffn_down": layer.hidden}, self.size)
+        yield layer.linear("ffn_down", {"ffn_down": layer.hidden}, self.size, norms=self.input_norms)
+        if self.post_norm:
+            yield layer.norm("ffn_post_norm", layer.hidden, "post_ffw_norm")
 
 
 @dataclass(frozen=True)
@@ -267,6 +296,14 @@ class ModelPlan:
     or one per weight group of at most 256 channels (an approximation lowbit chooses)."""
     bit_linear: bool = False
     """Float weights of the linear layers are masters of ternary ones: quantised at load, never used as they are."""
+    embedding_scale: float = 1.0
+    """Factor of the rows of the embedding."""
+    residual_scale: float = 1.0
+    """Factor of what mixers and feed-forwards add to the residual stream."""
+    logit_scale: float = 1.0
+    """Factor of the logits."""
+    pooling: Literal["last", "mean", "first"] | None = None
+    """What makes one vector of a text, whose length is then made 1; None if the model was not made for that."""
 
     # --- weights ---
 
@@ -307,7 +344,7 @@ class ModelPlan:
         yield self.token_embd
         for layer in range(self.n_layers):
             for part in self.parts(layer):
-                yield from (*part.weights, *part.biases) if isinstance(part, Linear) else (part,)
+                yield from (*part.norms, *part.weights, *part.biases) if isinstance(part, Linear) else (part,)
         yield self.output_norm
         if not self.tied_embeddings:
             yield self.output
@@ -323,23 +360,23 @@ class ModelPlan:
         """Return the plan with the factors of the file's tensor in every layer."""
 
         def changed(layer: LayerPlan) -> LayerPlan:
+            if layer.mixer.rope is None:
+                return layer
             return replace(layer, mixer=replace(layer.mixer, rope=replace(layer.mixer.rope, factors=factors)))
 
         return replace(self, layers=tuple(map(changed, self.layers)))
 
-    # --- numbers that all layers share ---
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """The mixers that are attention, in the order of their layers."""
+        return tuple(layer.mixer for layer in self.layers)
 
-    @cached_property
-    def _mixer(self) -> Attention:
-        if any(layer.mixer != self.layers[0].mixer for layer in self.layers):
-            raise ValueError("the layers of this model differ: ask each of them")
-        return self.layers[0].mixer
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """Rotary positions of the layers that have them."""
+        return tuple(mixer.rope for mixer in self.attentions if mixer.rope is not None)
 
-    @cached_property
-    def _feed_forward(self) -> Dense | Experts:
-        if any(layer.feed_forward != self.layers[0].feed_forward for layer in self.layers):
-            raise ValueError("the layers of this model differ: ask each of them")
-        return self.layers[0].feed_forward
+    # --- numbers that all layers share, for those to whom models with other numbers are of no use ---
 
     @property
     def n_layers(self) -> int:
@@ -349,12 +386,12 @@ class ModelPlan:
     @property
     def intermediate_size(self) -> int:
         """Width of the feed-forward layer, in channels."""
-        return self._feed_forward.size
+        return _shared(layer.feed_forward.size for layer in self.layers)
 
     @property
-    def activation(self) -> Literal["silu", "relu2"]:
+    def activation(self) -> Activation:
         """Gate of the feed-forward layer."""
-        return self._feed_forward.activation
+        return _shared(layer.feed_forward.activation for layer in self.layers)
 
     @property
     def has_experts(self) -> bool:
@@ -364,39 +401,49 @@ class ModelPlan:
     @property
     def n_heads(self) -> int:
         """Number of query heads."""
-        return self._mixer.n_heads
+        return _shared(mixer.n_heads for mixer in self.attentions)
 
     @property
     def n_kv_heads(self) -> int:
         """Number of key and value heads."""
-        return self._mixer.n_kv_heads
+        return _shared(mixer.n_kv_heads for mixer in self.attentions)
 
     @property
     def head_dim(self) -> int:
         """Channels per head."""
-        return self._mixer.head_dim
+        return _shared(mixer.head_dim for mixer in self.attentions)
 
     @property
     def rope_theta(self) -> float:
         """Base of the rotary frequencies."""
-        return self._mixer.rope.theta
+        return _shared(rope.theta for rope in self.ropes)
 
     @property
     def rope_dim(self) -> int:
         """Channels of a head that are rotated."""
-        return self._mixer.rope.dim
+        return _shared(rope.dim for rope in self.ropes)
 
     @property
     def rope_pairing(self) -> Literal["adjacent", "halves"]:
         """Which channels form a rotated pair."""
-        return self._mixer.rope.pairing
+        return _shared(rope.pairing for rope in self.ropes)
 
     @property
     def rope_factors(self) -> tuple[float, ...]:
         """Divisors of the rotary frequencies."""
-        return self._mixer.rope.factors
+        return _shared(rope.factors for rope in self.ropes)
 
     @property
     def rope_scale(self) -> float:
         """Factor of the cosines and sines."""
-        return self._mixer.rope.scale
+        return _shared(rope.scale for rope in self.ropes)
+
+
+_Number = TypeVar("_Number")
+
+
+def _shared(numbers: Iterable[_Number]) -> _Number:
+    first, *others = set(numbers)
+    if others:
+        raise ValueError("the layers of this model differ: ask each of them")
+    return first

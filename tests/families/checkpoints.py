@@ -29,8 +29,18 @@ YARN_OWN = {
     "rope_theta": 1000000.0,
 }  # fmt: skip
 YARN_MSCALE = {**YARN, "attention_factor": None, "mscale": 2.0, "mscale_all_dim": 0.5}
+GEMMA = {
+    "head_dim": 64, "num_key_value_heads": 1, "num_hidden_layers": 7, "query_pre_attn_scalar": 48, "sliding_window": 8,
+    "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+}  # fmt: skip
 PACKED = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"], "quantization_mode": "offline"}
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
+
+MAPLE = {
+    **EXPERTS, "moe_intermediate_size": 64, "norm_topk_prob": True, "head_dim": 64, "num_hidden_layers": 5,
+    "sliding_window": 9, "partial_rotary_factor": 0.5, "nope_on_global_attention": True, "num_shared_experts": 0,
+    "layer_types": ["sliding_attention"] * 3 + ["full_attention", "sliding_attention"], "rms_norm_eps": 1e-6,
+}  # fmt: skip
 
 # name: architecture class, model_type, keys of config.json, what the linear weights are, dtype of the floats
 CASES = {
@@ -76,6 +86,38 @@ CASES = {
         {"rms_norm_eps": 1e-6, "head_dim": 64, "rope_parameters": YARN_OWN}, "float", "BF16",
     ),
     "llama_yarn_mscale": ("LlamaForCausalLM", "llama", {"rope_parameters": YARN_MSCALE}, "float", "F16"),
+    "mistral": ("MistralForCausalLM", "mistral", {"sliding_window": 9, "head_dim": 48}, "float", "BF16"),
+    "smollm3": (
+        "SmolLM3ForCausalLM", "smollm3",
+        {"num_hidden_layers": 5, "rope_theta": 5000000.0, "tie_word_embeddings": True, "pad_token_id": None}, "float",
+        "BF16",
+    ),
+    "hunyuan": (
+        "HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense",
+        {"head_dim": 16, "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}, "pad_token_id": None},
+        "float", "BF16",
+    ),
+    "minicpm": (
+        "MiniCPMForCausalLM", "minicpm",
+        {"num_hidden_layers": 3, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 32,
+         "tie_word_embeddings": True}, "float", "BF16",
+    ),
+    "gemma3": (
+        "Gemma3ForCausalLM", "gemma3_text",
+        {**GEMMA, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+        "float", "F32",
+    ),
+    "qwen3_embedding": (
+        "Qwen3ForCausalLM", "qwen3",
+        {"rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "head_dim": 32, "tie_word_embeddings": True}, "normed", "F16",
+    ),
+    "gemma3_embedding": (
+        "Gemma3ForCausalLM", "gemma3_text",
+        {**GEMMA, "num_hidden_layers": 2, "sliding_window": 4096, "rope_theta": 10000.0,
+         "rope_local_base_freq": 10000.0}, "normed", "F32",
+    ),
     "qwen3moe": (
         "Qwen3MoeForCausalLM", "qwen3_moe",
         {**EXPERTS, "moe_intermediate_size": 64, "norm_topk_prob": True, "head_dim": 64, "decoder_sparse_step": 1,
@@ -95,14 +137,17 @@ CASES = {
     ),
 }  # fmt: skip
 
-SEEDS = {"llama1": 1, "llama_yarn": 1, "bitnet_2b4t": 1, "bitnet_2b4t_masters": 1}
+OWN = {"maple": ("MapleForCausalLM", "maple", MAPLE, "float", "BF16")}
+"""Cases that transformers cannot run."""
+
+SEEDS = {"llama1": 1, "llama_yarn": 1, "bitnet_2b4t": 1, "bitnet_2b4t_masters": 1, "gemma3_embedding": 2}
 """Other seeds for models in which an activation times its scale lies so close to a half that float32 programs round it
 to different integers, or two logits so close together that they choose different tokens. Both are chance, and rare."""
 
 
 def config_of(name):
     """The parsed config.json of a case."""
-    architecture, model_type, keys, _, dtype = CASES[name]
+    architecture, model_type, keys, _, dtype = (CASES | OWN)[name]
     return {
         "architectures": [architecture], "model_type": model_type, "vocab_size": VOCAB, "hidden_size": HIDDEN,
         "intermediate_size": WIDE, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
@@ -129,18 +174,19 @@ def pack_quarters(codes):
 
 def tensors_of(name):
     """Tensors of a case by published name: (dtype, shape, bytes)."""
-    architecture, _, _, weights, dtype = CASES[name]
+    architecture, _, _, weights, dtype = (CASES | OWN)[name]
     config = config_of(name)
-    rng = np.random.default_rng([100, list(CASES).index(name), SEEDS.get(name, 0)])
+    rng = np.random.default_rng([100, list(CASES | OWN).index(name), SEEDS.get(name, 0)])
     head_dim = config.get("head_dim", HIDDEN // HEADS)
+    gemma = architecture == "Gemma3ForCausalLM"
     q_size, kv_size = HEADS * head_dim, config["num_key_value_heads"] * head_dim
     tensors = {}
 
     def add(key, values):
         tensors[key] = (dtype, values.shape, stored_floats(values, dtype))
 
-    def norm(key, size):
-        add(f"{key}.weight", 1.0 + 0.2 * rng.standard_normal(size))
+    def norm(key, size, middle=0.0 if gemma else 1.0):
+        add(f"{key}.weight", middle + 0.2 * rng.standard_normal(size))
 
     def linear(key, rows, cols):
         if weights in ("divide", "multiply"):
@@ -156,19 +202,28 @@ def tensors_of(name):
             scales = np.repeat(rng.uniform(0.05, 0.15, (4, 1)), rows // 4, axis=0)
             add(f"{key}.weight", codes * scales)
         else:
+            if weights == "normed":
+                norm(f"{key}.norm", cols, 1.0)
             add(f"{key}.weight", 0.12 * rng.standard_normal((rows, cols)))
 
     # A tied model whose embeddings outweigh its layers would only repeat its last token.
     size = 0.1 if config["tie_word_embeddings"] else 1.0
-    add("model.embed_tokens.weight", size * rng.standard_normal((VOCAB, HIDDEN)))
-    for i in range(LAYERS):
+    size /= HIDDEN**0.5 if gemma else config.get("scale_emb", 1)
+    add(
+        "model.word_embeddings.weight" if name == "maple" else "model.embed_tokens.weight",
+        size * rng.standard_normal((VOCAB, HIDDEN)),
+    )
+    for i in range(config["num_hidden_layers"]):
         block = f"model.layers.{i}."
         norm(block + "input_layernorm", HIDDEN)
         for key, rows in (("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
             linear(f"{block}self_attn.{key}", rows, HIDDEN)
             if architecture in ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM"):
                 add(f"{block}self_attn.{key}.bias", 0.5 * rng.standard_normal(rows))
-        if architecture in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM"):
+        if architecture == "HunYuanDenseV1ForCausalLM":
+            norm(block + "self_attn.query_layernorm", head_dim)
+            norm(block + "self_attn.key_layernorm", head_dim)
+        if architecture in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "MapleForCausalLM") or gemma:
             norm(block + "self_attn.q_norm", head_dim)
             norm(block + "self_attn.k_norm", head_dim)
         if architecture == "OlmoeForCausalLM":
@@ -176,6 +231,9 @@ def tensors_of(name):
             norm(block + "self_attn.k_norm", kv_size)
         linear(block + "self_attn.o_proj", HIDDEN, q_size)
         norm(block + "post_attention_layernorm", HIDDEN)
+        if gemma:
+            norm(block + "pre_feedforward_layernorm", HIDDEN)
+            norm(block + "post_feedforward_layernorm", HIDDEN)
         gated = {"mlp.": WIDE}
         if "num_experts" in config:
             wide = config.get("moe_intermediate_size", config["intermediate_size"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -90,7 +91,53 @@ def bit_linears(folder, name):
     return model
 
 
+def normed(folder):
+    """microsoft's embedding models: each linear layer is an RMSNorm with a weight of its own, and BitLinear."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    weights = load_file(folder / "model.safetensors")
+    for key, old in list(model.named_modules()):
+        if f"{key}.norm.weight" in weights and type(old) is nn.Linear:
+            linear, before = (
+                BitLinear(old.in_features, old.out_features, bias=False),
+                LlamaRMSNorm(old.in_features, 1e-6),
+            )
+            linear.weight.data, before.weight.data = old.weight.data, weights[f"{key}.norm.weight"].float()
+            parent, _, last = key.rpartition(".")
+            setattr(model.get_submodule(parent), last, nn.Sequential(before, linear))
+    return model
+
+
+class MiniCPM(nn.Module):
+    """Llama's layers, and the three factors where MiniCPM has them; transformers has no class for it."""
+
+    def __init__(self, folder, keys):
+        super().__init__()
+        self.scale, self.depth = keys["scale_emb"], keys["scale_depth"] / keys["num_hidden_layers"] ** 0.5
+        self.divisor = keys["hidden_size"] / keys["dim_model_base"]
+        self.llama = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_pretrained(folder))
+        weights = {key: value.float() for key, value in load_file(folder / "model.safetensors").items()}
+        missing, unexpected = self.llama.load_state_dict(weights, strict=False)
+        assert not unexpected
+        assert missing == ["lm_head.weight"], missing
+        self.llama.tie_weights()
+
+    def forward(self, ids):
+        inner, n = self.llama.model, ids.shape[1]
+        x = inner.embed_tokens(ids) * self.scale
+        rotations = inner.rotary_emb(x, torch.arange(n)[None])
+        mask = torch.full((n, n), float("-inf")).triu(1)[None, None]
+        for layer in inner.layers:
+            mixed, _ = layer.self_attn(layer.input_layernorm(x), position_embeddings=rotations, attention_mask=mask)
+            x = x + self.depth * mixed
+            x = x + self.depth * layer.mlp(layer.post_attention_layernorm(x))
+        return SimpleNamespace(logits=self.llama.lm_head(inner.norm(x) / self.divisor))
+
+
 def load(folder, name):
+    if checkpoints.CASES[name][3] == "normed":
+        return normed(folder)
+    if checkpoints.CASES[name][0] == "MiniCPMForCausalLM":
+        return MiniCPM(folder, checkpoints.config_of(name))
     if checkpoints.CASES[name][0] == "BitnetForCausalLM":
         return one_bit_llm(folder)
     if "quantization_config" in checkpoints.config_of(name):

@@ -158,6 +158,48 @@ def llama(
     return gguf(_changed(keys, changes), [(name, *rest) for name, rest in tensors.items()])
 
 
+def experts(kind: int) -> Group:
+    """A model of one layer whose two experts both work for every token, so that no weight goes unread."""
+    prefix, hidden, size = "qwen2moe.", HIDDEN, 16
+    keys: Keys = {
+        "general.architecture": (STRING, "qwen2moe"),
+        prefix + "vocab_size": (U32, 16),
+        prefix + "context_length": (U32, CONTEXT),
+        prefix + "embedding_length": (U32, hidden),
+        prefix + "block_count": (U32, 1),
+        prefix + "attention.head_count": (U32, HEADS),
+        prefix + "attention.layer_norm_rms_epsilon": (F32, 1e-5),
+        prefix + "expert_count": (U32, 2),
+        prefix + "expert_used_count": (U32, 2),
+        prefix + "expert_feed_forward_length": (U32, size),
+        prefix + "expert_shared_feed_forward_length": (U32, size),
+        prefix + "expert_gating_func": (U32, 2),
+        prefix + "expert_weights_norm": (BOOL, True),
+        prefix + "expert_weights_scale": (F32, 2.5),
+        prefix + "expert_group_count": (U32, 1),
+        prefix + "expert_group_used_count": (U32, 1),
+        prefix + "swiglu_clamp_exp": (F32, [7.0]),
+    }
+    tensors = [("token_embd.weight", (hidden, 16), 0, _floats(16, hidden))]
+    for name, shape in (
+        ("attn_q", (hidden, hidden)), ("attn_k", (hidden, hidden)), ("attn_v", (hidden, hidden)),
+        ("attn_output", (hidden, hidden)), ("ffn_gate_exps", (hidden, size, 2)), ("ffn_up_exps", (hidden, size, 2)),
+        ("ffn_down_exps", (size, hidden, 2)), ("ffn_gate_shexp", (hidden, size)), ("ffn_up_shexp", (hidden, size)),
+        ("ffn_down_shexp", (size, hidden)),
+    ):  # fmt: skip
+        stored = 0 if shape[0] % 32 else kind
+        raw = _weights(stored, int(np.prod(shape)))
+        tensors.append((f"blk.0.{name}.weight", shape, stored, raw))
+    for name, shape in (
+        ("attn_norm.weight", (hidden,)), ("ffn_norm.weight", (hidden,)), ("attn_q.bias", (hidden,)),
+        ("attn_k.bias", (hidden,)), ("attn_v.bias", (hidden,)), ("exp_probs_b.bias", (2,)),
+        ("ffn_gate_inp.weight", (hidden, 2)), ("ffn_gate_inp_shexp.weight", (hidden,)),
+    ):  # fmt: skip
+        tensors.append((f"blk.0.{name}", shape, 0, _floats(*shape[::-1])))
+    tensors.append(("output_norm.weight", (hidden,), 0, _floats(hidden)))
+    return gguf([(name, *value) for name, value in keys.items()], tensors)
+
+
 def llama2c(version: int) -> Group:
     """A llama2.c checkpoint of one layer."""
     dim, hidden, vocab, sequence = 8, 16, 6, 4
@@ -314,6 +356,7 @@ LACKING = [word for word in _BYTE_LEVEL if word not in ("x", "ñ", "ĳ")]
 
 TREES: dict[str, list[Group]] = {
     "gguf": [llama(kind, cols) for kind, cols in ((0, 0), (8, 0), (36, 128))]
+    + [experts(kind) for kind in (0, 8)]
     + [gguf([("general.architecture", STRING, "llama"), ("k", BOOL, [0, 1]), ("general.alignment", U32, 32)],
             [("a", (256, 2), 35, _weights(35, 512)), ("b", (256,), 34, _weights(34, 256)),
              ("c", (2, 1, 1, 2), 0, bytes(16))])],

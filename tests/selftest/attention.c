@@ -8,7 +8,7 @@
 #include "selftest.h"
 
 typedef struct {
-    int32_t type, n_heads, n_kv_heads, head_dim, n_positions;
+    int32_t type, n_heads, n_kv_heads, head_dim, n_positions, window;
 } shape;
 
 enum { MOST_BLOCKS = 16 };
@@ -107,13 +107,14 @@ static void exact_attention(const shape *s, const float *q, const float *k, cons
     for (int32_t head = 0; head < s->n_heads; head++, q += dim, out += dim) {
         const int32_t kv_head = head / (s->n_heads / s->n_kv_heads);
         double most = -INFINITY, total = 0;
-        for (int32_t p = 0; p <= position; p++) {
+        const int32_t first = s->window && position >= s->window ? position + 1 - s->window : 0;
+        for (int32_t p = first; p <= position; p++) {
             scores[p] = 0;
             for (int32_t i = 0; i < dim; i++) scores[p] += (double)q[i] * k[p * width + kv_head * dim + i];
             most = fmax(most, scores[p]);
         }
         for (int32_t i = 0; i < dim; i++) out[i] = 0;
-        for (int32_t p = 0; p <= position; p++) {
+        for (int32_t p = first; p <= position; p++) {
             const double weight = exp(scores[p] - most);
             total += weight;
             for (int32_t i = 0; i < dim; i++) out[i] += weight * v[p * width + kv_head * dim + i];
@@ -128,8 +129,9 @@ static void check_attention(const shape *s) {
     enum { ROWS = 9, AFTER = 8 };
     const int32_t width = s->n_kv_heads * s->head_dim, q_width = s->n_heads * s->head_dim, q_stride = q_width + 1;
     const size_t kv_bytes = (size_t)s->n_positions * width * sizeof(float);
-    snprintf(text, sizeof text, "attention: %s cache, %d heads, %d kv heads of %d, %d positions", types[s->type],
-             (int)s->n_heads, (int)s->n_kv_heads, (int)s->head_dim, (int)s->n_positions);
+    snprintf(text, sizeof text, "attention: %s cache, %d heads, %d kv heads of %d, %d positions, window %d",
+             types[s->type], (int)s->n_heads, (int)s->n_kv_heads, (int)s->head_dim, (int)s->n_positions,
+             (int)s->window);
     float *k = allocate(kv_bytes), *v = allocate(kv_bytes), *q = allocate((size_t)ROWS * q_stride * sizeof *q);
     fill_random(k, s->n_positions * width, -3.0f, 3.0f), fill_random(v, s->n_positions * width, -3.0f, 3.0f);
     fill_random(q, ROWS * q_stride, -0.5f, 0.5f);
@@ -147,8 +149,8 @@ static void check_attention(const shape *s) {
     const size_t n_out = (size_t)ROWS * q_width, out_bytes = (n_out + AFTER) * sizeof(float);
     float *got = allocate(out_bytes), *expected = allocate(out_bytes);
     double *exact = allocate((size_t)q_width * sizeof *exact);
-    lb_attention_args args = {q,        got,        blocks,        positions,   c.kv,
-                              q_stride, s->n_heads, s->n_kv_heads, s->head_dim, s->type};
+    lb_attention_args args = {q,          got,          blocks,      positions, c.kv,     q_stride,
+                              s->n_heads, s->n_kv_heads, s->head_dim, s->type,   s->window};
 
     for (int32_t p = 0; p < s->n_positions; p++) {
         lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, c.blocks[p / LB_KV_SPAN], &args, p);
@@ -195,8 +197,8 @@ static void check_wild(const shape *s, int32_t wild) {
     cache c = new_cache(s), expected_cache = new_cache(s);
     const int32_t position = s->n_positions - 1;
     char *const *blocks = c.blocks;
-    lb_attention_args args = {q,       got,        &blocks,       &position,   c.kv,
-                              q_width, s->n_heads, s->n_kv_heads, s->head_dim, s->type};
+    lb_attention_args args = {q,          got,          &blocks,     &position, c.kv,     q_width,
+                              s->n_heads, s->n_kv_heads, s->head_dim, s->type,   s->window};
     for (int32_t p = 0; p < s->n_positions; p++) {
         lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, c.blocks[p / LB_KV_SPAN], &args, p);
         reference_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &expected_cache, s, p);
@@ -213,23 +215,25 @@ static void check_wild(const shape *s, int32_t wild) {
 void test_attention(void) {
     static const int32_t positions[] = {1, 2, 15, 16, 17, 33, 64, 65, 128, 200};
     static const int32_t dims[] = {4, 16, 21, 48, 64, 80, 128};
+    static const int32_t windows[] = {1, 3, 16, 63, 64, 65, 100};
     static const int32_t heads[][2] = {{1, 1}, {4, 2}, {6, 3}, {5, 1}};
     int n = 0;
     for (int32_t type = LB_KV_F32; type <= LB_KV_I8; type++) {
         for (int i = 0; i < COUNT(positions); i++) {
             for (int j = 0; j < COUNT(dims); j++, n++) {
                 const int32_t *h = heads[n % COUNT(heads)];
-                check_attention(&(shape){type, h[0], h[1], dims[j], positions[i]});
+                check_attention(&(shape){type, h[0], h[1], dims[j], positions[i], 0});
+                check_attention(&(shape){type, h[0], h[1], dims[j], positions[i], windows[n % COUNT(windows)]});
             }
         }
-        check_attention(&(shape){type, 2, 1, LB_MAX_HEAD_DIM, 70});
+        check_attention(&(shape){type, 2, 1, LB_MAX_HEAD_DIM, 70, 0});
         for (int32_t n_positions = 193; n_positions <= 600; n_positions += n_positions == 193 ? 64 : 343) {
-            check_attention(&(shape){type, 4, 2, 21, n_positions});
-            check_attention(&(shape){type, 3, 1, 64, n_positions});
+            check_attention(&(shape){type, 4, 2, 21, n_positions, n_positions / 3});
+            check_attention(&(shape){type, 3, 1, 64, n_positions, 0});
         }
         for (int32_t wild = 1; wild < 2000; wild *= 3) {
-            check_wild(&(shape){type, 1, 1, 21, 17}, wild);
-            check_wild(&(shape){type, 4, 2, 32, 130}, wild);
+            check_wild(&(shape){type, 1, 1, 21, 17, 0}, wild);
+            check_wild(&(shape){type, 4, 2, 32, 130, 70}, wild);
         }
     }
 }

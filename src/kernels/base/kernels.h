@@ -127,16 +127,20 @@ typedef struct {
 } lb_kv;
 
 typedef struct {
-    const float *q;             /* (n_rows, q_stride): n_heads x head_dim, already scaled by head_dim**-0.5 */
+    const float *q;             /* (n_rows, q_stride): n_heads x head_dim, already scaled */
     float *out;                 /* (n_rows, n_heads, head_dim) */
     char *const *const *blocks; /* (n_rows,): those of each row's sequence, in the order of their positions */
-    const int32_t *positions;   /* (n_rows,): attends to 0..position */
+    const int32_t *positions;   /* (n_rows,): attends to 0..position, if window is 0 */
     lb_kv kv;
     ptrdiff_t q_stride;
     int32_t n_heads, n_kv_heads, head_dim, kv_type;
+    int32_t window; /* else only to the positions that are less than this far back */
 } lb_attention_args;
 
 #define LB_MAX_HEAD_DIM 512
+
+/* Of a gate: SiLU, squared ReLU, or GELU by its approximation with tanh. */
+enum { LB_SILU = 0, LB_RELU2 = 1, LB_GELU = 2 };
 
 typedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end);
 typedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end);
@@ -155,7 +159,7 @@ typedef void lb_attention_fn(const lb_attention_args *args, int32_t row, int32_t
 typedef void lb_kv_store_fn(const float *k, const float *v, char *block, const lb_attention_args *shape,
                             int32_t position);
 /* gate = activation(gate) * up */
-typedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t relu2);
+typedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t activation);
 typedef void lb_add_fn(float *x, const float *y, int32_t n);
 typedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n,
                        float *out); /* exp((x - shift) * factor) */

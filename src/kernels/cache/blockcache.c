@@ -7,8 +7,8 @@
  *                             +--------> EMPTY
  *
  * An unreferenced slot is in one list of its pool: `free`, `used` (the one released first in front; one list for each
- * number of uses that is counted, see `lb_cache_count_uses`), or `ahead` (read ahead and not asked for yet, in the order
- * of reading). Slots of pinned blocks are in no list.
+ * number of uses that is counted, see `lb_cache_count_uses`), or `ahead` (read ahead and not asked for yet, in the
+ * order of reading). Slots of pinned blocks are in no list.
  */
 #include "os.h" /* first: it asks the system headers for more than standard C */
 #include "blockcache.h"
@@ -25,8 +25,9 @@ enum {
     MAX_READERS = 16,
     READER_BYTES = 16 << 10, /* of a reader's stack */
     PATIENCE_NS = 100000000, /* between two questions whether to give up */
-    MOST_USES = 63,          /* that are counted of a block */
-    USES_PER_SLOT = 16,      /* after which all counts are halved */
+    USE = 8,                 /* what one use counts: half of it is left over when counts are halved, and so on */
+    MOST_USES = 63,          /* that a block has counted */
+    USES_PER_SLOT = 2,       /* after which all counts are halved */
     STRAGGLERS = 16,         /* neighbours in the order that threads may use the other way round */
     RING_BYTES = 8 << 20     /* enough to keep a disk busy */
 };
@@ -173,7 +174,7 @@ static int32_t least_used(const pool_t *pool) {
 /* Counts one more use of an lru block, which is in no list. */
 static void count_use(lb_cache *c, block_t *b) {
     if (!c->counting || b->kind != LB_LRU) return;
-    b->uses += b->uses < MOST_USES;
+    b->uses = (uint8_t)(b->uses < MOST_USES - USE ? b->uses + USE : MOST_USES);
     if (++c->counted < USES_PER_SLOT * c->stats.lru_slots) return;
     c->counted = 0;
     for (int32_t i = 0; i < c->n_blocks; i++) c->blocks[i].uses /= 2;

@@ -110,9 +110,9 @@ int32_t lb_cache_set_order(lb_cache *c, const int32_t *order, int32_t n, int64_t
 int32_t lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n);
 
 /*
- * From now on the lru block that was used least is evicted, among equals the one unused for longest: for blocks of which
- * some are used more often than others, whatever came last. Counts are halved now and then, so that what has become rare
- * goes in the end; they go on while a block is not resident.
+ * From now on the lru block that was used least is evicted, among equals the one unused for longest: for blocks of
+ * which some are used more often than others, whatever came last. Counts are halved now and then, so that what has
+ * become rare goes in the end; they go on while a block is not resident.
  */
 void lb_cache_count_uses(lb_cache *c);
 

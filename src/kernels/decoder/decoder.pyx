@@ -10,7 +10,6 @@
    stays on the calling thread, where it is done sooner than a thread wakes up.
 5. A pass that fails, or that a signal interrupts, changes no sequence.
 """
-from libc.math cimport sqrt
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -29,7 +28,7 @@ from lowbit._kernels.sampler cimport Sampler
 from lowbit._kernels.sequence cimport Sequence, State, ends_with
 from lowbit._kernels.ops cimport (
     ATTENTION_ROWS, AddWork, AttentionWork, GluWork, NormWork, RopeWork, add_work, attention_work, glu_work, norm_work,
-    rope_work,
+    rope_work, scale_by,
 )
 
 import threading
@@ -141,14 +140,15 @@ cdef class Decoder:
 
     def __cinit__(self, Graph graph not None, KVPool pool not None, int32_t threads, int32_t batch=256):
         cdef size_t rows = batch
-        cdef int32_t q_size = graph.n_heads * graph.head_dim, kv_size = graph.n_kv_heads * graph.head_dim, wide
+        cdef int32_t q_size = graph.q_size, wide
         self.graph, self.pool, self.threads, self.batch, self.most_logits = graph, pool, threads, batch, batch
         self.lock = threading.Lock()
         self.keep = []
         self.interrupts = Interrupts()
-        wide = max(q_size + 2 * kv_size, 2 * graph.intermediate, graph.hidden)
+        wide = max(graph.qkv_size, 2 * graph.intermediate, graph.hidden)
         self.x = <float *>self._scratch(rows, <size_t>graph.hidden * 4)
         self.h = <float *>self._scratch(rows, <size_t>max(graph.hidden, q_size, graph.intermediate) * 4)
+        self.normed = <float *>self._scratch(rows, <size_t>graph.inner * 4)
         self.wide = <float *>self._scratch(rows, <size_t>wide * 4)
         self.attended = <float *>self._scratch(rows, <size_t>max(q_size, graph.hidden) * 4)
         self.q8 = <int8_t *>self._scratch(rows, graph.q_stride)
@@ -354,6 +354,7 @@ cdef class Decoder:
         cdef lb_float_mode mode = begin_doubles()
         for i in range(self.n_rows):
             self._embed(self.tokens[i], self.x + <size_t>i * self.graph.hidden)
+        scale_by(self.x, self.graph.embedding_scale, <int64_t>self.n_rows * self.graph.hidden)
         for i in range(self.graph.n_layers):
             if self.status == 0 and (look or i == 0) and self.interrupts.wanted():
                 self.status = INTERRUPTED
@@ -389,13 +390,15 @@ cdef class Decoder:
                 memcpy(x + <size_t>i * hidden, self.x + <size_t>self.wanted[i] * hidden, 4 * <size_t>hidden)
         if self.n_wanted:
             self._apply(&self.graph.output, x, hidden, hidden, self.graph.output_norm, self.n_wanted, self.row_logits)
+            scale_by(self.row_logits, self.graph.logit_scale, <int64_t>self.n_wanted * self.graph.vocab)
 
     cdef void _apply(self, Linear *linear, const float *x, int64_t x_stride, int32_t n_in, const float *norm,
                      int32_t n_rows, float *y) noexcept nogil:
         """y = linear(norm(x)); the input is quantised once for all parts that read it alike."""
-        cdef NormWork work
+        cdef NormWork work, inner
         cdef lb_activations a
         cdef const lb_matrix *m
+        cdef const float *own
         cdef const lb_matrix *before = NULL
         cdef int32_t part, chunk = 1 if n_rows < 4 * self.threads else 4
         cdef float *out = y
@@ -405,7 +408,8 @@ cdef class Decoder:
         work.histogram = linear.histogram
         for part in range(linear.n_parts):
             m = linear.parts[part].m
-            work.reader = NULL if is_float(m.format) else m
+            own = linear.parts[part].norm
+            work.reader = NULL if is_float(m.format) or own != NULL else m
             work.q_stride = 0 if is_float(m.format) else row_stride(m)
             work.n_groups = m.n_groups
             if before == NULL or (work.reader != NULL and not same_input(before, m)):
@@ -414,8 +418,14 @@ cdef class Decoder:
                 work.x, work.x_stride, work.weight = self.h, n_in, NULL
             work.keep, work.threshold, work.histogram = 0, 0, NULL
             a.q, a.scale, a.sum, a.n_groups, a.n_tokens = self.q8, self.scales, self.sums, m.n_groups, n_rows
-            a.x = work.x
-            a.stride = <int32_t>(work.x_stride if is_float(m.format) else work.q_stride)
+            a.x, a.stride = work.x, <int32_t>work.x_stride
+            if own != NULL:
+                inner = work
+                inner.weight, inner.out, inner.reader = own, self.normed, NULL if is_float(m.format) else m
+                parallel(norm_work, &inner, n_rows, chunk, self.threads)
+                a.x, a.stride = self.normed, n_in
+            if not is_float(m.format):
+                a.stride = <int32_t>work.q_stride
             if m.tiles:
                 self.graph.sparse.multiply(m, &a, out, NULL, linear.n_out, self.threads)
             elif linear.parts[part].paged == NULL:
@@ -432,7 +442,7 @@ cdef class Decoder:
         cdef AttentionWork attention
         cdef AddWork add
         cdef int32_t n_rows = self.n_rows, hidden = self.graph.hidden, i
-        cdef int32_t q_size = self.graph.n_heads * self.graph.head_dim
+        cdef int32_t q_size = layer.n_heads * layer.head_dim, seen
         cdef int32_t chunk = 1 if n_rows < 4 * self.threads else 4
         cdef int32_t tiles = (n_rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS
         cdef int64_t work = 0
@@ -443,30 +453,33 @@ cdef class Decoder:
         attention.args.q, attention.args.out = self.wide, self.attended
         attention.args.blocks, attention.args.positions = self.blocks, self.positions
         attention.args.kv = self.pool.layer(index)
-        attention.args.n_heads, attention.args.n_kv_heads = self.graph.n_heads, self.graph.n_kv_heads
-        attention.args.head_dim, attention.args.kv_type = self.graph.head_dim, self.pool.kv_type
+        attention.args.n_heads, attention.args.n_kv_heads = layer.n_heads, layer.n_kv_heads
+        attention.args.head_dim, attention.args.kv_type = layer.head_dim, self.pool.kv_type
+        attention.args.window = layer.window
         attention.n_rows = n_rows
         rope.qkv = self.wide
         rope.bias, rope.q_norm, rope.k_norm = layer.qkv.bias, layer.q_norm, layer.k_norm
-        rope.cos, rope.sin, rope.shape, rope.n_out = self.graph.cos, self.graph.sin, attention.args, layer.qkv.n_out
-        rope.rope_dim, rope.halves, rope.eps = self.graph.rope_dim, self.graph.halves, self.graph.eps
-        rope.whole_norm = self.graph.whole_norm
-        rope.q_scale = <float>(1.0 / sqrt(<double>self.graph.head_dim))
+        rope.cos, rope.sin, rope.shape, rope.n_out = layer.cos, layer.sin, attention.args, layer.qkv.n_out
+        rope.rope_dim, rope.halves, rope.norm_after = layer.rope_dim, layer.halves, layer.norm_after_rope
+        rope.eps, rope.q_scale = self.graph.eps, layer.q_scale
+        rope.whole_norm = layer.whole_norm
         parallel(rope_work, &rope, n_rows, chunk, self.threads)
         for i in range(n_rows):
-            work += <int64_t>(self.positions[i] + 1) * q_size
-        parallel(attention_work, &attention, tiles * self.graph.n_kv_heads, 1,
+            seen = self.positions[i] + 1
+            work += <int64_t>(min(seen, layer.window) if layer.window else seen) * q_size
+        parallel(attention_work, &attention, tiles * layer.n_kv_heads, 1,
                  self.threads if work > ATTENTION_GRAIN else 1)
 
         self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)
-        add.x, add.y, add.n = self.x, self.wide, self.graph.hidden
+        add.x, add.y, add.n, add.norm = self.x, self.wide, hidden, layer.attn_post_norm
+        add.eps, add.scale = self.graph.eps, self.graph.residual_scale
         parallel(add_work, &add, n_rows, chunk, self.threads)
 
         if layer.experts != NULL:
             self._experts(layer)
             return
         self._dense(layer, self.x, layer.ffn_norm)
-        add.y = self.attended
+        add.y, add.norm = self.attended, layer.ffn_post_norm
         parallel(add_work, &add, n_rows, chunk, self.threads)
 
     cdef void _dense(self, Layer *layer, const float *x, const float *norm) noexcept nogil:
@@ -474,7 +487,7 @@ cdef class Decoder:
         cdef GluWork glu
         cdef int32_t n_rows = self.n_rows, hidden = self.graph.hidden, wide = layer.wide
         self._apply(&layer.gate_up, x, hidden, hidden, norm, n_rows, self.wide)
-        glu.gate_up, glu.n, glu.relu2 = self.wide, wide, self.graph.relu2
+        glu.gate_up, glu.n, glu.activation = self.wide, wide, self.graph.activation
         parallel(glu_work, &glu, n_rows, 1 if n_rows < 4 * self.threads else 4, self.threads)
         self._apply(&layer.ffn_down, self.wide, 2 * wide, wide, layer.ffn_sub_norm, n_rows, self.attended)
 

@@ -1,12 +1,15 @@
 """The graph of a model: its layers with their weights, as the walk of the decoder reads them.
 
-A family is data: norms that are there or not, the pairing of RoPE, the activation, and how activations become int8.
+A family is data: which numbers each layer has, which norms are there, the activation, and how activations become int8.
 """
+from libc.math cimport sqrt
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t
 from libc.string cimport memset
 
-from lowbit._kernels.dispatch cimport LB_MAX_HEAD_DIM, alloc_aligned, checked, free_aligned, lb_matrix, lb_times
+from lowbit._kernels.dispatch cimport (
+    LB_GELU, LB_MAX_HEAD_DIM, LB_RELU2, LB_SILU, alloc_aligned, checked, free_aligned, lb_matrix, lb_times,
+)
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, row_stride
 from lowbit._kernels.moe cimport ExpertLayer, Projection
 from lowbit._kernels.paging cimport PagedMatrix, Pager
@@ -23,12 +26,13 @@ cdef class Graph:
 
     Parameters
     ----------
-    config : what the numbers of the model are read from
+    config : ModelPlan
     layers : list of dict
         Per layer: ``attn_norm``, ``ffn_norm`` and, where the family has them, ``attn_sub_norm``, ``ffn_sub_norm``,
-        ``attn_q_norm``, ``attn_k_norm``, ``qkv_bias`` (float32 arrays); ``qkv``, ``attn_output``, ``gate_up``,
-        ``ffn_down`` (lists of PackedMatrix or PagedMatrix whose outputs lie side by side). Where there are experts,
-        ``router``, ``expert_gate_up``, ``expert_down`` and what else `lowbit.plan.Experts` lists.
+        ``attn_q_norm``, ``attn_k_norm``, ``attn_post_norm``, ``ffn_post_norm``, ``qkv_bias`` (float32 arrays);
+        ``qkv``, ``attn_output``, ``gate_up``, ``ffn_down`` (lists of PackedMatrix or PagedMatrix whose outputs lie side
+        by side), and with ``_norms`` behind the name a list of the norms of their inputs. Where there are
+        experts, also ``router``, ``expert_gate_up``, ``expert_down`` and what else `lowbit.plan.Experts` lists.
     token_embd, output : PackedMatrix or PagedMatrix
         (vocab_size, hidden_size); the same object if tied.
     output_norm : ndarray of float32, shape (hidden_size,)
@@ -47,20 +51,14 @@ cdef class Graph:
         self.keep, self.experts = [], []
         if len(layers) != config.n_layers or config.n_layers < 1:
             raise FormatError(f"{len(layers)} layers given for a model of {config.n_layers}")
-        if not 1 <= config.head_dim <= LB_MAX_HEAD_DIM:
-            raise FormatError(f"heads of {config.head_dim} channels are not supported")
-        self.n_layers, self.n_heads, self.n_kv_heads = config.n_layers, config.n_heads, config.n_kv_heads
-        self.head_dim, self.hidden = config.head_dim, config.hidden_size
-        self.vocab, self.context = config.vocab_size, context
-        self.rope_dim = config.rope_dim or config.head_dim
-        if self.n_kv_heads < 1 or self.n_heads % self.n_kv_heads or self.rope_dim % 2 or self.rope_dim > self.head_dim:
-            raise FormatError("the numbers of heads and rotated channels do not fit together")
-        self.halves = config.rope_pairing == "halves"
-        self.relu2 = config.layers[0].feed_forward.activation == "relu2"
+        self.n_layers, self.hidden, self.vocab, self.context = (
+            config.n_layers, config.hidden_size, config.vocab_size, context)
+        self.activation = {"silu": LB_SILU, "relu2": LB_RELU2, "gelu": LB_GELU}[
+            config.layers[0].feed_forward.activation]
         self.per_token = config.activation_quant == "token"
-        self.whole_norm = config.layers[0].mixer.whole_norm
         self.eps = config.norm_eps
-        self._make_rope(config)
+        self.embedding_scale, self.residual_scale, self.logit_scale = (
+            config.embedding_scale, config.residual_scale, config.logit_scale)
 
         self.sparse = SparseScratch()
         self.pager = pager
@@ -69,17 +67,22 @@ cdef class Graph:
         if self.layers == NULL:
             raise MemoryError("no memory for the layers")
         memset(self.layers, 0, sizeof(Layer) * <size_t>self.n_layers)
-        q_size, kv_size = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        self.tables = {}
         for i, layer in enumerate(layers):
             one = &self.layers[i]
+            self._attention(one, config.layers[i].mixer)
+            q_size, kv_size = one.n_heads * one.head_dim, one.n_kv_heads * one.head_dim
+            self.q_size, self.qkv_size = max(self.q_size, q_size), max(self.qkv_size, q_size + 2 * kv_size)
             one.attn_norm = self._vector(layer["attn_norm"], self.hidden)
             one.ffn_norm = self._vector(layer["ffn_norm"], self.hidden)
             one.attn_sub_norm = self._vector(layer.get("attn_sub_norm"), q_size)
-            one.q_norm = self._vector(layer.get("attn_q_norm"), q_size if self.whole_norm else self.head_dim)
-            one.k_norm = self._vector(layer.get("attn_k_norm"), kv_size if self.whole_norm else self.head_dim)
-            one.qkv = self._linear(layer["qkv"], self.hidden, q_size + 2 * kv_size, threads)
+            one.q_norm = self._vector(layer.get("attn_q_norm"), q_size if one.whole_norm else one.head_dim)
+            one.k_norm = self._vector(layer.get("attn_k_norm"), kv_size if one.whole_norm else one.head_dim)
+            one.attn_post_norm = self._vector(layer.get("attn_post_norm"), self.hidden)
+            one.ffn_post_norm = self._vector(layer.get("ffn_post_norm"), self.hidden)
+            one.qkv = self._linear(layer["qkv"], self.hidden, q_size + 2 * kv_size, threads, layer.get("qkv_norms"))
             one.qkv.bias = self._vector(layer.get("qkv_bias"), q_size + 2 * kv_size)
-            one.attn_output = self._linear(layer["attn_output"], q_size, self.hidden, threads)
+            one.attn_output = self._linear(layer["attn_output"], q_size, self.hidden, threads, layer.get("attn_output_norms"))
             self._feed_forward(one, layer, config.layers[i].feed_forward, threads)
         self.output = self._linear([output], self.hidden, self.vocab, threads)
         self.token_embd = self.output.parts[0]
@@ -115,30 +118,47 @@ cdef class Graph:
         if one.wide:
             self.intermediate = max(self.intermediate, one.wide)
             one.ffn_sub_norm = self._vector(layer.get("ffn_sub_norm"), one.wide)
-            one.gate_up = self._linear(layer["gate_up"], self.hidden, 2 * one.wide, threads)
-            one.ffn_down = self._linear(layer["ffn_down"], one.wide, self.hidden, threads)
+            one.gate_up = self._linear(layer["gate_up"], self.hidden, 2 * one.wide, threads, layer.get("gate_up_norms"))
+            one.ffn_down = self._linear(layer["ffn_down"], one.wide, self.hidden, threads, layer.get("ffn_down_norms"))
         return 0
 
-    def _make_rope(self, config):
-        """rope_scale times cos and sin of position * theta**(-2j/d) / factor, made in double."""
-        cdef const float[:, ::1] view
-        checked(lb_times(<size_t>self.context, <size_t>self.rope_dim * 2), f"rotations of {self.context} positions")
-        inverse = config.rope_theta ** (-np.arange(0, self.rope_dim, 2, dtype=np.float64) / self.rope_dim)
-        if config.rope_factors:
-            if len(config.rope_factors) != len(inverse):
-                raise FormatError(f"{len(config.rope_factors)} RoPE factors for {len(inverse)} pairs of channels")
-            inverse = inverse / np.asarray(config.rope_factors, np.float64)
-        for name, function in (("cos", np.cos), ("sin", np.sin)):
-            values = np.empty((self.context, len(inverse)), np.float32)
+    cdef int _attention(self, Layer *one, mixer) except -1:
+        """Take over the numbers of a layer's attention."""
+        if not 1 <= mixer.head_dim <= LB_MAX_HEAD_DIM:
+            raise FormatError(f"heads of {mixer.head_dim} channels are not supported")
+        if mixer.n_kv_heads < 1 or mixer.n_heads % mixer.n_kv_heads:
+            raise FormatError("the numbers of heads do not fit together")
+        one.n_heads, one.n_kv_heads, one.head_dim = mixer.n_heads, mixer.n_kv_heads, mixer.head_dim
+        one.window, one.norm_after_rope, one.whole_norm = mixer.window, mixer.norm_after_rope, mixer.whole_norm
+        one.q_scale = <float>(mixer.scale or 1.0 / sqrt(<double>one.head_dim))
+        one.rope_dim, one.halves, one.cos, one.sin = 0, False, NULL, NULL
+        if mixer.rope is not None:
+            self._turn(one, mixer.rope)
+        return 0
+
+    cdef int _turn(self, Layer *one, rope) except -1:
+        """Find or make a layer's rotations: scale times cos and sin of position * theta**(-2j/d) / factor, in double."""
+        cdef const float[:, ::1] cos
+        cdef const float[:, ::1] sin
+        if rope.dim % 2 or not 2 <= rope.dim <= one.head_dim:
+            raise FormatError("the numbers of channels and rotated channels do not fit together")
+        key = (rope.dim, rope.theta, rope.factors, rope.scale)
+        if key not in self.tables:
+            checked(lb_times(<size_t>self.context, <size_t>rope.dim * 2), f"rotations of {self.context} positions")
+            inverse = rope.theta ** (-np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim)
+            if rope.factors:
+                if len(rope.factors) != len(inverse):
+                    raise FormatError(f"{len(rope.factors)} RoPE factors for {len(inverse)} pairs of channels")
+                inverse = inverse / np.asarray(rope.factors, np.float64)
+            made = np.empty((2, self.context, len(inverse)), np.float32)
             for start in range(0, self.context, 256):  # doubles of all positions would take four times the table
                 positions = np.arange(start, min(start + 256, self.context), dtype=np.float64)
-                values[start:start + 256] = function(positions[:, None] * inverse) * config.rope_scale
-            self.keep.append(values)
-            view = values
-            if name == "cos":
-                self.cos = &view[0, 0]
-            else:
-                self.sin = &view[0, 0]
+                for values, function in zip(made, (np.cos, np.sin)):
+                    values[start:start + 256] = function(positions[:, None] * inverse) * rope.scale
+            self.tables[key] = made
+        cos, sin = self.tables[key]
+        one.cos, one.sin, one.rope_dim, one.halves = &cos[0, 0], &sin[0, 0], rope.dim, rope.pairing == "halves"
+        return 0
 
     cdef const float *_vector(self, values, int32_t size) except? NULL:
         cdef const float[::1] view
@@ -152,7 +172,7 @@ cdef class Graph:
         view = values
         return &view[0]
 
-    cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out, int32_t threads) except *:
+    cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out, int32_t threads, list norms=None) except *:
         cdef Linear linear
         cdef const lb_matrix *m
         linear.n_parts, linear.n_out, linear.bias = len(parts), n_out, NULL
@@ -161,6 +181,7 @@ cdef class Graph:
             raise FormatError(f"matrices {parts} do not have {n_out} rows together")
         for i, matrix in enumerate(parts):
             linear.parts[i].paged = NULL
+            linear.parts[i].norm = NULL if norms is None else self._vector(norms[i], n_in)
             if isinstance(matrix, PagedMatrix):
                 m = &(<PagedMatrix>matrix).m
                 linear.parts[i].paged = <void *>matrix
@@ -169,6 +190,8 @@ cdef class Graph:
             if m.n_cols != n_in:
                 raise FormatError(f"{matrix!r} stands where {n_in} inputs belong")
             linear.parts[i].m = m
+            if norms is not None:
+                self.inner = max(self.inner, n_in)
             self.keep.append(matrix)
             self.weight_bytes += matrix.nbytes
             if m.tiles:

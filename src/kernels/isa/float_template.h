@@ -186,16 +186,22 @@ void LB_NAME(lb_quantize)(const float *x, int32_t n, int32_t group_cols, int32_t
     memset(q + n, 0, (size_t)(padded - n));
 }
 
-void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t relu2) {
+/* GELU is g (1 + tanh t) / 2 with t = sqrt(2 / pi) (g + 0.044715 g**3), which is g / (1 + exp(-2 t)). */
+static inline f32x16 gelu_exponent(f32x16 g) {
+    const f32x16 cube = v_mul(v_mul(v_mul(g, g), g), v_set1(0.044715f));
+    return v_mul(v_add(g, cube), v_set1(-1.59576912f));
+}
+
+void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t activation) {
     const f32x16 zero = v_set1(0.0f), one = v_set1(1.0f);
     for (int32_t i = 0; i < n; i += 16) {
         const f32x16 g = load_upto16(gate + i, n - i), u = load_upto16(up + i, n - i);
         f32x16 a;
-        if (relu2) {
+        if (activation == LB_RELU2) {
             a = v_max(g, zero);
             a = v_mul(a, a);
         } else {
-            a = v_div(g, v_add(one, v_exp(v_sub(zero, g))));
+            a = v_div(g, v_add(one, v_exp(activation == LB_GELU ? gelu_exponent(g) : v_sub(zero, g))));
         }
         store_upto16(gate + i, v_mul(a, u), n - i);
     }
@@ -367,13 +373,13 @@ LB_INLINED void add_all_values(const void *values, ptrdiff_t at, int32_t chunks,
 }
 
 /*
- * `heads` queries, q_step apart, over the first `count` positions of one kv head. Heads of one row (more = 0) all have
- * as many; neighbouring rows (more = 1) have one more each, all in the same span. A query's additions are the same, and
- * in the same order, as if it came alone.
+ * `heads` queries, q_step apart, over the positions from `first` to `count` of one kv head. Heads of one row (more = 0)
+ * all have as many; neighbouring rows (more = 1) have one more each, all in the same span, and begin at 0. A query's
+ * additions are the same, and in the same order, as if it came alone.
  */
 LB_INLINED void attend(const lb_attention_args *a, char *const *block, const float *q, ptrdiff_t q_step, float *out,
-                       ptrdiff_t out_step, int32_t kv_head, int32_t count, const int heads, const int more,
-                       const int32_t type) {
+                       ptrdiff_t out_step, int32_t kv_head, int32_t first, int32_t count, const int heads,
+                       const int more, const int32_t type) {
     const int32_t dim = a->head_dim, chunks = (dim + 15) / 16;
     const lb_kv *kv = &a->kv;
     const ptrdiff_t key_base = kv_head * kv->key_stride, value_base = kv_head * kv->value_stride;
@@ -382,7 +388,9 @@ LB_INLINED void attend(const lb_attention_args *a, char *const *block, const flo
     for (int h = 0; h < heads; h++) highest[h] = -INFINITY, weight_sum[h] = 0.0f;
     for (int32_t c = 0; c < heads * chunks; c++) total[c] = v_set1(0.0f);
 
-    for (int32_t start = 0; start < count; start += SPAN, block++) {
+    block += first / SPAN;
+    for (int32_t start = first / SPAN * SPAN; start < count; start += SPAN, block++) {
+        const int32_t begin = first > start ? first - start : 0;
         int32_t n[LB_HEADS];
         for (int h = 0; h < heads; h++) n[h] = count + more * h - start < SPAN ? count + more * h - start : SPAN;
         const int32_t blocks = (n[heads - 1] + 15) / 16;
@@ -401,10 +409,11 @@ LB_INLINED void attend(const lb_attention_args *a, char *const *block, const flo
         for (int h = 0; h < heads; h++) {
             const int32_t own = (n[h] + 15) / 16;
             if (type == LB_KV_I8) scale_blocks(weights[h], scales_of(*block + kv->key_scales, kv_head), own);
+            for (int32_t i = 0; i < begin; i++) weights[h][i] = -INFINITY; /* lanes before the window */
             soften(weights[h], n[h], chunks, total + h * chunks, &highest[h], &weight_sum[h]);
             if (type == LB_KV_I8) scale_blocks(weights[h], scales_of(*block + kv->value_scales, kv_head), own);
         }
-        add_all_values(values, value_base, chunks, weights, 0, n[0], total, heads, type);
+        add_all_values(values, value_base, chunks, weights, begin, n[0], total, heads, type);
         if (more && n[heads - 1] > n[0]) { /* the last positions, which the first row does not have */
             for (int h = 1; h < heads; h++) {
                 add_all_values(values, value_base, chunks, weights + h, n[0], n[h], total + h * chunks, 1, type);
@@ -419,12 +428,18 @@ LB_INLINED void attend(const lb_attention_args *a, char *const *block, const flo
     }
 }
 
-/* Whether LB_HEADS rows follow each other in one sequence, and end in the same span. */
+/* Whether LB_HEADS rows follow each other in one sequence, begin at 0 and end in the same span. */
 static inline int are_neighbours(const lb_attention_args *a, int32_t row) {
     for (int i = 1; i < LB_HEADS; i++) {
         if (a->blocks[row + i] != a->blocks[row] || a->positions[row + i] != a->positions[row] + i) return 0;
     }
+    if (a->window && a->positions[row] + LB_HEADS > a->window) return 0;
     return a->positions[row] / SPAN == (a->positions[row] + LB_HEADS - 1) / SPAN;
+}
+
+/* The first position that the last of `count` sees. */
+static inline int32_t first_seen(const lb_attention_args *a, int32_t count) {
+    return a->window && count > a->window ? count - a->window : 0;
 }
 
 LB_INLINED void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head,
@@ -437,18 +452,20 @@ LB_INLINED void attend_rows(const lb_attention_args *a, int32_t row, int32_t row
         const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
         float *out = a->out + row * out_stride + (ptrdiff_t)kv_head * shared * dim;
         for (int32_t r = 0; r < n; r++) {
+            const int32_t count = a->positions[row + r] + 1;
             for (int32_t head = 0; head < whole; head += LB_HEADS) {
                 attend(a, a->blocks[row + r], q + r * a->q_stride + head * dim, dim, out + r * out_stride + head * dim,
-                       dim, kv_head, a->positions[row + r] + 1, LB_HEADS, 0, type);
+                       dim, kv_head, first_seen(a, count), count, LB_HEADS, 0, type);
             }
         }
+        const int32_t count = a->positions[row] + 1;
         for (int32_t head = whole; head < shared; head++) {
             if (together) {
-                attend(a, a->blocks[row], q + head * dim, a->q_stride, out + head * dim, out_stride, kv_head,
-                       a->positions[row] + 1, LB_HEADS, 1, type);
+                attend(a, a->blocks[row], q + head * dim, a->q_stride, out + head * dim, out_stride, kv_head, 0, count,
+                       LB_HEADS, 1, type);
             } else {
-                attend(a, a->blocks[row], q + head * dim, 0, out + head * dim, 0, kv_head, a->positions[row] + 1, 1, 0,
-                       type);
+                attend(a, a->blocks[row], q + head * dim, 0, out + head * dim, 0, kv_head, first_seen(a, count), count,
+                       1, 0, type);
             }
         }
         row += n;

@@ -19,6 +19,7 @@ from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, is_float, pa
 from lowbit._kernels.ops cimport NormWork, norm_work
 from lowbit._kernels.paging cimport PagedMatrix
 from lowbit._kernels.products cimport multiply_all
+from lowbit._kernels.routing cimport MAX_CHOSEN, RouteWork, route_work, sort_rows
 
 import numpy as np
 
@@ -26,141 +27,9 @@ from lowbit.errors import FormatError
 
 cdef enum:
     CHANNELS = 256              # that are added up at a time
-cdef float LEAST_SUM = 6.103515625e-5   # what weights are divided by at least, as in llama.cpp
 
 
-# --- choosing ----------------------------------------------------------------------------------------------------
-
-cdef void choose(const float *score, int32_t n, int32_t k, int32_t *chosen) noexcept nogil:
-    """The k largest, the largest first; of equal ones the lower index first. NaN is the smallest."""
-    cdef float best[MAX_CHOSEN]
-    cdef float s
-    cdef int32_t i, j, count = 0
-    for i in range(n):
-        s = score[i]
-        if s != s:
-            s = -INFINITY
-        if count < k:
-            j = count
-            count += 1
-        elif s > best[k - 1]:
-            j = k - 1
-        else:
-            continue
-        while j > 0 and best[j - 1] < s:
-            best[j] = best[j - 1]
-            chosen[j] = chosen[j - 1]
-            j -= 1
-        best[j] = s
-        chosen[j] = i
-
-
-cdef void leave_groups(float *score, int32_t n, int32_t groups, int32_t top_groups) noexcept nogil:
-    """Set the scores in all but the best groups to -infinity. A group counts by the sum of its two best."""
-    cdef float sums[MAX_CHOSEN]
-    cdef int32_t best[MAX_CHOSEN]
-    cdef int32_t size = n // groups, g, i, r
-    cdef float first, second, s
-    cdef bint stays
-    for g in range(groups):
-        first = second = -INFINITY
-        for i in range(g * size, (g + 1) * size):
-            s = score[i]
-            if s > first:
-                second = first
-                first = s
-            elif s > second:
-                second = s
-        sums[g] = first + second
-    choose(sums, groups, top_groups, best)
-    for g in range(groups):
-        stays = False
-        for r in range(top_groups):
-            stays = stays or best[r] == g
-        if not stays:
-            for i in range(g * size, (g + 1) * size):
-                score[i] = -INFINITY
-
-
-cdef struct RouteWork:
-    float *logits           # (rows, n) -> probabilities
-    float *scores           # (rows, n)
-    int32_t *chosen
-    float *weights
-    const float *bias
-    int32_t n, top_k, groups, top_groups
-    bint sigmoid, normalized
-    float scale
-
-
-cdef void route_work(void *context, int32_t begin, int32_t end) noexcept nogil:
-    cdef RouteWork *c = <RouteWork *>context
-    cdef int32_t n = c.n, k = c.top_k, j
-    cdef int64_t i
-    cdef float *p
-    cdef float *scores
-    cdef float *weights
-    cdef int32_t *chosen
-    cdef float top, total
-    for i in range(begin, end):
-        p, scores, weights, chosen = c.logits + i * n, c.scores + i * n, c.weights + i * k, c.chosen + i * k
-        if c.sigmoid:
-            table.exp(p, 0, -1, n, p)
-            for j in range(n):
-                p[j] = 1 / (1 + p[j])
-        else:
-            top = p[0]
-            for j in range(1, n):
-                top = p[j] if p[j] > top else top
-            table.exp(p, top, 1, n, p)
-            total = 0
-            for j in range(n):
-                total = total + p[j]
-            for j in range(n):
-                p[j] = p[j] / total
-        if c.bias == NULL and c.groups == 1:
-            choose(p, n, k, chosen)
-        else:
-            for j in range(n):
-                scores[j] = p[j] + c.bias[j] if c.bias != NULL else p[j]
-            if c.groups > 1:
-                leave_groups(scores, n, c.groups, c.top_groups)
-            choose(scores, n, k, chosen)
-        total = 0
-        for j in range(k):
-            weights[j] = p[chosen[j]]
-            total = total + weights[j]
-        if c.normalized:
-            total = total if total > LEAST_SUM else LEAST_SUM
-            for j in range(k):
-                weights[j] = weights[j] / total
-        if c.scale != 1:
-            for j in range(k):
-                weights[j] = weights[j] * c.scale
-
-
-# --- sorting and adding up ---------------------------------------------------------------------------------------
-
-cdef void sort_rows(const int32_t *chosen, int32_t rows, int32_t k, int32_t n, int32_t *starts, int32_t *slot,
-                    int32_t *row) noexcept nogil:
-    """Give every (row, expert) a slot: expert after expert, and the rows of an expert as they come."""
-    cdef int32_t i, j, e, at
-    memset(starts, 0, sizeof(int32_t) * <size_t>(n + 1))
-    for i in range(rows * k):
-        starts[chosen[i] + 1] += 1
-    for e in range(n):
-        starts[e + 1] += starts[e]
-    for i in range(rows):
-        for j in range(k):
-            e = chosen[i * k + j]
-            at = starts[e]
-            starts[e] += 1
-            slot[i * k + j] = at
-            row[at] = i
-    for e in range(n, 0, -1):       # each points to the end of its own slots, which is where the next begin
-        starts[e] = starts[e - 1]
-    starts[0] = 0
-
+# --- gathering and adding up -------------------------------------------------------------------------------------------
 
 cdef struct GatherWork:
     const int32_t *row

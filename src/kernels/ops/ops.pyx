@@ -6,6 +6,12 @@ from lowbit._kernels.matrix cimport padded_cols
 from lowbit._kernels.topk cimport count_magnitudes, keep_from, keep_largest
 
 
+cdef void scale_by(float *x, float factor, int64_t n) noexcept nogil:
+    cdef int64_t i
+    for i in range(n if factor != 1 else 0):
+        x[i] = x[i] * factor
+
+
 cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef NormWork *c = <NormWork *>context
     cdef int64_t i
@@ -37,6 +43,10 @@ cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nog
 
 cdef void add_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef AddWork *c = <AddWork *>context
+    cdef int64_t i
+    for i in range(begin, end if c.norm != NULL else begin):
+        table.rms_norm(c.y + i * c.n, c.norm, c.n, c.eps, c.y + i * c.n)
+    scale_by(c.y + <int64_t>begin * c.n, c.scale, <int64_t>(end - begin) * c.n)
     table.add(c.x + <int64_t>begin * c.n, c.y + <int64_t>begin * c.n, (end - begin) * c.n)
 
 
@@ -44,7 +54,7 @@ cdef void glu_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef GluWork *c = <GluWork *>context
     cdef int64_t i
     for i in range(begin, end):
-        table.glu(c.gate_up + 2 * i * c.n, c.gate_up + (2 * i + 1) * c.n, c.n, c.relu2)
+        table.glu(c.gate_up + 2 * i * c.n, c.gate_up + (2 * i + 1) * c.n, c.n, c.activation)
 
 
 cdef void rotate_head(const RopeWork *c, float *head, const float *cos, const float *sin) noexcept nogil:
@@ -71,6 +81,7 @@ cdef void rope_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef int64_t i, at
     cdef float *q
     cdef float *k
+    cdef const float *norm
     for i in range(begin, end):
         q = c.qkv + i * c.n_out
         k = q + n_heads * dim
@@ -82,13 +93,13 @@ cdef void rope_work(void *context, int32_t begin, int32_t end) noexcept nogil:
             table.rms_norm(q, c.q_norm, n_heads * dim, c.eps, q)
             table.rms_norm(k, c.k_norm, n_kv * dim, c.eps, k)
         for h in range(n_heads + n_kv):
-            if c.whole_norm:
-                pass
-            elif h < n_heads and c.q_norm != NULL:
-                table.rms_norm(q + h * dim, c.q_norm, dim, c.eps, q + h * dim)
-            elif h >= n_heads and c.k_norm != NULL:
-                table.rms_norm(q + h * dim, c.k_norm, dim, c.eps, q + h * dim)
-            rotate_head(c, q + h * dim, c.cos + at, c.sin + at)
+            norm = NULL if c.whole_norm else c.q_norm if h < n_heads else c.k_norm
+            if norm != NULL and not c.norm_after:
+                table.rms_norm(q + h * dim, norm, dim, c.eps, q + h * dim)
+            if c.rope_dim:
+                rotate_head(c, q + h * dim, c.cos + at, c.sin + at)
+            if norm != NULL and c.norm_after:
+                table.rms_norm(q + h * dim, norm, dim, c.eps, q + h * dim)
         for j in range(n_heads * dim):
             q[j] = q[j] * c.q_scale
         table.kv_store(k, k + n_kv * dim, c.shape.blocks[i][position // <int32_t>LB_KV_SPAN], &c.shape, position)

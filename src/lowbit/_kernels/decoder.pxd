@@ -57,6 +57,7 @@ cdef class Decoder:
     cdef float *row_states
     cdef float *x
     cdef float *h
+    cdef float *normed                  # by a matrix's own norm
     cdef float *wide                    # q, k and v; or gate and up
     cdef float *attended
     cdef int8_t *q8

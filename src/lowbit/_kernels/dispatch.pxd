@@ -17,6 +17,9 @@ cdef extern from "kernels.h":
         LB_KV_I8
         LB_KV_SPAN
         LB_MAX_HEAD_DIM
+        LB_SILU
+        LB_RELU2
+        LB_GELU
         LB_LINE_ROWS
         LB_CHANNELS
 
@@ -80,6 +83,7 @@ cdef extern from "kernels.h":
         int32_t n_kv_heads
         int32_t head_dim
         int32_t kv_type
+        int32_t window
 
     ctypedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end) noexcept nogil
     ctypedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end) noexcept nogil
@@ -91,7 +95,7 @@ cdef extern from "kernels.h":
         const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head) noexcept nogil
     ctypedef void lb_kv_store_fn(const float *k, const float *v, char *block, const lb_attention_args *shape,
                                  int32_t position) noexcept nogil
-    ctypedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t relu2) noexcept nogil
+    ctypedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t activation) noexcept nogil
     ctypedef void lb_add_fn(float *x, const float *y, int32_t n) noexcept nogil
     ctypedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n, float *out) noexcept nogil
     ctypedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit) noexcept nogil

@@ -13,6 +13,7 @@ cdef enum:
 cdef struct Part:
     const lb_matrix *m
     void *paged             # NULL if resident
+    const float *norm       # of its own input, or NULL
 
 
 # Matrices that read the same input, and write their outputs side by side.
@@ -33,6 +34,19 @@ cdef struct Layer:
     const float *ffn_sub_norm
     const float *q_norm
     const float *k_norm
+    const float *attn_post_norm
+    const float *ffn_post_norm
+    int32_t n_heads
+    int32_t n_kv_heads
+    int32_t head_dim
+    int32_t window                  # 0: none
+    float q_scale
+    const float *cos                # rope_dim / 2 to a position; NULL where there is no rotation
+    const float *sin
+    int32_t rope_dim
+    bint halves
+    bint whole_norm         # norms of queries and keys are over all heads together
+    bint norm_after_rope
     Linear qkv
     Linear attn_output
     Linear gate_up                  # without parts where there are experts, but for those of the shared one
@@ -44,17 +58,18 @@ cdef struct Layer:
 
 
 cdef class Graph:
-    cdef readonly int32_t n_layers, n_heads, n_kv_heads, head_dim, hidden, intermediate, vocab, context
-    cdef int32_t rope_dim, q_stride, n_groups
-    cdef bint halves, relu2, per_token, whole_norm
+    cdef readonly int32_t n_layers, hidden, intermediate, vocab, context
+    cdef int32_t q_size, qkv_size, inner    # the largest of all layers; `inner` is of inputs that have norms
+    cdef int32_t q_stride, n_groups, activation
+    cdef bint per_token
+    cdef float embedding_scale, residual_scale, logit_scale
     cdef readonly bint sparse_decode    # not all inputs count in rows that decode
     cdef float eps
     cdef Layer *layers
     cdef Part token_embd
     cdef Linear output
     cdef const float *output_norm
-    cdef const float *cos
-    cdef const float *sin
+    cdef dict tables                    # cosines and sines by what they follow from
     cdef SparseScratch sparse
     cdef readonly Pager pager
     cdef readonly list experts          # ExpertLayers, of the layers that have one
@@ -63,6 +78,8 @@ cdef class Graph:
     cdef size_t embedding_bytes
 
     cdef const float *_vector(self, values, int32_t size) except? NULL
-    cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out, int32_t threads) except *
+    cdef int _attention(self, Layer *one, mixer) except -1
+    cdef int _turn(self, Layer *one, rope) except -1
+    cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out, int32_t threads, list norms=*) except *
     cdef int _feed_forward(self, Layer *one, layer, plan, int32_t threads) except -1
     cdef Linear *linear(self, int32_t layer, str name) except NULL

@@ -8,9 +8,6 @@ from .paging import PagedMatrix, Pager
 
 class Graph:
     n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
     hidden: int
     intermediate: int
     vocab: int

@@ -4,9 +4,6 @@ from libc.stdint cimport int8_t, int32_t, int64_t
 
 from lowbit._kernels.dispatch cimport lb_activations, lb_matmul_args, lb_matrix
 
-cdef enum:
-    MAX_CHOSEN = 64         # experts of a token
-
 
 # One projection of all experts.
 cdef struct Projection:

@@ -32,15 +32,19 @@ cdef struct AttentionWork:
 
 
 cdef struct AddWork:
+    # x += scale * norm(y); y is overwritten if that is not y itself.
     float *x                        # (n_rows, n)
-    const float *y
+    float *y
     int32_t n
+    const float *norm               # NULL: none
+    float eps
+    float scale
 
 
 cdef struct GluWork:
     float *gate_up                  # (n_rows, 2 n)
     int32_t n
-    bint relu2
+    int32_t activation
 
 
 cdef struct RopeWork:
@@ -53,13 +57,15 @@ cdef struct RopeWork:
     const float *sin
     lb_attention_args shape
     int32_t n_out
-    int32_t rope_dim
+    int32_t rope_dim                # 0: no rotation
     bint halves
     bint whole_norm                 # the norms are over all heads together
+    bint norm_after                 # the norms come after the rotation
     float eps
     float q_scale
 
 
+cdef void scale_by(float *x, float factor, int64_t n) noexcept nogil
 cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void add_work(void *context, int32_t begin, int32_t end) noexcept nogil

@@ -5,14 +5,30 @@ from __future__ import annotations
 from ..errors import UnsupportedModelError
 from ..formats.base import ModelFile
 from ..plan import ModelPlan
-from . import bitnet, bitnet_b158, llama, olmoe, qwen2, qwen2moe, qwen3, qwen3moe
+from . import (
+    bitnet,
+    bitnet_b158,
+    gemma3,
+    hunyuan_dense,
+    llama,
+    maple,
+    minicpm,
+    mistral,
+    olmoe,
+    qwen2,
+    qwen2moe,
+    qwen3,
+    qwen3moe,
+    smollm3,
+)
 from .base import Family
 
 __all__ = ["FAMILIES", "Family", "find_family", "plan_of"]
 
 FAMILIES = (
-    llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY, qwen2.FAMILY, qwen3.FAMILY, qwen2moe.FAMILY, qwen3moe.FAMILY,
-    olmoe.FAMILY,
+    llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY, qwen2.FAMILY, qwen3.FAMILY, mistral.FAMILY, smollm3.FAMILY,
+    hunyuan_dense.FAMILY, minicpm.FAMILY, gemma3.FAMILY, qwen2moe.FAMILY, qwen3moe.FAMILY, olmoe.FAMILY,
+    maple.FAMILY,
 )  # fmt: skip
 
 

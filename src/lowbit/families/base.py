@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from ..errors import FormatError
-from ..plan import Attention, Dense, Experts, LayerPlan, ModelPlan, Rope
+from ..errors import FormatError, UnsupportedModelError
+from ..plan import Activation, Attention, Dense, Experts, LayerPlan, ModelPlan, Rope
 from .experts import Routing
 from .rope import yarn_factors, yarn_magnitude
 
@@ -31,10 +31,26 @@ class Family:
     architectures: tuple[str, ...]
     """Values of ``general.architecture``."""
     rope_pairing: Literal["adjacent", "halves"]
-    activation: Literal["silu", "relu2"] = "silu"
+    activation: Activation = "silu"
     sub_norms: bool = False
     qk_norm: bool = False
+    norm_after_rope: bool = False
+    post_norms: bool = False
     attn_bias: bool = False
+    windows: int | None = None
+    """Of so many layers in a row all but the last have a window, if the file has one; 1 is all layers. None refuses."""
+    window_theta: float | None = None
+    """Base of the frequencies where there is a window, if no key says it; None is that of the other layers."""
+    no_rope_every: int = 0
+    """The last of so many layers in a row has no RoPE."""
+    rope_needs_window: bool = False
+    """Layers without a window have no RoPE."""
+    root_embedding: bool = False
+    """The embedding is multiplied by the square root of the hidden size."""
+    scales: bool = False
+    """The embedding, what is added to the residual stream, and the logits have factors (MiniCPM)."""
+    layers_of_wide_scale: int = 0
+    """Models of so many layers divide scores by the root of hidden size over heads, whatever the heads' size."""
     activation_quant: Literal["token", "group"] = "group"
     bit_linear: bool = False
     """Float weights of the linear layers are masters of ternary ones: quantised at load, never used as they are."""
@@ -68,17 +84,20 @@ class Family:
         head_dim = keys.whole("attention.key_length", 2, MAX_HEAD, default=hidden // heads)
         if keys.whole("attention.value_length", 1, 1 << 14, default=head_dim) != head_dim:
             raise FormatError("keys and values have different lengths")
-        window = keys.whole("attention.sliding_window", 0, MAX_CONTEXT, default=0)
-        if 0 < window < keys.whole("context_length", 1, MAX_CONTEXT):
-            raise FormatError("attention in a sliding window is not supported")
         if heads % kv_heads:
             raise FormatError(f"{heads} query heads cannot share {kv_heads} key heads")
-        mixer = Attention(
+        for key in ("final_logit_softcapping", "attn_logit_softcapping", "attention.temperature_scale"):
+            if keys.real(key, 0.0, 1e9, default=0.0):
+                raise UnsupportedModelError(f"{architecture}.{key} is not supported")
+        n_layers = keys.whole("block_count", 1, MAX_LAYERS)
+        input_norms = "blk.0.attn_q_norm_in.weight" in tensors
+        scale = math.sqrt(heads / hidden) if n_layers == self.layers_of_wide_scale else 0.0
+        attention = Attention(
             n_heads=heads,
             n_kv_heads=kv_heads,
             head_dim=head_dim,
             rope=Rope(
-                dim=keys.whole("rope.dimension_count", 2, head_dim, default=head_dim),
+                dim=keys.rope_dim(head_dim),
                 theta=keys.real("rope.freq_base", 1.0, 1e12, default=10000.0),
                 pairing=keys.choice("lowbit.rope_pairing", ("adjacent", "halves"), self.rope_pairing),
                 factors=keys.rope_factors(head_dim),
@@ -88,25 +107,57 @@ class Family:
             qk_norm=self.qk_norm,
             whole_norm=self.whole_norm,
             sub_norm=self.sub_norms,
+            norm_after_rope=self.norm_after_rope,
+            scale=keys.real("attention.scale", 0.0, 1e6, default=scale),
+            post_norm=self.post_norms,
+            input_norms=input_norms,
         )
-        layers = keys.whole("block_count", 1, MAX_LAYERS)
         if self.experts is None:
-            feed_forward = Dense(keys.whole("feed_forward_length", 1, 1 << 18), self.activation, self.sub_norms)
-            feed_forwards: tuple[Dense | Experts, ...] = (feed_forward,) * layers
+            wide = keys.whole("feed_forward_length", 1, 1 << 18)
+            dense = Dense(wide, self.activation, self.sub_norms, self.post_norms, input_norms)
+            feed_forwards: tuple[Dense | Experts, ...] = (dense,) * n_layers
         else:
-            feed_forwards = self.experts.plan(keys, layers, hidden, tensors)
+            feed_forwards = self.experts.plan(keys, n_layers, hidden, tensors)
+        embedding = math.sqrt(hidden) if self.root_embedding else 1.0
+        scales = keys.scales(hidden, n_layers) if self.scales else {"embedding_scale": embedding}
         return ModelPlan(
             family=self.name,
             vocab_size=keys.vocabulary(),
             hidden_size=hidden,
             context_length=keys.whole("context_length", 1, MAX_CONTEXT),
-            layers=tuple(LayerPlan(mixer, feed_forward) for feed_forward in feed_forwards),
+            layers=tuple(map(LayerPlan, self._mixers(keys, attention, n_layers), feed_forwards)),
             norm_eps=keys.real("attention.layer_norm_rms_epsilon", 0.0, 1.0),
             tied_embeddings="output.weight" not in tensors,
             rope_tensor="rope_freqs.weight" in tensors,
-            activation_quant=keys.choice("lowbit.activation_quant", ("token", "group"), self.activation_quant),
-            bit_linear=bool(metadata.get("lowbit.bit_linear", self.bit_linear)),
-        )
+            activation_quant="token" if input_norms else keys.choice(
+                "lowbit.activation_quant", ("token", "group"), self.activation_quant
+            ),
+            bit_linear=input_norms or bool(metadata.get("lowbit.bit_linear", self.bit_linear)),
+            pooling=keys.pooling("last" if input_norms else None),
+            **scales,
+        )  # fmt: skip
+
+    def _mixers(self, keys: _Keys, attention: Attention, n_layers: int) -> Iterator[Attention]:
+        """The attention of every layer: with the window and the base of the layers that have one, or without RoPE."""
+        window = keys.whole("attention.sliding_window", 0, MAX_CONTEXT, default=0)
+        period = self.windows
+        if period is None and 0 < window < keys.whole("context_length", 1, MAX_CONTEXT):
+            raise FormatError(f"attention in a sliding window is not supported in the family {self.name}")
+        windowed = keys.pattern("attention.sliding_window_pattern", n_layers, period or 1)
+        assert attention.rope is not None
+        theta = keys.real("rope.freq_base_swa", 1.0, 1e12, default=self.window_theta or attention.rope.theta)
+        near = attention
+        if window and period is not None:
+            rope = attention.rope if theta == attention.rope.theta else replace(attention.rope, theta=theta)
+            # scaling is for what lies further back than a window
+            rope = replace(rope, factors=(), scale=1.0) if self.window_theta else rope
+            near = replace(attention, window=window, rope=rope)
+        for i in range(n_layers):
+            mixer = near if windowed[i] else attention
+            without = (self.no_rope_every and (i + 1) % self.no_rope_every == 0) or (
+                self.rope_needs_window and not windowed[i]
+            )
+            yield replace(mixer, rope=None) if without else mixer
 
 
 def _shown(value: Any) -> str:
@@ -126,20 +177,22 @@ class _Keys:
         self.metadata = metadata
         self.prefix = architecture + "."
 
-    def whole(self, key: str, low: int, high: int, default: int | None = None) -> int:
+    def _get(self, key: str, default: Any) -> Any:
         value = self.metadata.get(self.prefix + key, default)
         if isinstance(value, np.ndarray) and value.ndim == 1 and len(value) and (value == value[0]).all():
             value = value[0]  # per layer, and all alike
         if value is None:
             raise FormatError(f"the key {self.prefix + key} is missing")
+        return value
+
+    def whole(self, key: str, low: int, high: int, default: int | None = None) -> int:
+        value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
             raise FormatError(f"{self.prefix + key} is {_shown(value)}, not a whole number from {low} to {high}")
         return int(value)
 
     def real(self, key: str, low: float, high: float, default: float | None = None) -> float:
-        value = self.metadata.get(self.prefix + key, default)
-        if value is None:
-            raise FormatError(f"the key {self.prefix + key} is missing")
+        value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
             raise FormatError(f"{self.prefix + key} is {_shown(value)}, not a number from {low:g} to {high:g}")
         return float(value)
@@ -149,6 +202,35 @@ class _Keys:
         if not isinstance(value, (bool, np.bool_)):
             raise FormatError(f"{self.prefix + key} is {_shown(value)}, not true or false")
         return bool(value)
+
+    def pattern(self, key: str, n_layers: int, period: int) -> list[bool]:
+        """Which layers have a window: the file says each, or says of how many in a row the last has none."""
+        value = self.metadata.get(self.prefix + key, period)
+        if isinstance(value, (list, np.ndarray)):
+            flags = np.asarray(value)
+            if flags.shape != (n_layers,) or flags.dtype != np.bool_:
+                raise FormatError(f"{self.prefix + key} is {_shown(value)}, not {n_layers} truth values")
+            return [bool(flag) for flag in flags]
+        period = self.whole(key, 1, MAX_LAYERS, default=period)
+        return [period == 1 or (i + 1) % period != 0 for i in range(n_layers)]
+
+    def scales(self, hidden: int, n_layers: int) -> dict[str, float]:
+        """MiniCPM's factors; files without the keys are of models that had these."""
+        return {
+            "embedding_scale": self.real("embedding_scale", 1e-6, 1e6, default=12.0),
+            "residual_scale": self.real("residual_scale", 1e-6, 1e6, default=1.4 / math.sqrt(n_layers)),
+            "logit_scale": 1.0 / self.real("logit_scale", 1e-6, 1e6, default=hidden / 256),
+        }
+
+    def pooling(self, default: Literal["last", "mean", "first"] | None) -> Literal["last", "mean", "first"] | None:
+        """How one vector is made of a text; llama.cpp's numbers."""
+        kinds: tuple[Literal["last", "mean", "first"] | None, ...] = (None, "mean", "first", "last")
+        if self.prefix + "pooling_type" not in self.metadata:
+            return default
+        kind = self.whole("pooling_type", 0, 1 << 31)
+        if kind >= len(kinds):
+            raise UnsupportedModelError(f"pooling of type {kind} is not supported")
+        return kinds[kind]
 
     def vocabulary(self) -> int:
         tokens = self.metadata.get("tokenizer.ggml.tokens")
@@ -163,13 +245,19 @@ class _Keys:
                 return choice
         raise FormatError(f"{key} is {_shown(value)}, not one of {', '.join(map(str, choices))}")
 
+    def rope_dim(self, head_dim: int) -> int:
+        """Rotated channels; a file that says 0 has them in the layers with a window."""
+        swa = self.prefix + "rope.dimension_count_swa" in self.metadata
+        key = "rope.dimension_count" + "_swa" * (swa and self.metadata.get(self.prefix + "rope.dimension_count") == 0)
+        return self.whole(key, 2, head_dim, default=head_dim)
+
     def rope_factors(self, head_dim: int) -> tuple[float, ...]:
         """RoPE factors of linear scaling and YaRN; others are refused, since ignoring them would ruin the text."""
         kind = self.metadata.get(self.prefix + "rope.scaling.type", "none")
         if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
             raise FormatError(f"RoPE scaling of type {_shown(kind)} is not supported")
         factor = self.real("rope.scaling.factor", 1e-6, 1e6, default=None if kind == "yarn" else 1.0)
-        rope_dim = self.whole("rope.dimension_count", 2, head_dim, default=head_dim)
+        rope_dim = self.rope_dim(head_dim)
         if kind == "none" or math.isclose(factor, 1.0):
             return ()
         if kind == "linear":

@@ -27,6 +27,8 @@ class Routing:
     normalized: bool = False
     shared_gate: bool = False
     size_key: str = "expert_feed_forward_length"
+    clamp: float = 0.0
+    """Of gates and what they multiply, if the file does not say; 0 is none."""
 
     def plan(self, keys: Any, layers: int, hidden: int, tensors: Collection[str]) -> tuple[Dense | Experts, ...]:
         """Return the feed-forward of each layer: dense ones first, if the file says so, and then experts.
@@ -56,7 +58,9 @@ class Routing:
         top_k = keys.whole("expert_used_count", 1, min(n, MAX_CHOSEN))
         size = keys.whole(self.size_key, 1, 1 << 18)
         if size % ROWS or hidden % ROWS:
-            raise UnsupportedModelError(f"experts of {size} channels in a model of {hidden}: not both multiples of {ROWS}")
+            raise UnsupportedModelError(
+                f"experts of {size} channels in a model of {hidden}: not both multiples of {ROWS}"
+            )
         groups = keys.whole("expert_group_count", 0, min(n, MAX_CHOSEN), default=0) or 1
         top_groups = keys.whole("expert_group_used_count", 0, groups, default=0) or groups
         if n % groups or (groups > 1 and n < 2 * groups):
@@ -80,6 +84,6 @@ class Routing:
             bias=any(name.endswith(".exp_probs_b.bias") for name in tensors),
             shared=shared,
             shared_gate=bool(shared) and self.shared_gate,
-            clamp=keys.real("swiglu_clamp_exp", 0.0, 1e6, default=0.0) or math.inf,
+            clamp=keys.real("swiglu_clamp_exp", 0.0, 1e6, default=self.clamp) or math.inf,
             fused=any(name.endswith(".ffn_gate_up_exps.weight") for name in tensors),
         )

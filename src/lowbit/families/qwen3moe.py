@@ -1,4 +1,4 @@
-"""Qwen3 with experts (30B-A3B, 235B-A22B, Qwen3-Coder): weights of a token's experts that sum to 1, and no shared one."""
+"""Qwen3 with experts (30B-A3B, 235B-A22B, Qwen3-Coder): a token's weights of experts sum to 1, and none is shared."""
 
 from .base import Family
 from .experts import Routing

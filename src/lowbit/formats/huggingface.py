@@ -8,10 +8,11 @@ is ignored, pickles are refused), and no name in it leads out of it.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
+from lowbit.formats.blocks import dequantize
 from lowbit.formats.files import reading
 from lowbit.formats.folder import inside
 from lowbit.formats.huggingface_config import LINEARS, Translation, translate
@@ -35,10 +37,14 @@ MAX_SHARDS = 1024
 FLOATS = ("F32", "F16", "BF16")
 _WHOLE = {
     "model.embed_tokens.weight": "token_embd.weight",
+    "model.word_embeddings.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
 _IN_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.(.+)\.(weight|bias|weight_scale)")
+_PREFIX = re.compile(r"^(model\.language_model|language_model\.model)\.")
+_BESIDE = re.compile(r"(model\.)?(visual|vision_tower|multi_modal_projector)\.")
+"""Of models that also see: what is not the language model."""
 _DERIVED = re.compile(r"model\.(layers\.[0-9]{1,4}\.self_attn\.)?rotary_emb\.inv_freq")
 """Buffers that old checkpoints hold, and that follow from config.json."""
 
@@ -67,6 +73,7 @@ class HuggingFaceFolder:
         self._shards: list[SafetensorsFile] = []
         self._source: dict[str, tuple[SafetensorsFile, str]] = {}  # by name in `tensors`
         self._scales: dict[str, float] = {}  # of packed tensors, to multiply by
+        self._changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         self._made: dict[str, np.ndarray] = {}  # bytes of tensors that are not in a file as they are
         self._stacks: dict[str, list[tuple[SafetensorsFile, str]]] = {}  # tensors that are one for each expert
         try:
@@ -96,7 +103,10 @@ class HuggingFaceFolder:
         shard, stored = self._source[name]
         raw = shard.read(stored)
         info = self.tensors[name]
-        if name in self._scales:
+        if name in self._changes:
+            values = dequantize(shard.tensors[stored].type, raw, shard.tensors[stored].shape)
+            raw = self._made[name] = self._changes[name](values).astype("<f4").reshape(-1).view(np.uint8)
+        elif name in self._scales:
             raw = self._made[name] = _unpack(raw, info.shape, self._scales[name])
         elif info.offset % DTYPE_BYTES[info.type]:
             raw = raw.copy()
@@ -193,23 +203,27 @@ class HuggingFaceFolder:
         """Give every tensor its GGUF name. One without keeps its own, and is then refused by the family."""
         packed = translation.linears in ("divide", "multiply")
         experts: dict[str, dict[int, str]] = {}
-        for name, shard in stored.items():
-            info = shard.tensors[name]
+        for stored_name, shard in stored.items():
+            info, name = shard.tensors[stored_name], stored_name
+            if translation.inside:
+                name = _PREFIX.sub("model.", name).removeprefix("language_model.")
+                if _BESIDE.match(name):
+                    continue
             part = expert_of(name) if translation.experts else None
             if part is not None:
-                experts.setdefault(part[0], {})[part[1]] = name
+                experts.setdefault(part[0], {})[part[1]] = stored_name
             layer = _IN_LAYER.fullmatch(name)
             target = _WHOLE.get(name, name)
             if _DERIVED.fullmatch(name) or (target == "output.weight" and translation.tied):
                 continue
             if layer is not None and layer[2] in translation.layer_names:
                 if layer[3] == "weight_scale":
-                    if not packed or name.removesuffix("_scale") not in stored:
+                    if not packed or stored_name.removesuffix("_scale") not in stored:
                         raise FormatError(f"the tensor {name} has nothing to scale")
                     continue
                 target = f"blk.{layer[1]}.{translation.layer_names[layer[2]]}.{layer[3]}"
             if layer is not None and layer[2] in LINEARS and layer[3] == "weight" and packed:
-                self._take_packed(name, target, stored, translation)
+                self._take_packed(stored_name, target, stored, translation)
                 continue
             if layer is not None and layer[3] == "bias" and translation.linears == "multiply":
                 raise UnsupportedModelError(f"the tensor {name}: biases of this kind of BitNet layer are not supported")
@@ -218,8 +232,12 @@ class HuggingFaceFolder:
             if part is not None and part[1] >= 0:
                 continue
             target = part[0] if part is not None else target
+            if target in self._tensors:
+                raise FormatError(f"the tensor {target} is there twice")
             self._tensors[target] = TensorInfo(target, info.type, info.shape, info.offset, info.nbytes)
-            self._source[target] = (shard, name)
+            self._source[target] = (shard, stored_name)
+            if translation.plus_one and target.endswith("norm.weight"):
+                self._change(target, lambda weight: weight + np.float32(1))
         for target, parts in experts.items():
             if len(parts) > 1 or -1 not in parts:
                 self._tensors[target] = stacked(target, {e: stored[name].tensors[name] for e, name in parts.items()})
@@ -233,6 +251,12 @@ class HuggingFaceFolder:
             )  # fmt: skip
             self._made["rope_freqs.weight"] = raw
         self._warn_of_direction(translation)
+
+    def _change(self, name: str, function: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Hand out another float32 array than the one that is stored."""
+        info = self._tensors[name]
+        self._changes[name] = function
+        self._tensors[name] = TensorInfo(name, "F32", info.shape, info.offset, 4 * math.prod(info.shape))
 
     def _take_packed(self, name: str, target: str, stored: dict[str, SafetensorsFile], what: Translation) -> None:
         info = stored[name].tensors[name]

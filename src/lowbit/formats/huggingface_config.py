@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +31,12 @@ LINEARS = {
     "mlp.down_proj": "ffn_down",
 }
 """Linear layers of a block: what BitNet makes ternary."""
-_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+_NORMS = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    **{f"{module}.norm": f"{role}_norm_in" for module, role in LINEARS.items()},  # bitnet-embedding
+}
+_QK_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,26 @@ class _ModelClass:
     """If config.json gives none; None is hidden size over heads."""
     bias: bool = False
     """Query, key and value have a bias whatever `attention_bias` says."""
+    tied: bool = False
+    """The head is the embedding if config.json does not say."""
+    windows: bool = False
+    """Some layers may have a window."""
+    plus_one: bool = False
+    """RMSNorms multiply by 1 + their weight."""
+    inside: str = ""
+    """Key of the object in config.json that describes the language model, and what its tensors' names begin with."""
     experts: bool = False
     """Feed-forwards of experts."""
+    partial_rope: bool = False
+    """Only some channels of a head may be rotated."""
 
 
+_GEMMA_NORMS = {
+    **_QK_NORMS,
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 _CLASSES = {
     "LlamaForCausalLM": _ModelClass("llama", ("llama",)),
     "BitnetForCausalLM": _ModelClass(
@@ -71,23 +92,46 @@ _CLASSES = {
     "Qwen3ForCausalLM": _ModelClass(
         "qwen3",
         ("qwen3",),
-        {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"},
+        _QK_NORMS,
         head_dim=128,
+    ),
+    "MistralForCausalLM": _ModelClass("llama", ("mistral",), windows=True),
+    "SmolLM3ForCausalLM": _ModelClass("smollm3", ("smollm3",), theta=2e6, tied=True),
+    "HunYuanDenseV1ForCausalLM": _ModelClass(
+        "hunyuan-dense",
+        ("hunyuan_v1_dense",),
+        {"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"},
+    ),
+    "MiniCPMForCausalLM": _ModelClass("minicpm", ("minicpm",), tied=True),
+    "Gemma3ForCausalLM": _ModelClass(
+        "gemma3",
+        ("gemma3_text",),
+        _GEMMA_NORMS,
+        activation="gelu_pytorch_tanh",
+        theta=1e6,
+        head_dim=256,
+        tied=True,
+        windows=True,
+        plus_one=True,
     ),
     "Qwen2MoeForCausalLM": _ModelClass("qwen2moe", ("qwen2_moe",), bias=True, experts=True),
     "Qwen3MoeForCausalLM": _ModelClass(
         "qwen3moe",
         ("qwen3_moe",),
-        {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"},
+        _QK_NORMS,
         experts=True,
     ),
+    "MapleForCausalLM": _ModelClass("maple", ("maple",), _QK_NORMS, windows=True, experts=True, partial_rope=True),
     "OlmoeForCausalLM": _ModelClass(
         "olmoe",
         ("olmoe",),
-        {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"},
+        _QK_NORMS,
         experts=True,
     ),
 }
+_CLASSES["Gemma3ForConditionalGeneration"] = replace(
+    _CLASSES["Gemma3ForCausalLM"], model_types=("gemma3",), inside="text_config"
+)
 """BitnetForCausalLM is 1bitLLM's, BitNetForCausalLM Microsoft's: they differ in more than a letter."""
 
 
@@ -104,7 +148,11 @@ class Translation:
     """Linear layers: floats, floats to be made ternary, or packed with a scale to divide or to multiply by."""
     rope_factors: np.ndarray | None
     """Divisors of the rotary frequencies that no metadata key can express; float32."""
-    experts: bool = False
+    plus_one: bool
+    """RMSNorms multiply by 1 + their weight, but for those inside of linear layers."""
+    inside: bool
+    """The folder may hold more than the language model, whose tensors then have longer names."""
+    experts: bool
     """Feed-forwards are of experts."""
 
 
@@ -120,15 +168,19 @@ def translate(config: Mapping[str, Any]) -> Translation:
     """
     keys = _Keys(config)
     name, kind = _model_class(keys)
+    if kind.inside:
+        keys = keys.table(kind.inside) or _Keys({})
     for flag in ("attention_bias", "mlp_bias", "use_sliding_window"):
         if keys.flag(flag):
             raise UnsupportedModelError(f"config.json sets {flag}, which is not supported")
-    if any(layer != "full_attention" for layer in keys.strings("layer_types")):
-        raise UnsupportedModelError("config.json lists layers without full attention, which are not supported")
-    activation = keys.text("hidden_act", kind.activation)
+    known = {"full_attention", "sliding_attention"} if kind.windows else {"full_attention"}
+    if not set(keys.strings("layer_types")) <= known:
+        raise UnsupportedModelError("config.json lists layers of a kind that is not supported")
+    activation = keys.text("hidden_activation", keys.text("hidden_act", kind.activation))
     if activation != kind.activation:
         raise UnsupportedModelError(f"{name} with the activation {activation[:40]!r} is not supported")
-    if keys.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0:
+    rotated = keys.number("partial_rotary_factor", 0.0, 1.0, 1.0)
+    if rotated != 1.0 and not kind.partial_rope:
         raise UnsupportedModelError("heads that are rotated in part are not supported")
 
     hidden, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
@@ -138,7 +190,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
     context = keys.whole("max_position_embeddings")
     values: dict[str, Any] = {
         "embedding_length": hidden,
-        "feed_forward_length": keys.whole("intermediate_size"),
+        "feed_forward_length": keys.whole("intermediate_size", keys.values.get("moe_intermediate_size")),
         "block_count": keys.whole("num_hidden_layers"),
         "attention.head_count": heads,
         "attention.head_count_kv": keys.whole("num_key_value_heads", heads),
@@ -147,11 +199,12 @@ def translate(config: Mapping[str, Any]) -> Translation:
         "attention.layer_norm_rms_epsilon": keys.number("rms_norm_eps", 0.0, 1.0),
         "vocab_size": keys.whole("vocab_size"),
         "context_length": context,
-        "rope.dimension_count": head_dim,
+        "rope.dimension_count": int(head_dim * rotated),
     }
     if kind.experts:
         values |= expert_keys(keys)
     rope, factors = _rope(keys, head_dim, context, kind.theta)
+    values |= _special(keys, kind, values)
     linears = _linears(keys, name)
     metadata = {f"{kind.architecture}.{key}": value for key, value in {**values, **rope}.items()}
     metadata |= {
@@ -167,8 +220,56 @@ def translate(config: Mapping[str, Any]) -> Translation:
             metadata[f"tokenizer.ggml.{token}_token_id"] = number
     layer_names = {**LINEARS, **_NORMS, **kind.norms, **(EXPERT_NAMES if kind.experts else {})}
     return Translation(
-        kind.architecture, metadata, keys.flag("tie_word_embeddings"), layer_names, linears, factors, kind.experts
+        kind.architecture, metadata, keys.flag("tie_word_embeddings", kind.tied), layer_names, linears, factors,
+        kind.plus_one, bool(kind.inside), kind.experts,
     )  # fmt: skip
+
+
+def _special(keys: _Keys, kind: _ModelClass, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What only some families have: windows, factors, layers without RoPE."""
+    special: dict[str, Any] = {}
+    n_layers, hidden = values["block_count"], values["embedding_length"]
+    if kind.windows:
+        special |= _windows(keys, kind, n_layers)
+    if kind.architecture == "gemma3":
+        for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+            special[key] = keys.number(key, 0.0, 1e9, 0.0)
+        if keys.flag("use_bidirectional_attention"):
+            raise UnsupportedModelError("attention in both directions is not supported")
+        special["attention.scale"] = keys.number("query_pre_attn_scalar", 1e-6, 1e6, 256.0) ** -0.5
+    if kind.architecture == "minicpm":
+        special["embedding_scale"] = keys.number("scale_emb", 1e-6, 1e6, 1.0)
+        special["residual_scale"] = keys.number("scale_depth", 1e-6, 1e6, 1.0) / math.sqrt(n_layers)
+        special["logit_scale"] = hidden / keys.whole("dim_model_base", 1)
+    if kind.architecture == "maple" and not keys.flag("nope_on_global_attention", True):
+        raise UnsupportedModelError("Maple with RoPE in all layers is not supported")
+    if kind.architecture == "smollm3":
+        every = keys.whole("no_rope_layer_interval", 4)
+        has_rope = keys.values.get("no_rope_layers")
+        usual = [int((i + 1) % 4 != 0) for i in range(min(n_layers, 1 << 16))]
+        if has_rope not in (None, usual) or (has_rope is None and every != 4):
+            raise UnsupportedModelError("SmolLM3 whose layers without RoPE are not each fourth is not supported")
+    return special
+
+
+def _windows(keys: _Keys, kind: _ModelClass, n_layers: int) -> dict[str, Any]:
+    """The window, and which layers have it; without a word on it all of Mistral's do, and five of six of Gemma's."""
+    gemma = kind.architecture == "gemma3"
+    if "sliding_window" in keys.values and keys.values["sliding_window"] is None:
+        return {}
+    special: dict[str, Any] = {"attention.sliding_window": keys.whole("sliding_window", 4096)}
+    types = keys.strings("layer_types")
+    if types and len(types) != n_layers:
+        raise FormatError(f"config.json has layer_types of {len(types)} layers, and {n_layers} layers")
+    if types:
+        special["attention.sliding_window_pattern"] = np.array([t == "sliding_attention" for t in types])
+    elif gemma:
+        special["attention.sliding_window_pattern"] = keys.whole("sliding_window_pattern", 6)
+    if gemma:
+        near = keys.nested("rope_parameters", "sliding_attention")
+        theta = keys.number("rope_local_base_freq", 1.0, 1e12, 10000.0)
+        special["rope.freq_base_swa"] = near.number("rope_theta", 1.0, 1e12, theta) if near else theta
+    return special
 
 
 def _model_class(keys: _Keys) -> tuple[str, _ModelClass]:
@@ -214,12 +315,16 @@ def _linears(keys: _Keys, name: str) -> Literal["float", "masters", "divide", "m
 
 def _rope(keys: _Keys, head_dim: int, context: int, default_theta: float) -> tuple[dict[str, Any], np.ndarray | None]:
     """Metadata of the rotary positions, and the factors of Llama 3's scaling, which GGUF keeps in a tensor."""
-    scaling = keys.table("rope_parameters") or keys.table("rope_scaling") or _Keys({})
+    far = keys.nested("rope_parameters", "full_attention")
+    scaling = far or keys.table("rope_parameters") or keys.table("rope_scaling") or _Keys({})
     theta = scaling.number("rope_theta", 1.0, 1e12, keys.number("rope_theta", 1.0, 1e12, default_theta))
     if scaling.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0:
         raise UnsupportedModelError("heads that are rotated in part are not supported")
     rope: dict[str, Any] = {"rope.freq_base": theta}
     kind = scaling.text("rope_type", scaling.text("type", "default"))
+    if kind == "dynamic" and scaling.values.get("alpha") is not None:  # Hunyuan: nothing but another base
+        alpha = scaling.number("alpha", 1.0, 1e6)
+        return {"rope.freq_base": theta * alpha ** (head_dim / max(head_dim - 2, 1))}, None
     original = scaling.whole("original_max_position_embeddings", context)
     # Dynamic scaling begins behind the original context, and lowbit stops there.
     if kind == "default" or (kind == "dynamic" and original == context):
@@ -307,3 +412,7 @@ class _Keys:
     def table(self, key: str) -> _Keys | None:
         value = self._get(key, {}, dict, "object")
         return _Keys(value) if value else None
+
+    def nested(self, key: str, inner: str) -> _Keys | None:
+        outer = self.table(key)
+        return None if outer is None else outer.table(inner)

@@ -39,6 +39,8 @@ def expert_keys(keys: Any) -> dict[str, Any]:
         raise UnsupportedModelError("models in which only some layers have experts are not supported")
     if keys.values.get("clip_qkv") is not None:
         raise UnsupportedModelError("config.json sets clip_qkv, which is not supported")
+    if keys.values.get("num_shared_experts") or keys.values.get("n_shared_experts"):
+        raise UnsupportedModelError("config.json sets num_shared_experts, which is not supported")
     if not keys.flag("qkv_bias", True):
         raise UnsupportedModelError("config.json unsets qkv_bias, which is not supported")
     values = {
@@ -75,7 +77,9 @@ def stacked(target: str, parts: Mapping[int, TensorInfo]) -> TensorInfo:
     first = parts[0]
     for number, info in parts.items():
         if (info.type, info.shape) != (first.type, first.shape) or len(info.shape) != 2:
-            raise FormatError(f"the tensor {target}: expert {number} is {info.type} {info.shape}, and the first is "
-                              f"{first.type} {first.shape}")
+            raise FormatError(
+                f"the tensor {target}: expert {number} is {info.type} {info.shape}, and the first is "
+                f"{first.type} {first.shape}"
+            )
     nbytes = first.nbytes * len(parts)
     return TensorInfo(target, first.type, (len(parts), *first.shape), 0, nbytes)

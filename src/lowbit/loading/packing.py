@@ -106,6 +106,8 @@ def read_weights(
             layer[part.name] = read.linear(part)
             if part.biases:
                 layer[part.name + "_bias"] = np.concatenate([read.vector(bias) for bias in part.biases])
+            if part.norms:
+                layer[part.name + "_norms"] = [read.vector(norm) for norm in part.norms]
         layers.append(layer)
     output_norm = read.vector(plan.output_norm)
     tied = plan.tied_embeddings
@@ -231,7 +233,9 @@ class _Reader:
 
     def vector(self, weight: Weight) -> np.ndarray:
         info = self.file.tensors[weight.name]
-        values = dequantize(info.type, self.file.read(info.name), weight.shape).copy()  # no view that keeps the map alive
+        values = dequantize(
+            info.type, self.file.read(info.name), weight.shape
+        ).copy()  # no view that keeps the map alive
         if not np.isfinite(values).all():
             raise FormatError(f"the tensor {info.name} has values that are not finite")
         return values
@@ -259,7 +263,7 @@ class _Reader:
         kinds = [self.kind(info, what) for info in infos]
         if self.paging is not None:
             return [self._paged(self.paging, *one) for one in zip(kinds, infos, scales)]
-        if not _make_one(infos, kinds, scales):
+        if linear.norms or not _make_one(infos, kinds, scales):
             packed = [self.new(kind, *matrix_shape(info), scale) for kind, info, scale in zip(kinds, infos, scales)]
             for matrix, info, scale in zip(packed, infos, scales):
                 self._fill(matrix, info, scale, 0)

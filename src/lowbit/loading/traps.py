@@ -204,10 +204,10 @@ def _numbers(look: _Look) -> Iterator[str]:
 
 
 def _head_dim(look: _Look) -> Iterator[str]:
-    plan = look.plan
-    if plan.head_dim * plan.n_heads != plan.hidden_size:
+    plan, mixer = look.plan, look.plan.attentions[0]
+    if mixer.head_dim * mixer.n_heads != plan.hidden_size:
         yield (
-            f"heads have {plan.head_dim} channels, and not the {plan.hidden_size / plan.n_heads:g} that hidden size "
+            f"heads have {mixer.head_dim} channels, and not the {plan.hidden_size / mixer.n_heads:g} that hidden size "
             "over heads gives; a program that derives them reads another model"
         )
 

@@ -12,7 +12,7 @@ All arithmetic is float64 except where a result has to be reproduced bit by bit;
 """
 
 from .experts import expert_feed_forward, route
-from .layers import attention, gated_feed_forward, relu2, rms_norm, rope, silu, softmax, sparsify, top_k
+from .layers import attention, gated_feed_forward, gelu, relu2, rms_norm, rope, silu, softmax, sparsify, top_k
 from .model import forward, greedy, hidden_states, nats_per_token
 from .quantization import (
     FloatLinear,
@@ -35,6 +35,7 @@ __all__ = [
     "expert_feed_forward",
     "forward",
     "gated_feed_forward",
+    "gelu",
     "greedy",
     "hidden_states",
     "int_matmul",

@@ -84,9 +84,7 @@ def expert_feed_forward(
             gate, up = np.split(linear("ffn_gate_up_exps", x[token], number), 2, axis=-1)
         else:
             gate, up = (linear(f"ffn_{name}_exps", x[token], number) for name in ("gate", "up"))
-        gated = gated_feed_forward(
-            np.minimum(gate, plan.clamp), np.clip(up, -plan.clamp, plan.clamp), plan.activation
-        )
+        gated = gated_feed_forward(np.minimum(gate, plan.clamp), np.clip(up, -plan.clamp, plan.clamp), plan.activation)
         y[token] += weights[token, rank, None] * linear("ffn_down_exps", gated, number)
     if plan.shared:
         gate, up = (linear(f"ffn_{name}_shexp", x, None) for name in ("gate", "up"))

@@ -7,7 +7,20 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = ["attention", "gated_feed_forward", "relu2", "rms_norm", "rope", "silu", "softmax", "sparsify", "top_k"]
+from ..plan import Activation
+
+__all__ = [
+    "attention",
+    "gated_feed_forward",
+    "gelu",
+    "relu2",
+    "rms_norm",
+    "rope",
+    "silu",
+    "softmax",
+    "sparsify",
+    "top_k",
+]
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -83,7 +96,9 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int = 0, scale: float = 0.0
+) -> np.ndarray:  # fmt: skip
     """Mix values by causal scaled dot-product attention with grouped key and value heads.
 
     Query head h reads key and value head ``h // (n_heads / n_kv_heads)``. The queries belong to the last n positions
@@ -93,6 +108,10 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     ----------
     q : ndarray of float64, shape (n, n_heads, head_dim)
     k, v : ndarray of float64, shape (t, n_kv_heads, head_dim), t >= n
+    window : int
+        A query sees the keys that are less than this many positions before it; 0: all.
+    scale : float
+        Factor of the scores; 0 is 1 / sqrt(head_dim).
 
     Returns
     -------
@@ -102,9 +121,10 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     t, n_kv_heads, _ = k.shape
     k, v = (np.repeat(a, n_heads // n_kv_heads, axis=1) for a in (k, v))  # (t, n_heads, head_dim)
     q, k, v = (a.swapaxes(0, 1) for a in (q, k, v))  # (n_heads, n or t, head_dim)
-    scores = q @ k.swapaxes(1, 2) / np.sqrt(head_dim)  # (n_heads, n, t)
-    future = np.arange(t) > np.arange(t - n, t)[:, None]  # (n, t)
-    mixed = softmax(np.where(future, -np.inf, scores)) @ v  # (n_heads, n, head_dim)
+    scores = q @ k.swapaxes(1, 2) * (scale or 1 / np.sqrt(head_dim))  # (n_heads, n, t)
+    back = np.arange(t - n, t)[:, None] - np.arange(t)  # (n, t)
+    unseen = (back < 0) | (back >= (window or t))
+    mixed = softmax(np.where(unseen, -np.inf, scores)) @ v  # (n_heads, n, head_dim)
     return mixed.swapaxes(0, 1).reshape(n, n_heads * head_dim)
 
 
@@ -118,19 +138,24 @@ def relu2(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0.0) ** 2
 
 
-def gated_feed_forward(gate: np.ndarray, up: np.ndarray, activation: Literal["silu", "relu2"]) -> np.ndarray:
+def gelu(x: np.ndarray) -> np.ndarray:
+    """Return ``x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3))) / 2``, the approximation that models are trained with."""
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def gated_feed_forward(gate: np.ndarray, up: np.ndarray, activation: Activation) -> np.ndarray:
     """Return ``activation(gate) * up``: what goes into the down projection, or into the norm before it.
 
     Parameters
     ----------
     gate, up : ndarray of float64, shape (n_tokens, intermediate)
-    activation : {"silu", "relu2"}
+    activation : {"silu", "relu2", "gelu"}
 
     Returns
     -------
     ndarray of float64, shape (n_tokens, intermediate)
     """
-    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {"silu": silu, "relu2": relu2}
+    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {"silu": silu, "relu2": relu2, "gelu": gelu}
     return functions[activation](gate) * up
 
 

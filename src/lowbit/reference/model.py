@@ -43,7 +43,7 @@ def forward(
     ndarray of float64, shape (n, vocab)
     """
     head = _as_linear(weights["token_embd" if plan.tied_embeddings else "output"])
-    return head(hidden_states(plan, weights, token_ids, sparsity), plan.activation_quant)
+    return head(hidden_states(plan, weights, token_ids, sparsity), plan.activation_quant) * plan.logit_scale
 
 
 def hidden_states(
@@ -74,6 +74,8 @@ def hidden_states(
 
     def linear(role: str, x: np.ndarray) -> np.ndarray:
         layer = _as_linear(weights[role])
+        if f"{role}_norm_in" in weights:
+            x = norm(f"{role}_norm_in", x)
         return layer(x, plan.activation_quant)
 
     def one_of(block: str, role: str, x: np.ndarray, expert: int | None) -> np.ndarray:
@@ -97,24 +99,33 @@ def hidden_states(
             return y
         if layer.whole_norm:
             y = norm(f"{block}.attn_{name}_norm", y.reshape(n, -1)).reshape(y.shape)
-        if layer.qk_norm:
+        if layer.qk_norm and not layer.norm_after_rope:
             y = norm(f"{block}.attn_{name}_norm", y)
-        r = layer.rope
-        return rope(y, positions, r.theta, r.dim, r.pairing, r.factors, r.scale)
+        if layer.rope is not None:
+            r = layer.rope
+            y = rope(y, positions, r.theta, r.dim, r.pairing, r.factors, r.scale)
+        if layer.qk_norm and layer.norm_after_rope:
+            y = norm(f"{block}.attn_{name}_norm", y)
+        return y
 
     ids = np.asarray(token_ids, dtype=np.int64)
     n = len(ids)
     positions = np.arange(n)
-    x = _as_linear(weights["token_embd"]).weight[ids].astype(np.float64)  # (n, hidden)
+    x = _as_linear(weights["token_embd"]).weight[ids].astype(np.float64) * plan.embedding_scale  # (n, hidden)
 
     for number, layer in enumerate(plan.layers):
         block = f"blk.{number}"
+        mixer, feed_forward = layer.mixer, layer.feed_forward
 
         normed = kept("qkv", norm(f"{block}.attn_norm", x))
-        mixed = attention(*(heads(layer.mixer, block, name, normed) for name in "qkv"))  # (n, n_heads * head_dim)
-        if layer.mixer.sub_norm:
+        q, k, v = (heads(mixer, block, name, normed) for name in "qkv")
+        mixed = attention(q, k, v, mixer.window, mixer.scale)  # (n, n_heads * head_dim)
+        if mixer.sub_norm:
             mixed = norm(f"{block}.attn_sub_norm", mixed)
-        x = x + linear(f"{block}.attn_output", kept("attn_output", mixed))
+        y = linear(f"{block}.attn_output", kept("attn_output", mixed))
+        if mixer.post_norm:
+            y = norm(f"{block}.post_attention_norm", y)
+        x = x + plan.residual_scale * y
 
         normed = kept("gate_up", norm(f"{block}.ffn_norm", x))
         if isinstance(layer.feed_forward, Experts):
@@ -122,10 +133,13 @@ def hidden_states(
             x = x + expert_feed_forward(normed, layer.feed_forward, partial(one_of, block), bias)
             continue
         gate, up = linear(f"{block}.ffn_gate", normed), linear(f"{block}.ffn_up", normed)  # (n, intermediate)
-        gated = gated_feed_forward(gate, up, layer.feed_forward.activation)
-        if layer.feed_forward.sub_norm:
+        gated = gated_feed_forward(gate, up, feed_forward.activation)
+        if feed_forward.sub_norm:
             gated = norm(f"{block}.ffn_sub_norm", gated)
-        x = x + linear(f"{block}.ffn_down", kept("ffn_down", gated))
+        y = linear(f"{block}.ffn_down", kept("ffn_down", gated))
+        if feed_forward.post_norm:
+            y = norm(f"{block}.post_ffw_norm", y)
+        x = x + plan.residual_scale * y
 
     return norm("output_norm", x)
 

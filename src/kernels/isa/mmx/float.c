@@ -122,14 +122,18 @@ void LB_NAME(lb_quantize)(const float *x, int32_t n, int32_t group_cols, int32_t
     memset(q + n, 0, (size_t)(padded - n));
 }
 
-void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t relu2) {
+/* GELU is g (1 + tanh t) / 2 with t = sqrt(2 / pi) (g + 0.044715 g**3), which is g / (1 + exp(-2 t)). */
+LB_INLINE float gelu_exponent(float g) { return (g + g * g * g * 0.044715f) * -1.59576912f; }
+
+void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t activation) {
     for (int32_t i = 0; i < n; i++) {
         const float g = gate[i];
-        if (relu2) {
+        if (activation == LB_RELU2) {
             const float a = g > 0.0f ? g : 0.0f;
             gate[i] = a * a * up[i];
         } else {
-            gate[i] = g / (1.0f + exponential(at_most_88(0.0f - g))) * up[i];
+            const float t = activation == LB_GELU ? gelu_exponent(g) : 0.0f - g;
+            gate[i] = g / (1.0f + exponential(at_most_88(t))) * up[i];
         }
     }
 }
@@ -201,9 +205,9 @@ LB_INLINE float score(const void *keys, ptrdiff_t at, const float *q, int32_t di
 }
 
 /* From the scores of one span to weights: updates the running maximum and sum, and rescales `total` if need be. */
-static void soften(float *weights, int32_t n, int32_t dim, float *total, float *highest, float *weight_sum) {
+static void soften(float *weights, int32_t begin, int32_t n, int32_t dim, float *total, float *highest, float *weight_sum) {
     float top = -INFINITY, lanes[16] = {0};
-    for (int32_t i = 0; i < n; i++) top = weights[i] > top ? weights[i] : top; /* passes over what is no number */
+    for (int32_t i = begin; i < n; i++) top = weights[i] > top ? weights[i] : top; /* passes over what is no number */
     if (top > *highest) {
         const float shrink = exponential(*highest - top); /* exp(-inf) is 0: nothing was added yet */
         *weight_sum *= shrink;
@@ -211,7 +215,7 @@ static void soften(float *weights, int32_t n, int32_t dim, float *total, float *
         *highest = top;
     }
     const float shift = *highest;
-    for (int32_t i = 0; i < n; i++) {
+    for (int32_t i = begin; i < n; i++) {
         const float w = exponential(weights[i] - shift);
         weights[i] = w;
         lanes[i % 16] = lanes[i % 16] + w;
@@ -220,12 +224,14 @@ static void soften(float *weights, int32_t n, int32_t dim, float *total, float *
 }
 
 LB_INLINE void attend(const lb_attention_args *a, char *const *block, const float *q, float *out, int32_t kv_head,
-                      int32_t count, const int32_t type) {
+                      int32_t first, int32_t count, const int32_t type) {
     const int32_t dim = a->head_dim, padded = (dim + 15) / 16 * 16;
     const lb_kv *kv = &a->kv;
     float total[LB_MAX_HEAD_DIM], weights[SPAN], highest = -INFINITY, weight_sum = 0.0f;
     memset(total, 0, (size_t)dim * sizeof *total);
-    for (int32_t start = 0; start < count; start += SPAN, block++) {
+    block += first / SPAN;
+    for (int32_t start = first / SPAN * SPAN; start < count; start += SPAN, block++) {
+        const int32_t begin = first > start ? first - start : 0;
         const int32_t n = count - start < SPAN ? count - start : SPAN;
         const void *keys = *block + kv->keys, *cached_values = *block + kv->values;
         const float *key_scales = (const float *)(const void *)(*block + kv->key_scales) + kv_head * SPAN;
@@ -237,14 +243,14 @@ LB_INLINE void attend(const lb_attention_args *a, char *const *block, const floa
                 weights[i] = type == LB_KV_I8 ? one * key_scales[i] : one;
             }
         }
-        soften(weights, n, dim, total, &highest, &weight_sum);
+        soften(weights, begin, n, dim, total, &highest, &weight_sum);
         if (type == LB_KV_I8) {
             for (int32_t i = 0; i < n; i++) weights[i] = weights[i] * value_scales[i];
         }
         for (int32_t c = 0; c < dim; c++) {
-            ptrdiff_t at = values + c;
+            ptrdiff_t at = values + c + (ptrdiff_t)begin * padded;
             float sum = total[c];
-            int32_t i = 0;
+            int32_t i = begin;
             for (; i + 8 <= n; i += 8, at += 8 * padded) {
                 LB_UNROLL(8)
                 for (int j = 0; j < 8; j++) sum = sum + cached(cached_values, at + j * padded, type) * weights[i + j];
@@ -261,8 +267,10 @@ LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows
     for (int32_t end = row + rows; row < end; row++) {
         const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
         float *out = a->out + ((ptrdiff_t)row * a->n_heads + (ptrdiff_t)kv_head * shared) * dim;
+        const int32_t count = a->positions[row] + 1;
+        const int32_t first = a->window && count > a->window ? count - a->window : 0;
         for (int32_t head = 0; head < shared; head++, q += dim, out += dim) {
-            attend(a, a->blocks[row], q, out, kv_head, a->positions[row] + 1, type);
+            attend(a, a->blocks[row], q, out, kv_head, first, count, type);
         }
     }
 }

@@ -1,0 +1,225 @@
+"""Models with experts: speed of Maple's shape, with and without a memory budget, and how good the cache's choice is.
+
+    python bench/experts.py speed --layers 8
+    python bench/experts.py paged --layers 8 --share 0.25
+    python bench/experts.py trace
+
+`speed` and `paged` run a random ternary model of Maple's shape (2,048 channels, 256 experts of 512 of which 8 work) of
+fewer layers. Its router has a bias that makes some experts more frequent than others, as they are in real models.
+
+`trace` asks a `BlockCache` for the experts of a made-up text, and counts what it reads beside the least that any policy
+could read, which knows the future (Belady, 1966), and beside the order of last use. In the text, the experts of a layer
+have popularities of rank**-skew, and a share of each token's choice is the choice of the token before, as neighbours in
+a text have more in common than the popularities say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+import lowbit
+from lowbit import MemoryBudgetError
+from lowbit._kernels.blockcache import BlockCache
+from lowbit.families import find_family
+from lowbit.formats.gguf_writer import GGUFWriter
+
+HIDDEN, SIZE, EXPERTS, CHOSEN, VOCAB = 2048, 512, 256, 8, 151936
+PREFIX = "maple."
+
+
+def write(path: Path, layers: int, skew: float) -> Path:
+    """Write the random model, unless it is there."""
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    numbers = {
+        "vocab_size": VOCAB, "context_length": 8192, "embedding_length": HIDDEN, "block_count": layers,
+        "attention.head_count": 16, "attention.head_count_kv": 4, "attention.key_length": 128,
+        "attention.value_length": 128, "attention.sliding_window": 512, "rope.dimension_count": 64,
+        "expert_count": EXPERTS, "expert_used_count": CHOSEN, "expert_feed_forward_length": SIZE,
+    }  # fmt: skip
+    metadata = {PREFIX + key: value for key, value in numbers.items()}
+    metadata[PREFIX + "attention.layer_norm_rms_epsilon"] = 1e-6
+    plan = find_family("maple").plan(metadata, "maple", ["output.weight", "x.exp_probs_b.bias"])
+    kinds = {"linear": "TQ2_0", "embedding": "Q4_0", "head": "Q4_0"}
+    rng = np.random.default_rng(1)
+    crumbs = rng.integers(0, 3, (1_000_003, 4), np.uint8)
+    ternary = crumbs[:, 0] | crumbs[:, 1] << 2 | crumbs[:, 2] << 4 | crumbs[:, 3] << 6
+    nibbles = rng.integers(0, 256, 1_000_003, np.uint8)
+    with GGUFWriter(path, "maple") as out:
+        for key, value in metadata.items():
+            out.add_metadata(key, value, "u32" if isinstance(value, int) else None)
+        for weight in plan.weights():
+            out.add_tensor_info(weight.name, kinds.get(weight.kind, "F32"), weight.shape)
+        out.write_header()
+        for weight in plan.weights():
+            kind, n = kinds.get(weight.kind, "F32"), int(np.prod(weight.shape, dtype=np.int64))
+            if weight.kind == "bias":
+                popular = rng.permutation(np.arange(1, EXPERTS + 1) ** -skew)
+                values = (popular / popular.sum()).astype(np.float32)
+            elif weight.kind == "norm":
+                values = np.ones(weight.shape, np.float32)
+            elif kind == "F32":
+                values = (rng.standard_normal(weight.shape) / np.sqrt(HIDDEN)).astype(np.float32)
+            else:
+                block, cols, at, scale = {"TQ2_0": (66, 256, 64, 1.2 / np.sqrt(weight.shape[-1])),
+                                          "Q4_0": (18, 32, 0, 1 / 8)}[kind]  # fmt: skip
+                values = np.resize(
+                    np.roll(ternary if kind == "TQ2_0" else nibbles, rng.integers(1 << 19)), n // cols * block
+                )
+                values.reshape(-1, block)[:, at : at + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
+            out.write_tensor(weight.name, values.reshape(-1).view(np.uint8))
+    return path
+
+
+def run(model: lowbit.Model, prompt: int, tokens: int) -> tuple[float, float, list[int]]:
+    """Tokens per second of the prompt and of the text, and the text."""
+    ids = np.random.default_rng(2).integers(0, VOCAB, prompt).tolist()
+    model.generate(ids[:9], max_tokens=2, temperature=0)
+    start = time.perf_counter()
+    model.logits(ids)
+    middle = time.perf_counter()
+    first = model.generate(ids[:5], max_tokens=1, temperature=0)
+    before = time.perf_counter()
+    text = model.generate(ids[:5], max_tokens=tokens + 1, temperature=0).tokens
+    assert text[:1] == first.tokens
+    return prompt / (middle - start), tokens / (time.perf_counter() - before), text
+
+
+def speed(args: argparse.Namespace) -> None:
+    path = write(args.folder / f"maple-{args.layers}.gguf", args.layers, args.skew)
+    model = lowbit.load(path, threads=args.threads)
+    info = model.info()
+    print(f"{path.name}: {info['file_bytes'] / 1e9:.2f} GB, loaded in {model.load_seconds:.1f} s, {info['isa']}")
+    prefill, decode, _ = run(model, args.prompt, args.tokens)
+    each = model._decoder.graph.bytes_per_token
+    print(f"{args.threads} threads: prompt {prefill:.1f} tokens/s, text {decode:.1f} tokens/s; "
+          f"{each / 1e6:.0f} MB per token, {each * decode / 1e9:.1f} GB/s")  # fmt: skip
+
+
+def paged(args: argparse.Namespace) -> None:
+    path = write(args.folder / f"maple-{args.layers}.gguf", args.layers, args.skew)
+    budget = int(path.stat().st_size * args.share)
+    model = lowbit.load(path, threads=args.threads, max_ram=budget)
+    prefill, decode, text = run(model, args.prompt, args.tokens)
+    memory = model.info()["memory"]
+    start = memory["bytes_read"]
+    model.generate([7, 8, 9], max_tokens=args.tokens, temperature=0)
+    memory = model.info()["memory"]
+    each = (memory["bytes_read"] - start) / args.tokens
+    rates = ", ".join(f"{rate:.2f}" for rate in memory["expert_hits"])
+    used = sum(layer.used_bytes for layer in model._decoder.graph.experts)
+    print(f"{path.name} in {budget / 1e6:.0f} MB of {path.stat().st_size / 1e6:.0f}: prompt {prefill:.1f} tokens/s, "
+          f"text {decode:.1f} tokens/s, {each / 1e6:.1f} MB read per token of {used / 1e6:.0f}")  # fmt: skip
+    print(f"hits by layer: {rates}; peak {memory['peak_memory'] / 1e6:.0f} MB of {memory['cache_bytes'] / 1e6:.0f}")
+    if args.check:
+        resident = lowbit.load(path, threads=args.threads)
+        same = run(resident, args.prompt, args.tokens)[2] == text
+        print("the text is that of the resident model:", same)
+
+
+# --- a trace -----------------------------------------------------------------------------------------------------
+
+
+def made_up(tokens: int, layers: int, skew: float, repeat: float, seed: int = 3) -> np.ndarray:
+    """Experts by token and layer, shape (tokens, layers, CHOSEN)."""
+    rng = np.random.default_rng(seed)
+    odds = np.stack([rng.permutation(np.arange(1, EXPERTS + 1) ** -skew) for _ in range(layers)])
+    odds /= odds.sum(1, keepdims=True)
+    trace = np.empty((tokens, layers, CHOSEN), np.int64)
+    for t in range(tokens):
+        for layer in range(layers):
+            kept = trace[t - 1, layer][rng.random(CHOSEN) < repeat] if t else np.empty(0, np.int64)
+            fresh = odds[layer].copy()
+            fresh[kept] = 0
+            more = rng.choice(EXPERTS, CHOSEN - len(kept), replace=False, p=fresh / fresh.sum())
+            trace[t, layer] = np.sort(np.concatenate([kept, more]))
+    return trace
+
+
+def belady(uses: np.ndarray, slots: int) -> int:
+    """Fewest misses of any policy with this many slots."""
+    import heapq
+
+    following, last = np.full(len(uses), 1 << 60), {}
+    for i in range(len(uses) - 1, -1, -1):
+        following[i] = last.get(uses[i], 1 << 60)
+        last[uses[i]] = i
+    resident: dict[int, int] = {}
+    heap: list[tuple[int, int]] = []
+    misses = 0
+    for i, block in enumerate(uses.tolist()):
+        if block not in resident:
+            misses += 1
+            while len(resident) >= slots:
+                far, old = heapq.heappop(heap)
+                if resident.get(old) == -far:
+                    del resident[old]
+        resident[block] = int(following[i])
+        heapq.heappush(heap, (-int(following[i]), block))
+    return misses
+
+
+class Zeros:
+    """A source of nothing."""
+
+    name = "zeros"
+
+    def read_at(self, offset: int, n: int) -> bytes:
+        return bytes(n)
+
+
+def trace(args: argparse.Namespace) -> None:
+    block = 4096
+    uses = made_up(args.tokens, args.layers, args.skew, args.repeat)
+    flat = (uses + EXPERTS * np.arange(args.layers)[:, None]).reshape(-1)
+    table = [(0, i * block, block) for i in range(EXPERTS * args.layers)]
+    slots = int(len(table) * args.share)
+    try:
+        BlockCache([Zeros()], table, 1, readers=0)
+    except MemoryBudgetError as error:
+        budget = error.smallest + (slots - 2) * block
+    warm = len(flat) // 2  # counted from here on
+    found = {}
+    for name in ("last use", "frequency"):
+        cache = BlockCache([Zeros()], table, budget, readers=0)
+        if name == "frequency":
+            cache.count_uses()
+        for i, one in enumerate(flat.tolist()):
+            if i == warm:
+                before = cache.stats()["reads"]
+            cache.get(one)
+        stats = cache.stats()
+        assert stats["lru_slots"] == slots
+        found[name] = stats["reads"] - before
+    best = belady(flat, slots) - belady(flat[:warm], slots)
+    token = len(flat[warm:]) / (args.layers * CHOSEN)
+    bytes_of = 3 * HIDDEN * SIZE * 66 // 256
+    print(f"{args.layers} layers, skew {args.skew}, repeated {args.repeat}, {slots} of {len(table)} experts in memory")
+    for name, misses in {"Belady": best, **found}.items():
+        print(f"  {name:10} {misses / token:6.2f} experts, {misses / token * bytes_of / 1e6:6.1f} MB per token; "
+              f"{misses / best:.2f} of the least; hits {1 - misses / len(flat[warm:]):.3f}")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["speed", "paged", "trace"])
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--share", type=float, default=0.25, help="of the file, or of the experts, that memory holds")
+    parser.add_argument("--skew", type=float, default=0.8)
+    parser.add_argument("--repeat", type=float, default=0.25)
+    parser.add_argument("--check", action="store_true", help="compare with the resident model")
+    parser.add_argument("--folder", type=Path, default=Path("build/bench"))
+    args = parser.parse_args()
+    {"speed": speed, "paged": paged, "trace": trace}[args.part](args)
+
+
+if __name__ == "__main__":
+    main()
