@@ -54,6 +54,18 @@ def _take_choice(value: Any) -> Any:
 messages_kind = Kind("a list of messages", _take_messages, {"type": "array", "minItems": 1})
 system_kind = Kind("a text or a list of text blocks", lambda value: content_text(value, "system"),
                    {"type": ["string", "array"]})  # fmt: skip
+def _take_output(value: Any) -> Any:
+    if not isinstance(value, dict) or set(value) != {"format"}:
+        raise ValueError
+    form = value["format"]
+    if not isinstance(form, dict) or set(form) != {"type", "schema"} or form["type"] != "json_schema":
+        raise ValueError
+    if not isinstance(form["schema"], dict):
+        raise ValueError
+    return form["schema"]
+
+
+output_kind = Kind("an object with a format of type json_schema and its schema", _take_output, {"type": "object"})
 choice_kind = Kind("an object", _take_choice, {"type": "object"})
 
 
@@ -67,6 +79,7 @@ class CountTokens:
     tools: Any = option(tools_kind, "not supported yet")
     tool_choice: Any = option(choice_kind, "of type none")
     thinking: Any = option(only({"type": "disabled"}), "of type disabled")
+    cache_control: Any = option(mapping, "accepted: what is known of prompts is found without it")
 
     def conversation(self) -> tuple[list[dict[str, Any]], str]:
         first = [] if not self.system else [{"role": "system", "content": self.system}]
@@ -84,11 +97,13 @@ class Messages(CountTokens):
     top_k: int | None = option(whole(0), "keep this many of the likeliest tokens; 0 keeps all")
     top_p: float | None = option(number, "keep the likeliest tokens up to this sum, above 0 to 1")
     metadata: Any = option(mapping, "accepted: labels of the caller's")
+    output_config: Any = option(output_kind, "format: of type json_schema, with a schema that the answer follows")
     service_tier: str | None = option(choice("auto", "standard_only"), "there is one")
 
     def sampled(self) -> Sampled:
         stops = tuple(stop_kind.take(list(self.stop_sequences))) if self.stop_sequences else None
-        return Sampled(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, stop=stops)
+        return Sampled(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, stop=stops,
+                       json_schema=self.output_config)  # fmt: skip
 
 
 async def count_tokens(call: Call, service: Service) -> None:

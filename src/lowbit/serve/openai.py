@@ -112,6 +112,8 @@ class Chat(_Asked):
     continue_final_message: bool | None = option(flag, "go on with the last message if it is the assistant's")
     add_generation_prompt: bool | None = option(flag, "the opposite of it")
     verbose: bool = option(flag, "also return the prompt as the template wrote it", False)
+    prompt_cache_key: str | None = option(text, "accepted: what is known of prompts is found without it")
+    safety_identifier: str | None = option(text, "accepted: a label of the caller's")
     store: bool | None = option(only(False), "nothing is stored")
     modalities: Any = option(only(["text"]), "text")
     service_tier: str | None = option(only("auto", "default"), "there is one")

@@ -79,6 +79,8 @@ class Responses(Sampled):
     parallel_tool_calls: bool | None = option(flag, "accepted where there are no tools")
     metadata: Any = option(mapping, "returned as it is")
     user: str | None = option(words, "accepted: a label of the caller's")
+    prompt_cache_key: str | None = option(words, "accepted: what is known of prompts is found without it")
+    safety_identifier: str | None = option(words, "accepted: a label of the caller's")
     store: bool | None = option(only(False), "nothing is stored")
     include: Any = option(list_of(words, 0), "nothing can be included")
     truncation: str | None = option(only("disabled"), "prompts are never cut")

@@ -152,7 +152,7 @@ class Service:
     ) -> Answers:
         """Ask for n texts after each prompt; the i-th after one has the i-th seed from the given one on."""
         if len(prompts) * n > MAX_TEXTS:
-            raise Problem(400, f"n: a request may ask for {MAX_TEXTS} texts, not {len(prompts) * n}", param="n")
+            raise Problem(400, f"prompt and n: a request may ask for {MAX_TEXTS} texts, not {len(prompts) * n}", param="n")
         self.check()
         answers = Answers([])
         try:
