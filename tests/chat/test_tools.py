@@ -301,3 +301,62 @@ def test_a_prompt_that_ends_within_a_thought_is_known():
 
 def test_deltas_can_be_compared():
     assert calls_of("plain").push("Hi ") == [Delta(text="Hi")]
+
+
+def by_jinja(source, messages, tools):
+    """What transformers' way of running chat templates makes of a conversation."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = tojson
+    values = {
+        "messages": messages,
+        "tools": tools,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "add_generation_prompt": True,
+    }
+    return environment.from_string(source).render(**values)
+
+
+TEMPLATES = [
+    "{%- if tools is not none %}{% for t in tools %}{{ t | tojson(indent=4) }}{% endfor %}{% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m['content'] | trim }}{% if 'tool_calls' in m %}<tool_call>"
+    '{"name": "{{ m.tool_calls[0].function.name }}", "arguments": {{ m.tool_calls[0].function.arguments | tojson }}}'
+    "{% endif %}{{ eos_token }}\n{% endfor %}",
+    "{% for tool in tools %}{% for key, value in tool.function.items() %}{{ key }}={{ value if value is string else "
+    "value | tojson }};{% endfor %}{% endfor %}{% for m in messages %}{{ m.role }}|{{ m.content }}"
+    "{% for c in m.tool_calls %}[TOOL_CALLS][{{ (c.function | tojson)[:-1] + ', \"id\": \"' + c.id + '\"}' }}]"
+    "{% endfor %}{% if m.role == 'tool' %}({{ m.tool_call_id }}){% endif %}\n{% endfor %}",
+    "{{ tools | map(attribute='function') | tojson(indent=2) }}{% for m in messages %}<｜{{ m.role }}｜>"
+    "{% if m.content is none %}<｜tool▁calls▁begin｜>{{ m['tool_calls'][0]['function']['name'] + '\n```json\n' + "
+    "m['tool_calls'][0]['function']['arguments'] + '\n```' }}{% else %}{{ m.content }}{% endif %}{% endfor %}",
+    "{% for t in tools %}{{ t | tojson(sort_keys=true, separators=(',', ':')) }}{% endfor %}{% for m in messages %}"
+    "{{ m.content }}{% for c in m.tool_calls %}<tool_call>\n<function={{ c.function.name }}>\n"
+    "{% for k, v in c.function.arguments | items %}<parameter={{ k }}>\n{{ v if v is string else v | tojson }}\n"
+    "</parameter>\n{% endfor %}</function>{% endfor %}{% endfor %}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", TEMPLATES)
+def test_conversations_with_tools_are_rendered_as_elsewhere(source):
+    from lowbit.chat import render
+
+    tokenizer = vocabulary(SPECIALS)
+    arguments = {"city": 'P\u00e4r"is', "days": 3}
+    called = {"id": "abcdefghi", "type": "function", "function": {"name": "get_weather", "arguments": arguments}}
+    text = {**called, "function": {"name": "get_weather", "arguments": json.dumps(arguments, ensure_ascii=False)}}
+    talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": " How </tool_call> is it? "}]
+    after = [{"role": "tool", "tool_call_id": "abcdefghi", "content": "sunny"}]
+    joins = "+ m['tool_calls'][0]['function']['arguments'] +" in source.replace('" "', "")
+    said = {"role": "assistant", "content": None if joins else "", "tool_calls": [text if joins else called]}
+    want = by_jinja(source, [*talk, said, *after], TOOLS)
+    spoken = [*talk, {"role": "assistant", "content": None, "tool_calls": [text]}, *after]
+    ids = render(spoken, {"tokenizer.chat_template": source}, tokenizer, tools=TOOLS)
+    written = b"".join(
+        tokenizer.piece(i).encode() if i in tokenizer.control_ids else tokenizer.token_bytes(i) for i in ids
+    )
+    assert written.decode().removeprefix("<s>").replace("\u2581", " ") == want.replace("\u2581", " ")

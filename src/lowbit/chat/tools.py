@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..sampling import Grammar
 from ..tokenizers import Tokenizer
 from .toolformats import Format, Tool, choose_format, grammar_of, is_text
 
-__all__ = ["Delta", "ToolCalls", "in_thought"]
+__all__ = ["Delta", "ToolCalls", "in_thought", "message_of"]
 
 MOST_TOOLS = 512
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
@@ -111,6 +111,21 @@ class ToolCalls:
     def finish(self) -> list[Delta]:
         """Return what was held back, when no more comes."""
         return self._parser.finish()
+
+
+def message_of(deltas: Iterable[Delta]) -> dict[str, Any]:
+    """Put an answer together: a message with ``content``, and perhaps ``reasoning_content`` and ``tool_calls``."""
+    text, reasoning = "", ""
+    calls: list[dict[str, Any]] = []
+    for delta in deltas:
+        text += delta.text
+        reasoning += delta.reasoning
+        if delta.index is not None:
+            if delta.name:
+                calls.append({"id": delta.id, "type": "function", "function": {"name": delta.name, "arguments": ""}})
+            calls[-1]["function"]["arguments"] += delta.arguments
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    return message | ({"reasoning_content": reasoning} if reasoning else {}) | ({"tool_calls": calls} if calls else {})
 
 
 def in_thought(prompt: Sequence[int], tokenizer: Tokenizer, template: str = "") -> bool:
