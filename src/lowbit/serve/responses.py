@@ -14,7 +14,7 @@ from .conversation import content_text, conversation, no_tools, split_begun
 from .fields import Kind, flag, list_of, mapping, need, only, option, parse, shown
 from .fields import text as words
 from .http import Call, encode
-from .openai import timings, tool_choice_kind, tools_kind
+from .openai import timings
 from .problems import Problem
 from .service import Service
 
@@ -48,6 +48,11 @@ def _take_input(value: Any) -> list[dict[str, Any]]:
     return messages
 
 
+def _take_tools(value: Any) -> None:
+    if value != []:
+        no_tools("tools")
+
+
 def _take_text(value: Any) -> Any:
     if not isinstance(value, dict) or not set(value) <= {"format"}:
         raise ValueError
@@ -74,8 +79,8 @@ class Responses(Sampled):
     max_output_tokens: int | None = option(max_tokens_kind, "most tokens of the answer; as many as there is room for")
     stream: bool = option(flag, "send the answer as it is made, as server-sent events", False)
     text: Any = option(text_kind, "format: text, json_object, or json_schema with a schema")
-    tools: Any = option(tools_kind, "not supported yet")
-    tool_choice: Any = option(tool_choice_kind, "none or auto")
+    tools: Any = option(Kind("left out", _take_tools, {"type": "array", "maxItems": 0}), "not supported yet")
+    tool_choice: str | None = option(only("auto", "none"), "there are no tools")
     parallel_tool_calls: bool | None = option(flag, "accepted where there are no tools")
     metadata: Any = option(mapping, "returned as it is")
     user: str | None = option(words, "accepted: a label of the caller's")
@@ -111,6 +116,7 @@ async def responses(call: Call, service: Service) -> None:
             service.note_times(result)
             await call.answer(200, {**answer.whole(result), "timings": timings(result)})
             return
+        await answers.ready()
         events = await call.events(answer.failed)
 
         async def send(kind: str, **more: Any) -> None:

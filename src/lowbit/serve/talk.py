@@ -1,4 +1,4 @@
-"""A conversation made ready: its prompt, what its answer is held to, and what finds thoughts and calls in the answer."""
+"""A conversation made ready: its prompt, what its answer is held to, and what finds thoughts and calls in it."""
 
 from __future__ import annotations
 
