@@ -1,4 +1,4 @@
-"""Talk to a running `lowbit serve` with the package `openai`: a stream, JSON that follows a schema, a call of a tool."""
+"""Talk to a running `lowbit serve` with the package `openai`: a stream, JSON by a schema, a call of a tool."""
 
 import json
 import sys

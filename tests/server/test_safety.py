@@ -85,8 +85,8 @@ def test_events_are_whole_and_in_order(server, story):
     assert len({c["id"] for c in chunks}) == 1
     native = server.events("/completion", {"prompt": "Once", "n_predict": 5, "seed": 1})
     assert [data["stop"] for _, data in native] == [False] * (len(native) - 1) + [True]
-    assert sum((data["tokens"] for _, data in native[:-1]), []) == lowbit.load(threads=1).generate(
-        "Once", max_tokens=5, seed=1).tokens  # fmt: skip
+    tokens = [token for _, data in native[:-1] for token in data["tokens"]]
+    assert tokens == lowbit.load(threads=1).generate("Once", max_tokens=5, seed=1).tokens
 
 
 def test_native_paths(server, model):
