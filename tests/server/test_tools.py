@@ -87,6 +87,27 @@ def test_anthropic_tools(server, story):
     assert [b.type for b in more.content] == ["text"]
 
 
+def test_tools_of_responses(client):
+    tools = [{"type": "function", "name": "find", "description": "Find animals.", "parameters": PARAMETERS}]
+    options = {"model": "lowbit-tiny", "tools": tools, "tool_choice": "required", "parallel_tool_calls": False,
+               "temperature": 0}  # fmt: skip
+    answer = client.responses.create(**options, input="Find me a cat.")
+    (call,) = answer.output
+    assert (call.type, call.name, answer.status) == ("function_call", "find", "completed")
+    jsonschema.validate(json.loads(call.arguments), PARAMETERS)
+    events = list(client.responses.create(**options, input="Find me a cat.", stream=True))
+    kinds = [e.type for e in events if not e.type.endswith(".delta")]
+    assert kinds == [
+        "response.created", "response.in_progress", "response.output_item.added",
+        "response.function_call_arguments.done", "response.output_item.done", "response.completed",
+    ]  # fmt: skip
+    assert "".join(e.delta for e in events if e.type.endswith(".delta")) == call.arguments
+    told = [{"role": "user", "content": "Find me a cat."}, call.model_dump(exclude_none=True),
+            {"type": "function_call_output", "call_id": call.call_id, "output": "3 cats"}]  # fmt: skip
+    more = client.responses.create(**{**options, "tool_choice": "none"}, input=told, max_output_tokens=5)
+    assert [item.type for item in more.output] == ["message"]
+
+
 def test_an_answer_with_a_schema_fulfils_it(client, server, story):
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": PARAMETERS, "strict": True}}
     options = {"model": "lowbit-tiny", "messages": story, "response_format": form, "seed": 2}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 from ..chat.templates import MAX_MESSAGES
 from ..errors import one_line
 from .fields import Kind, shown
 from .problems import Problem
 
-__all__ = ["content_text", "conversation", "messages_kind", "no_tools", "split_begun"]
+__all__ = ["content_text", "conversation", "messages_kind", "split_begun"]
 
 BETWEEN_PARTS = "\n\n"
 _HARMLESS = ("name", "refusal", "audio", "function_call", "annotations")
@@ -21,11 +21,6 @@ _MORE: dict[str, tuple[str, ...]] = {
     "tool": ("tool_call_id", "name"),
 }  # fmt: skip
 """What a message of a role has besides its content."""
-
-
-def no_tools(param: str) -> NoReturn:
-    """Refuse what has to do with tools."""
-    raise Problem(400, "tools are not supported yet", param=param, code="unsupported_parameter")
 
 
 def content_text(content: Any, at: str, types: tuple[str, ...] = ("text",)) -> str:
