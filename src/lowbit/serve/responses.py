@@ -166,12 +166,15 @@ class _Answer:
 
     def object(self, status: str) -> dict[str, Any]:
         asked, choice = self._asked, self._asked.tool_choice
+        if isinstance(choice, dict):
+            choice = {"type": "function", **choice["function"]}
+        tools = [{"type": "function", **tool["function"]} for tool in asked.tools or ()]
         return {
             "id": self.id, "object": "response", "created_at": self._created, "status": status, "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "instructions": asked.instructions, "max_output_tokens": asked.max_output_tokens,
             "metadata": asked.metadata or {}, "model": self._service.name, "output": [],
-            "parallel_tool_calls": asked.parallel_tool_calls is not False, "previous_response_id": None, "store": False,
-            "temperature": self._temperature, "top_p": self._top_p, "tool_choice": {"type": "function", **choice["function"]} if isinstance(choice, dict) else choice or "auto",
-            "tools": [{"type": "function", **tool["function"]} for tool in asked.tools or ()], "text": {"format": {"type": "text"}}, "truncation": "disabled", "usage": None,
+            "parallel_tool_calls": asked.parallel_tool_calls is not False, "previous_response_id": None,
+            "store": False, "temperature": self._temperature, "top_p": self._top_p, "tool_choice": choice or "auto",
+            "tools": tools, "text": {"format": {"type": "text"}}, "truncation": "disabled", "usage": None,
         }  # fmt: skip
