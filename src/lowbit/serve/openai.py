@@ -395,14 +395,14 @@ async def completions(call: Call, service: Service) -> None:
 
 
 async def models(call: Call, service: Service) -> None:
-    """List the model, under all of its names."""
+    """Describe the model, as a list of one."""
     service.check()
     info = service.model.info()
     meta = {"n_vocab": info["vocab_size"], "n_ctx": service.model.context, "n_ctx_train": info["context_length"],
             "n_embd": info["hidden_size"], "n_params": info["parameters"], "size": info["file_bytes"]}  # fmt: skip
-    entries = [{"id": name, "object": "model", "created": service.started, "owned_by": "lowbit", "meta": meta}
-               for name in service.names]  # fmt: skip
-    await call.answer(200, {"object": "list", "data": entries})
+    entry = {"id": service.name, "object": "model", "created": service.started, "owned_by": "lowbit",
+             "aliases": list(service.names[1:]), "meta": meta}  # fmt: skip
+    await call.answer(200, {"object": "list", "data": [entry]})
 
 
 async def one_model(call: Call, service: Service) -> None:
