@@ -169,18 +169,18 @@ class Model:
         ids, params = self._prompt_ids(prompt), SamplingParams(**sampling)
         return self._stream(self._request(ids, params, speculate, constraint=constraint))
 
-    def chat(self, messages: list[dict[str, str]], *, template: str | None = None, **sampling: Any) -> Generation:
+    def chat(self, messages: list[dict[str, Any]], *, template: str | None = None, **options: Any) -> Generation:
         """Answer the last message of a conversation.
 
         Parameters
         ----------
         messages : list of dict
-            Each with ``role`` (``system``, ``user`` or ``assistant``) and ``content``. Names of special tokens in the
-            contents stay ordinary text.
+            Each with ``role`` (``system``, ``user``, ``assistant`` or ``tool``) and ``content``; of an assistant also
+            ``tool_calls``, of a tool ``tool_call_id``. Names of special tokens in them stay ordinary text.
         template : str, optional
             Name of a built-in chat template; None takes the one that the model's file names.
-        **sampling
-            Fields of `SamplingParams`.
+        **options
+            ``tools``, ``tool_choice`` and ``parallel``, as `lowbit.chat.ToolCalls` takes them; what `generate` takes.
 
         Returns
         -------
@@ -195,7 +195,7 @@ class Model:
         """
         from .chat.session import answer
 
-        return answer(self, messages, template, **sampling)
+        return answer(self, messages, template, **options)
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Return the logits after each token of a sequence.

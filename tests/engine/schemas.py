@@ -67,7 +67,10 @@ SCHEMAS = {
         "type": "array", "minItems": 2, "maxItems": 2,
         "items": {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2},
     },
-    "reference": {"$defs": {"point": record(x=INTEGER, y=INTEGER)}, **record(a={"$ref": "#/$defs/point"}, b={"$ref": "#/$defs/point"})},
+    "reference": {
+        "$defs": {"point": record(x=INTEGER, y=INTEGER)},
+        **record(a={"$ref": "#/$defs/point"}, b={"$ref": "#/$defs/point"}),
+    },
     "list that refers to itself": {
         "$defs": {"list": record(head={"enum": [0, 1]}, tail={"anyOf": [{"type": "null"}, {"$ref": "#/$defs/list"}]})},
         "$ref": "#/$defs/list",

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", metavar="NAME", help="address to listen at (default: 127.0.0.1)")
     add("--port", type=_port, default=8080, metavar="N", help="port; 0 takes a free one (default: 8080)")
     add("--alias", action="append", default=[], metavar="NAME",
-        help="another name of the model; may be given several times, and '*' is any name")  # fmt: skip
+        help="what the model is called; may be given several times, and '*' is any name")  # fmt: skip
     add = parser.add_argument_group("safety").add_argument
     add("--api-key", action="append", default=[], metavar="KEY",
         help="refuse requests without this key; may be given several times (or LOWBIT_API_KEY)")  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -67,6 +67,10 @@ class Generation:
     timings: Timings
     logprobs: list[TokenLogprob] | None = None
     """One per entry of `tokens`, if they were asked for."""
+    reasoning: str = ""
+    """What the model thought before, where tools were given: `text` is then the answer alone."""
+    tool_calls: list[dict[str, Any]] | None = None
+    """Calls of tools, where tools were given: ``id``, ``type``, and ``function`` with ``name`` and ``arguments``."""
 
     def __str__(self) -> str:
         return self.text

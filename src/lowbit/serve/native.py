@@ -18,6 +18,7 @@ from .http import Call
 from .openai import event_of, timings, token_ids, token_object
 from .problems import Problem
 from .service import Service
+from .talk import prepare, tool_choice_kind, tools_kind
 
 __all__ = ["ApplyTemplate", "Detokenize", "NativeCompletion", "Tokenize", "apply_template", "completion",
            "detokenize", "health", "props", "slots", "tokenize"]  # fmt: skip
@@ -85,6 +86,7 @@ async def completion(call: Call, service: Service) -> None:
     shape = _Shape(asked, chosen, service, ids, ends)
     with service.submit(ids, 1, chosen, asked.n_probs or None) as answers:
         if asked.stream:
+            await answers.ready()
             events = await call.events(event_of)
             async for piece in answers.pieces(service.settings.ping_seconds):
                 if piece is None:
@@ -253,13 +255,17 @@ class ApplyTemplate:
     """POST /apply-template."""
 
     messages: Any = need(messages_kind, "the conversation")
+    tools: Any = option(tools_kind, "functions that the model may call")
+    tool_choice: Any = option(tool_choice_kind, "as in chat completions")
     add_generation_prompt: bool | None = option(only(True), "the prompt ends where the answer begins")
 
 
 async def apply_template(call: Call, service: Service) -> None:
     """Write a conversation as the model reads it."""
     asked = parse(ApplyTemplate, await call.json())
-    await call.answer(200, {"prompt": await service.conversation_text(*split_begun(asked.messages))})
+    messages, begun = split_begun(asked.messages)
+    talk = await prepare(service, messages, begun, asked.tools, asked.tool_choice, show=True)
+    await call.answer(200, {"prompt": talk.prompt})
 
 
 # --- what the server is doing ---

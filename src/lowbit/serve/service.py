@@ -38,7 +38,9 @@ class Service:
     Attributes
     ----------
     name : str
-        What the model is called.
+        What the model is called in answers.
+    names : tuple of str
+        What it may be called in requests.
     started : int
         Seconds since 1970.
     """
@@ -50,6 +52,7 @@ class Service:
         self._template: Template | None = None
         self.note = ""
         self.name = "lowbit"
+        self.names: tuple[str, ...] = ()
         self.started = int(time.time())
         self.stopping = False
         self.first_token = Histogram()
@@ -63,7 +66,10 @@ class Service:
         if model._tokenizer is not None:
             self._template, self.note = _template(settings.chat_template, model)
         info = model.info()
-        self.name = str(info.get("name") or os.path.splitext(os.path.basename(str(info["path"])))[0])[:200]
+        own = str(info.get("name") or os.path.splitext(os.path.basename(str(info["path"])))[0])[:200]
+        given = [alias for alias in settings.aliases if alias != "*"]
+        self.names = tuple(dict.fromkeys([*given, own]))
+        self.name = self.names[0]
         self._engine = Engine(
             model, max_sequences=settings.max_sequences, kv_ram=settings.kv_ram, step_ms=settings.step_ms,
             max_queue=settings.max_queue,
@@ -113,11 +119,6 @@ class Service:
         assert self._template is not None
         return self._template
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All names of the model."""
-        return (self.name, *(alias for alias in self.settings.aliases if alias != "*"))
-
     def check_model(self, name: str | None) -> None:
         """Raise a Problem if a request names another model."""
         if name is not None and name not in self.names and "*" not in self.settings.aliases:
@@ -130,19 +131,29 @@ class Service:
         """Encode a text, away from the event loop."""
         return await asyncio.to_thread(self.tokenizer.encode, text, **options)
 
-    async def conversation_ids(self, messages: list[dict[str, Any]], begun: str = "") -> list[int]:
+    async def conversation_ids(
+        self, messages: list[dict[str, Any]], begun: str = "", tools: list[Any] | None = None
+    ) -> list[int]:
         """Write a conversation as token ids."""
         tokenizer, template = self.tokenizer, self.template
         try:
-            return await asyncio.to_thread(render, messages, {}, tokenizer, template, begun)
+            return await asyncio.to_thread(render, messages, {}, tokenizer, template, tools, begun)
         except LowbitError as error:
             raise problem_of(error) from None
         except ValueError as error:
             raise Problem(400, str(error), param="messages") from None
 
-    async def conversation_text(self, messages: list[dict[str, Any]], begun: str = "") -> str:
+    async def conversation_text(
+        self, messages: list[dict[str, Any]], begun: str = "", tools: list[Any] | None = None
+    ) -> str:
         """Write a conversation as text."""
-        text, disguise = await asyncio.to_thread(write, messages, self.tokenizer, self.template, begun)
+        tokenizer, template = self.tokenizer, self.template
+        try:
+            text, disguise = await asyncio.to_thread(write, messages, tokenizer, template, tools, begun)
+        except LowbitError as error:
+            raise problem_of(error) from None
+        except ValueError as error:
+            raise Problem(400, str(error), param="messages") from None
         return disguise.show(text)
 
     # --- texts ---
@@ -152,7 +163,9 @@ class Service:
     ) -> Answers:
         """Ask for n texts after each prompt; the i-th after one has the i-th seed from the given one on."""
         if len(prompts) * n > MAX_TEXTS:
-            raise Problem(400, f"n: a request may ask for {MAX_TEXTS} texts, not {len(prompts) * n}", param="n")
+            raise Problem(
+                400, f"prompt and n: a request may ask for {MAX_TEXTS} texts, not {len(prompts) * n}", param="n"
+            )
         self.check()
         answers = Answers([])
         try:

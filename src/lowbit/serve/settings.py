@@ -21,7 +21,7 @@ class Settings:
     cors: tuple[str, ...] = ()
     """Origins whose pages may read answers; ``*`` is any."""
     aliases: tuple[str, ...] = ()
-    """Names of the model; ``*`` is any."""
+    """Names of the model beside its own, the first in place of it; ``*`` is any."""
     chat_template: str | None = None
     """Name of a built-in template, or a file with a Jinja template."""
     pooling: str = "last"
