@@ -5,7 +5,8 @@ Nothing here is fast and nothing here shares code with the kernels. Read it in t
 1. `quantization`: floats to int8 and ternary codes, exact integer products, linear layers;
 2. `layers`: normalisation, rotary positions, attention, gates, selection of the largest channels;
 3. `model`: the forward pass, and what follows from it (greedy text, loss);
-4. `sampling`: from logits to the probabilities that the next token is drawn from.
+4. `sampling`: from logits to the probabilities that the next token is drawn from;
+5. `hadamard`: rotated activations, which no model that runs has yet.
 
 All arithmetic is float64 except where a result has to be reproduced bit by bit; those few lines are float32 and say so.
 """
