@@ -1,0 +1,1 @@
+"""HTTP: the engine for clients and browsers."""
