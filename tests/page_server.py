@@ -11,11 +11,11 @@ import threading
 from contextlib import contextmanager
 
 import uvicorn
-from starlette.applications import Starlette
-from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.routing import Route
 
 from lowbit.serve import page
+from lowbit.serve.http import Call
+from lowbit.serve.problems import Problem, openai_form
+from lowbit.serve.settings import Settings
 
 STORY = "Once upon a time, there was a **small** cat named Tom. Tom lived in a house with a red door.\n\nOne day, it rained."
 EVIL = """<img src=x onerror="window.hit='img'"> <script>window.hit='script'</script> <svg onload="window.hit='svg'">
@@ -52,10 +52,13 @@ def dot(codes, x):  # codes 0, 1, 2 stand for -1, 0, +1
 UNICODE = "雨の日、小さな猫がいました。🐈‍⬛ Ünïcödé – 𝒳."
 
 
-def event(delta, finish=None, **more):
+def data(chunk):
+    return f"data: {json.dumps(chunk, ensure_ascii=False)}\r\n\r\n".encode()
+
+
+def event(delta, finish=None):
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    chunk = {"id": "c", "object": "chat.completion.chunk", "model": "lowbit-tiny", "choices": [choice], **more}
-    return f"data: {json.dumps(chunk, ensure_ascii=False)}\r\n\r\n"
+    return data({"object": "chat.completion.chunk", "model": "lowbit-tiny", "choices": [choice]})
 
 
 def words(text):
@@ -66,92 +69,76 @@ class FakeServer:
     """What it saw, and how it shall behave."""
 
     def __init__(self):
-        self.key, self.model, self.pause = None, "lowbit-tiny", 0.0
-        self.requests, self.left, self.busy = [], 0, 0
-        self.running = 0
-        self.app = Starlette(
-            routes=[
-                *page.routes(),
-                Route("/v1/models", self.models),
-                Route("/metrics", self.metrics),
-                Route("/v1/chat/completions", self.chat, methods=["POST"]),
-            ]
-        )
+        self.key, self.models, self.pause = None, ["lowbit-tiny"], 0.0
+        self.requests, self.running, self.left, self.busy, self.tokens = [], 0, 0, 0, 0
 
-    def refused(self, request):
-        if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
-            return JSONResponse({"error": {"message": "no key", "type": "authentication_error", "code": 401}}, 401)
-        return None
+    async def __call__(self, scope, receive, send):
+        assert scope["type"] == "http"
+        call, path = Call(scope, receive, send, Settings(), openai_form), scope["path"]
+        try:
+            if page.serves(path):
+                await page.page(call, None)
+            elif self.key and call.headers.get("authorization") != f"Bearer {self.key}":
+                raise Problem(401, "the API key is missing or wrong")
+            elif path == "/v1/models":
+                await call.answer(200, {"object": "list", "data": [{"id": name} for name in self.models]})
+            elif path == "/metrics":
+                counts = {"requests_running": self.running, "requests_waiting": 0, "tokens_total": self.tokens,
+                          "kv_blocks_held": 5, "kv_blocks_known": 11, "kv_blocks_limit": 64}  # fmt: skip
+                await call.answer(200, "".join(f"lowbit_{name} {n}\n" for name, n in counts.items()).encode())
+            elif path == "/v1/chat/completions":
+                await self.chat(call, await call.json())
+            else:
+                raise Problem(404, "there is nothing at this path")
+        except Problem as problem:
+            await call.fail(problem)
+        except asyncio.CancelledError:
+            self.left += 1
+        finally:
+            call.close()
 
-    async def models(self, request):
-        return self.refused(request) or JSONResponse({"object": "list", "data": [{"id": self.model}]})
-
-    async def metrics(self, request):
-        tokens = sum(1 + self.running for _ in range(20))
-        return self.refused(request) or PlainTextResponse(
-            f"# HELP lowbit:requests_processing x\nlowbit:requests_processing {self.running}\n"
-            f"lowbit:requests_deferred 1\nlowbit:tokens_predicted_total {tokens}\n"
-            "lowbit:kv_blocks_held 5\nlowbit:kv_blocks_known 11\nlowbit:kv_blocks_limit 64\n"
-        )
-
-    async def chat(self, request):
-        if refusal := self.refused(request):
-            return refusal
-        body = await request.json()
+    async def chat(self, call, body):
         self.requests.append(body)
         asked = body["messages"][-1]["content"]
         if self.busy:
             self.busy -= 1
-            error = {"message": "the queue is full", "type": "rate_limit_error", "code": 429}
-            return JSONResponse({"error": error}, 429, {"Retry-After": "2"})
+            raise Problem(429, "the queue is full", headers={"retry-after": "2"})
         if asked == "too long":
-            error = {"message": "600 of 512 tokens", "type": "invalid_request_error", "code": "context_length_exceeded"}
-            return JSONResponse({"error": error}, 400)
-        return StreamingResponse(self.stream(asked), media_type="text/event-stream")
-
-    async def stream(self, asked):
+            raise Problem(400, "600 of 512 tokens", code="context_length_exceeded")
+        events = await call.events(lambda problem: b"")
         self.running += 1
         try:
             async for piece in self.pieces(asked):
-                yield piece
-        except (asyncio.CancelledError, GeneratorExit):
-            self.left += 1
-            raise
+                for part in [bytes([byte]) for byte in piece] if asked == "bytes" else [piece]:
+                    await call.send(part)
+                self.tokens += 1
+                await asyncio.sleep(self.pause)
+            await events.end()
         finally:
             self.running -= 1
 
     async def pieces(self, asked):
         yield event({"role": "assistant"})
-        yield ": ping\r\n\r\n"
-        if asked == "endless":
-            while True:
-                await asyncio.sleep(0.02)
-                yield event({"content": "la "})
+        yield b": ping\r\n\r\n"
+        while asked == "endless":
+            await asyncio.sleep(0.02)
+            yield event({"content": "la "})
         if asked == "broken":
             yield event({"content": "half an ans"})
             return
         texts = {"evil": EVIL, "rich": RICH, "bytes": UNICODE, "think": "<think>Cats are small.</think>\n\nA cat."}
-        text = texts.get(asked, f"{STORY} ({len(self.requests)})")
-        if asked == "reason":
-            for word in words("It may be a cat."):
-                yield event({"reasoning_content": word})
-        for word in words(text):
-            if asked == "bytes":  # every event in as many chunks as it has bytes
-                for byte in event({"content": word}).encode():
-                    yield bytes([byte])
-                    await asyncio.sleep(0)
-            else:
-                yield event({"content": word})
-            await asyncio.sleep(self.pause)
+        for word in words("It may be a cat.") if asked == "reason" else []:
+            yield event({"reasoning_content": word})
+        for word in words(texts.get(asked, f"{STORY} ({len(self.requests)})")):
+            yield event({"content": word})
         yield event({}, "stop")
-        timings = {"predicted_per_second": 312.5}
-        yield event({}, usage={"completion_tokens": 41}, timings=timings).replace('"choices": [{', '"unused": [{')
-        yield "data: [DONE]\r\n\r\n"
+        yield data({"choices": [], "usage": {"completion_tokens": 41}, "timings": {"predicted_per_second": 312.5}})
+        yield b"data: [DONE]\r\n\r\n"
 
     @contextmanager
     def running_at(self, port=0):
         """Serve in a thread; yields the address."""
-        server = uvicorn.Server(uvicorn.Config(self.app, port=port, log_level="error", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(uvicorn.Config(self, port=port, lifespan="off", log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run)
         thread.start()
         try:

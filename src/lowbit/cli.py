@@ -20,7 +20,9 @@ from .errors import LowbitError
 
 __all__ = ["COMMANDS", "main"]
 
-COMMANDS = ("generate", "chat", "convert", "info", "tokenize", "perplexity", "bench", "quantize", "calibrate", "train")
+COMMANDS = (
+    "generate", "chat", "serve", "convert", "info", "tokenize", "perplexity", "bench", "quantize", "calibrate", "train",
+)  # fmt: skip
 """Modules of `lowbit.commands`, in the order in which the help lists them.
 
 Each has a docstring (its help), ``add_arguments(parser)`` and ``run(args) -> exit status``.

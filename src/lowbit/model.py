@@ -238,18 +238,12 @@ class Model:
         ValueError
             If there is no text, one has no token, or `pooling` is neither of the above.
         """
-        if pooling not in ("last", "mean"):
-            raise ValueError(f"pooling must be last or mean, not {pooling!r}")
         one = isinstance(texts, str) or (len(texts) and isinstance(texts[0], (int, np.integer)))
         entries = [self._prompt_ids(text) for text in ([texts] if one else texts)]
         if not entries:
             raise ValueError("there is no text to embed")
         vectors = np.empty((len(entries), self.config.hidden_size), np.float32)
-        requests = []
-        for vector, ids in zip(vectors, entries):
-            pool = _Mean(vector, len(ids)) if pooling == "mean" else _Last(vector)
-            requests.append(self._scoring(ids, pool, "states"))
-        self._run(requests)
+        self._run([self._embedding(ids, vector, pooling) for vector, ids in zip(vectors, entries)])
         return vectors
 
     def perplexity(self, text: str, stride: int | None = None) -> Perplexity:
@@ -368,6 +362,11 @@ class Model:
 
     def _scoring(self, ids: np.ndarray, each: Callable[[np.ndarray], None], want: str) -> Request:
         return Request(ids, SamplingParams(max_tokens=0), None, self.context, each=each, want=want)
+
+    def _embedding(self, ids: np.ndarray, vector: np.ndarray, pooling: str) -> Request:
+        if pooling not in ("last", "mean"):
+            raise ValueError(f"pooling must be last or mean, not {pooling!r}")
+        return self._scoring(ids, _Mean(vector, len(ids)) if pooling == "mean" else _Last(vector), "states")
 
     def _score(self, ids: np.ndarray, each: Callable[[np.ndarray], None]) -> None:
         self._run([self._scoring(ids, each, "every")])

@@ -20,7 +20,7 @@ from ..tokenizers.base import without_surrogates
 from .disguise import Disguise
 from .sandbox import MAX_TEMPLATE, render_jinja
 
-__all__ = ["TEMPLATES", "Message", "Template", "check_messages", "find_template", "render"]
+__all__ = ["TEMPLATES", "Message", "Template", "check_messages", "find_template", "render", "write"]
 
 Message = Mapping[str, str]
 """``role`` (system, user or assistant) and ``content``."""
@@ -211,8 +211,9 @@ def _in_order(marks: Sequence[str], source: str) -> bool:
 
 
 def render(
-    messages: Sequence[Message], metadata: Mapping[str, Any], tokenizer: Tokenizer, template: Template | None = None
-) -> list[int]:
+    messages: Sequence[Message], metadata: Mapping[str, Any], tokenizer: Tokenizer, template: Template | None = None,
+    begun: str = "",
+) -> list[int]:  # fmt: skip
     """Write a conversation as the token ids after which the model answers.
 
     Parameters
@@ -222,6 +223,8 @@ def render(
         See `find_template`; not looked at if `template` is given.
     tokenizer : Tokenizer
     template : Template, optional
+    begun : str
+        How the answer begins.
 
     Returns
     -------
@@ -238,10 +241,7 @@ def render(
         If the messages are no conversation.
     """
     template = find_template(metadata, tokenizer) if template is None else template
-    bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
-    eos = "" if tokenizer.eos_id is None else tokenizer.piece(tokenizer.eos_id)
-    disguise = Disguise("".join(tokenizer.special_texts()))
-    text = template.write(check_messages(messages), bos, eos, disguise)
+    text, disguise = write(messages, tokenizer, template, begun)
     ids = tokenizer.encode_template(text, disguise.shown)
     if tokenizer.bos_id is not None:
         while ids[:2] == [tokenizer.bos_id] * 2:  # the template wrote one, and so did its caller
@@ -249,3 +249,14 @@ def render(
         if tokenizer.add_bos and ids[:1] != [tokenizer.bos_id]:
             ids.insert(0, tokenizer.bos_id)
     return ids
+
+
+def write(
+    messages: Sequence[Message], tokenizer: Tokenizer, template: Template, begun: str = ""
+) -> tuple[str, Disguise]:
+    """Write a conversation, and the beginning of its answer, as text in which what was said is in disguise."""
+    bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
+    eos = "" if tokenizer.eos_id is None else tokenizer.piece(tokenizer.eos_id)
+    disguise = Disguise("".join(tokenizer.special_texts()))
+    text = template.write(check_messages(messages), bos, eos, disguise)
+    return text + disguise.hide(without_surrogates(begun)), disguise

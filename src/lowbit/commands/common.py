@@ -72,13 +72,14 @@ def load_model(args: argparse.Namespace) -> Model:
         raise InputError(str(error)) from None
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `sampling_values` reads, with the defaults of `SamplingParams`."""
+def add_sampling_arguments(parser: argparse.ArgumentParser, most: str | None = None) -> None:
+    """Add the options that `sampling_values` reads, with the defaults of `SamplingParams`; `most` tells of tokens."""
     from ..sampling import SamplingParams
 
     default = SamplingParams()
     add = parser.add_argument_group("sampling").add_argument
-    add("-n", "--max-tokens", type=int, metavar="N", help=f"most tokens to generate (default: {default.max_tokens})")
+    add("-n", "--max-tokens", type=int, metavar="N",
+        help=f"most tokens to generate (default: {most or default.max_tokens})")  # fmt: skip
     add("--temperature", type=float, metavar="T", help=f"0 is greedy (default: {default.temperature})")
     add("--top-k", type=int, metavar="K", help=f"keep the K likeliest tokens, 0 is off (default: {default.top_k})")
     add("--top-p", type=float, metavar="P", help=f"keep the likeliest tokens up to this sum (default: {default.top_p})")

@@ -181,6 +181,11 @@ class Request:
         if sequence is not None:
             sequence.close()
 
+    def so_far(self, start: int) -> tuple[list[int], list[TokenLogprob]]:
+        """The tokens made since the first `start`, and their log-probabilities."""
+        tokens = self._text.tokens[start:]
+        return tokens, self._logprobs[start : start + len(tokens)]
+
     def result(self) -> Generation:
         """What came of it."""
         text = self._text

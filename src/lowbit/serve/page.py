@@ -3,70 +3,78 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 from importlib import resources
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from .http import Call
+from .problems import Problem
+from .service import Service
 
-__all__ = ["routes"]
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
+__all__ = ["page", "serves"]
 
 TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
 }
 """Endings of the files that are sent. Licences and notes beside them are not."""
 
 HEADERS = {
-    "Cache-Control": "no-cache",  # a browser asks each time, and learns by the ETag that nothing changed
-    "Content-Security-Policy": (
+    "cache-control": "no-cache",  # a browser asks each time, and learns by the ETag that nothing changed
+    "content-security-policy": (
         "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'; "
         "require-trusted-types-for 'script'; trusted-types dompurify"
     ),
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
 }
 """Only files of this server, and markup only by way of the sanitiser, whatever a model may write."""
 
 
-class File(NamedTuple):
+class _File(NamedTuple):
     body: bytes
-    media_type: str
+    kind: str
     etag: str
 
 
-def _read(folder: resources.abc.Traversable, prefix: str = "") -> dict[str, File]:
-    files = {}
-    for entry in folder.iterdir():
-        if entry.is_dir():
-            files |= _read(entry, f"{prefix}{entry.name}/")
-        elif media_type := TYPES.get("." + entry.name.rpartition(".")[2]):
-            body = entry.read_bytes()
-            files[prefix + entry.name] = File(body, media_type, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
-    return files
+@cache
+def _files() -> dict[str, _File]:
+    """All files by path, read once: the path of a request is looked up here, and never opened."""
+    found: dict[str, _File] = {}
+
+    def read(folder: Traversable, path: str) -> None:
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                read(entry, f"{path}{entry.name}/")
+            elif kind := TYPES.get(entry.name.rpartition(".")[2]):
+                body = entry.read_bytes()
+                found[path + entry.name] = _File(body, kind, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+
+    read(resources.files("lowbit.serve") / "page", "/page/")
+    found["/"] = found.pop("/page/index.html")
+    return found
 
 
-def routes() -> list[Route]:
-    """Return the routes of the page: `/` and what it loads, below `/page/`.
+def serves(path: str) -> bool:
+    """Tell whether a path is one of the page's, which nobody needs a key for."""
+    return path == "/" or path.startswith("/page/")
 
-    Everything is read here, once: a path of a request is looked up among names and never opened.
-    """
-    files = _read(resources.files("lowbit.serve") / "page")
 
-    async def send(request: Request) -> Response:
-        file = files.get(request.path_params.get("name", "index.html"))
-        if file is None:
-            raise HTTPException(404, "there is no such file")
-        headers = {**HEADERS, "ETag": file.etag}
-        known = request.headers.get("if-none-match", "")
-        if known == "*" or file.etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
-            return Response(status_code=304, headers=headers)
-        return Response(file.body, media_type=file.media_type, headers=headers)
-
-    return [Route("/", send), Route("/page/{name:path}", send)]
+async def page(call: Call, service: Service) -> None:
+    """Send a file, or word that the browser has it."""
+    file = _files().get(call.scope["path"])
+    if file is None:
+        raise Problem(404, "there is nothing at this path", code="not_found")
+    headers = {**HEADERS, "etag": file.etag, "content-length": str(len(file.body))}
+    known = [tag.strip().removeprefix("W/") for tag in call.headers.get("if-none-match", "").split(",")]
+    if file.etag in known or known == ["*"]:
+        await call.answer(304, b"", headers, file.kind)
+    else:
+        await call.answer(200, file.body, headers, file.kind)

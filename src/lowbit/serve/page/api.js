@@ -17,7 +17,7 @@ function errorOf(status, body, headers) {
   const error = body?.error ?? body;
   const detail = typeof error === "string" ? error : error?.message ?? "";
   const code = `${error?.code ?? ""} ${error?.type ?? ""}`;
-  if (status === 401 || status === 403) return new ServerError("key", detail);
+  if (status === 401) return new ServerError("key", detail);
   if (status === 429) return new ServerError("busy", detail, Number(headers?.get("retry-after")) || null);
   if (status === 503) return new ServerError("loading", detail);
   if (/context/i.test(code)) return new ServerError("context", detail);

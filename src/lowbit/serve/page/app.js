@@ -151,7 +151,7 @@ async function receive(conversation, message, asked, signal) {
   const { system, ...sampling } = conversation.settings;
   const start = performance.now();
   let [pieces, first, last, saved] = [0, 0, 0, start];
-  for await (const piece of chat({ model: model || "default", messages: asked, ...sampling }, signal)) {
+  for await (const piece of chat({ ...(model && { model }), messages: asked, ...sampling }, signal)) {
     message.model = piece.model ?? message.model;
     message.finish = piece.finish ?? message.finish;
     if (piece.text || piece.thought) {

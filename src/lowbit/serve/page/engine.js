@@ -10,15 +10,9 @@ const IDLE_MS = 5_000;
 const SAMPLES = 60;
 const [WIDTH, HEIGHT, CELLS] = [216, 30, 36];
 
-// The numbers of Prometheus' text form, each by its name without labels.
-export function parseMetrics(text) {
-  const found = {};
-  for (const line of text.split("\n")) {
-    const match = /^([a-zA-Z_:][\w:]*)(?:\{[^}]*\})?\s+(\S+)/.exec(line);
-    if (match) found[match[1].replace(/^\w+:/, "").replace(/^lowbit_/, "")] = Number(match[2]);
-  }
-  return found;
-}
+// The numbers of Prometheus' text form that have no labels.
+export const parseMetrics = (text) =>
+  Object.fromEntries([...text.matchAll(/^lowbit_(\w+) (\S+)$/gm)].map(([, name, value]) => [name, Number(value)]));
 
 export class EnginePicture {
   constructor(changed) {
@@ -55,12 +49,12 @@ export class EnginePicture {
 
   take(metrics) {
     const at = performance.now();
-    const tokens = metrics.tokens_predicted_total ?? 0;
+    const tokens = metrics.tokens_total ?? 0;
     const speed = this.last && tokens >= this.last.tokens ? (tokens - this.last.tokens) / (at - this.last.at) * 1000 : 0;
     this.last = { at, tokens };
     this.speeds = [...this.speeds, speed].slice(-SAMPLES);
-    this.now = { speed, running: metrics.requests_processing ?? 0, waiting: metrics.requests_deferred ?? 0,
-      held: metrics.kv_blocks_held, known: metrics.kv_blocks_known ?? 0, all: metrics.kv_blocks_limit };
+    this.now = { speed, running: metrics.requests_running, waiting: metrics.requests_waiting,
+      held: metrics.kv_blocks_held, known: metrics.kv_blocks_known, all: Math.max(0, metrics.kv_blocks_limit) };
   }
 
   draw() {
@@ -72,9 +66,9 @@ export class EnginePicture {
     }
     const { speed, running, waiting, held, known, all } = this.now;
     const says = [t("engineSays", { running, waiting })];
-    if (held !== undefined) says.push(all ? t("engineBlocks", { held, all }) : t("engineBlocksHeld", { held }));
+    says.push(all ? t("engineBlocks", { held, all }) : t("engineBlocksHeld", { held }));
     const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT + 12}`, role: "img", "aria-label": says.join(", ") },
-      this.curve(), ...(held === undefined ? [] : cells(held, known, all)));
+      this.curve(), ...cells(held, known, all));
     const line = el("p", { class: "engine-line" },
       el("span", { class: running ? "on" : "" }, running || waiting ? t("engineSays", { running, waiting }) : t("idle")),
       el("span", {}, speed ? t("speed", { n: number(speed, 2) }) : ""));
