@@ -113,7 +113,7 @@ class FakeServer:
                     await call.send(part)
                 self.tokens += 1
                 await asyncio.sleep(self.pause)
-            await events.end()
+            await events.end(b"" if asked == "broken" else b"data: [DONE]\r\n\r\n")
         finally:
             self.running -= 1
 
@@ -133,12 +133,13 @@ class FakeServer:
             yield event({"content": word})
         yield event({}, "stop")
         yield data({"choices": [], "usage": {"completion_tokens": 41}, "timings": {"predicted_per_second": 312.5}})
-        yield b"data: [DONE]\r\n\r\n"
 
     @contextmanager
     def running_at(self, port=0):
         """Serve in a thread; yields the address."""
-        server = uvicorn.Server(uvicorn.Config(self, port=port, lifespan="off", log_level="error", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(
+            uvicorn.Config(self, port=port, lifespan="off", log_level="error", timeout_graceful_shutdown=1)
+        )
         thread = threading.Thread(target=server.run)
         thread.start()
         try:

@@ -29,6 +29,7 @@ const LETS_THROUGH = {
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
+  ADD_URI_SAFE_ATTR: ["start", "align", "type"], // what they hold is no address
   RETURN_DOM_FRAGMENT: true,
 };
 
