@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 from contextlib import contextmanager
 
@@ -17,7 +18,9 @@ from lowbit.serve.http import Call
 from lowbit.serve.problems import Problem, openai_form
 from lowbit.serve.settings import Settings
 
-STORY = "Once upon a time, there was a **small** cat named Tom. Tom lived in a house with a red door.\n\nOne day, it rained."
+STORY = """Once upon a time, there was a **small** cat named Tom. Tom lived in a house with a red door.
+
+One day, it rained."""
 EVIL = """<img src=x onerror="window.hit='img'"> <script>window.hit='script'</script> <svg onload="window.hit='svg'">
 <a href="javascript:window.hit='html'" id="html">html</a> [link](javascript:window.hit='link') <iframe src="/"></iframe>
 [data](data:text/html,<script>window.hit='data'</script>) ![picture](https://example.com/a.png) [rel](/metrics)
@@ -62,7 +65,7 @@ def event(delta, finish=None):
 
 
 def words(text):
-    return [word + " " for word in text.split(" ")][:-1] + [text.split(" ")[-1]]
+    return re.findall(r"[^ ]+ ?", text)
 
 
 class FakeServer:

@@ -27,7 +27,11 @@ const messages = new Messages($("log"), $("scroll"), {
   edit: (message, text) => send(text, message.parent),
   regenerate: (message) => answer(current, message.parent),
   choose: (message) => { select(current, message); saveConversation(current); show(); },
-  enterKey: async (message) => { if (await changeKey()) answer(current, message.parent); },
+  enterKey: async (message) => {
+    if (!await changeKey()) return;
+    if (!models.length) loadModels();
+    answer(current, message.parent);
+  },
 });
 
 // --- what is looked at ---
@@ -224,7 +228,6 @@ async function changeKey() {
   const key = await askForKey();
   if (key === null) return false;
   setApiKey(key);
-  if (!models.length) loadModels();
   engine.look();
   return true;
 }
@@ -357,6 +360,9 @@ $("title").addEventListener("keydown", (event) => {
   if (event.key === "Escape") { $("title").value = current.title; event.stopPropagation(); }
   if (event.key === "Enter" || event.key === "Escape") $("prompt").focus();
 });
+for (const button of document.querySelectorAll("[data-close]")) {
+  button.addEventListener("click", () => button.closest("dialog").close());
+}
 document.addEventListener("keydown", onKey);
 NARROW.addEventListener("change", () => {
   document.body.classList.remove("drawer", "without-list");

@@ -23,7 +23,7 @@ export class Messages {
     Object.assign(this, { root, scroller, actions, parts: new Map(), conversation: null, next: 0, cost: 0 });
     scroller.addEventListener("scroll", () => this.showEnd(), { passive: true });
     new ResizeObserver(() => { if (this.follows) this.toEnd(); else this.showEnd(); }).observe(root);
-    document.addEventListener("languages", () => this.show(this.conversation)); // of code, loaded by now
+    document.addEventListener("languages", () => path(this.conversation).forEach((message) => this.update(message)));
     this.follows = true;
   }
 
@@ -70,7 +70,7 @@ export class Messages {
 
   update(message) {
     const part = this.parts.get(message.id);
-    if (!part) return;
+    if (!part || part.article.classList.contains("editing")) return;
     if (message.role === "user") {
       part.body.replaceChildren(el("div", { class: "said" }, message.text));
     } else {

@@ -58,8 +58,6 @@ export function askForKey() {
   const field = dialog.querySelector("input");
   field.value = "";
   dialog.returnValue = "";
-  dialog.querySelector("[data-close]").onclick = () => dialog.close("cancel");
-  dialog.querySelector(".primary").value = "use";
   dialog.showModal();
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "use" ? field.value.trim() : null),

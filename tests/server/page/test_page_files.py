@@ -14,7 +14,7 @@ pytest.importorskip("llguidance")
 from lowbit.serve import App, Service, Settings
 from lowbit.serve.page import TYPES, _files
 
-SOURCE = Path(__file__).parents[2] / "src" / "lowbit" / "serve" / "page"
+SOURCE = Path(__file__).parents[3] / "src" / "lowbit" / "serve" / "page"
 
 
 def ask(path, method="GET", headers=(), settings=Settings()):  # noqa: B008 (it is frozen)
