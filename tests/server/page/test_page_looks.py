@@ -132,7 +132,7 @@ def test_focus_goes_everywhere_and_is_seen(visit):
     page.evaluate("document.activeElement.blur()")
     border = "getComputedStyle(document.getElementById('composer')).borderTopColor"
     plain, seen = page.evaluate(border), {}
-    while True:
+    for _ in range(60):
         page.keyboard.press("Tab")
         name, outlined = page.evaluate(
             """() => {
@@ -142,9 +142,8 @@ def test_focus_goes_everywhere_and_is_seen(visit):
                     visible(e) && (e.id === "prompt" || getComputedStyle(e).outlineStyle !== "none")];
             }"""
         )
-        if name in seen or not name:
-            break
-        seen[name] = outlined and (name != "Message" or page.evaluate(border) != plain)
+        if name:  # and not the document, which the browser's own controls lie behind
+            seen[name] = outlined and (name != "Message" or page.evaluate(border) != plain)
     assert {name for name, outlined in seen.items() if not outlined} == set()
     assert set(seen) >= {"Skip to the message box", "Hide conversations", "New conversation", "hello", "Settings",
                          "Keyboard shortcuts", "Title of this conversation", "More about this conversation", "Copy",
