@@ -11,7 +11,15 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .common import add_model_arguments, add_sampling_arguments, load_model, printable, sampling_values
+from .common import (
+    add_constraint_arguments,
+    add_model_arguments,
+    add_sampling_arguments,
+    constraint_values,
+    load_model,
+    printable,
+    sampling_values,
+)
 
 if TYPE_CHECKING:
     from ..chat import ChatSession
@@ -29,6 +37,7 @@ Ctrl-C stops an answer."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="instruction before the first message")
     parser.add_argument("--template", metavar="NAME", help="built-in chat template to use (default: the model's)")
+    add_constraint_arguments(parser)
     add_sampling_arguments(parser)
     add_model_arguments(parser)
 
@@ -37,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from ..chat import ChatSession
     from ..errors import UnsupportedModelError
 
-    sampling = sampling_values(args)
+    sampling = sampling_values(args) | constraint_values(args)
     if args.max_tokens is None:
         sampling["max_tokens"] = 1024  # the model ends its answer; this only bounds one that does not
     model = load_model(args)

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "InputError",
+    "add_constraint_arguments",
     "add_model_arguments",
     "add_sampling_arguments",
     "add_tokenizer_argument",
+    "constraint_values",
     "load_model",
     "print_json",
     "print_table",
@@ -92,6 +94,27 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, most: str | None = N
     )
     add("--seed", type=int, metavar="N", help="same seed, same text (default: a new one, reported at the end)")
     add("--stop", action="append", metavar="S", help="end before this text; may be given several times")
+
+
+def add_constraint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `constraint_values` reads."""
+    group = parser.add_argument_group("what the text must be", "One of these; they need the extra 'serve'.")
+    group.add_argument("--json-schema", metavar="FILE|JSON", help="JSON that fulfils this schema")
+    group.add_argument("--regex", metavar="RE", help="a text that matches this expression as a whole")
+    group.add_argument("--grammar", metavar="FILE", help="a text of this grammar, in GBNF or Lark")
+
+
+def constraint_values(args: argparse.Namespace) -> dict[str, Any]:
+    """Return keyword arguments for `Model.generate`, of which there is one at most."""
+    given = {name: getattr(args, name) for name in ("json_schema", "regex", "grammar")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise InputError(" and ".join(f"--{name.replace('_', '-')}" for name in given) + " cannot be given together")
+    schema = given.get("json_schema", "")
+    if "grammar" in given or (schema and not schema.lstrip().startswith("{")):
+        name = next(iter(given))
+        given[name] = read_file(given[name])
+    return given
 
 
 def sampling_values(args: argparse.Namespace) -> dict[str, Any]:

@@ -69,6 +69,17 @@ class Stream:
         """Wait for the end as `result` does, without keeping the event loop."""
         return self._finish().__await__()
 
+    async def ready(self) -> None:
+        """Wait until its grammar, if it has one, is compiled.
+
+        Raises
+        ------
+        ConstraintError
+            If that cannot be done.
+        """
+        await self._until(lambda: self._request.state is not State.COMPILING)
+        self._raise()
+
     async def _finish(self) -> Generation:
         self._request.collecting = True
         with self._driver.changed:

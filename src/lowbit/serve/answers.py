@@ -51,6 +51,11 @@ class Answers:
         for stream in self.streams:
             stream.cancel()
 
+    async def ready(self) -> None:
+        """Wait until it is known that what the texts are held to can be compiled; raises where it cannot."""
+        for stream in self.streams:
+            await stream.ready()
+
     async def all(self) -> list[Generation]:
         """Wait for the ends."""
         return [await stream for stream in self.streams]

@@ -6,71 +6,45 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from ..chat.tools import ToolCalls
 from ..engine import Generation
 from .asking import Sampled, max_tokens_kind, stop_kind
-from .conversation import BETWEEN_PARTS, content_text, no_tools, split_begun
-from .fields import Kind, choice, flag, list_of, mapping, need, number, only, option, parse, shown, text, whole
+from .blocks import (
+    blocks_of,
+    choice_kind,
+    delta_of,
+    empty_block,
+    messages_kind,
+    output_kind,
+    system_kind,
+    tools_kind,
+)
+from .conversation import split_begun
+from .fields import choice, flag, list_of, mapping, need, number, only, option, parse, text, whole
 from .http import Call, encode
-from .openai import tools_kind
 from .problems import Problem, anthropic_form
 from .service import Service
+from .talk import Talk, prepare, spoken
 
 __all__ = ["CountTokens", "Messages", "count_tokens", "messages"]
-
-
-def _take_messages(value: Any) -> list[dict[str, Any]]:
-    """Messages of one side that follow each other are one."""
-    if not isinstance(value, list) or not value:
-        raise ValueError
-    found: list[dict[str, Any]] = []
-    for i, message in enumerate(value):
-        at = f"messages[{i}]"
-        if not isinstance(message, dict):
-            raise Problem(400, f"{at} must be an object, not {shown(message)}", param=at)
-        if message.get("role") not in ("user", "assistant"):
-            raise Problem(400, f"{at}.role must be user or assistant, not {shown(message.get('role'))}",
-                          param=f"{at}.role")  # fmt: skip
-        unknown = set(message) - {"role", "content"}
-        if unknown:
-            raise Problem(400, f"{at}.{min(unknown)[:60]} is not supported", param=f"{at}.{min(unknown)[:60]}")
-        content = message.get("content")
-        for part in content if isinstance(content, list) else []:
-            if isinstance(part, dict) and part.get("type") in ("tool_use", "tool_result"):
-                no_tools(at)
-        said = content_text(content, f"{at}.content")
-        if found and found[-1]["role"] == message["role"]:
-            found[-1]["content"] += BETWEEN_PARTS + said
-        else:
-            found.append({"role": message["role"], "content": said})
-    return found
-
-
-def _take_choice(value: Any) -> Any:
-    if value != {"type": "none"}:
-        no_tools("tool_choice")
-    return value
-
-
-messages_kind = Kind("a list of messages", _take_messages, {"type": "array", "minItems": 1})
-system_kind = Kind("a text or a list of text blocks", lambda value: content_text(value, "system"),
-                   {"type": ["string", "array"]})  # fmt: skip
-choice_kind = Kind("an object", _take_choice, {"type": "object"})
 
 
 @dataclass(frozen=True)
 class CountTokens:
     """POST /v1/messages/count_tokens."""
 
-    messages: Any = need(messages_kind, "the conversation: role and content each; a content is text or text blocks")
+    messages: Any = need(messages_kind, "the conversation: role and content each; a content is text or blocks")
     model: str | None = option(text, "a name that /v1/models lists; the model of the server if left out")
     system: str | None = option(system_kind, "what the model is told before the conversation")
-    tools: Any = option(tools_kind, "not supported yet")
-    tool_choice: Any = option(choice_kind, "of type none")
+    tools: Any = option(tools_kind, "name, description and input_schema each")
+    tool_choice: Any = option(choice_kind, "of type auto, any, none, or tool with a name")
     thinking: Any = option(only({"type": "disabled"}), "of type disabled")
+    cache_control: Any = option(mapping, "accepted: what is known of prompts is found without it")
 
-    def conversation(self) -> tuple[list[dict[str, Any]], str]:
+    async def talk(self, service: Service) -> Talk:
         first = [] if not self.system else [{"role": "system", "content": self.system}]
-        return split_begun([*first, *self.messages])
+        wanted, alone = self.tool_choice or (None, False)
+        return await prepare(service, *split_begun([*first, *self.messages]), self.tools, wanted, not alone)
 
 
 @dataclass(frozen=True)
@@ -84,69 +58,88 @@ class Messages(CountTokens):
     top_k: int | None = option(whole(0), "keep this many of the likeliest tokens; 0 keeps all")
     top_p: float | None = option(number, "keep the likeliest tokens up to this sum, above 0 to 1")
     metadata: Any = option(mapping, "accepted: labels of the caller's")
+    output_config: Any = option(output_kind, "format: of type json_schema, with a schema that the answer follows")
     service_tier: str | None = option(choice("auto", "standard_only"), "there is one")
 
     def sampled(self) -> Sampled:
-        stops = tuple(stop_kind.take(list(self.stop_sequences))) if self.stop_sequences else None
-        return Sampled(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, stop=stops)
+        try:
+            stops = stop_kind.take(list(self.stop_sequences)) if self.stop_sequences else None
+        except ValueError:
+            raise Problem(400, "stop_sequences must not be empty texts", param="stop_sequences") from None
+        return Sampled(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, stop=stops,
+                       json_schema=self.output_config)  # fmt: skip
 
 
 async def count_tokens(call: Call, service: Service) -> None:
     """Count the tokens of a conversation."""
     asked = parse(CountTokens, await call.json())
     service.check_model(asked.model)
-    await call.answer(200, {"input_tokens": len(await service.conversation_ids(*asked.conversation()))})
+    await call.answer(200, {"input_tokens": len((await asked.talk(service)).ids)})
 
 
 async def messages(call: Call, service: Service) -> None:
     """Answer the last message of a conversation."""
     asked = parse(Messages, await call.json())
     service.check_model(asked.model)
-    try:
-        sampled = asked.sampled()
-    except ValueError:
-        raise Problem(400, "stop_sequences must not be empty texts", param="stop_sequences") from None
-    chosen = sampled.settings(service.settings.sampling, asked.max_tokens, service.model._tokenizer,
-                              service.template.stops)  # fmt: skip
-    ids = await service.conversation_ids(*asked.conversation())
+    chosen = asked.sampled().settings(service.settings.sampling, asked.max_tokens, service.model._tokenizer,
+                                      service.template.stops)  # fmt: skip
+    talk = await asked.talk(service)
+    talk.hold(chosen)
+    parser = talk.parser()
     head = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": service.name}
-    nothing = {"stop_reason": None, "stop_sequence": None}
-    with service.submit([ids], 1, chosen) as answers:
+    with service.submit([talk.ids], 1, chosen) as answers:
         if not asked.stream:
             result = (await answers.all())[0]
             service.note_times(result)
-            content = [{"type": "text", "text": result.text}]
-            await call.answer(
-                200, {**head, "content": content, **_end(result, asked, service), "usage": _usage(result)}
-            )
+            content = blocks_of(spoken(parser, result))
+            end = _end(result, asked, service, parser)
+            await call.answer(200, {**head, "content": content, **end, "usage": _usage(result)})
             return
+        await answers.ready()
         events = await call.events(_failed)
 
         async def send(kind: str, **more: Any) -> None:
             await events.send({"type": kind, **more}, kind)
 
-        begun = {"input_tokens": len(ids), "output_tokens": 0, "cache_creation_input_tokens": 0,
+        usage = {"input_tokens": len(talk.ids), "output_tokens": 0, "cache_creation_input_tokens": 0,
                  "cache_read_input_tokens": 0}  # fmt: skip
-        await send("message_start", message={**head, "content": [], **nothing, "usage": begun})
-        await send("content_block_start", index=0, content_block={"type": "text", "text": ""})
+        nothing: dict[str, Any] = {"content": [], "stop_reason": None, "stop_sequence": None}
+        await send("message_start", message={**head, **nothing, "usage": usage})
         await send("ping")
+        index, kind = -1, ""
         async for piece in answers.pieces(service.settings.ping_seconds):
             if piece is None:
                 await send("ping")
-            elif piece.text:
-                await send("content_block_delta", index=0, delta={"type": "text_delta", "text": piece.text})
-            if piece is not None and piece.result is not None:
+                continue
+            for delta in [*parser.push(piece.text), *(parser.finish() if piece.result is not None else ())]:
+                of = "tool_use" if delta.index is not None else "thinking" if delta.reasoning else "text"
+                if of != kind or delta.name:
+                    if kind:
+                        await send("content_block_stop", index=index)
+                    index, kind = index + 1, of
+                    await send("content_block_start", index=index, content_block=empty_block(of, delta.id, delta.name))
+                if delta.text or delta.reasoning or delta.arguments:
+                    await send("content_block_delta", index=index, delta=delta_of(delta))
+            if piece.result is not None:
                 result = piece.result
         service.note_times(result)
-        await send("content_block_stop", index=0)
-        await send("message_delta", delta=_end(result, asked, service), usage=_usage(result))
+        if not kind:
+            index = 0
+            await send("content_block_start", index=0, content_block=empty_block("text"))
+        await send("content_block_stop", index=index)
+        await send("message_delta", delta=_end(result, asked, service, parser), usage=_usage(result))
         await send("message_stop")
         await events.end()
 
 
-def _end(result: Generation, asked: Messages, service: Service) -> dict[str, Any]:
+def _end(result: Generation, asked: Messages, service: Service, parser: ToolCalls) -> dict[str, Any]:
     word = service.stopping_word(result, asked.stop_sequences)
-    reason = "stop_sequence" if word is not None else "end_turn" if result.finish_reason == "stop" else "max_tokens"
+    if result.finish_reason == "length":
+        reason = "max_tokens"
+    elif word is not None:
+        reason = "stop_sequence"
+    else:
+        reason = "tool_use" if parser.called else "end_turn"
     return {"stop_reason": reason, "stop_sequence": word}
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 from ..chat.templates import MAX_MESSAGES
+from ..errors import one_line
 from .fields import Kind, shown
 from .problems import Problem
 
-__all__ = ["content_text", "conversation", "messages_kind", "no_tools", "split_begun"]
+__all__ = ["content_text", "conversation", "messages_kind", "split_begun"]
 
 BETWEEN_PARTS = "\n\n"
-_HARMLESS = {"name": None, "refusal": None, "audio": None, "function_call": None, "annotations": None,
-             "reasoning_content": None, "reasoning": None}  # fmt: skip
+_HARMLESS = ("name", "refusal", "audio", "function_call", "annotations")
+"""What clients send along; none may say anything."""  # fmt: skip
 
 
-def no_tools(param: str) -> NoReturn:
-    """Refuse what has to do with tools."""
-    raise Problem(400, "tools are not supported yet", param=param, code="unsupported_parameter")
+_MORE: dict[str, tuple[str, ...]] = {
+    "system": (), "developer": (), "user": (), "assistant": ("tool_calls", "reasoning_content"),
+    "tool": ("tool_call_id", "name"),
+}  # fmt: skip
+"""What a message of a role has besides its content."""
 
 
 def content_text(content: Any, at: str, types: tuple[str, ...] = ("text",)) -> str:
@@ -52,18 +55,20 @@ def _take_messages(value: Any) -> list[dict[str, Any]]:
         if not isinstance(message, dict):
             raise Problem(400, f"{at} must be an object, not {shown(message)}", param=at)
         role = message.get("role")
-        if role in ("tool", "function") or message.get("tool_calls") or message.get("tool_call_id") is not None:
-            no_tools(at)
-        if role not in ("system", "developer", "user", "assistant"):
-            raise Problem(400, f"{at}.role must be system, developer, user or assistant, not {shown(role)}",
-                          param=f"{at}.role", code="invalid_value")  # fmt: skip
+        if role not in _MORE:
+            raise Problem(400, f"{at}.role must be {', '.join(_MORE)}, not {shown(role)}", param=f"{at}.role",
+                          code="invalid_value")  # fmt: skip
         for name, given in message.items():
-            known = name in ("role", "content", "tool_calls", "tool_call_id") or name in _HARMLESS
-            if not known or (name in _HARMLESS and given not in (None, [])):
-                raise Problem(400, f"{at}.{name[:60]} is not supported", param=f"{at}.{name[:60]}",
-                              code="unknown_parameter")  # fmt: skip
-        text = content_text(message.get("content"), f"{at}.content")
-        messages.append({"role": "system" if role == "developer" else role, "content": text})
+            if name in ("role", "content") or name in _MORE[role] or (name in _HARMLESS and given in (None, [])):
+                continue
+            raise Problem(400, f"{at}.{one_line(name)[:60]} is not supported", param=f"{at}.{one_line(name)[:60]}",
+                          code="unknown_parameter")  # fmt: skip
+        content = message.get("content")
+        if content is None and message.get("tool_calls"):
+            content = ""
+        text = content_text(content, f"{at}.content")
+        more = {name: message[name] for name in _MORE[role] if message.get(name) is not None}
+        messages.append({"role": "system" if role == "developer" else role, "content": text, **more})
     return conversation(messages)
 
 
@@ -91,7 +96,7 @@ def split_begun(messages: list[dict[str, Any]], begin: bool = True) -> tuple[lis
     if begin and messages[-1]["role"] == "assistant":
         if len(messages) > 1 and messages[-2]["role"] == "assistant":
             raise Problem(400, "messages: two of the assistant's stand at the end", param="messages")
-        if len(messages) > 1:
+        if len(messages) > 1 and "tool_calls" not in messages[-1]:
             return messages[:-1], messages[-1]["content"]
     return messages, ""
 

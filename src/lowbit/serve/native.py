@@ -85,6 +85,7 @@ async def completion(call: Call, service: Service) -> None:
     shape = _Shape(asked, chosen, service, ids, ends)
     with service.submit(ids, 1, chosen, asked.n_probs or None) as answers:
         if asked.stream:
+            await answers.ready()
             events = await call.events(event_of)
             async for piece in answers.pieces(service.settings.ping_seconds):
                 if piece is None:

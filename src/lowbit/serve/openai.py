@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__
+from ..chat.tools import Delta, message_of
 from ..engine import Generation, TokenLogprob
 from ..tokenizers import Tokenizer
 from .answers import Answers, Piece
 from .asking import Sampled, logprobs_kind, max_tokens_kind, one_constraint, response_format_kind
-from .conversation import messages_kind, no_tools, split_begun
+from .conversation import messages_kind, split_begun
 from .fields import Kind, flag, mapping, need, only, option, parse, text, whole
 from .http import Call, Events, encode
 from .problems import Problem, openai_form
 from .service import Service
+from .talk import finish_reason, prepare, spoken, tool_choice_kind, tools_kind
 
 __all__ = [
     "Chat",
@@ -64,16 +66,8 @@ def _take_stream_options(value: Any) -> bool:
     return bool(value.get("include_usage", False))
 
 
-def _take_nothing(value: Any) -> None:
-    no_tools("tools")
-
-
 prompts_kind = Kind("a text, token ids, or a list of these", _take_prompts, {"type": ["string", "array"]})
 stream_options_kind = Kind("an object with include_usage, true or false", _take_stream_options, {"type": "object"})
-tools_kind = Kind("a list of tools", lambda value: None if value == [] else _take_nothing(value), {"type": "array"})
-tool_choice_kind = Kind(
-    "none or auto", lambda value: value if value in ("none", "auto") else _take_nothing(value), {"type": "string"}
-)
 
 
 @dataclass(frozen=True)
@@ -106,12 +100,14 @@ class Chat(_Asked):
     logprobs: bool = option(flag, "report log-probabilities", False)
     top_logprobs: int = option(logprobs_kind, "of so many of the likeliest tokens, too", 0)
     response_format: Any = option(response_format_kind, "text, json_object, or json_schema with a schema")
-    tools: Any = option(tools_kind, "not supported yet")
-    tool_choice: Any = option(tool_choice_kind, "none or auto")
-    parallel_tool_calls: bool | None = option(flag, "accepted where there are no tools")
+    tools: Any = option(tools_kind, "functions that the model may call, with JSON schemas of their arguments")
+    tool_choice: Any = option(tool_choice_kind, "auto, none, required, or an object that names a function")
+    parallel_tool_calls: bool | None = option(flag, "whether one answer may hold several calls; true if left out")
     continue_final_message: bool | None = option(flag, "go on with the last message if it is the assistant's")
     add_generation_prompt: bool | None = option(flag, "the opposite of it")
     verbose: bool = option(flag, "also return the prompt as the template wrote it", False)
+    prompt_cache_key: str | None = option(text, "accepted: what is known of prompts is found without it")
+    safety_identifier: str | None = option(text, "accepted: a label of the caller's")
     store: bool | None = option(only(False), "nothing is stored")
     modalities: Any = option(only(["text"]), "text")
     service_tier: str | None = option(only("auto", "default"), "there is one")
@@ -265,56 +261,78 @@ async def chat(call: Call, service: Service) -> None:
         chosen["json_schema"] = asked.response_format
         one_constraint(chosen)
     messages, begun = split_begun(asked.messages, asked.begins())
-    ids = await service.conversation_ids(messages, begun)
+    talk = await prepare(service, messages, begun, asked.tools, asked.tool_choice, asked.parallel_tool_calls,
+                         asked.verbose)  # fmt: skip
+    talk.hold(chosen)
     head = {"id": f"chatcmpl-{secrets.token_hex(14)}", "created": int(time.time()), "model": service.name,
             "system_fingerprint": FINGERPRINT}  # fmt: skip
-    more = {"__verbose": {"prompt": await service.conversation_text(messages, begun)}} if asked.verbose else {}
-    with service.submit([ids], asked.n, chosen, asked.top_logprobs if asked.logprobs else None) as answers:
+    parsers = [talk.parser() for _ in range(asked.n)]
+    tokenizer = service.tokenizer
+    with service.submit([talk.ids], asked.n, chosen, asked.top_logprobs if asked.logprobs else None) as answers:
         if asked.stream:
+            await answers.ready()
             events = await call.events(event_of)
             head["object"] = "chat.completion.chunk"
             for i in range(asked.n):
                 first = _chat_choice(i, {"role": "assistant", "content": None})
                 await events.send({**head, "choices": [first]})
-            tokenizer = service.tokenizer
 
             def choices(piece: Piece) -> list[dict[str, Any]]:
+                parser, result = parsers[piece.index], piece.result
+                deltas = [*parser.push(piece.text), *(parser.finish() if result is not None else ())]
+                found = [_chat_choice(piece.index, written) for delta in deltas for written in _delta(delta)]
                 logprobs = chat_logprobs(asked.logprobs, piece.logprobs, tokenizer, piece.start)
-                found = []
-                if piece.text:
-                    found.append(_chat_choice(piece.index, {"content": piece.text}, logprobs))
-                elif logprobs and logprobs["content"]:
-                    found.append(_chat_choice(piece.index, {}, logprobs))
-                if piece.result is not None:
-                    found.append(_chat_choice(piece.index, {}, None, piece.result.finish_reason))
+                if logprobs and logprobs["content"]:
+                    found = found or [_chat_choice(piece.index, {})]
+                    found[0]["logprobs"] = logprobs
+                    for other in found[1:]:
+                        other["logprobs"] = {"content": [], "refusal": None}
+                if result is not None:
+                    found.append(_chat_choice(piece.index, {}, finish_reason(parser, result, asked.tool_choice)))
                 return found
 
             await stream_choices(events, service, answers, head, asked, choices)
             return
         results = await answers.all()
-    for result in results:
+    whole_choices = []
+    for i, (parser, result) in enumerate(zip(parsers, results)):
         service.note_times(result)
-    whole_choices = [
-        {"index": i, "message": {"role": "assistant", "content": result.text},
-         "logprobs": chat_logprobs(asked.logprobs, result.logprobs, service.tokenizer),
-         "finish_reason": result.finish_reason}
-        for i, result in enumerate(results)
-    ]  # fmt: skip
+        message = message_of(spoken(parser, result))
+        if "tool_calls" in message and not message["content"]:
+            message["content"] = None
+        logprobs = chat_logprobs(asked.logprobs, result.logprobs, tokenizer)
+        reason = finish_reason(parser, result, asked.tool_choice)
+        whole_choices.append({"index": i, "message": message, "logprobs": logprobs, "finish_reason": reason})
+    more = {} if talk.prompt is None else {"__verbose": {"prompt": talk.prompt}}
     await call.answer(200, {**head, "object": "chat.completion", "choices": whole_choices,
                             "usage": usage(results, asked.n), "timings": timings(results[0]), **more})  # fmt: skip
 
 
-def _chat_choice(
-    index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None, reason: str | None = None
-) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+def _delta(delta: Delta) -> list[dict[str, Any]]:
+    """Write a part of an answer as the deltas of chunks."""
+    found: list[dict[str, Any]] = []
+    if delta.text:
+        found.append({"content": delta.text})
+    if delta.reasoning:
+        found.append({"reasoning_content": delta.reasoning})
+    if delta.name:
+        function = {"name": delta.name, "arguments": ""}
+        found.append({"tool_calls": [{"index": delta.index, "id": delta.id, "type": "function", "function": function}]})
+    if delta.arguments:
+        found.append({"tool_calls": [{"index": delta.index, "function": {"arguments": delta.arguments}}]})
+    return found
+
+
+def _chat_choice(index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
 async def input_tokens(call: Call, service: Service) -> None:
     """Count the tokens of a conversation."""
     asked = parse(Chat, await call.json())
-    ids = await service.conversation_ids(*split_begun(asked.messages, asked.begins()))
-    await call.answer(200, {"object": "response.input_tokens", "input_tokens": len(ids)})
+    messages, begun = split_begun(asked.messages, asked.begins())
+    talk = await prepare(service, messages, begun, asked.tools, asked.tool_choice, asked.parallel_tool_calls)
+    await call.answer(200, {"object": "response.input_tokens", "input_tokens": len(talk.ids)})
 
 
 # --- completions ---
@@ -341,6 +359,7 @@ async def completions(call: Call, service: Service) -> None:
             "model": service.name, "system_fingerprint": FINGERPRINT}  # fmt: skip
     with service.submit(ids, asked.n, chosen, asked.logprobs) as answers:
         if asked.stream:
+            await answers.ready()
             events = await call.events(event_of)
             offsets = [0] * len(answers.streams)
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import ContextLengthError, FormatError, LowbitError, MemoryBudgetError, QueueFullError, one_line
+from ..errors import (
+    ConstraintError,
+    ContextLengthError,
+    FormatError,
+    LowbitError,
+    MemoryBudgetError,
+    QueueFullError,
+    one_line,
+)
 
 __all__ = ["Problem", "anthropic_form", "openai_form", "problem_of"]
 
@@ -83,6 +91,8 @@ def problem_of(error: BaseException) -> Problem:
         return Problem(429, f"{text}; try again later", code="queue_full")
     if isinstance(error, MemoryBudgetError):
         return Problem(400, text, code="too_large")
+    if isinstance(error, ConstraintError):
+        return Problem(400, text, code="invalid_constraint")
     if isinstance(error, FormatError):  # of a chat template, which refuses a conversation that way
         return Problem(400, text)
     if isinstance(error, ValueError):  # a setting out of range; the message begins with its name

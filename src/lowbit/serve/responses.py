@@ -7,45 +7,21 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from ..chat.tools import Delta
 from ..engine import Generation
 from ..sampling import SamplingParams
-from .asking import Sampled, max_tokens_kind, one_constraint, response_format_kind
-from .conversation import content_text, conversation, no_tools, split_begun
-from .fields import Kind, flag, list_of, mapping, need, only, option, parse, shown
+from .asking import Sampled, max_tokens_kind, response_format_kind
+from .conversation import conversation, split_begun
+from .fields import Kind, flag, list_of, mapping, need, only, option, parse
 from .fields import text as words
 from .http import Call, encode
-from .openai import timings, tool_choice_kind, tools_kind
+from .items import Item, input_kind, kind_of, own_choice_kind, own_tools_kind
+from .openai import timings
 from .problems import Problem
 from .service import Service
+from .talk import prepare, spoken
 
 __all__ = ["Responses", "responses"]
-
-
-def _take_input(value: Any) -> list[dict[str, Any]]:
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    if not isinstance(value, list) or not value:
-        raise ValueError
-    messages = []
-    for i, item in enumerate(value):
-        at = f"input[{i}]"
-        if not isinstance(item, dict):
-            raise Problem(400, f"{at} must be an object, not {shown(item)}", param=at)
-        kind = item.get("type", "message")
-        if kind in ("function_call", "function_call_output"):
-            no_tools(at)
-        if kind != "message":
-            raise Problem(400, f"{at}: items of type {shown(kind)} are not supported", param=f"{at}.type")
-        role = item.get("role")
-        if role not in ("system", "developer", "user", "assistant"):
-            raise Problem(400, f"{at}.role must be system, developer, user or assistant, not {shown(role)}",
-                          param=f"{at}.role")  # fmt: skip
-        unknown = set(item) - {"type", "role", "content", "id", "status"}
-        if unknown:
-            raise Problem(400, f"{at}.{min(unknown)[:60]} is not supported", param=f"{at}.{min(unknown)[:60]}")
-        said = content_text(item.get("content"), f"{at}.content", ("input_text", "output_text", "text"))
-        messages.append({"role": "system" if role == "developer" else role, "content": said})
-    return messages
 
 
 def _take_text(value: Any) -> Any:
@@ -60,7 +36,6 @@ def _as_chat_format(value: Any) -> Any:
     return value
 
 
-input_kind = Kind("a text or a list of messages", _take_input, {"type": ["string", "array"]})
 text_kind = Kind("an object with a format", _take_text, {"type": "object"})
 
 
@@ -74,11 +49,13 @@ class Responses(Sampled):
     max_output_tokens: int | None = option(max_tokens_kind, "most tokens of the answer; as many as there is room for")
     stream: bool = option(flag, "send the answer as it is made, as server-sent events", False)
     text: Any = option(text_kind, "format: text, json_object, or json_schema with a schema")
-    tools: Any = option(tools_kind, "not supported yet")
-    tool_choice: Any = option(tool_choice_kind, "none or auto")
-    parallel_tool_calls: bool | None = option(flag, "accepted where there are no tools")
+    tools: Any = option(own_tools_kind, "functions that the model may call, with JSON schemas of their arguments")
+    tool_choice: Any = option(own_choice_kind, "auto, none, required, or an object that names a function")
+    parallel_tool_calls: bool | None = option(flag, "whether one answer may hold several calls; true if left out")
     metadata: Any = option(mapping, "returned as it is")
     user: str | None = option(words, "accepted: a label of the caller's")
+    prompt_cache_key: str | None = option(words, "accepted: what is known of prompts is found without it")
+    safety_identifier: str | None = option(words, "accepted: a label of the caller's")
     store: bool | None = option(only(False), "nothing is stored")
     include: Any = option(list_of(words, 0), "nothing can be included")
     truncation: str | None = option(only("disabled"), "prompts are never cut")
@@ -97,43 +74,45 @@ async def responses(call: Call, service: Service) -> None:
         if chosen.get("json_schema") is not None:
             raise Problem(400, "text.format and json_schema cannot go together", param="text")
         chosen["json_schema"] = asked.text
-    one_constraint(chosen)
     messages = asked.input
     if asked.instructions is not None:
         messages = [{"role": "system", "content": asked.instructions}, *messages]
-    ids = await service.conversation_ids(*split_begun(conversation(messages)))
+    talk = await prepare(service, *split_begun(conversation(messages)), asked.tools, asked.tool_choice,
+                         asked.parallel_tool_calls)  # fmt: skip
+    talk.hold(chosen)
+    parser = talk.parser()
     answer = _Answer(asked, chosen, service)
-    with service.submit([ids], 1, chosen) as answers:
+    with service.submit([talk.ids], 1, chosen) as answers:
         if not asked.stream:
             result = (await answers.all())[0]
             service.note_times(result)
+            for delta in spoken(parser, result):
+                answer.push(delta)
+            answer.finish(result)
             await call.answer(200, {**answer.whole(result), "timings": timings(result)})
             return
+        await answers.ready()
         events = await call.events(answer.failed)
 
-        async def send(kind: str, **more: Any) -> None:
-            await events.send({"type": kind, "sequence_number": answer.next(), **more}, kind)
+        async def send(several: list[dict[str, Any]], **more: Any) -> None:
+            for event in several:
+                await events.send({**event, "sequence_number": answer.next(), **more}, event["type"])
 
-        place = {"item_id": answer.message_id, "output_index": 0, "content_index": 0}
-        await send("response.created", response=answer.object("in_progress", []))
-        await send("response.in_progress", response=answer.object("in_progress", []))
-        await send("response.output_item.added", output_index=0, item=answer.item("in_progress", []))
-        await send("response.content_part.added", **place, part=_part(""))
+        for kind in ("response.created", "response.in_progress"):
+            await send([{"type": kind, "response": answer.object("in_progress")}])
         async for piece in answers.pieces(service.settings.ping_seconds):
             if piece is None:
                 await events.ping()
                 continue
-            if piece.text:
-                more = {"timings": timings(answers.streams[0]._request.result())} if asked.timings_per_token else {}
-                await send("response.output_text.delta", **place, delta=piece.text, logprobs=[], **more)
+            more = {"timings": timings(answers.streams[0]._request.result())} if asked.timings_per_token else {}
+            for delta in [*parser.push(piece.text), *(parser.finish() if piece.result is not None else ())]:
+                await send(answer.push(delta), **more)
             if piece.result is not None:
                 result = piece.result
         service.note_times(result)
-        status = "completed" if result.finish_reason == "stop" else "incomplete"
-        await send("response.output_text.done", **place, text=result.text, logprobs=[])
-        await send("response.content_part.done", **place, part=_part(result.text))
-        await send("response.output_item.done", output_index=0, item=answer.item(status, [_part(result.text)]))
-        await send(f"response.{status}", response=answer.whole(result), timings=timings(result))
+        await send(answer.finish(result))
+        last = {"type": f"response.{answer.status(result)}", "response": answer.whole(result)}
+        await send([last], timings=timings(result))
         await events.end()
 
 
@@ -145,7 +124,8 @@ class _Answer:
         default = SamplingParams()
         self._temperature = chosen.get("temperature", default.temperature)
         self._top_p = chosen.get("top_p", default.top_p)
-        self.id, self.message_id = f"resp_{secrets.token_hex(16)}", f"msg_{secrets.token_hex(16)}"
+        self.id = f"resp_{secrets.token_hex(16)}"
+        self.items: list[Item] = []
         self._created, self._sequence = int(time.time()), -1
 
     def next(self) -> int:
@@ -157,32 +137,44 @@ class _Answer:
                  "message": problem.message, "param": problem.param}  # fmt: skip
         return b"event: error\ndata: " + encode(event) + b"\n\n"
 
-    def item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self.message_id, "type": "message", "status": status, "role": "assistant", "content": content}
+    def push(self, delta: Delta) -> list[dict[str, Any]]:
+        """Take a part of the answer; return its events."""
+        events: list[dict[str, Any]] = []
+        if not self.items or self.items[-1].kind != kind_of(delta) or delta.name:
+            if self.items:
+                events += self.items[-1].end("completed")
+            self.items.append(Item(delta, len(self.items)))
+            events += self.items[-1].begin()
+        return events + self.items[-1].push(delta)
+
+    def finish(self, result: Generation) -> list[dict[str, Any]]:
+        """Return the events of the end of its last item; an answer without any has an empty message."""
+        events = [] if self.items else self.push(Delta())
+        return events + self.items[-1].end(self.status(result))
+
+    def status(self, result: Generation) -> str:
+        return "completed" if result.finish_reason == "stop" else "incomplete"
 
     def whole(self, result: Generation) -> dict[str, Any]:
-        status = "completed" if result.finish_reason == "stop" else "incomplete"
-        made = len(result.tokens)
-        return self.object(
-            status,
-            [self.item(status, [_part(result.text)])],
-            {"input_tokens": result.prompt_tokens, "output_tokens": made, "total_tokens": result.prompt_tokens + made,
-             "input_tokens_details": {"cached_tokens": result.timings.reused_tokens},
-             "output_tokens_details": {"reasoning_tokens": 0}},
-        )  # fmt: skip
+        status, made = self.status(result), len(result.tokens)
+        output = [item.object("completed") for item in self.items[:-1]] + [self.items[-1].object(status)]
+        usage = {"input_tokens": result.prompt_tokens, "output_tokens": made,
+                 "total_tokens": result.prompt_tokens + made,
+                 "input_tokens_details": {"cached_tokens": result.timings.reused_tokens},
+                 "output_tokens_details": {"reasoning_tokens": 0}}  # fmt: skip
+        return {**self.object(status), "output": output, "usage": usage}
 
-    def object(self, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
-        asked = self._asked
+    def object(self, status: str) -> dict[str, Any]:
+        asked, choice = self._asked, self._asked.tool_choice
+        if isinstance(choice, dict):
+            choice = {"type": "function", **choice["function"]}
+        tools = [{"type": "function", **tool["function"]} for tool in asked.tools or ()]
         return {
             "id": self.id, "object": "response", "created_at": self._created, "status": status, "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
             "instructions": asked.instructions, "max_output_tokens": asked.max_output_tokens,
-            "metadata": asked.metadata or {}, "model": self._service.name, "output": output,
-            "parallel_tool_calls": True, "previous_response_id": None, "store": False,
-            "temperature": self._temperature, "top_p": self._top_p, "tool_choice": asked.tool_choice or "auto",
-            "tools": [], "text": {"format": {"type": "text"}}, "truncation": "disabled", "usage": usage,
+            "metadata": asked.metadata or {}, "model": self._service.name, "output": [],
+            "parallel_tool_calls": asked.parallel_tool_calls is not False, "previous_response_id": None,
+            "store": False, "temperature": self._temperature, "top_p": self._top_p, "tool_choice": choice or "auto",
+            "tools": tools, "text": {"format": {"type": "text"}}, "truncation": "disabled", "usage": None,
         }  # fmt: skip
-
-
-def _part(said: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": said, "annotations": [], "logprobs": []}

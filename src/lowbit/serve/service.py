@@ -130,19 +130,29 @@ class Service:
         """Encode a text, away from the event loop."""
         return await asyncio.to_thread(self.tokenizer.encode, text, **options)
 
-    async def conversation_ids(self, messages: list[dict[str, Any]], begun: str = "") -> list[int]:
+    async def conversation_ids(
+        self, messages: list[dict[str, Any]], begun: str = "", tools: list[Any] | None = None
+    ) -> list[int]:
         """Write a conversation as token ids."""
         tokenizer, template = self.tokenizer, self.template
         try:
-            return await asyncio.to_thread(render, messages, {}, tokenizer, template, begun)
+            return await asyncio.to_thread(render, messages, {}, tokenizer, template, tools, begun)
         except LowbitError as error:
             raise problem_of(error) from None
         except ValueError as error:
             raise Problem(400, str(error), param="messages") from None
 
-    async def conversation_text(self, messages: list[dict[str, Any]], begun: str = "") -> str:
+    async def conversation_text(
+        self, messages: list[dict[str, Any]], begun: str = "", tools: list[Any] | None = None
+    ) -> str:
         """Write a conversation as text."""
-        text, disguise = await asyncio.to_thread(write, messages, self.tokenizer, self.template, begun)
+        tokenizer, template = self.tokenizer, self.template
+        try:
+            text, disguise = await asyncio.to_thread(write, messages, tokenizer, template, tools, begun)
+        except LowbitError as error:
+            raise problem_of(error) from None
+        except ValueError as error:
+            raise Problem(400, str(error), param="messages") from None
         return disguise.show(text)
 
     # --- texts ---
@@ -152,7 +162,9 @@ class Service:
     ) -> Answers:
         """Ask for n texts after each prompt; the i-th after one has the i-th seed from the given one on."""
         if len(prompts) * n > MAX_TEXTS:
-            raise Problem(400, f"n: a request may ask for {MAX_TEXTS} texts, not {len(prompts) * n}", param="n")
+            raise Problem(
+                400, f"prompt and n: a request may ask for {MAX_TEXTS} texts, not {len(prompts) * n}", param="n"
+            )
         self.check()
         answers = Answers([])
         try:
