@@ -1,9 +1,9 @@
 """List the models on this machine, and some that are known to run.
 
-On this machine are the embedded model and those in the cache of the Hugging Face hub, whoever fetched them; whether lowbit
-runs one of these is known when it is loaded. Of the others: RAM is what `lowbit info` counts with the defaults (weights,
-scratch, and keys and values of 2,048 tokens), and "checked" says whether lowbit ran the very file. Where
-nothing is said, nothing is known.
+On this machine are the embedded model and those in the cache of the Hugging Face hub, whoever fetched them; whether
+lowbit runs one of these is known when it is loaded. Of the others: RAM is what `lowbit info` counts with the defaults
+(weights, scratch, and keys and values of 2,048 tokens), and "checked" says whether lowbit ran the very file, here.
+Where nothing is said, nothing is known.
 """
 
 from __future__ import annotations
