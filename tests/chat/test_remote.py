@@ -19,7 +19,7 @@ from lowbit.chat import remote
 from lowbit.chat.remote import EventStream, RemoteChat, Server
 
 STREAM = 'data: {"ä": 1}\r\n\r\n: ping\n\nevent: x\ndata: one\ndata:two\r\rid: 3\n\ndata\n\ndata: [DONE]\n\n'.encode()
-EVENTS = ['{"ä": 1}', "one\ntwo", "[DONE]"]
+EVENTS = ['{"ä": 1}', "one\ntwo", "", "[DONE]"]
 
 
 def parsed(chunks):
