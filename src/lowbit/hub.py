@@ -262,7 +262,7 @@ def _fetched(name: Name) -> str:
         raise RemoteError(
             f"{name}: to fetch models needs huggingface_hub: pip install 'lowbit[hub]'{hint or ''}"
         ) from None
-    if hub.constants.is_offline_mode():
+    if hub.constants.HF_HUB_OFFLINE:
         if path := _cached(name):
             return path
         raise RemoteError(

@@ -124,6 +124,9 @@ def test_a_connection_that_ends_is_taken_up_where_it_ended(hub, run):
     repository = hub.add("owner/large", {"large.gguf": LARGE})
     repository.cut = [15 << 20]
     out = run("pull", "hf:owner/large")
+    if out.returncode:  # old versions of the library do not try again by themselves
+        assert "the next attempt goes on from there" in out.stderr
+        out = run("pull", "hf:owner/large")
     assert Path(out.stdout.strip()).read_bytes() == LARGE, out.stderr
     assert hub.files_asked() == [("large.gguf", None), ("large.gguf", f"bytes={WRITTEN}-")]
 
