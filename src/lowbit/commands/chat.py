@@ -143,7 +143,8 @@ def _answer(chat: Chat, text: str, sampling: dict[str, Any]) -> None:
         print(" [stopped]", file=sys.stderr, end="", flush=True)
     except LowbitError as error:
         print("\n" if begun else "", end="", flush=True)
-        print(f"lowbit: {printable(str(error))}; /reset forgets the conversation", file=sys.stderr)
+        hint = "; /reset forgets the conversation" if chat.messages else ""
+        print(f"lowbit: {printable(str(error))}{hint}", file=sys.stderr)
         return
     sys.stdout.write("\n")
     sys.stdout.flush()
