@@ -60,7 +60,7 @@ def test_an_answer_that_is_closed_is_not_made_any_further(url):
 
 
 def test_what_the_server_refuses_is_its_own_words(url):
-    with pytest.raises(lowbit.RemoteError, match="answers 401: .*API key"):
+    with pytest.raises(lowbit.RemoteError, match=r"answers 401: .*API key"):
         RemoteChat(Server(url))
     with pytest.raises(lowbit.RemoteError, match="answers 404: there is no model of that name"):
         list(RemoteChat(Server(url, "secret"), model="nope").stream("Hi"))
