@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -62,7 +63,9 @@ class FakeHub:
         return self.repositories[name]
 
     def files_asked(self):
-        return [(path.partition("/resolve/")[2].partition("/")[2], begin) for path, begin in self.asked_for("/resolve/")]
+        return [
+            (path.partition("/resolve/")[2].partition("/")[2], begin) for path, begin in self.asked_for("/resolve/")
+        ]
 
     def asked_for(self, part):
         return [(path, begin) for path, begin, _ in self.asked if part in path]
@@ -137,3 +140,11 @@ def running():
         yield hub
     finally:
         hub.close()
+
+
+def until(condition):
+    """Wait for something that another process does."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
