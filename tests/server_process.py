@@ -94,7 +94,7 @@ def read_all(connection):
 def request_bytes(path, body, **headers):
     """A POST as bytes."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    lines = {"host": "localhost", "content-type": "application/json", "content-length": len(data), **headers}
+    lines = {"host": "localhost", "content_type": "application/json", "content_length": len(data), **headers}
     head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in lines.items())
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + data
 

@@ -89,7 +89,7 @@ FIELDS = [
     (TEXT, "logprobs", 101), (TEXT, "logprobs", True), (TEXT, "n", 129), (TEXT, "max_tokens", 0),
     # responses
     (RESPONSES, "input", MISSING), (RESPONSES, "input", []), (RESPONSES, "input", 5), (RESPONSES, "input", [5]),
-    (RESPONSES, "input", [{"role": "x", "content": "a"}]), (RESPONSES, "input", [{"type": "reasoning"}]),
+    (RESPONSES, "input", [{"role": "x", "content": "a"}]), (RESPONSES, "input", [{"type": "web_search_call"}]),
     (RESPONSES, "input", [{"role": "user", "content": [{"type": "input_image"}]}]),
     (RESPONSES, "previous_response_id", "resp_1"), (RESPONSES, "truncation", "auto"), (RESPONSES, "store", True),
     (RESPONSES, "background", True), (RESPONSES, "include", ["x"]), (RESPONSES, "max_output_tokens", 0),
@@ -205,10 +205,11 @@ def test_paths_and_methods_that_are_wrong(server):
     for path in ("/v1", "/v1/", "/v1/chat", "/v1/chat/completions/", "//v1/models", "/v1/%2e%2e/health", "/etc/passwd",
                  "/v1/models/../../props", "/v1/v1/models", "/HEALTH", "/%00", "/health%0d%0aX: y", "/" + "a" * 5000,
                  "/v1/messages/batches", "/v1/images/generations", "/.env", "/models/%ff"):  # fmt: skip
-        for method in ("GET", "POST"):
-            answer = server.http.request(method, f"{server.url}{path}")
-            assert answer.status_code in (404, 405), path
-            check(answer, path, answer.status_code)
+        for method in ("GET", "POST"):  # as bytes, for clients tidy paths up
+            head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+            answer, _, body = read_all_of(server, head.encode()).partition(b"\r\n\r\n")
+            assert answer.startswith((b"HTTP/1.1 404 ", b"HTTP/1.1 405 ")), (path, answer)
+            assert json.loads(body)["error"]
     for method in ("GET", "PUT", "DELETE", "PATCH", "TRACE", "BREW"):
         answer = server.http.request(method, CHAT)
         check(answer, CHAT, 405)
@@ -228,17 +229,14 @@ def test_paths_and_methods_that_are_wrong(server):
         b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}",
         b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n"
         b"content-type: application/json\r\n\r\nZZ\r\n",
-        b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 200_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 70_000 + b"\r\n\r\n",
     ],
 )  # fmt: skip
 def test_what_is_no_http_gets_400(server, data):
     answer = read_all_of(server, data)
-    if data == b"\r\n\r\n":
-        assert answer == b""
-    else:
-        head, _, body = answer.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 400 "), answer
-        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 "), answer
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
     assert server.get("/health").status_code == 200
 
 

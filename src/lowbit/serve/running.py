@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
@@ -96,6 +97,7 @@ def run(settings: Settings, load: Callable[[], Model]) -> None:
         access_log=False, server_header=False, timeout_keep_alive=30, h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=max(1, round(settings.grace_seconds)), backlog=1024, proxy_headers=False,
     )  # fmt: skip
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # whoever sends rubbish writes no log
     server = _Server(config)
     asyncio.run(server.serve(sockets=listening))
     if failed:
