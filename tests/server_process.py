@@ -68,11 +68,15 @@ class Server:
         self.until(lambda: self.metric("kv_blocks_held") == 0 and not self.running())
         assert self.metric("requests_waiting") == 0
 
-    def raw(self, data, more=True):
-        """Send bytes on a connection of their own; return all that comes back if no `more` follow."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+    def raw(self, data, receive=None):
+        """Send bytes on a connection of their own, which holds little that is not read if `receive` says how much."""
+        connection = socket.socket()
+        connection.settimeout(PATIENCE)
+        if receive is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
+        connection.connect(("127.0.0.1", self.port))
         connection.sendall(data)
-        return connection if more else read_all(connection)
+        return connection
 
     def stop(self):
         """Send SIGTERM; return the exit status and what was said since the start."""

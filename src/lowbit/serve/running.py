@@ -31,6 +31,8 @@ __all__ = ["run"]
 HEAD_BYTES = 64 << 10
 """Of the lines and headers of a request."""
 MOST_CONNECTIONS = 4096
+SEND_BYTES = 64 << 10
+"""Of an answer, that the system holds for a client."""
 
 
 class _Protocol(H11Protocol):
@@ -111,6 +113,8 @@ def _listen(settings: Settings) -> list[socket.socket]:
         listening = socket.socket(family, kind, protocol)
         if sys.platform != "win32":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Inherited by all connections: what a slow reader has not read is seen by the engine, and costs little memory.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         listening.bind(address)
         listening.listen(1024)
     except OSError as error:
