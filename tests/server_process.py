@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -89,8 +90,9 @@ class Server:
 
 def read_all(connection):
     data = b""
-    while part := connection.recv(65536):
-        data += part
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            data += part
     connection.close()
     return data
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -203,7 +204,7 @@ def test_headers_that_are_wrong(server):
 
 def test_paths_and_methods_that_are_wrong(server):
     for path in ("/v1", "/v1/", "/v1/chat", "/v1/chat/completions/", "//v1/models", "/v1/%2e%2e/health", "/etc/passwd",
-                 "/v1/models/../../props", "/v1/v1/models", "/HEALTH", "/%00", "/health%0d%0aX: y", "/" + "a" * 5000,
+                 "/v1/models/../../props", "/v1/v1/models", "/HEALTH", "/%00", "/health%0d%0aX:%20y", "/" + "a" * 5000,
                  "/v1/messages/batches", "/v1/images/generations", "/.env", "/models/%ff"):  # fmt: skip
         for method in ("GET", "POST"):  # as bytes, for clients tidy paths up
             head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
@@ -229,20 +230,22 @@ def test_paths_and_methods_that_are_wrong(server):
         b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n{}",
         b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n"
         b"content-type: application/json\r\n\r\nZZ\r\n",
-        b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 70_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 200_000 + b"\r\n\r\n",
     ],
 )  # fmt: skip
 def test_what_is_no_http_gets_400(server, data):
     answer = read_all_of(server, data)
     head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 "), answer
-    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+    if answer or len(data) < 100_000:  # a connection that is closed while more is sent may lose the answer
+        assert head.startswith(b"HTTP/1.1 400 "), answer
+        assert json.loads(body)["error"]["type"] == "invalid_request_error"
     assert server.get("/health").status_code == 200
 
 
 def read_all_of(server, data):
     connection = server.raw(data)
-    connection.shutdown(1)
+    with contextlib.suppress(OSError):  # it was closed already
+        connection.shutdown(1)
     return read_all(connection)
 
 
