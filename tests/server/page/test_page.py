@@ -226,3 +226,24 @@ def test_one_of_several_models_is_chosen(server, visit):
     ask(page, "hello")
     assert server.requests[-1]["model"] == "large"
     expect(page.locator("#welcome li")).to_have_count(3)
+
+
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_deleted(server, page):
+    say(page, "endless")
+    expect(last(page)).to_contain_text("la la la")
+    menu(page, "Delete")
+    until(lambda: server.running == 0)
+    page.wait_for_timeout(300)
+    page.reload()
+    expect(page.locator("#welcome")).to_be_visible()
+    expect(page.locator("#list button")).to_have_count(0)
+
+
+def test_what_one_tab_says_another_one_lists(page):
+    ask(page, "here")
+    other = page.context.new_page()
+    other.goto(page.url.split("#")[0])
+    expect(other.locator("#list button").first).to_have_text("here")
+    ask(other, "there")
+    expect(page.locator("#list .row-button")).to_have_text(["there", "here"])
+    expect(page.locator("article.user .said")).to_have_text("here")

@@ -1,10 +1,12 @@
 // The page: what is looked at, what is being answered, and which key does what.
 
-import { chat, getJson } from "./api.js";
+import { receive } from "./answer.js";
+import { getJson } from "./api.js";
 import { addMessage, newConversation, path, requestMessages, select, splitThought, toJson, toMarkdown }
   from "./conversation.js";
 import { $, announce, download, el, toast } from "./dom.js";
 import { EnginePicture } from "./engine.js";
+import { buildKeys, composes, onKey } from "./keys.js";
 import { errorText, Messages } from "./messages.js";
 import { askForKey, buildSettings, openSettings } from "./settings.js";
 import { openMenu, showList } from "./sidebar.js";
@@ -26,7 +28,7 @@ const runs = new Map(); // conversation id -> { controller, message }
 const messages = new Messages($("log"), $("scroll"), {
   edit: (message, text) => send(text, message.parent),
   regenerate: (message) => answer(current, message.parent),
-  choose: (message) => { select(current, message); saveConversation(current); show(); },
+  choose: (message) => { select(current, message); keep(current); show(); },
   enterKey: async (message) => {
     if (!await changeKey()) return;
     if (!models.length) loadModels();
@@ -131,9 +133,17 @@ async function answer(conversation, parent) {
   conversations = [conversation, ...conversations.filter((other) => other !== conversation)];
   if (conversation === current) { show(); messages.toEnd(); $("prompt").focus({ preventScroll: true }); }
   announce(t("writing"));
-  saveConversation(conversation).then((kept) => { if (!kept) toast(t("notKept")); });
+  let saved = performance.now();
+  keep(conversation);
+  const { system, ...sampling } = conversation.settings;
   try {
-    await receive(conversation, message, asked, controller.signal);
+    await receive(message, { ...(model && { model }), messages: asked, ...sampling }, controller.signal, () => {
+      if (conversation === current) messages.grow(message);
+      if (performance.now() - saved > SAVE_MS) {
+        saved = performance.now();
+        keep(conversation);
+      }
+    });
     message.state = "done";
   } catch (error) {
     message.state = error.name === "AbortError" ? "stopped" : "failed";
@@ -143,7 +153,7 @@ async function answer(conversation, parent) {
   }
   runs.delete(conversation.id);
   conversation.changed = Date.now();
-  await saveConversation(conversation);
+  keep(conversation);
   if (conversation === current) messages.update(message);
   showAround();
   if (message.state === "done") announce(t("answered", { text: splitThought(message).answer }));
@@ -151,31 +161,9 @@ async function answer(conversation, parent) {
   if (message.error?.kind === "key" && conversation === current) messages.actions.enterKey(message);
 }
 
-async function receive(conversation, message, asked, signal) {
-  const { system, ...sampling } = conversation.settings;
-  const start = performance.now();
-  let [pieces, first, last, saved] = [0, 0, 0, start];
-  for await (const piece of chat({ ...(model && { model }), messages: asked, ...sampling }, signal)) {
-    message.model = piece.model ?? message.model;
-    message.finish = piece.finish ?? message.finish;
-    if (piece.text || piece.thought) {
-      last = performance.now();
-      first ||= last;
-      pieces += 1;
-      message.text += piece.text;
-      message.thought += piece.thought;
-    }
-    const tokens = piece.usage?.completion_tokens ?? Math.max(pieces, message.stats?.tokens ?? 0);
-    const perSecond = piece.timings?.predicted_per_second ?? message.stats?.server
-      ?? (last > first ? (tokens - 1) / (last - first) * 1000 : undefined);
-    message.stats = { tokens, perSecond, first: first ? (first - start) / 1000 : undefined,
-      server: piece.timings?.predicted_per_second ?? message.stats?.server };
-    if (conversation === current) messages.grow(message);
-    if (performance.now() - saved > SAVE_MS) {
-      saved = performance.now();
-      saveConversation(conversation);
-    }
-  }
+// Save it, unless it was deleted meanwhile.
+async function keep(conversation) {
+  if (conversations.includes(conversation) && !await saveConversation(conversation)) toast(t("notKept"));
 }
 
 const stop = (conversation = current) => runs.get(conversation.id)?.controller.abort();
@@ -201,7 +189,7 @@ function act(name, conversation) {
     if (conversation === current) begin(); else showAround();
     toast(t("removed", { title: conversation.title }), () => {
       conversations = [...conversations, conversation].sort((a, b) => b.changed - a.changed);
-      saveConversation(conversation);
+      keep(conversation);
       open(conversation);
     });
   }
@@ -212,7 +200,7 @@ function rename() {
   if (title) current.title = title;
   $("title").value = current.title;
   document.title = `${current.title} · lowbit`;
-  saveConversation(current);
+  keep(current);
   showAround();
 }
 
@@ -247,7 +235,7 @@ function settingsDialog() {
     settings = chosen;
     current.settings = { ...chosen };
     remember("settings", settings);
-    if (current.messages.length) saveConversation(current);
+    keep(current);
     if (newLook.theme !== look.theme || newLook.language !== look.language) {
       look = newLook;
       remember("look", look);
@@ -262,42 +250,21 @@ function settingsDialog() {
 
 // --- keyboard ---
 
-const KEYS = [
-  ["keySend", "Enter"], ["keyLine", "Shift", "Enter"], ["keyStop", "Esc"], ["keyEdit", "↑"],
-  ["keyNew", "Ctrl", "Shift", "O"], ["keyMove", "Alt", "↑ ↓"], ["keyList", "Ctrl", "B"], ["keySettings", "Ctrl", ","],
-  ["keyHelp", "Ctrl", "/"],
-];
-
-function buildKeys() {
-  $("keys").replaceChildren(...KEYS.map(([says, ...keys]) =>
-    el("div", {}, el("dt", {}, t(says)), el("dd", {}, ...keys.map((key) => el("kbd", {}, key))))));
-}
-
-function onKey(event) {
-  if (event.isComposing || document.querySelector("dialog[open]")) return;
-  const command = (event.ctrlKey || event.metaKey) && !event.altKey;
-  const actions = {
-    Escape: () => {
-      if (document.querySelector(":popover-open")) return false;
-      if (runs.has(current.id)) stop(); else closeDrawer();
-    },
-    "ctrl+,": settingsDialog,
-    "ctrl+/": () => $("help").showModal(),
-    "ctrl+b": toggleList,
-    "ctrl+shift+o": begin,
-    "alt+arrowup": () => move(-1),
-    "alt+arrowdown": () => move(1),
-  };
-  const name = event.key === "Escape" ? "Escape"
-    : (command ? "ctrl+" : "") + (event.altKey ? "alt+" : "") + (event.shiftKey && command ? "shift+" : "")
-      + event.key.toLowerCase();
-  const typing = event.target.matches("input, textarea, select");
-  const action = actions[name] ?? (name === "?" && !typing ? actions["ctrl+/"] : null);
-  if (action && action() !== false) event.preventDefault();
-}
+const KEYS = {
+  escape: () => {
+    if (document.querySelector(":popover-open")) return false;
+    if (runs.has(current.id)) stop(); else closeDrawer();
+  },
+  "ctrl+,": settingsDialog,
+  "ctrl+/": () => $("help").showModal(),
+  "ctrl+b": toggleList,
+  "ctrl+shift+o": begin,
+  "alt+arrowup": () => move(-1),
+  "alt+arrowdown": () => move(1),
+};
 
 function onPromptKey(event) {
-  if (event.isComposing || event.keyCode === 229) return; // Enter that ends a Japanese word sends nothing
+  if (composes(event)) return;
   if (event.key === "Enter" && !event.shiftKey && !event.ctrlKey && !event.altKey) {
     event.preventDefault();
     $("composer").requestSubmit();
@@ -363,26 +330,30 @@ $("title").addEventListener("keydown", (event) => {
 for (const button of document.querySelectorAll("[data-close]")) {
   button.addEventListener("click", () => button.closest("dialog").close());
 }
-document.addEventListener("keydown", onKey);
+document.addEventListener("keydown", (event) => onKey(event, KEYS));
 NARROW.addEventListener("change", () => {
   document.body.classList.remove("drawer", "without-list");
   setList(!NARROW.matches);
 });
 tabs?.addEventListener("message", readList);
 
-// What is stored; what this tab is writing stays as it is here.
+// What is stored, by this tab or another; what this tab is writing stays as it is here.
 async function readList() {
   const stored = await loadConversations();
   if (!stored) return toast(t("notKept"));
-  conversations = stored.map((conversation) => runs.has(conversation.id) || conversation.id === current.id
-    ? conversations.find(({ id }) => id === conversation.id) ?? conversation : conversation);
+  const writing = conversations.filter(({ id }) => runs.has(id));
+  const idle = stored.filter(({ id }) => !runs.has(id));
+  conversations = [...writing, ...idle.map((other) =>
+    other.id === current.id && other.changed <= current.changed ? current : other)]
+    .sort((a, b) => b.changed - a.changed);
   for (const conversation of conversations) {
     if (runs.has(conversation.id)) continue;
     for (const message of conversation.messages) { // a tab was closed over it
       if (message.state === "writing") message.state = "stopped";
     }
   }
-  showAround();
+  const newer = conversations.find((other) => other.id === current.id && other !== current);
+  if (newer) open(newer); else showAround();
 }
 
 buildSettings();

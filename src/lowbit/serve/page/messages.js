@@ -2,6 +2,7 @@
 
 import { path, versions, splitThought } from "./conversation.js";
 import { $, el, icon, iconButton, copyText } from "./dom.js";
+import { composes } from "./keys.js";
 import { renderInto } from "./markdown.js";
 import { number, t } from "./strings.js";
 
@@ -138,7 +139,7 @@ export class Messages {
     const leave = () => { article.classList.remove("editing"); this.update(message); };
     const save = () => { if (area.value.trim()) this.actions.edit(message, area.value); };
     area.addEventListener("keydown", (event) => {
-      if (event.isComposing || event.keyCode === 229) return;
+      if (composes(event)) return;
       if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); save(); }
       if (event.key === "Escape") { event.stopPropagation(); leave(); $("prompt").focus(); }
     });
