@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 
 __all__ = [
+    "ConstraintError",
     "ContextLengthError",
     "Foreign",
     "FormatError",
@@ -46,6 +47,10 @@ class MemoryBudgetError(LowbitError, MemoryError):
     def __init__(self, message: str = "", smallest: int | None = None) -> None:
         super().__init__(message)
         self.smallest = smallest
+
+
+class ConstraintError(LowbitError, ValueError):
+    """A JSON schema, a regular expression or a grammar cannot be used, or a text cannot be held to it."""
 
 
 class ContextLengthError(LowbitError, ValueError):

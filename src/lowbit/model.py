@@ -15,12 +15,13 @@ from ._kernels.decoder import Decoder
 from ._kernels.kvpool import SPAN
 from ._kernels.sampler import Sampler
 from .engine import Engine, Generation, Stream, Timings, TokenLogprob
+from .engine.constraints import Compiler, Constraint
 from .engine.sequence import Request
 from .engine.text import LogprobRecorder
 from .errors import ContextLengthError, UnsupportedModelError
 from .loading.memory import MemoryPlan
 from .plan import ModelPlan
-from .sampling import SamplingParams
+from .sampling import Grammar, SamplingParams
 from .tokenizers import Tokenizer
 
 __all__ = ["Generation", "Model", "Perplexity", "Timings", "TokenLogprob"]
@@ -72,6 +73,7 @@ class Model:
             self._ends = tokenizer.eos_ids if tokenizer.bos_id is None else tokenizer.eos_ids | {tokenizer.bos_id}
         self.config = config
         self.context: int = decoder.graph.context
+        self._compiler = Compiler(tokenizer, self._ends, config.vocab_size)
         # Whoever calls drives it; nothing runs between calls.
         self._engine = Engine(self, max_sequences=decoder.batch, max_queue=MOST_TEXTS, thread=False)
 
@@ -99,8 +101,9 @@ class Model:
         self, prompt: Sequence[Sequence[int]], *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
     ) -> list[Generation]: ...
     def generate(
-        self, prompt: Any, *, speculate: bool = False, logprobs: int | None = None, **sampling: Any
-    ) -> Generation | list[Generation]:
+        self, prompt: Any, *, speculate: bool = False, logprobs: int | None = None, json_schema: Any = None,
+        regex: str | None = None, grammar: str | Grammar | None = None, **sampling: Any,
+    ) -> Generation | list[Generation]:  # fmt: skip
         """Continue a text, or several texts at once.
 
         Parameters
@@ -116,6 +119,13 @@ class Model:
             place, 0 to 100. These are natural logarithms of what the model itself predicts, before temperature, cuts
             and penalties. The text is the same, but is made one token and one prompt at a time: `speculate` and the
             sharing of a list do not speed it up.
+        json_schema : dict or str, optional
+            Schema that the text must fulfil as JSON. One of these three at most; they need the extra ``serve``. A text
+            that `max_tokens` cuts off (`finish_reason` is ``length``) is the beginning of such a text.
+        regex : str, optional
+            Expression that the whole text must match, in the syntax of Rust's regex, without look-around.
+        grammar : str or Grammar, optional
+            In GBNF, or in Lark as llguidance has it.
         **sampling
             Fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, seed, stop.
 
@@ -129,6 +139,8 @@ class Model:
             If a prompt does not fit into the context.
         ValueError
             If a setting is out of range, or an entry of a list is empty.
+        ConstraintError
+            If the schema, the expression or the grammar cannot be used; it is a ValueError.
         """
         params = SamplingParams(**sampling)
         several = isinstance(prompt, (list, tuple)) and (not prompt or not isinstance(prompt[0], (int, np.integer)))
@@ -136,31 +148,39 @@ class Model:
         if several and not all(len(entry) for entry in prompt):
             raise ValueError("an entry of the batch is empty")
         entries = [self._prompt_ids(entry) for entry in (prompt if several else [prompt])]
-        results = self._run([self._request(ids, params, speculate, record) for ids in entries])
+        results = self._run([
+            self._request(
+                ids, params, speculate, record, constraint=self._compiler.constraint(json_schema, regex, grammar)
+            )
+            for ids in entries
+        ])  # fmt: skip
         return results if several else results[0]
 
     def stream(
-        self, prompt: str | Sequence[int], *, speculate: bool = False, **sampling: Any
-    ) -> Generator[str, None, Generation]:
+        self, prompt: str | Sequence[int], *, speculate: bool = False, json_schema: Any = None,
+        regex: str | None = None, grammar: str | Grammar | None = None, **sampling: Any,
+    ) -> Generator[str, None, Generation]:  # fmt: skip
         """Continue a text, piece by piece.
 
         Takes what `generate` takes for one text, and gives the same text. Pieces are valid UTF-8; the generator's
         return value is the `Generation`. Settings are checked here, before the first piece is asked for.
         """
-        return self._stream(self._request(self._prompt_ids(prompt), SamplingParams(**sampling), speculate))
+        constraint = self._compiler.constraint(json_schema, regex, grammar)
+        ids, params = self._prompt_ids(prompt), SamplingParams(**sampling)
+        return self._stream(self._request(ids, params, speculate, constraint=constraint))
 
-    def chat(self, messages: list[dict[str, str]], *, template: str | None = None, **sampling: Any) -> Generation:
+    def chat(self, messages: list[dict[str, Any]], *, template: str | None = None, **options: Any) -> Generation:
         """Answer the last message of a conversation.
 
         Parameters
         ----------
         messages : list of dict
-            Each with ``role`` (``system``, ``user`` or ``assistant``) and ``content``. Names of special tokens in the
-            contents stay ordinary text.
+            Each with ``role`` (``system``, ``user``, ``assistant`` or ``tool``) and ``content``; of an assistant also
+            ``tool_calls``, of a tool ``tool_call_id``. Names of special tokens in them stay ordinary text.
         template : str, optional
             Name of a built-in chat template; None takes the one that the model's file names.
-        **sampling
-            Fields of `SamplingParams`.
+        **options
+            ``tools``, ``tool_choice`` and ``parallel``, as `lowbit.chat.ToolCalls` takes them; what `generate` takes.
 
         Returns
         -------
@@ -175,7 +195,7 @@ class Model:
         """
         from .chat.session import answer
 
-        return answer(self, messages, template, **sampling)
+        return answer(self, messages, template, **options)
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Return the logits after each token of a sequence.
@@ -238,18 +258,12 @@ class Model:
         ValueError
             If there is no text, one has no token, or `pooling` is neither of the above.
         """
-        if pooling not in ("last", "mean"):
-            raise ValueError(f"pooling must be last or mean, not {pooling!r}")
         one = isinstance(texts, str) or (len(texts) and isinstance(texts[0], (int, np.integer)))
         entries = [self._prompt_ids(text) for text in ([texts] if one else texts)]
         if not entries:
             raise ValueError("there is no text to embed")
         vectors = np.empty((len(entries), self.config.hidden_size), np.float32)
-        requests = []
-        for vector, ids in zip(vectors, entries):
-            pool = _Mean(vector, len(ids)) if pooling == "mean" else _Last(vector)
-            requests.append(self._scoring(ids, pool, "states"))
-        self._run(requests)
+        self._run([self._embedding(ids, vector, pooling) for vector, ids in zip(vectors, entries)])
         return vectors
 
     def perplexity(self, text: str, stride: int | None = None) -> Perplexity:
@@ -356,18 +370,23 @@ class Model:
 
     def _request(
         self, ids: np.ndarray, params: SamplingParams, speculate: bool = False, record: LogprobRecorder | None = None,
-        salt: bytes = b"",
+        salt: bytes = b"", constraint: Constraint | None = None,
     ) -> Request:  # fmt: skip
         for token in params.logit_bias or ():
             if token >= self.config.vocab_size:
                 raise ValueError(f"logit_bias names {token}, which is not in a vocabulary of {self.config.vocab_size}")
         return Request(
             ids, params, lambda: self._sampler(params, ids), self.context, self._tokenizer, self._ends, speculate,
-            record, salt=salt, load_seconds=self._load_seconds,
+            record, salt=salt, load_seconds=self._load_seconds, constraint=constraint,
         )  # fmt: skip
 
     def _scoring(self, ids: np.ndarray, each: Callable[[np.ndarray], None], want: str) -> Request:
         return Request(ids, SamplingParams(max_tokens=0), None, self.context, each=each, want=want)
+
+    def _embedding(self, ids: np.ndarray, vector: np.ndarray, pooling: str) -> Request:
+        if pooling not in ("last", "mean"):
+            raise ValueError(f"pooling must be last or mean, not {pooling!r}")
+        return self._scoring(ids, _Mean(vector, len(ids)) if pooling == "mean" else _Last(vector), "states")
 
     def _score(self, ids: np.ndarray, each: Callable[[np.ndarray], None]) -> None:
         self._run([self._scoring(ids, each, "every")])

@@ -6,7 +6,17 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-__all__ = ["SamplingParams"]
+__all__ = ["Grammar", "SamplingParams"]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A grammar that depends on which names are control tokens of the model."""
+
+    write: Callable[[Mapping[str, int]], str]
+    """Control tokens by their names -> the grammar, in Lark."""
+    shown: tuple[str, ...] = ()
+    """Names that shall be part of the text, also where they are control tokens, which have none otherwise."""
 
 
 @dataclass(frozen=True)

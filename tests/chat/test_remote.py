@@ -147,6 +147,13 @@ def test_the_model_is_the_first_or_the_one_that_is_named(server, talk):
     assert "has no models" in talk("Hi\n", "--url", server.url).err
 
 
+def test_a_schema_is_sent_as_an_object(server, talk):
+    server.answer = echo
+    talk("Hi\n", "--url", server.url, "--json-schema", '{"type": "object"}')
+    assert server.requests[0][1]["json_schema"] == {"type": "object"}
+    assert "no JSON" in talk("Hi\n", "--url", server.url, "--json-schema", "{]").err
+
+
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/"])
 def test_the_path_of_the_interface_may_be_left_out(server, talk, path):
     server.answer = echo

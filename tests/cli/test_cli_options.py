@@ -252,3 +252,26 @@ def test_bench_prints_a_row_per_thread_count(run, benchmark_calls):
 
 def test_info_json_is_the_dict_of_the_api(run, model):
     assert json.loads(run("info", "a.gguf", "--json").out) == model.info()
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_what_the_text_must_be_reaches_the_model(run, model, tmp_path, command, monkeypatch):
+    from lowbit import chat
+
+    monkeypatch.setattr(chat.session, "find_template", lambda *args: chat.TEMPLATES["plain"])
+    monkeypatch.setattr(chat.session, "render", lambda *args: [1])
+    (tmp_path / "schema.json").write_text('{"type": "null"}')
+    (tmp_path / "rules.gbnf").write_text('root ::= "a"')
+    for arguments, name, value in (
+        (["--json-schema", '{"type": "null"}'], "json_schema", '{"type": "null"}'),
+        (["--json-schema", str(tmp_path / "schema.json")], "json_schema", '{"type": "null"}'),
+        (["--regex", "a+"], "regex", "a+"),
+        (["--grammar", str(tmp_path / "rules.gbnf")], "grammar", 'root ::= "a"'),
+    ):
+        done = run(command, *(["Once"] if command == "generate" else []), *arguments, stdin=b"Hi\n")
+        assert done.status == 0
+        assert model.sampling[name] == value
+    refused = run(command, "--regex", "a", "--grammar", str(tmp_path / "rules.gbnf"), stdin=b"Hi\n")
+    assert refused.status == 2
+    assert "--regex and --grammar" in refused.err
+    assert run(command, "--grammar", str(tmp_path / "none"), stdin=b"Hi\n").status != 0

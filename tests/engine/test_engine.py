@@ -126,8 +126,6 @@ def test_what_cannot_be_is_refused_before_any_work(model):
                   {"frequency_penalty": "x"}, {"max_tokens": -1}, {"logprobs": 101}):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(wrong)).split("_")[0]):
             engine.submit(PROMPT, **wrong)
-    with pytest.raises(LowbitError, match="json_schema"):
-        engine.submit(PROMPT, json_schema={"type": "object"})
     with pytest.raises(ValueError, match="vocabulary"):
         engine.submit([1, 5000])
     assert engine.stats()["waiting"] == 0

@@ -25,7 +25,7 @@ from lowbit._kernels.matrix cimport is_float, matrix_row, padded_cols, row_strid
 from lowbit._kernels.paging cimport PagedMatrix
 from lowbit._kernels.products cimport multiply
 from lowbit._kernels.sampler cimport Sampler
-from lowbit._kernels.sequence cimport Sequence, State
+from lowbit._kernels.sequence cimport Sequence, State, ends_with
 from lowbit._kernels.ops cimport (
     ATTENTION_ROWS, AddWork, AttentionWork, GluWork, NormWork, RopeWork, add_work, attention_work, glu_work, norm_work,
     rope_work,
@@ -335,7 +335,7 @@ cdef class Decoder:
                 (<Sampler>s.sampler).remember(token)
                 s.text[s.n_tokens] = token
                 s.n_tokens += 1
-                s.ended = s.n_tokens == s.most or contains(s.ends, s.n_ends, token)
+                s.ended = s.n_tokens == s.most or ends_with(s, token)
                 if s.ended or j == e.n_drafted or token != e.drafted[j]:
                     break
                 s.length += 1
@@ -497,14 +497,6 @@ cdef class Decoder:
     def cache_stats(self):
         """What the cache of paged weights did so far (`BlockCache.stats`); empty if all is resident."""
         return {} if self.graph.pager is None else self.graph.pager.cache.stats()
-
-
-cdef bint contains(const int32_t *tokens, int64_t n, int32_t token) noexcept nogil:
-    cdef int64_t i
-    for i in range(n):
-        if tokens[i] == token:
-            return True
-    return False
 
 
 cdef int32_t look_up(const int32_t *text, int64_t n, int32_t *proposal, int32_t most) noexcept nogil:

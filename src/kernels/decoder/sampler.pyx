@@ -130,6 +130,12 @@ cdef class Sampler:
         if self.counts != NULL:
             self.counts[token] += 1
 
+    cdef void accept(self, int32_t token) noexcept nogil:
+        """Note a token as if it had been chosen, where there was no choice."""
+        if self.temperature != 0 and self.top_k != 1:
+            self.uniform()
+        self.remember(token)
+
     cdef void adjust(self, const float *logits) noexcept nogil:
         """Write biased, penalised and masked logits to `adjusted`."""
         cdef int32_t i, token

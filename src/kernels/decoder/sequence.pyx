@@ -194,6 +194,25 @@ cdef class Sequence:
         self.state.ended = True
         self.state.covered = 0
 
+    def append(self, tokens):
+        """Append tokens that must come next, as if the sampler had chosen each; return how many there was room for."""
+        cdef State *s = &self.state
+        cdef int32_t n = s.n_tokens, token
+        for token in tokens:
+            if s.ended:
+                break
+            if not 0 <= token < self.sampler.vocab_size:
+                raise ValueError(f"token {token} is not in a vocabulary of {self.sampler.vocab_size}")
+            self.sampler.accept(token)
+            s.text[s.n_tokens] = token
+            s.n_tokens += 1
+            s.ended = s.n_tokens == s.most or ends_with(s, token)
+        return s.n_tokens - n
+
+    def end(self):
+        """Make no more tokens."""
+        self.state.ended = True
+
     @property
     def length(self):
         """Positions that are filled."""

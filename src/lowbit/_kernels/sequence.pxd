@@ -22,6 +22,15 @@ cdef struct State:
     bint ended              # by an end token, or by `most`
 
 
+cdef inline bint ends_with(const State *s, int32_t token) noexcept nogil:
+    """Whether the sequence ends with this token as its last."""
+    cdef int32_t i
+    for i in range(s.n_ends):
+        if s.ends[i] == token:
+            return True
+    return False
+
+
 cdef class Turn:
     cdef readonly bint taken
     cdef unsigned long thread

@@ -8,5 +8,8 @@ from __future__ import annotations
 
 from .session import ChatSession
 from .templates import TEMPLATES, Template, find_template, render
+from .tools import Delta, ToolCalls, in_thought
 
-__all__ = ["TEMPLATES", "ChatSession", "Template", "find_template", "render"]
+__all__ = [
+    "TEMPLATES", "ChatSession", "Delta", "Template", "ToolCalls", "find_template", "in_thought", "render",
+]  # fmt: skip

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..errors import FormatError, UnsupportedModelError, one_line
 from ..formats.files import out_of_memory
@@ -35,11 +36,12 @@ _CHILD = os.path.join(os.path.dirname(__file__), "sandbox_process.py")
 
 def render_jinja(
     source: str,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     bos: str,
     eos: str,
     seconds: float = MAX_SECONDS,
     disguise: Disguise | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """Render a conversation with a Jinja template that nobody vouches for.
 
@@ -47,13 +49,16 @@ def render_jinja(
     ----------
     source : str
         The template.
-    messages : sequence of mappings of str to str
+    messages : sequence of mappings
+        What JSON can hold; all but the roles was said by somebody.
     bos, eos : str
         Values of ``bos_token`` and ``eos_token``.
     seconds : float
         Of processor time, after which the process is killed.
     disguise : Disguise, optional
         Takes the characters of the text that come from the contents of messages.
+    tools : sequence of mappings, optional
+        Value of ``tools``.
 
     Returns
     -------
@@ -76,6 +81,7 @@ def render_jinja(
             "messages": [dict(message) for message in messages],
             "bos_token": bos,
             "eos_token": eos,
+            "tools": None if tools is None else [dict(tool) for tool in tools],
             "add_generation_prompt": True,
             "today": time.strftime("%d %b %Y"),
         },

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from disguise import Disguise  # type: ignore[import-not-found]  # beside this file, which is run as a script
 
@@ -44,10 +46,10 @@ def run(request: dict) -> dict:
     today = values.pop("today")
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: today
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    environment.filters["tojson"] = in_json
     environment.track_filters()
-    for message in values["messages"]:
-        message["content"] = environment.said(message["content"])
+    values["messages"] = [said(one, environment.said) | {"role": one["role"]} for one in values["messages"]]
+    values["tools"] = said(values["tools"], environment.said)
     pieces, length = [], 0
     for piece in environment.from_string(request["template"]).generate(**values):
         length += len(piece)
@@ -55,6 +57,24 @@ def run(request: dict) -> dict:
             raise ValueError(f"its text is longer than {request['max_output']} characters")
         pieces.append(getattr(piece, "_hidden", piece))
     return {"text": "".join(pieces), "disguise": disguise.dump()}
+
+
+def said(value: Any, mark: Callable[[str], str]) -> Any:
+    """Mark all texts in a value as said, names in objects too."""
+    if isinstance(value, str):
+        return mark(value)
+    if isinstance(value, list):
+        return [said(one, mark) for one in value]
+    if isinstance(value, dict):
+        return {mark(key): said(one, mark) for key, one in value.items()}
+    return value
+
+
+def in_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Jinja's `tojson` as chat templates expect it: without the escapes that HTML needs."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def limit(seconds: float) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import Any
 
 from ..errors import UnsupportedModelError
 from .protocol import Talker
 from .templates import TEMPLATES, Template, find_template, render
+from .tools import Delta, ToolCalls, in_thought, message_of
 
 __all__ = ["ChatSession"]
 
@@ -23,11 +25,14 @@ class ChatSession:
         What the model is told before the first message.
     template : str, optional
         Name of a built-in template (`lowbit.chat.TEMPLATES`); None takes the model's.
+    tools, tool_choice, parallel
+        Functions that the model may call, and whether it must, as `lowbit.chat.ToolCalls` takes them. What is called is
+        the last message's ``tool_calls``; somebody does it, and tells the results.
 
     Attributes
     ----------
     messages : list of dict
-        ``role`` and ``content`` of everything said so far.
+        ``role`` and ``content`` of everything said so far, and ``tool_calls`` of what was called.
     template : Template
 
     Raises
@@ -36,21 +41,26 @@ class ChatSession:
         If the model has no chat template, or there is none of this name.
     """
 
-    def __init__(self, model: Talker, *, system: str | None = None, template: str | None = None) -> None:
+    def __init__(
+        self, model: Talker, *, system: str | None = None, template: str | None = None,
+        tools: list[dict[str, Any]] | None = None, tool_choice: Any = "auto", parallel: bool = True,
+    ) -> None:  # fmt: skip
         self._model = model
+        self._tools = tools, tool_choice, parallel
         self.template = _named(template) if template is not None else find_template(_metadata(model), model.tokenizer)
         self.reset(system)
 
     def reset(self, system: str | None = None) -> None:
         """Forget the conversation and begin a new one."""
-        self.messages: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
+        self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
 
-    def stream(self, text: str, **sampling: Any) -> Generator[str, None, Any]:
+    def stream(self, text: str | list[dict[str, Any]], **sampling: Any) -> Generator[str, None, Any]:
         """Say something, and get the answer piece by piece.
 
         Parameters
         ----------
-        text : str
+        text : str or list of dict
+            What the user says; or messages as they are, such as results of tools.
         **sampling
             As for `Model.stream`.
 
@@ -60,25 +70,31 @@ class ChatSession:
             The generator's return value is the `Generation`. What was yielded becomes part of the conversation, also
             if the generator is closed or interrupted before the end; without any piece, nothing was said.
         """
-        messages = [*self.messages, {"role": "user", "content": text}]
-        pieces: list[str] = []
+        messages = [*self.messages, *([{"role": "user", "content": text}] if isinstance(text, str) else text)]
+        deltas: list[Delta] = []
         try:
-            prompt = render(messages, {}, self._model.tokenizer, self.template)
-            stream = self._model.stream(prompt, **_with_stops(self.template, sampling))
+            prompt, calls = _prepared(self._model, messages, self.template, *self._tools)
+            stream = self._model.stream(prompt, **_with_stops(self.template, sampling, calls))
             while True:
                 try:
                     piece = next(stream)
                 except StopIteration as end:
                     result = end.value
                     break
-                pieces.append(piece)
-                yield piece
+                for delta in [Delta(text=piece)] if calls is None else calls.push(piece):
+                    deltas.append(delta)
+                    if delta.text:
+                        yield delta.text
+            for delta in () if calls is None else calls.finish():
+                deltas.append(delta)
+                if delta.text:
+                    yield delta.text
         finally:
-            if pieces:
-                self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
-        return result
+            if deltas:
+                self.messages = [*messages, message_of(deltas)]
+        return result if calls is None else _with_calls(result, deltas)
 
-    def send(self, text: str, **sampling: Any) -> Any:
+    def send(self, text: str | list[dict[str, Any]], **sampling: Any) -> Any:
         """Say something, and get the whole answer; as `stream`."""
         answer = self.stream(text, **sampling)
         while True:
@@ -88,7 +104,10 @@ class ChatSession:
                 return end.value
 
 
-def answer(model: Talker, messages: list[dict[str, str]], template: str | None = None, **sampling: Any) -> Any:
+def answer(
+    model: Talker, messages: list[dict[str, Any]], template: str | None = None,
+    tools: list[dict[str, Any]] | None = None, tool_choice: Any = "auto", parallel: bool = True, **sampling: Any,
+) -> Any:  # fmt: skip
     """Answer the last message of a conversation, as `Model.chat` does.
 
     Parameters
@@ -98,17 +117,43 @@ def answer(model: Talker, messages: list[dict[str, str]], template: str | None =
     messages : list of dict with ``role`` and ``content``
     template : str, optional
         Name of a built-in template; None takes the model's.
+    tools, tool_choice, parallel
+        As `lowbit.chat.ToolCalls` takes them; the result then has ``tool_calls`` and ``reasoning``.
     **sampling
         As for `Model.generate`.
     """
     chosen = _named(template) if template is not None else find_template(_metadata(model), model.tokenizer)
-    prompt = render(messages, {}, model.tokenizer, chosen)
-    return model.generate(prompt, **_with_stops(chosen, sampling))
+    prompt, calls = _prepared(model, messages, chosen, tools, tool_choice, parallel)
+    result = model.generate(prompt, **_with_stops(chosen, sampling, calls))
+    return result if calls is None else _with_calls(result, calls.push(result.text) + calls.finish())
 
 
-def _with_stops(template: Template, sampling: dict[str, Any]) -> dict[str, Any]:
+def _prepared(
+    model: Talker, messages: list[dict[str, Any]], template: Template, tools: list[dict[str, Any]] | None,
+    choice: Any, parallel: bool,
+) -> tuple[list[int], ToolCalls | None]:  # fmt: skip
+    """Return the prompt, and what parses its answer if there are tools."""
+    if tools is None:
+        return render(messages, {}, model.tokenizer, template), None
+    source = template.source
+    shown = ToolCalls(tools, choice, parallel, source).tools
+    prompt = render(messages, {}, model.tokenizer, template, shown)
+    return prompt, ToolCalls(tools, choice, parallel, source, in_thought(prompt, model.tokenizer, source))
+
+
+def _with_calls(result: Any, deltas: list[Delta]) -> Any:
+    """Return a result whose text is the answer alone, with the calls and thoughts beside it."""
+    message = message_of(deltas)
+    return replace(
+        result, text=message["content"], reasoning=message.get("reasoning_content", ""),
+        tool_calls=message.get("tool_calls", []),
+    )  # fmt: skip
+
+
+def _with_stops(template: Template, sampling: dict[str, Any], calls: ToolCalls | None) -> dict[str, Any]:
     stop = sampling.get("stop") or ()
-    return {**sampling, "stop": (*((stop,) if isinstance(stop, str) else stop), *template.stops)}
+    grammar = {} if calls is None or calls.grammar is None else {"grammar": calls.grammar}
+    return {**sampling, **grammar, "stop": (*((stop,) if isinstance(stop, str) else stop), *template.stops)}
 
 
 def _named(name: str) -> Template:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import ContextLengthError, UnsupportedModelError
@@ -19,12 +19,15 @@ from ..tokenizers import Tokenizer
 from ..tokenizers.base import without_surrogates
 from .disguise import Disguise
 from .sandbox import MAX_TEMPLATE, render_jinja
+from .toolformats import PLAIN, choose_format
+from .toolmessages import as_taught, in_plain_words, more_of, with_tools
 
-__all__ = ["TEMPLATES", "Message", "Template", "check_messages", "find_template", "render"]
+__all__ = ["TEMPLATES", "Message", "Template", "check_messages", "find_template", "render", "write"]
 
-Message = Mapping[str, str]
-"""``role`` (system, user or assistant) and ``content``."""
-ROLES = ("system", "user", "assistant")
+Message = Mapping[str, Any]
+"""``role`` (system, user, assistant or tool) and ``content``; an assistant's ``tool_calls`` and ``reasoning_content``;
+a tool's ``tool_call_id`` and ``name``."""
+ROLES = ("system", "user", "assistant", "tool")
 MAX_MESSAGES = 4096
 
 
@@ -38,15 +41,17 @@ class Template:
     what was said only the disguise."""
     stops: tuple[str, ...] = ()
     """Texts that end an answer, where no token does."""
+    source: str = ""
+    """The file's own template, whose like it is."""
 
 
-def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
+def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Return the messages as plain dicts.
 
     Raises
     ------
     ValueError
-        If there is none, or one has another role than system (the first only), user or assistant, or no text.
+        If there is none, or one has another role than system (the first only), user, assistant or tool, or no text.
     ContextLengthError
         If there are more than any model has room for.
     """
@@ -54,14 +59,19 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
         raise ValueError("a conversation has at least one message")
     if len(messages) > MAX_MESSAGES:
         raise ContextLengthError(f"the conversation has {len(messages)} messages, limit {MAX_MESSAGES}")
-    checked = []
+    checked: list[dict[str, Any]] = []
     for i, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if role not in ROLES or (role == "system" and i):
-            raise ValueError(f"message {i}: the role is {role!r}, not user, assistant, or system for the first")
+            raise ValueError(f"message {i}: the role is {role!r}, not user, assistant, tool, or system for the first")
+        if role == "tool" and not (checked and (checked[-1]["role"] == "tool" or "tool_calls" in checked[-1])):
+            raise ValueError(f"message {i}: a tool answers a message with tool_calls")
+        if content is None and role == "assistant" and message.get("tool_calls"):
+            content = ""
         if not isinstance(content, str):
             raise ValueError(f"message {i}: the content is no text")
-        checked.append({"role": str(role), "content": without_surrogates(content)})
+        kept = {"role": str(role), "content": without_surrogates(content)}
+        checked.append(kept | more_of(i, message))
     return checked
 
 
@@ -196,8 +206,15 @@ def find_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> Template
     for name, wanted, unwanted in _MARKS if len(source) <= MAX_TEMPLATE else ():
         if any(_in_order(row, source) for row in wanted) and not re.search(unwanted, source):
             default = _DEFAULT_SYSTEM.search(source) if name == "chatml" else None
-            return TEMPLATES[name] if default is None else Template(name, _chatml_with(default[1]))
-    return Template("jinja", lambda messages, bos, eos, say: render_jinja(source, messages, bos, eos, disguise=say))
+            found = TEMPLATES[name] if default is None else Template(name, _chatml_with(default[1]))
+            return replace(found, source=source)
+    return Template("jinja", _by_jinja(source, None), source=source)
+
+
+def _by_jinja(
+    source: str, tools: Sequence[Mapping[str, Any]] | None
+) -> Callable[[Sequence[Message], str, str, Disguise], str]:
+    return lambda messages, bos, eos, say: render_jinja(source, messages, bos, eos, disguise=say, tools=tools)
 
 
 def _in_order(marks: Sequence[str], source: str) -> bool:
@@ -211,8 +228,9 @@ def _in_order(marks: Sequence[str], source: str) -> bool:
 
 
 def render(
-    messages: Sequence[Message], metadata: Mapping[str, Any], tokenizer: Tokenizer, template: Template | None = None
-) -> list[int]:
+    messages: Sequence[Message], metadata: Mapping[str, Any], tokenizer: Tokenizer, template: Template | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None, begun: str = "",
+) -> list[int]:  # fmt: skip
     """Write a conversation as the token ids after which the model answers.
 
     Parameters
@@ -222,6 +240,10 @@ def render(
         See `find_template`; not looked at if `template` is given.
     tokenizer : Tokenizer
     template : Template, optional
+    tools : sequence of mappings, optional
+        Functions that the model may call, as `ToolCalls` takes them.
+    begun : str
+        How the answer begins.
 
     Returns
     -------
@@ -238,10 +260,7 @@ def render(
         If the messages are no conversation.
     """
     template = find_template(metadata, tokenizer) if template is None else template
-    bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
-    eos = "" if tokenizer.eos_id is None else tokenizer.piece(tokenizer.eos_id)
-    disguise = Disguise("".join(tokenizer.special_texts()))
-    text = template.write(check_messages(messages), bos, eos, disguise)
+    text, disguise = write(messages, tokenizer, template, tools, begun)
     ids = tokenizer.encode_template(text, disguise.shown)
     if tokenizer.bos_id is not None:
         while ids[:2] == [tokenizer.bos_id] * 2:  # the template wrote one, and so did its caller
@@ -249,3 +268,23 @@ def render(
         if tokenizer.add_bos and ids[:1] != [tokenizer.bos_id]:
             ids.insert(0, tokenizer.bos_id)
     return ids
+
+
+def write(
+    messages: Sequence[Message], tokenizer: Tokenizer, template: Template,
+    tools: Sequence[Mapping[str, Any]] | None = None, begun: str = "",
+) -> tuple[str, Disguise]:  # fmt: skip
+    """Write a conversation, and the beginning of its answer, as text in which what was said is in disguise."""
+    bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
+    eos = "" if tokenizer.eos_id is None else tokenizer.piece(tokenizer.eos_id)
+    disguise = Disguise("".join(tokenizer.special_texts()))
+    spoken, run = check_messages(messages), template.write
+    if tools or any(message["role"] == "tool" or "tool_calls" in message for message in spoken):
+        source, form = template.source, choose_format(template.source)
+        if tools and (form.name == PLAIN.name or not re.search(r"\btools\b", source)):
+            spoken, tools = with_tools(spoken, tools, form), None
+        if form.name == PLAIN.name:
+            spoken = in_plain_words(spoken)
+        else:
+            run, spoken = _by_jinja(source, tools or None), as_taught(spoken, source)
+    return run(spoken, bos, eos, disguise) + disguise.hide(without_surrogates(begun)), disguise

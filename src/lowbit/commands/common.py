@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "InputError",
+    "add_constraint_arguments",
     "add_model_arguments",
     "add_sampling_arguments",
     "add_tokenizer_argument",
+    "constraint_values",
     "load_model",
     "print_json",
     "print_table",
@@ -74,13 +76,14 @@ def load_model(args: argparse.Namespace) -> Model:
         raise InputError(str(error)) from None
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `sampling_values` reads, with the defaults of `SamplingParams`."""
+def add_sampling_arguments(parser: argparse.ArgumentParser, most: str | None = None) -> None:
+    """Add the options that `sampling_values` reads, with the defaults of `SamplingParams`; `most` tells of tokens."""
     from ..sampling import SamplingParams
 
     default = SamplingParams()
     add = parser.add_argument_group("sampling").add_argument
-    add("-n", "--max-tokens", type=int, metavar="N", help=f"most tokens to generate (default: {default.max_tokens})")
+    add("-n", "--max-tokens", type=int, metavar="N",
+        help=f"most tokens to generate (default: {most or default.max_tokens})")  # fmt: skip
     add("--temperature", type=float, metavar="T", help=f"0 is greedy (default: {default.temperature})")
     add("--top-k", type=int, metavar="K", help=f"keep the K likeliest tokens, 0 is off (default: {default.top_k})")
     add("--top-p", type=float, metavar="P", help=f"keep the likeliest tokens up to this sum (default: {default.top_p})")
@@ -93,6 +96,27 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--seed", type=int, metavar="N", help="same seed, same text (default: a new one, reported at the end)")
     add("--stop", action="append", metavar="S", help="end before this text; may be given several times")
+
+
+def add_constraint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `constraint_values` reads."""
+    group = parser.add_argument_group("what the text must be", "One of these; they need the extra 'serve'.")
+    group.add_argument("--json-schema", metavar="FILE|JSON", help="JSON that fulfils this schema")
+    group.add_argument("--regex", metavar="RE", help="a text that matches this expression as a whole")
+    group.add_argument("--grammar", metavar="FILE", help="a text of this grammar, in GBNF or Lark")
+
+
+def constraint_values(args: argparse.Namespace) -> dict[str, Any]:
+    """Return keyword arguments for `Model.generate`, of which there is one at most."""
+    given = {name: getattr(args, name) for name in ("json_schema", "regex", "grammar")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(given) > 1:
+        raise InputError(" and ".join(f"--{name.replace('_', '-')}" for name in given) + " cannot be given together")
+    schema = given.get("json_schema", "")
+    if "grammar" in given or (schema and not schema.lstrip().startswith("{")):
+        name = next(iter(given))
+        given[name] = read_file(given[name])
+    return given
 
 
 def sampling_values(args: argparse.Namespace) -> dict[str, Any]:

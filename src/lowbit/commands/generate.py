@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from .common import (
     InputError,
+    add_constraint_arguments,
     add_model_arguments,
     add_sampling_arguments,
+    constraint_values,
     load_model,
     print_json,
     printable,
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--logprobs", type=whole(0), metavar="N", help="with --json: log-probability of each token, and the N likeliest"
     )
+    add_constraint_arguments(parser)
     add_sampling_arguments(parser)
     add_model_arguments(parser)
 
@@ -48,14 +51,15 @@ def run(args: argparse.Namespace) -> int:
     if args.logprobs is not None and args.logprobs > MAX_LOGPROBS:
         raise InputError(f"--logprobs takes at most {MAX_LOGPROBS}")
     sampling = sampling_values(args)
+    constraint = constraint_values(args)
     prompt = read_text(args.prompt, "prompt")
     model = load_model(args)
     if args.json:
         options = {} if args.logprobs is None else {"logprobs": args.logprobs}
-        out = model.generate(prompt, speculate=args.speculate, **options, **sampling)
+        out = model.generate(prompt, speculate=args.speculate, **options, **constraint, **sampling)
         print_json(_as_json(out, sampling["seed"]))
         return 0
-    out = _stream(model, prompt, {"speculate": args.speculate, **sampling})
+    out = _stream(model, prompt, {"speculate": args.speculate, **constraint, **sampling})
     if not args.quiet:
         print(_summary(model, out, sampling), file=sys.stderr)
     return 0

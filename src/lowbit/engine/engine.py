@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
 from collections.abc import Sequence as Sequence_
 from typing import Any
 
@@ -16,10 +14,11 @@ import numpy as np
 from .._kernels.decoder import Batch
 from .._kernels.dispatch import PlainFloats
 from .._kernels.kvpool import SPAN
-from .._kernels.sequence import Sequence, Turn
+from .._kernels.sequence import Sequence
 from ..errors import LowbitError, MemoryBudgetError, QueueFullError
 from ..loading.memory import parse_size
-from ..sampling import SamplingParams
+from ..sampling import Grammar, SamplingParams
+from .driving import Driven
 from .host import Host
 from .scheduler import Pace, plan_step
 from .sequence import Request, State
@@ -30,13 +29,11 @@ __all__ = ["Engine"]
 
 BURST_STEPS = 64
 """Tokens that each sequence may make before anybody looks at its text."""
-IDLE_SECONDS = 0.05
-"""Between two looks of somebody who waits, in case he was not told."""
 BURST_NS = 8_000_000
 """Time that such a burst may take; a person sees no difference, and a tiny model is not slowed down by Python."""
 
 
-class Engine:
+class Engine(Driven):
     """Runs many requests on one model at once.
 
     Requests share every read of the weights, and what is known of their prompts. What one of them gets does not depend
@@ -74,29 +71,21 @@ class Engine:
             raise ValueError(f"step_ms must be above 0 and at most 60000, not {step_ms!r}")
         self.model = model if thread else weakref.proxy(model)  # which then holds this engine
         self.max_sequences, self.max_queue, self.max_queue_tokens = max_sequences, max_queue, max_queue_tokens
-        self._decoder, self._pool = model._decoder, model._decoder.pool
+        self._pool = model._decoder.pool
         if kv_ram is not None:
-            with self._decoder.lock:
+            with model._decoder.lock:
                 self._pool.fit(parse_size(kv_ram))
-        self._batch = Batch(self._decoder)
-        self._pace = Pace(step_ms, self._decoder.batch)
+        self._batch = Batch(model._decoder)
+        self._pace = Pace(step_ms, model._decoder.batch)
         self._steps = self._made = self._prompt_tokens = self._known_tokens = 0
         self._ended = dict.fromkeys((State.FINISHED, State.CANCELLED, State.FAILED), 0)
         self._busy_seconds = 0.0
         self._running: list[Request] = []
-        self._threaded = thread
-        self._thread: threading.Thread | None = None
-        self._fresh()
+        super().__init__(model._decoder, thread)
 
     def _fresh(self) -> None:
-        """Make what a child process cannot take over from its parent."""
-        self._process = os.getpid()
-        self.changed = threading.Condition()
-        self._turn = Turn()
+        super()._fresh()
         self._waiting: deque[Request] = deque()
-        self.listeners: set[Callable[[], None]] = set()
-        self._closed: BaseException | None = None
-        self._sweep = False
 
     def submit(
         self,
@@ -104,7 +93,7 @@ class Engine:
         *,
         json_schema: Any = None,
         regex: str | None = None,
-        grammar: str | None = None,
+        grammar: str | Grammar | None = None,
         speculate: bool = False,
         logprobs: int | None = None,
         cache_salt: str = "",
@@ -115,8 +104,13 @@ class Engine:
         Parameters
         ----------
         prompt : str or sequence of int
-        json_schema, regex, grammar
-            What the text must be; needs the extra ``serve``.
+        json_schema : dict or str, optional
+            Schema that the text must fulfil as JSON. One of these three at most; they need the extra ``serve``. What
+            is wrong with one is found while the request waits, and raised to who reads the stream.
+        regex : str, optional
+            Expression that the whole text must match, in the syntax of Rust's regex, without look-around.
+        grammar : str or Grammar, optional
+            In GBNF, or in Lark as llguidance has it.
         speculate : bool
             Propose tokens that followed the same words earlier, and check several in one pass: the same text, sooner.
         logprobs : int, optional
@@ -141,14 +135,16 @@ class Engine:
             If too many requests wait.
         ValueError
             If a setting is out of range.
+        ConstraintError
+            If a schema or a grammar is too large, or is none at all.
         LowbitError
-            If the engine is closed.
+            If the engine is closed, or the extra is not installed.
         """
-        if json_schema is not None or regex is not None or grammar is not None:
-            raise LowbitError("json_schema, regex and grammar are not supported yet")
         params = SamplingParams(**sampling)
         record = None if logprobs is None else LogprobRecorder(self.model._tokenizer, logprobs)
-        request = self.model._request(self.model._prompt_ids(prompt), params, speculate, record, cache_salt.encode())
+        constraint = self.model._compiler.constraint(json_schema, regex, grammar)
+        ids = self.model._prompt_ids(prompt)
+        request = self.model._request(ids, params, speculate, record, cache_salt.encode(), constraint)
         return self.start(request)
 
     def start(self, request: Request) -> Stream:
@@ -169,11 +165,12 @@ class Engine:
             if self.max_queue_tokens is not None and self._waiting and tokens > self.max_queue_tokens:
                 raise QueueFullError(f"the prompts that wait have {self.max_queue_tokens} tokens together")
             self._waiting.append(request)
-            if self._threaded and self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="lowbit engine", daemon=True)
-                self._thread.start()
-            self._decoder.interrupt()
-            self.changed.notify_all()
+            self._start_thread()
+            if request.constraint is None:
+                self._decoder.interrupt()
+                self.changed.notify_all()
+        if request.constraint is not None:
+            request.constraint.compile(self._compiled)
         return Stream(self, request)
 
     def stats(self) -> dict[str, Any]:
@@ -198,84 +195,20 @@ class Engine:
             "kv": self._pool.stats(),
         }
 
-    def close(self) -> None:
-        """Cancel all requests and stop. May be called twice."""
-        self._stop(LowbitError(""))
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread() and os.getpid() == self._process:
-            thread.join()
-
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    # --- whoever drives ---
+    def _has_work(self) -> bool:
+        return self._sweep or any(r.cancelled or not r.put_off for r in (*self._running, *self._waiting))
 
-    def settle(self) -> None:
-        """Let go of what was cancelled: now if nobody drives, or else at the next step."""
+    def _compiled(self) -> None:
+        """A request that waits has its grammar, or never will have."""
         self._sweep = True
         self._decoder.interrupt()
-        if not self._threaded and not self._turn.taken:
-            with self._turn as mine:
-                if mine:
-                    with self._decoder.lock:
-                        self._settle()
-        self._tell()
-
-    def _serve(self) -> None:
-        """The engine's own thread."""
-        try:
-            while self._closed is None:
-                if not self._drive():
-                    with self.changed:
-                        if self._closed is None and not self._has_work():
-                            self.changed.wait(IDLE_SECONDS)
-        except BaseException as error:  # everybody has to be told
-            self._stop(error)
-            raise
-        finally:
-            with self._decoder.lock:
-                self._settle()
-            self._tell()
-
-    def _has_work(self) -> bool:
-        return any(r.cancelled or not r.held_back for r in (*self._running, *self._waiting))
-
-    def wait(self, ready: Callable[[], bool]) -> None:
-        """Return when `ready()`; until then drive the engine, unless somebody else does."""
-        while not ready():
-            if not self._threaded:
-                with self._turn as mine:
-                    while mine and not ready():
-                        if not self._drive():
-                            time.sleep(0.001)  # another engine has the memory
-            with self.changed:
-                if not ready():
-                    self.changed.wait(IDLE_SECONDS)
-        if not self._threaded:
-            self._tell()  # somebody else may have to drive now
-
-    def _drive(self) -> bool:
-        """One step, and all that belongs to it; whether there was anything to do."""
-        with self._decoder.lock:
-            try:
-                self._settle()
-                self._admit()
-                stepped = self._step()
-            finally:
-                self._settle()
-        self._tell()
-        return stepped
-
-    def _tell(self) -> None:
-        """Wake up those that wait for something to change."""
-        with self.changed:
-            self.changed.notify_all()
-            listeners = tuple(self.listeners)
-        for listen in listeners:
-            listen()
+        self.tell()
 
     def _settle(self) -> None:
         """Let go of what is over. Whatever was interrupted, after this the lists and the blocks agree."""
@@ -286,10 +219,11 @@ class Engine:
             for request in self._waiting:
                 self._forget(request)
             self._waiting.clear()
-        if self._sweep:  # some that wait were cancelled, perhaps
+        if self._sweep:  # some that wait were cancelled, perhaps, or have their grammars
             self._sweep, waiting = False, tuple(self._waiting)
             for request in waiting:
-                if request.cancelled:
+                request.look()
+                if request.cancelled or request.over:
                     self._waiting.remove(request)
                     self._forget(request, State.CANCELLED)
         running = []
@@ -318,8 +252,8 @@ class Engine:
             request, full = self._waiting[0], len(self._running) >= self.max_sequences
             if request.cancelled:
                 self._forget(request, State.CANCELLED)
-            elif request.held_back:
-                passed.append(request)  # nobody reads it
+            elif request.put_off:
+                passed.append(request)  # nobody reads it, or its grammar is being compiled
             elif full and not any(r.held_back for r in self._running):
                 break
             elif self._is_coming(request):
@@ -386,9 +320,14 @@ class Engine:
 
     def _step(self) -> bool:
         decoder, batch = self._decoder, self._batch
+        for request in self._running:
+            try:
+                request.guide()  # its first token, or after a signal that came between
+            except Exception as error:
+                request.end(State.FAILED, error)
         chosen = plan_step(self._running, decoder.batch, decoder.most_logits, self._pace, self._steps)
         prompt_rows = sum(rows for request, rows, _ in chosen if request.state is State.PREFILL)
-        single = prompt_rows or any(request.record for request, _, _ in chosen)
+        single = prompt_rows or any(r.record or r.constraint for r, _, _ in chosen)
         steps = 1 if single else BURST_STEPS
         batch.clear()
         entered: list[Request] = []
@@ -433,17 +372,10 @@ class Engine:
         except Exception as error:  # a fault of one request ends that one
             request.end(State.FAILED, error)
 
-    def _stop(self, reason: BaseException) -> None:
-        if os.getpid() != self._process:
-            return
-        with self.changed:
-            self._closed = self._closed or reason
-            self._decoder.interrupt()
-            self.changed.notify_all()
-
     def _leave_parent(self) -> None:
         """In a child process: what ran in the parent runs there."""
         self._decoder.renew_lock()
+        self.model._compiler.renew()
         for request in self._running:
             request.end(State.FAILED, LowbitError("the request belongs to the parent process"))
         self._fresh()

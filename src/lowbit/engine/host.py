@@ -10,6 +10,7 @@ import numpy as np
 from .._kernels.decoder import Decoder
 from ..sampling import SamplingParams
 from ..tokenizers import Tokenizer
+from .constraints import Compiler, Constraint
 from .sequence import Request
 from .text import LogprobRecorder
 
@@ -21,9 +22,11 @@ class Host(Protocol):
 
     _decoder: Decoder
     _tokenizer: Tokenizer | None
+    _compiler: Compiler
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> np.ndarray: ...
 
     def _request(
-        self, ids: np.ndarray, params: SamplingParams, speculate: bool, record: LogprobRecorder | None, salt: bytes
-    ) -> Request: ...
+        self, ids: np.ndarray, params: SamplingParams, speculate: bool, record: LogprobRecorder | None, salt: bytes,
+        constraint: Constraint | None,
+    ) -> Request: ...  # fmt: skip

@@ -12,6 +12,8 @@ SCORE_ROWS = 64
 """Most rows whose logits or states are held at a time for one scored text."""
 MAX_DRAFT = 8
 """Most tokens that a sequence proposes in one pass."""
+FORCED_ROWS = 64
+"""Most tokens that a sequence takes in of those which it had no choice about."""
 
 
 class Pace:
@@ -83,10 +85,14 @@ def plan_step(
         decoding = (decoding[first:] + decoding[:first])[: min(room, logits)]
     speculating = sum(r.speculate for r in decoding)
     spare = min(room, logits) - len(decoding)
+    extra = spare - (speculating and speculating * min(MAX_DRAFT, spare // speculating))
     for request in decoding:
+        assert request.sequence is not None
         drafts = min(MAX_DRAFT, spare // speculating) if request.speculate else 0
-        chosen.append((request, 1, drafts))
-        room, logits = room - 1 - drafts, logits - 1 - drafts
+        forced = min(request.sequence.pending - 1, FORCED_ROWS, extra)
+        extra -= forced
+        chosen.append((request, 1 + forced, drafts))
+        room, logits = room - 1 - forced - drafts, logits - 1 - drafts
     if decoding:
         room = min(room, pace.rows())
     if prompts:

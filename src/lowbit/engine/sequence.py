@@ -14,6 +14,7 @@ from .._kernels.sampler import Sampler
 from .._kernels.sequence import Sequence
 from ..sampling import SamplingParams
 from ..tokenizers import Tokenizer
+from .constraints import Constraint
 from .text import GeneratedText, Generation, LogprobRecorder, Timings, TokenLogprob
 
 __all__ = ["Request", "State"]
@@ -23,6 +24,7 @@ class State(enum.Enum):
     """What becomes of a request."""
 
     QUEUED = "queued"
+    COMPILING = "compiling"
     PREFILL = "prefill"
     DECODE = "decode"
     FINISHED = "finished"
@@ -52,6 +54,8 @@ class Request:
         Takes what every token of the prompt leaves behind, as an array of some rows at a time.
     want : str
         What that is: ``every`` one's logits, or ``states``.
+    constraint : Constraint, optional
+        What the text must be. Such a text is made one token at a time, but for those that must follow.
     salt : bytes
         Only requests of the same salt share what is known of their prompts.
     load_seconds : float
@@ -62,7 +66,7 @@ class Request:
         self, ids: np.ndarray, params: SamplingParams, make_sampler: Callable[[], Sampler] | None, context: int,
         tokenizer: Tokenizer | None = None, ends: frozenset[int] = frozenset(), speculate: bool = False,
         record: LogprobRecorder | None = None, each: Callable[[np.ndarray], None] | None = None, want: str = "last",
-        salt: bytes = b"", load_seconds: float = 0.0,
+        salt: bytes = b"", load_seconds: float = 0.0, constraint: Constraint | None = None,
     ) -> None:  # fmt: skip
         self.ids, self.params = ids, params
         self.samples, self._make_sampler = make_sampler is not None, make_sampler
@@ -70,10 +74,11 @@ class Request:
         self.tokens = ids
         """What it begins with: the prompt, and what was made before it was set aside."""
         self.capacity = min(context, len(ids) + (params.max_tokens if self.samples else 0))
-        self.speculate = speculate and record is None
+        self.speculate = speculate and record is None and constraint is None
+        self.constraint = constraint
         self.record, self.each, self.want, self.salt = record, each, want, salt
         self.ends = np.array(sorted(ends), np.int32)
-        self.state = State.QUEUED
+        self.state = State.QUEUED if constraint is None else State.COMPILING
         self.error: BaseException | None = None
         self.sequence: Sequence | None = None
         self.cancelled = False
@@ -82,7 +87,7 @@ class Request:
         """Text that the reader has not taken yet."""
         self.collecting = False
         """Whether its reader waits for the end, so that nothing held back for a slow reader is too much."""
-        self._for_text = tokenizer, params.stop, ends
+        self._for_text = tokenizer, params.stop, ends, None if constraint is None else constraint.shown
         self._text = GeneratedText(*self._for_text)
         self._taken = 0  # tokens that the text has seen
         self._at = self._given = self._read = 0  # characters of it: made, put into `pieces`, and taken out again
@@ -114,6 +119,19 @@ class Request:
         """Whether its reader has so much to read that making more can wait."""
         return not self.collecting and self._given - self._read >= MOST_UNREAD
 
+    @property
+    def put_off(self) -> bool:
+        """Whether it need not go on now: it is held back, or its grammar is still being compiled."""
+        return self.held_back or self.state is State.COMPILING
+
+    def look(self) -> None:
+        """Go on if its grammar has been compiled meanwhile, and end if it cannot be."""
+        if self.state is State.COMPILING and self.constraint is not None:
+            if self.constraint.error is not None:
+                self.end(State.FAILED, self.constraint.error)
+            elif self.constraint.compiled:
+                self.state = State.QUEUED
+
     def begin(self, sequence: Sequence) -> None:
         """Start to compute, or go on after having been set aside."""
         if len(self.tokens) == len(self.ids):
@@ -128,6 +146,11 @@ class Request:
         self.tokens = sequence.tokens()
         self.sequence = None
         sequence.close()
+
+    def guide(self) -> None:
+        """Append the tokens that must follow, and tell the sampler what may."""
+        if self.constraint is not None and self.sequence is not None:
+            self.constraint.guide(self.sequence, len(self.ids), self.record is None)
 
     def next_piece(self) -> str:
         """Hand out the next piece."""
@@ -144,6 +167,7 @@ class Request:
             now = time.perf_counter() - self._start
             self._prompt_seconds = self._prompt_seconds or now
             self._first_token_seconds = self._first_token_seconds or now
+        self.guide()
         if not self._whole:
             self._text, self._taken, self._at = GeneratedText(*self._for_text), 0, 0
         self._whole = False
@@ -155,7 +179,7 @@ class Request:
             if self._text.stopped:
                 break
         if sequence.ended and not self._text.stopped:
-            self._put(self._text.finish())
+            self._put(self._text.finish(self.constraint is not None and self.constraint.ended))
         self._whole = True
         if self._text.stopped or (sequence.ended and not (sequence.pending and sequence.n_tokens == len(self.ids))):
             self._prompt_seconds = self._prompt_seconds or time.perf_counter() - self._start
@@ -177,9 +201,14 @@ class Request:
     def forget(self) -> None:
         """Let go of what only a running request needs."""
         sequence, self.sequence = self.sequence, None
-        self._sampler = self._make_sampler = None
+        self._sampler = self._make_sampler = self.constraint = None
         if sequence is not None:
             sequence.close()
+
+    def so_far(self, start: int) -> tuple[list[int], list[TokenLogprob]]:
+        """The tokens made since the first `start`, and their log-probabilities."""
+        tokens = self._text.tokens[start:]
+        return tokens, self._logprobs[start : start + len(tokens)]
 
     def result(self) -> Generation:
         """What came of it."""

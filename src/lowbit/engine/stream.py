@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Any, Protocol
 
 from ..errors import LowbitError
 from .sequence import Request, State
-from .text import Generation
+from .text import Generation, TokenLogprob
 
 __all__ = ["Stream"]
 
@@ -29,7 +29,7 @@ class Driver(Protocol):
 
 
 class Stream:
-    """A text that is being made: an iterator over its pieces, here or in asyncio.
+    """A text that is being made: an iterator over its pieces, here or in asyncio, where `await` gives all of it.
 
     Every piece is valid UTF-8. A stream that is dropped is cancelled.
     """
@@ -58,27 +58,57 @@ class Stream:
         return self
 
     async def __anext__(self) -> str:
-        request, driver = self._request, self._driver
-        if not request.pieces and not request.over:
-            loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-
-            def listen() -> None:
-                if request.pieces or request.over:
-                    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                        loop.call_soon_threadsafe(arrived.set)
-
-            with driver.changed:
-                driver.listeners.add(listen)
-            try:
-                listen()
-                await arrived.wait()
-            finally:
-                with driver.changed:
-                    driver.listeners.discard(listen)
+        request = self._request
+        await self._until(lambda: bool(request.pieces) or request.over)
         if request.pieces:
             return self._next_piece()
         self._raise()
         raise StopAsyncIteration
+
+    def __await__(self) -> Generator[Any, None, Generation]:
+        """Wait for the end as `result` does, without keeping the event loop."""
+        return self._finish().__await__()
+
+    async def ready(self) -> None:
+        """Wait until its grammar, if it has one, is compiled.
+
+        Raises
+        ------
+        ConstraintError
+            If that cannot be done.
+        """
+        await self._until(lambda: self._request.state is not State.COMPILING)
+        self._raise()
+
+    async def _finish(self) -> Generation:
+        self._request.collecting = True
+        with self._driver.changed:
+            self._driver.changed.notify_all()
+        await self._until(lambda: self._request.over)
+        return self.result()
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        if ready():
+            return
+        driver, loop, arrived = self._driver, asyncio.get_running_loop(), asyncio.Event()
+
+        def listen() -> None:
+            if ready():
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    loop.call_soon_threadsafe(arrived.set)
+
+        with driver.changed:
+            driver.listeners.add(listen)
+        try:
+            listen()
+            await arrived.wait()
+        finally:
+            with driver.changed:
+                driver.listeners.discard(listen)
+
+    def so_far(self, start: int = 0) -> tuple[list[int], list[TokenLogprob]]:
+        """Return the tokens made since the first `start`, and their log-probabilities if they were asked for."""
+        return self._request.so_far(start)
 
     def _next_piece(self) -> str:
         request = self._request

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -66,6 +67,10 @@ class Generation:
     timings: Timings
     logprobs: list[TokenLogprob] | None = None
     """One per entry of `tokens`, if they were asked for."""
+    reasoning: str = ""
+    """What the model thought before, where tools were given: `text` is then the answer alone."""
+    tool_calls: list[dict[str, Any]] | None = None
+    """Calls of tools, where tools were given: ``id``, ``type``, and ``function`` with ``name`` and ``arguments``."""
 
     def __str__(self) -> str:
         return self.text
@@ -81,10 +86,16 @@ class GeneratedText:
     stops : tuple of str
     ends : frozenset of int
         Tokens that end the text.
+    shown : mapping of int to bytes, optional
+        Given if the text must be something: then none of it may be left out, neither a space at its beginning, nor
+        these control tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, stops: tuple[str, ...], ends: frozenset[int]) -> None:
-        self._decoder = tokenizer.stream_decoder() if tokenizer is not None else None
+    def __init__(
+        self, tokenizer: Tokenizer | None, stops: tuple[str, ...], ends: frozenset[int],
+        shown: Mapping[int, bytes] | None = None,
+    ) -> None:  # fmt: skip
+        self._decoder = tokenizer.stream_decoder(shown) if tokenizer is not None else None
         # Models often have more tokens than their tokenizer, to make a round number; those have no text.
         self._known = tokenizer.vocab_size if tokenizer is not None else 0
         self._stops = StopBuffer(stops)
@@ -104,9 +115,13 @@ class GeneratedText:
         piece, self.stopped = self._stops.push(self._decoder.push(token))
         return self._emit(piece)
 
-    def finish(self) -> str:
-        """Return what was held back, when no more tokens come."""
-        return "" if self.stopped else self._emit(self._rest())
+    def finish(self, whole: bool = False) -> str:
+        """Return what was held back, when no more tokens come; `whole`: for the text is what it had to be."""
+        if self.stopped:
+            return ""
+        piece = self._emit(self._rest())
+        self.stopped = self.stopped or whole
+        return piece
 
     def _rest(self) -> str:
         if self._decoder is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Protocol
 
 __all__ = ["EACH_BYTE", "StopBuffer", "StreamDecoder"]
@@ -40,16 +40,18 @@ class StreamDecoder:
     Parameters
     ----------
     tokenizer : Tokenizer
+    shown : mapping of int to bytes, optional
+        Control tokens that have a text here. If there is such a mapping, a space at the beginning is no exception.
     """
 
-    def __init__(self, tokenizer: Bytes) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Bytes, shown: Mapping[int, bytes] | None = None) -> None:
+        self._tokenizer, self._shown = tokenizer, shown or {}
         self._utf8 = codecs.getincrementaldecoder("utf-8")(EACH_BYTE)
-        self._first = True
+        self._first = shown is None
 
     def push(self, token: int) -> str:
         """Take a token and return the characters that are complete with it."""
-        data = self._tokenizer.token_bytes(token, self._first)
+        data = self._shown.get(token) or self._tokenizer.token_bytes(token, self._first)
         self._first = self._first and token in self._tokenizer.control_ids
         return self._utf8.decode(data)
 

@@ -1,0 +1,132 @@
+"""Serve a model over HTTP, to clients of OpenAI, Anthropic and llama.cpp.
+
+Whatever is asked at the same time, each request gets the answer that it would get alone: the same prompt, settings and
+seed give the same text. Without -m the embedded model is served. The server listens on this machine only, unless
+--host says otherwise, and stops on Ctrl-C or SIGTERM, when the running answers have ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from typing import Any
+
+from .common import InputError, add_model_arguments, add_sampling_arguments, load_model, whole
+
+_MANUAL = """\
+paths (those of OpenAI with and without /v1):
+{paths}
+
+fields of requests:
+  A field that is not listed, or a value that would have to be ignored, is refused with status 400 and its name.
+  null is the same as leaving a field out. Sampling settings that are left out are those of the options above.
+
+{fields}
+
+limits:
+  A request that finds the queue full gets status 429 and Retry-After; one that is larger than --max-body 413; one that
+  does not arrive within 30 seconds 408. While the model is being loaded, and when the engine has stopped, /health and
+  all others say 503. A client that leaves frees what it held within one step of the model; one that does not read its
+  stream for 60 seconds is left. With --api-key, every path but /health wants it (Authorization: Bearer KEY, or
+  x-api-key: KEY). A Host header other than localhost, an address in numbers, or a name of --allow-host gets 403, so
+  that no page of a stranger can reach the server through a name of its own.
+
+examples:
+  lowbit serve -m model.gguf --port 8000
+  lowbit serve --host 0.0.0.0 --api-key-file key.txt --allow-host models.example.org
+  curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
+       -d '{{"messages": [{{"role": "user", "content": "Tell me a story."}}], "seed": 1}}'
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("address").add_argument
+    add("--host", default="127.0.0.1", metavar="NAME", help="address to listen at (default: 127.0.0.1)")
+    add("--port", type=_port, default=8080, metavar="N", help="port; 0 takes a free one (default: 8080)")
+    add("--alias", action="append", default=[], metavar="NAME",
+        help="what the model is called; may be given several times, and '*' is any name")  # fmt: skip
+    add = parser.add_argument_group("safety").add_argument
+    add("--api-key", action="append", default=[], metavar="KEY",
+        help="refuse requests without this key; may be given several times (or LOWBIT_API_KEY)")  # fmt: skip
+    add("--api-key-file", metavar="FILE", help="the same, one key in each line")
+    add("--allow-host", action="append", default=[], metavar="NAME", help="a name under which browsers may reach it")
+    add("--cors", action="append", default=[], metavar="ORIGIN",
+        help="let pages of this origin, as http://localhost:3000, read answers; '*' is any")  # fmt: skip
+    add("--max-body", default="8MB", metavar="SIZE", help="largest request (default: 8MB)")
+    add("--log-requests", action="store_true", help="a line for each request on standard error, without its text")
+    add = parser.add_argument_group("work").add_argument
+    add("--parallel", type=whole(1), default=16, metavar="N", help="most texts that are made at a time (default: 16)")
+    add("--queue", type=whole(1), default=256, metavar="N", help="most texts that wait (default: 256)")
+    add("--kv-ram", metavar="SIZE", help="most memory for keys and values (default: as --max-ram leaves, or no limit)")
+    add("--step-ms", type=float, default=50.0, metavar="MS",
+        help="what prompts may cost running answers, per token (default: 50)")  # fmt: skip
+    add("--timeout", type=whole(1), default=3600, metavar="S", help="longest time for an answer (default: 3600)")
+    add("--grace", type=whole(1), default=10, metavar="S", help="time for answers to end at the stop (default: 10)")
+    add("--chat-template", metavar="NAME", help="built-in chat template or Jinja file (default: the model's, or plain)")
+    add("--pooling", choices=("last", "mean"), default="last", help="what an embedding is (default: last)")
+    add_sampling_arguments(parser, "as many as there is room for")
+    add_model_arguments(parser)
+    brief = parser.format_help
+
+    def manual() -> str:
+        from ..serve.manual import fields, paths
+
+        parser.epilog = _MANUAL.format(paths=paths(), fields=fields())
+        return brief()
+
+    parser.format_help = manual  # type: ignore[method-assign]
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..loading.memory import parse_size
+    from ..serve import Settings
+
+    try:
+        from ..serve.running import run as serve
+    except ImportError as error:
+        raise InputError(f"the server needs the extra 'serve': pip install 'lowbit[serve]' ({error})") from None
+    try:
+        settings = Settings(
+            host=args.host, port=args.port, api_keys=_keys(args), hosts=tuple(name.lower() for name in args.allow_host),
+            cors=tuple(origin.rstrip("/") for origin in args.cors), aliases=tuple(args.alias),
+            chat_template=args.chat_template, pooling=args.pooling, sampling=_sampling(args),
+            max_sequences=args.parallel, max_queue=args.queue, kv_ram=args.kv_ram, step_ms=args.step_ms,
+            max_body=parse_size(args.max_body), request_seconds=args.timeout, grace_seconds=args.grace,
+            log_requests=args.log_requests,
+        )  # fmt: skip
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    serve(settings, lambda: load_model(args))
+    return 0
+
+
+def _keys(args: argparse.Namespace) -> tuple[str, ...]:
+    keys = [*args.api_key, *filter(None, [os.environ.get("LOWBIT_API_KEY")])]
+    if args.api_key_file is not None:
+        with open(args.api_key_file, encoding="utf-8") as file:
+            keys += [line.strip() for line in file if line.strip()]
+        if not keys:
+            raise InputError(f"{args.api_key_file}: holds no key")
+    if not all(keys):
+        raise InputError("an API key must not be empty")
+    return tuple(keys)
+
+
+def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given, checked."""
+    from ..sampling import SamplingParams
+
+    names = [field.name for field in dataclasses.fields(SamplingParams)]
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    if "stop" in given:
+        given["stop"] = tuple(given["stop"])
+    SamplingParams(**given)
+    return given
+
+
+def _port(text: str) -> int:
+    value = int(text) if text.strip().isdecimal() else 65536
+    if value > 65535:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 65535, not {text!r}")
+    return value

@@ -1,0 +1,94 @@
+"""The texts that one request gets, several at a time if it asked for several."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from ..engine import Generation, Stream, TokenLogprob
+
+__all__ = ["Answers", "Piece"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came of one text since the last piece of it."""
+
+    index: int
+    text: str
+    start: int
+    """Tokens that came before."""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    result: Generation | None = None
+    """All of it, in the last piece."""
+
+
+class Answers:
+    """Streams of one request; whoever leaves the `with` has let go of all of them.
+
+    Parameters
+    ----------
+    streams : list of Stream
+    """
+
+    def __init__(self, streams: list[Stream]) -> None:
+        self.streams = streams
+        self._readers: list[asyncio.Task[None]] = []
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Let go of all that has not ended."""
+        for reader in self._readers:
+            reader.cancel()
+        for stream in self.streams:
+            stream.cancel()
+
+    async def ready(self) -> None:
+        """Wait until it is known that what the texts are held to can be compiled; raises where it cannot."""
+        for stream in self.streams:
+            await stream.ready()
+
+    async def all(self) -> list[Generation]:
+        """Wait for the ends."""
+        return [await stream for stream in self.streams]
+
+    async def pieces(self, seconds: float) -> AsyncIterator[Piece | None]:
+        """Yield pieces as they come, and None when none came for so long.
+
+        No more than a few pieces are read ahead of whoever takes them, so that the engine knows a slow reader.
+        """
+        queue: asyncio.Queue[Piece | Exception] = asyncio.Queue(1)
+        self._readers = [asyncio.ensure_future(_read(queue, i, stream)) for i, stream in enumerate(self.streams)]
+        left = len(self.streams)
+        while left:
+            try:
+                piece = await asyncio.wait_for(queue.get(), seconds)
+            except asyncio.TimeoutError:
+                yield None
+                continue
+            if isinstance(piece, Exception):
+                raise piece
+            left -= piece.result is not None
+            yield piece
+
+
+async def _read(queue: asyncio.Queue[Piece | Exception], index: int, stream: Stream) -> None:
+    seen = 0
+    try:
+        async for text in stream:
+            tokens, logprobs = stream.so_far(seen)
+            await queue.put(Piece(index, text, seen, tokens, logprobs))
+            seen += len(tokens)
+        result = await stream
+        tokens, logprobs = result.tokens[seen:], (result.logprobs or [])[seen:]
+        await queue.put(Piece(index, "", seen, tokens, logprobs, result))
+    except Exception as error:
+        await queue.put(error)

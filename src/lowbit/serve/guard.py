@@ -1,0 +1,72 @@
+"""Who may ask: the Host header, browsers' origins, keys."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+
+from .http import Call
+from .problems import Problem
+from .settings import Settings
+
+__all__ = ["check_host", "check_key", "cors_headers", "is_loopback"]
+
+_PREFLIGHT = {
+    "access-control-allow-methods": "GET, POST, OPTIONS",
+    "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, "
+    "anthropic-dangerous-direct-browser-access",
+    "access-control-max-age": "600",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def check_host(call: Call, settings: Settings) -> None:
+    """Refuse a name that is not ours: a page elsewhere may have made its own name lead here.
+
+    An address in numbers cannot be made to lead here by anybody.
+    """
+    if len([name for name, _ in call.scope["headers"] if name.lower() == b"host"]) != 1:
+        raise Problem(400, "the Host header is missing, or there are several", code="host")
+    host = call.headers["host"].strip().lower()
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    if name in ("localhost", settings.host.lower()) or name in settings.hosts or "*" in settings.hosts:
+        return
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        raise Problem(403, "this host name is not served here; see --allow-host", code="host") from None
+
+
+def check_key(call: Call, settings: Settings) -> None:
+    """Refuse a request without one of the keys."""
+    if not settings.api_keys:
+        return
+    scheme, _, bearer = call.headers.get("authorization", "").partition(" ")
+    given = bearer.strip() if scheme.lower() == "bearer" else call.headers.get("x-api-key", "")
+    found = False
+    for key in settings.api_keys:  # all of them, each in the same time
+        found |= hmac.compare_digest(given.encode("utf-8", "replace"), key.encode("utf-8"))
+    if not found:
+        raise Problem(401, "the API key is missing or wrong", code="invalid_api_key",
+                      headers={"www-authenticate": "Bearer"})  # fmt: skip
+
+
+def cors_headers(call: Call, settings: Settings, preflight: bool) -> dict[str, str]:
+    """Return the headers that let a page of a named origin read the answer."""
+    origin = call.headers.get("origin")
+    if not settings.cors or origin is None:
+        return {}
+    if "*" in settings.cors:
+        allowed = {"access-control-allow-origin": "*"}
+    elif origin in settings.cors:
+        allowed = {"access-control-allow-origin": origin, "vary": "Origin"}
+    else:
+        return {"vary": "Origin"}
+    return {**allowed, **_PREFLIGHT} if preflight else allowed

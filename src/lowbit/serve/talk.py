@@ -1,0 +1,101 @@
+"""A conversation made ready: its prompt, what its answer is held to, and what finds thoughts and calls in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..chat.tools import Delta, ToolCalls, in_thought
+from ..engine import Generation
+from .asking import one_constraint
+from .fields import Kind
+from .problems import Problem
+from .service import Service
+
+__all__ = ["Talk", "finish_reason", "prepare", "spoken", "tool_choice_kind", "tools_kind"]
+
+
+def _take_tools(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise ValueError
+    return tuple(value)
+
+
+def _take_choice(value: Any) -> Any:
+    if value not in ("auto", "none", "required") and not isinstance(value, dict):
+        raise ValueError
+    return value
+
+
+tools_kind = Kind("a list of tools", _take_tools, {"type": "array", "items": {"type": "object"}})
+tool_choice_kind = Kind("auto, none, required, or an object that names a function", _take_choice,
+                        {"type": ["string", "object"]})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What is asked of the engine for an answer, and how the answer is read."""
+
+    ids: list[int]
+    tools: tuple[Any, ...]
+    choice: Any
+    parallel: bool
+    source: str
+    thinks: bool
+    prompt: str | None
+
+    def parser(self) -> ToolCalls:
+        """Return a parser for one answer."""
+        return _calls(self.tools, self.choice, self.parallel, self.source, self.thinks)
+
+    def hold(self, chosen: dict[str, Any]) -> None:
+        """Add what the tools ask of the answer to the arguments of `Engine.submit`."""
+        grammar = self.parser().grammar
+        if grammar is not None:
+            given = [name for name in ("json_schema", "regex", "grammar") if chosen.get(name) is not None]
+            if given:
+                raise Problem(400, f"tools and {given[0]} cannot go together", param="tools")
+            chosen["grammar"] = grammar
+        one_constraint(chosen)
+
+
+async def prepare(
+    service: Service, messages: list[dict[str, Any]], begun: str = "", tools: Iterable[Any] | None = None,
+    choice: Any = None, parallel: bool | None = None, show: bool = False,
+) -> Talk:  # fmt: skip
+    """Write a conversation as token ids.
+
+    Raises
+    ------
+    Problem
+        If the messages or the tools are not as they must be.
+    """
+    source, known = service.template.source, tuple(tools or ())
+    if choice is not None and not known and choice not in ("none", "auto"):
+        raise Problem(400, "tool_choice asks for a tool that is not there", param="tool_choice")
+    together = parallel is not False
+    calls = await asyncio.to_thread(_calls, known, choice, together, source, False)
+    ids = await service.conversation_ids(messages, begun, calls.tools)
+    prompt = await service.conversation_text(messages, begun, calls.tools) if show else None
+    return Talk(ids, known, choice, together, source, in_thought(ids, service.tokenizer, source), prompt)
+
+
+def _calls(tools: tuple[Any, ...], choice: Any, parallel: bool, source: str, thinks: bool) -> ToolCalls:
+    try:
+        return ToolCalls(list(tools), choice, parallel, source, thinks)
+    except ValueError as error:
+        name = "tool_choice" if "tool_choice" in str(error) else "tools"
+        raise Problem(400, f"{name}: {error}", param=name, code="invalid_value") from None
+
+
+def spoken(parser: ToolCalls, result: Generation) -> list[Delta]:
+    """Return all parts of a whole answer."""
+    return [*parser.push(result.text), *parser.finish()]
+
+
+def finish_reason(parser: ToolCalls, result: Generation, choice: Any) -> str:
+    """Return why an answer ended, in OpenAI's words: a call that was asked for by name ends as any text does."""
+    named = isinstance(choice, Mapping)
+    return "tool_calls" if parser.called and result.finish_reason == "stop" and not named else result.finish_reason

@@ -1,0 +1,56 @@
+"""The servers that the tests share."""
+
+from __future__ import annotations
+
+import pytest
+from small_model import write_small_model
+
+import lowbit
+
+pytest.importorskip("uvicorn", reason="the server needs the extra 'serve'")
+pytest.importorskip("httpx", reason="these tests need the extra 'test-server'")
+
+from server_process import Server
+
+LONG_CONTEXT = 65536
+
+
+@pytest.fixture(scope="session")
+def server():
+    """The embedded model."""
+    server = Server("--parallel", 8, "-t", 1)
+    yield server
+    status, said = server.stop()
+    assert (status, said) == (0, ""), "after all that was asked, the server has ended in order and said nothing"
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The embedded model, as Python programs use it."""
+    return lowbit.load(threads=1)
+
+
+@pytest.fixture(scope="session")
+def long_path(tmp_path_factory):
+    """A model whose texts last as long as a test wants."""
+    return write_small_model(tmp_path_factory.mktemp("server") / "long.gguf", LONG_CONTEXT)
+
+
+@pytest.fixture(scope="session")
+def long_server(long_path):
+    """Two texts at a time, and two that wait."""
+    server = Server("-m", long_path, "--parallel", 2, "--queue", 2, "-t", 1)
+    yield server
+    status, said = server.stop()
+    assert (status, said) == (0, "")
+
+
+@pytest.fixture
+def endless():
+    """A request whose text does not end by itself."""
+    return {"prompt": "once upon", "ignore_eos": True, "seed": 1}
+
+
+@pytest.fixture
+def story():
+    return [{"role": "user", "content": "Tell me a story about a cat."}]
