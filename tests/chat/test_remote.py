@@ -255,6 +255,22 @@ def test_an_answer_that_is_cut_off_stays_and_the_reason_is_said(server, talk, tm
     assert [one["content"] for one in json.loads((tmp_path / "a.json").read_text())] == ["one", "half"]
 
 
+def test_what_a_model_thinks_goes_to_standard_error_and_is_not_said(server, talk, tmp_path):
+    def think(handler, request):
+        handler.begin()
+        for text in ("Hm, ", "well."):
+            delta = {"choices": [{"delta": {"reasoning_content": text}}]}
+            handler.piece(b"data: " + json.dumps(delta).encode() + b"\n\n")
+        handler.say("Yes.")
+        handler.piece(b"data: [DONE]\n\n")
+
+    server.answer = think
+    out = talk(f"Hi\n/save {tmp_path}/a.json\n", "--url", server.url)
+    assert out.out == "Yes.\n"
+    assert out.err.startswith("Hm, well.\n")
+    assert [one["content"] for one in json.loads((tmp_path / "a.json").read_text())] == ["Hi", "Yes."]
+
+
 def test_a_whole_answer_in_place_of_a_stream_is_taken(server, talk):
     server.answer = refusing(200, b'{"choices": [{"message": {"role": "assistant", "content": "whole"}}]}')
     assert talk("Hi\n", "--url", server.url).out == "whole\n"

@@ -93,7 +93,11 @@ def _remote(args: argparse.Namespace) -> RemoteChat:
         server = Server(args.url, args.api_key or os.environ.get("LOWBIT_API_KEY"))
     except ValueError as error:
         raise InputError(str(error)) from None
-    return RemoteChat(server, system=args.system, model=args.model)
+
+    def thinking(text: str) -> None:
+        print(text, end="", file=sys.stderr, flush=True)
+
+    return RemoteChat(server, system=args.system, model=args.model, thinking=thinking)
 
 
 def _local(args: argparse.Namespace) -> ChatSession:
