@@ -293,6 +293,7 @@ def test_two_processes_fetch_a_file_once(hub, start, cache):
     assert len(hub.files_asked()) == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="has no limit on the size of files")
 def test_a_full_disk_is_said_before_and_during(hub, start, lowbit_command, cache):
     repository = hub.add("owner/large", {"large.gguf": LARGE})
     limited = (
