@@ -31,7 +31,7 @@ PREFERENCE = (
 """Types of GGUF files, best first: what is ternary, then what is known to keep a model good in little memory. ``Q4``
 stands for all types that begin so."""
 LARGEST_BY_HTTP = 50 * 10**9
-"""Larger files come by the hub's other protocol alone, which the library speaks; it checks, and does not resume."""
+"""Larger files come by the hub's other protocol alone, which the library speaks, and does not resume."""
 
 _NAME = re.compile(r"hf:([A-Za-z0-9][A-Za-z0-9._-]{0,95})/([A-Za-z0-9][A-Za-z0-9._-]{0,95})(?::(.+))?")
 _TYPE = re.compile(r"(?:^|[-._])((?:[PS]?TQ|PQ|I?Q)[0-9](?:_[A-Z0-9_]+)?|I2_S|MXFP4(?:_MOE)?|BF16|F16|F32)(?=[-.])")
@@ -347,7 +347,10 @@ class _Download:
 
     def _fetch(self, name: str, size: int, digest: str) -> None:
         if size > LARGEST_BY_HTTP:
-            self._hub.hf_hub_download(self._repository, name, revision=self._commit, library_name="lowbit")
+            path = self._hub.hf_hub_download(
+                self._repository, name, revision=self._commit, cache_dir=cache_folder(), library_name="lowbit"
+            )
+            _verify(Path(path), name, size, digest)
             return
         blob, link = self._folder / "blobs" / digest, self.snapshot / name
         for folder in (blob.parent, link.parent, self._locks):
@@ -378,9 +381,7 @@ class _Download:
                 expected_size=size,
                 displayed_filename=name,
             )
-        if _digest_of(begun, size, len(digest)) != digest:
-            begun.unlink()
-            raise RemoteError(f"{name} is damaged: its checksum is not the hub's. It is deleted; fetch it again")
+        _verify(begun, name, size, digest)
         os.replace(begun, blob)
 
 
@@ -388,18 +389,21 @@ def _begun(blob: Path) -> Path:
     return blob.with_name(f"{blob.name}.incomplete")
 
 
-def _digest_of(path: Path, size: int, length: int) -> str:
-    """The checksum by which the hub names a file: SHA-256 of a large one, Git's own of a small one."""
+def _verify(path: Path, name: str, size: int, digest: str) -> None:
+    """Delete a file, and raise RemoteError, if it has another checksum: SHA-256, or Git's own of a small file."""
     from tqdm import tqdm
 
-    state = hashlib.sha256() if length == 64 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    state = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with open(path, "rb") as file, tqdm(
         desc="checksum", total=size, unit="B", unit_scale=True, delay=1, disable=None, leave=False
     ) as bar:  # fmt: skip
         while chunk := file.read(1 << 20):
             state.update(chunk)
             bar.update(len(chunk))
-    return state.hexdigest()
+    if state.hexdigest() != digest:
+        os.unlink(os.path.realpath(path))
+        path.unlink(missing_ok=True)
+        raise RemoteError(f"{name} is damaged: its checksum is not the hub's. It is deleted; fetch it again")
 
 
 @contextmanager

@@ -147,6 +147,13 @@ def test_the_model_is_the_first_or_the_one_that_is_named(server, talk):
     assert "has no models" in talk("Hi\n", "--url", server.url).err
 
 
+def test_a_schema_is_sent_as_an_object(server, talk):
+    server.answer = echo
+    talk("Hi\n", "--url", server.url, "--json-schema", '{"type": "object"}')
+    assert server.requests[0][1]["json_schema"] == {"type": "object"}
+    assert "no JSON" in talk("Hi\n", "--url", server.url, "--json-schema", "{]").err
+
+
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/"])
 def test_the_path_of_the_interface_may_be_left_out(server, talk, path):
     server.answer = echo
@@ -246,6 +253,22 @@ def test_an_answer_that_is_cut_off_stays_and_the_reason_is_said(server, talk, tm
     assert out.out == "half\n"
     assert "ended the connection" in out.err
     assert [one["content"] for one in json.loads((tmp_path / "a.json").read_text())] == ["one", "half"]
+
+
+def test_what_a_model_thinks_goes_to_standard_error_and_is_not_said(server, talk, tmp_path):
+    def think(handler, request):
+        handler.begin()
+        for text in ("Hm, ", "well."):
+            delta = {"choices": [{"delta": {"reasoning_content": text}}]}
+            handler.piece(b"data: " + json.dumps(delta).encode() + b"\n\n")
+        handler.say("Yes.")
+        handler.piece(b"data: [DONE]\n\n")
+
+    server.answer = think
+    out = talk(f"Hi\n/save {tmp_path}/a.json\n", "--url", server.url)
+    assert out.out == "Yes.\n"
+    assert out.err.startswith("Hm, well.\n")
+    assert [one["content"] for one in json.loads((tmp_path / "a.json").read_text())] == ["Hi", "Yes."]
 
 
 def test_a_whole_answer_in_place_of_a_stream_is_taken(server, talk):

@@ -46,7 +46,7 @@ def test_a_conversation_reads_as_with_the_model_on_this_machine(url):
 
 def test_an_answer_that_is_closed_is_not_made_any_further(url):
     chat = RemoteChat(Server(url, "secret"))
-    answer = chat.stream("Hi", max_tokens=400, ignore_eos=True)
+    answer = chat.stream("Hi", max_tokens=400, seed=1)
     assert next(answer)
     answer.close()
     end = time.monotonic() + 60

@@ -169,6 +169,15 @@ def test_a_file_with_another_checksum_is_deleted_and_never_opened(hub, run, cach
     assert hub.files_asked() == [("tiny.gguf", None)] * 2, "the second attempt began anew"
 
 
+def test_a_file_too_large_for_plain_http_is_left_to_the_library_and_checked_too(hub, run, cache, monkeypatch):
+    monkeypatch.setattr("lowbit.hub.LARGEST_BY_HTTP", 0)
+    repository = hub.add("owner/tiny", {"tiny.gguf": TINY})
+    assert Path(run("pull", NAME).stdout.strip()).read_bytes() == TINY
+    repository.digests["tiny.gguf"], repository.commit = "0" * 64, "d" * 40
+    assert "damaged" in run("pull", NAME).stderr
+    assert not [path for path in cache.rglob("tiny.gguf") if "d" * 40 in str(path)]
+
+
 def test_the_beginning_of_another_file_is_found_out(hub, run, cache):
     hub.add("owner/large", {"large.gguf": LARGE})
     begun = blob(cache, "hf:owner/large", LARGE)
@@ -284,6 +293,7 @@ def test_two_processes_fetch_a_file_once(hub, start, cache):
     assert len(hub.files_asked()) == 1
 
 
+@pytest.mark.skipif(os.name == "nt", reason="has no limit on the size of files")
 def test_a_full_disk_is_said_before_and_during(hub, start, lowbit_command, cache):
     repository = hub.add("owner/large", {"large.gguf": LARGE})
     limited = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -206,6 +206,9 @@ class RemoteChat:
         What the model is told before the first message.
     model : str, optional
         Its name there; None takes the first that the server lists.
+    thinking : callable, optional
+        Gets what a model thinks before it answers, piece by piece and a line end after it, where the server tells it
+        apart (``reasoning_content``). It is no part of the conversation.
 
     Attributes
     ----------
@@ -219,8 +222,15 @@ class RemoteChat:
         If the server cannot be asked for its models, or has none.
     """
 
-    def __init__(self, server: Server, *, system: str | None = None, model: str | None = None) -> None:
-        self._server = server
+    def __init__(
+        self,
+        server: Server,
+        *,
+        system: str | None = None,
+        model: str | None = None,
+        thinking: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        self._server, self._thinking = server, thinking
         if model is None:
             names = server.models()
             if not names:
@@ -241,10 +251,17 @@ class RemoteChat:
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         pieces: list[str] = []
+        thinks = False
         events = self._server.events("/chat/completions", {"model": self.model, "messages": messages, **sampling})
         try:
             for event in events:
-                if piece := self._piece(event):
+                if thought := self._piece(event, "reasoning_content"):
+                    self._thinking(thought)
+                    thinks = True
+                if piece := self._piece(event, "content"):
+                    if thinks:
+                        self._thinking("\n")
+                        thinks = False
                     pieces.append(piece)
                     yield piece
         finally:
@@ -252,11 +269,11 @@ class RemoteChat:
             if pieces:
                 self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
-    def _piece(self, event: dict[str, Any]) -> str:
-        """What an event adds to the answer; the last one may have no choices, and the first has a role alone."""
+    def _piece(self, event: dict[str, Any], kind: str) -> str:
+        """What an event adds; the last one may have no choices, and the first has a role alone."""
         try:
             choices = event.get("choices") or [{}]
-            piece = (choices[0].get("delta") or choices[0].get("message") or {}).get("content") or ""
+            piece = (choices[0].get("delta") or choices[0].get("message") or {}).get(kind) or ""
         except (AttributeError, LookupError, TypeError):
             piece = None
         if not isinstance(piece, str):

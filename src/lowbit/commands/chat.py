@@ -44,47 +44,60 @@ Ctrl-C stops an answer."""
 MOST_TOKENS = 1024
 """The model ends its answer; this only bounds one that does not."""
 LOCAL = (
-    "template", "tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "head",
-    "json_schema", "regex", "grammar",
+    "template", "tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "head"
 )  # fmt: skip
-"""Options that only a model on this machine has."""
+"""Options of a model on this machine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="instruction before the first message")
     parser.add_argument("--template", metavar="NAME", help="built-in chat template to use (default: the model's)")
-    add_constraint_arguments(parser)
     parser.add_argument("--url", metavar="URL", help="talk with a server there, such as http://127.0.0.1:8080")
     parser.add_argument("--api-key", metavar="KEY", help="with --url: its key (default: $LOWBIT_API_KEY)")
+    add_constraint_arguments(parser)
     add_sampling_arguments(parser)
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    sampling = sampling_values(args)
+    sampling = sampling_values(args) | constraint_values(args)
     if args.url is not None:
         # What was not asked for is the server's to decide; not every server knows all of these.
-        return _talk(
-            _remote(args), {name: sampling[name] for name in sampling if getattr(args, name, None) is not None}
-        )
+        return _talk(_remote(args), _fields({name: sampling[name] for name in sampling if _given(args, name)}))
     if args.api_key is not None:
         raise InputError("--api-key needs --url")
-    if args.max_tokens is None:
-        sampling["max_tokens"] = MOST_TOKENS
-    return _talk(_local(args), sampling | constraint_values(args))
+    return _talk(_local(args), sampling if args.max_tokens is not None else {**sampling, "max_tokens": MOST_TOKENS})
+
+
+def _given(args: argparse.Namespace, name: str) -> bool:
+    return getattr(args, name, None) is not None
+
+
+def _fields(given: dict[str, Any]) -> dict[str, Any]:
+    """Options as fields of a request, of which a schema is an object."""
+    if "json_schema" in given:
+        try:
+            given["json_schema"] = json.loads(given["json_schema"])
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"--json-schema is no JSON: {error}") from None
+    return given
 
 
 def _remote(args: argparse.Namespace) -> RemoteChat:
     from ..chat.remote import RemoteChat, Server
 
     for name in LOCAL:
-        if getattr(args, name) is not None:
+        if _given(args, name):
             raise InputError(f"--{name.replace('_', '-')} is for models on this machine, not behind --url")
     try:
         server = Server(args.url, args.api_key or os.environ.get("LOWBIT_API_KEY"))
     except ValueError as error:
         raise InputError(str(error)) from None
-    return RemoteChat(server, system=args.system, model=args.model)
+
+    def thinking(text: str) -> None:
+        print(text, end="", file=sys.stderr, flush=True)
+
+    return RemoteChat(server, system=args.system, model=args.model, thinking=thinking)
 
 
 def _local(args: argparse.Namespace) -> ChatSession:
