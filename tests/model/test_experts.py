@@ -316,7 +316,7 @@ def test_a_converted_model_gives_the_same_logits_and_a_quantised_one_loads(write
     with open_model(tmp_path / "f16.gguf") as file:
         assert file.tensors["blk.0.ffn_gate_inp.weight"].type == "F32"
         assert file.tensors["blk.0.ffn_up_exps.weight"].shape == (8, 256, 256)
-    quantize_model(path, tmp_path / "small.gguf", "q8_0")
+    quantize_model(path, tmp_path / "small.gguf", method="int8")
     got = lowbit.load(tmp_path / "small.gguf").logits(IDS)
     assert np.abs(got - want).max() <= 5e-2 * (want.max() - want.min())
 
