@@ -344,3 +344,20 @@ def test_traps_look_at_experts_where_nothing_else_is_ternary(write):
                 tensors[name] = ("F32", values)
 
     assert isinstance(lowbit.load(write(kind="TQ2_0", change=change)).info()["warnings"], list)
+
+
+@pytest.mark.parametrize("model", ["softmax, normalised", "sigmoid, groups, bias"])
+def test_of_experts_that_are_as_likely_the_first_are_chosen(write, model):
+    def change(tensors):
+        for name, (kind, values) in list(tensors.items()):
+            if "ffn_gate_inp" in name or "exp_probs_b" in name:
+                tensors[name] = (kind, np.zeros_like(values))
+
+    def others_are_zero(tensors):
+        change(tensors)
+        for name, (kind, values) in list(tensors.items()):
+            if "_down_exps" in name:
+                tensors[name] = (kind, np.where(np.arange(8)[:, None, None] < 3, values, 0).astype(np.float32))
+
+    all_of_them = lowbit.load(write(model, change=change)).logits(IDS)
+    assert np.array_equal(bits(all_of_them), bits(lowbit.load(write(model, change=others_are_zero)).logits(IDS)))
