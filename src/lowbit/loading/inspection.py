@@ -87,11 +87,10 @@ def _network(plan: ModelPlan) -> dict[str, int]:
     kinds: dict[str, int] = {}
     for layer in plan.layers:
         mixer, feed_forward = layer.mixer, layer.feed_forward
-        many = isinstance(feed_forward, Experts)
+        many = f"{feed_forward.top_k} of {feed_forward.n} experts, " if isinstance(feed_forward, Experts) else ""
         words = (
-            f"attention of {mixer.n_heads} heads of {mixer.head_dim} on {mixer.n_kv_heads} for keys and values and "
-            + (f"{feed_forward.top_k} of {feed_forward.n} experts, " if many else "")
-            + f"{feed_forward.activation} feed-forward of {feed_forward.size}"
+            f"attention of {mixer.n_heads} heads of {mixer.head_dim} on {mixer.n_kv_heads} for keys and values"
+            f" and {many}{feed_forward.activation} feed-forward of {feed_forward.size}"
         )
         kinds[words] = kinds.get(words, 0) + 1
     return kinds
@@ -113,4 +112,9 @@ def _scratch_bytes(plan: ModelPlan) -> int:
     widest_in, widest_out = max(one.n_in for one in linears), max(one.n_out for one in linears)
     heads = max(layer.mixer.n_heads * layer.mixer.head_dim for layer in plan.layers)
     row = 4 * (hidden + widest_in + max(widest_out, hidden) + max(heads, hidden)) + widest_in + 8 * (widest_in // 32)
+    row += max(
+        feed_forward.top_k * (5 * hidden + 9 * feed_forward.size) + 8 * feed_forward.n
+        if isinstance(feed_forward, Experts) else 0
+        for feed_forward in (layer.feed_forward for layer in plan.layers)
+    )  # fmt: skip
     return row * min(BATCH, plan.context_length, DEFAULT_CONTEXT) + 4 * plan.vocab_size

@@ -21,7 +21,7 @@ from ..quantize.ternary import absmean
 from .paging import Paging
 
 __all__ = [
-    "FLOAT_WEIGHTS", "HEADS", "Weights", "blockwise_ternary", "check_tensors", "kept_as", "packed_bytes",
+    "FLOAT_WEIGHTS", "HEADS", "Weights", "blockwise_ternary", "check_tensors", "kept_as", "matrix_shape", "packed_bytes",
     "read_weights", "ternary_of",
 ]  # fmt: skip
 

@@ -128,9 +128,9 @@ def hidden_states(
         x = x + plan.residual_scale * y
 
         normed = kept("gate_up", norm(f"{block}.ffn_norm", x))
-        if isinstance(layer.feed_forward, Experts):
-            bias = vector(f"{block}.exp_probs_b_bias") if layer.feed_forward.bias else None
-            x = x + expert_feed_forward(normed, layer.feed_forward, partial(one_of, block), bias)
+        if isinstance(feed_forward, Experts):
+            bias = vector(f"{block}.exp_probs_b_bias") if feed_forward.bias else None
+            x = x + expert_feed_forward(normed, feed_forward, partial(one_of, block), bias)
             continue
         gate, up = linear(f"{block}.ffn_gate", normed), linear(f"{block}.ffn_up", normed)  # (n, intermediate)
         gated = gated_feed_forward(gate, up, feed_forward.activation)
