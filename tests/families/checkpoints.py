@@ -113,7 +113,7 @@ CASES = {
     ),
 }  # fmt: skip
 
-SEEDS = {"llama1": 1, "llama_yarn": 1, "bitnet_2b4t": 1, "bitnet_2b4t_masters": 1, "gemma3_embedding": 2}
+SEEDS = {"llama1": 1, "llama_yarn": 1, "bitnet_2b4t": 1, "bitnet_2b4t_masters": 1, "gemma3_embedding": 3}
 """Other seeds for models in which an activation times its scale lies so close to a half that float32 programs round it
 to different integers, or two logits so close together that they choose different tokens. Both are chance, and rare."""
 
