@@ -332,6 +332,7 @@ class Model:
             "weight_bytes": d.graph.weight_bytes,
             "scratch_bytes": d.scratch_bytes,
             "kv_bytes_per_token": d.pool.block_bytes // SPAN,
+            "state_bytes": d.pool.state_bytes,
             "threads": d.threads,
             "skipping": d.graph.skipping,
             "isa": dispatch.active(),

@@ -33,6 +33,11 @@ GEMMA = {
     "head_dim": 64, "num_key_value_heads": 1, "num_hidden_layers": 7, "query_pre_attn_scalar": 48, "sliding_window": 8,
     "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
 }  # fmt: skip
+QWEN35 = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "head_dim": 32, "rms_norm_eps": 1e-6,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+    "linear_conv_kernel_dim": 4,
+}  # fmt: skip
 PACKED = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"], "quantization_mode": "offline"}
 
 # name: architecture class, model_type, keys of config.json, what the linear weights are, dtype of the floats
@@ -102,6 +107,13 @@ CASES = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
         "float", "F32",
     ),
+    "qwen35": (
+        "Qwen3_5ForCausalLM", "qwen3_5_text",
+        {**QWEN35, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25,
+            "mrope_section": [11, 11, 10], "mrope_interleaved": True}},
+        "float", "BF16",
+    ),
     "qwen3_embedding": (
         "Qwen3ForCausalLM", "qwen3",
         {"rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "head_dim": 32, "tie_word_embeddings": True}, "normed", "F16",
@@ -150,15 +162,16 @@ def tensors_of(name):
     architecture, _, _, weights, dtype = CASES[name]
     config = config_of(name)
     rng = np.random.default_rng([100, list(CASES).index(name), SEEDS.get(name, 0)])
-    head_dim = config.get("head_dim", HIDDEN // HEADS)
-    gemma = architecture == "Gemma3ForCausalLM"
+    hidden, wide = config["hidden_size"], config["intermediate_size"]
+    head_dim = config.get("head_dim", hidden // HEADS)
+    gemma, qwen35 = architecture == "Gemma3ForCausalLM", architecture == "Qwen3_5ForCausalLM"
     q_size, kv_size = HEADS * head_dim, config["num_key_value_heads"] * head_dim
     tensors = {}
 
     def add(key, values):
         tensors[key] = (dtype, values.shape, stored_floats(values, dtype))
 
-    def norm(key, size, middle=0.0 if gemma else 1.0):
+    def norm(key, size, middle=0.0 if gemma or qwen35 else 1.0):
         add(f"{key}.weight", middle + 0.2 * rng.standard_normal(size))
 
     def linear(key, rows, cols):
@@ -179,40 +192,61 @@ def tensors_of(name):
                 norm(f"{key}.norm", cols, 1.0)
             add(f"{key}.weight", 0.12 * rng.standard_normal((rows, cols)))
 
+    def feed_forward(block):
+        linear(block + "mlp.gate_proj", wide, hidden)
+        linear(block + "mlp.up_proj", wide, hidden)
+        linear(block + "mlp.down_proj", hidden, wide)
+
+    def recurrent(block, config):
+        heads, size = config["linear_num_value_heads"], config["linear_key_head_dim"]
+        channels = (2 * config["linear_num_key_heads"] + heads) * size
+        linear(block + "in_proj_qkv", channels, hidden)
+        linear(block + "in_proj_z", heads * size, hidden)
+        linear(block + "in_proj_b", heads, hidden)
+        linear(block + "in_proj_a", heads, hidden)
+        add(block + "conv1d.weight", 0.5 * rng.standard_normal((channels, 1, config["linear_conv_kernel_dim"])))
+        add(block + "A_log", rng.uniform(-1, 1, heads))
+        add(block + "dt_bias", 0.5 * rng.standard_normal(heads))
+        norm(block + "norm", size, 1.0)
+        linear(block + "out_proj", hidden, heads * size)
+
     # A tied model whose embeddings outweigh its layers would only repeat its last token.
     size = 0.1 if config["tie_word_embeddings"] else 1.0
-    size /= HIDDEN**0.5 if gemma else config.get("scale_emb", 1)
-    add("model.embed_tokens.weight", size * rng.standard_normal((VOCAB, HIDDEN)))
+    size /= hidden**0.5 if gemma else config.get("scale_emb", 1)
+    add("model.embed_tokens.weight", size * rng.standard_normal((VOCAB, hidden)))
     for i in range(config["num_hidden_layers"]):
         block = f"model.layers.{i}."
-        norm(block + "input_layernorm", HIDDEN)
-        for key, rows in (("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
-            linear(f"{block}self_attn.{key}", rows, HIDDEN)
+        norm(block + "input_layernorm", hidden)
+        if qwen35 and (i + 1) % 4:
+            recurrent(block + "linear_attn.", config)
+            norm(block + "post_attention_layernorm", hidden)
+            feed_forward(block)
+            continue
+        for key, rows in (("q_proj", (2 if qwen35 else 1) * q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
+            linear(f"{block}self_attn.{key}", rows, hidden)
             if architecture == "Qwen2ForCausalLM":
                 add(f"{block}self_attn.{key}.bias", 0.5 * rng.standard_normal(rows))
         if architecture == "HunYuanDenseV1ForCausalLM":
             norm(block + "self_attn.query_layernorm", head_dim)
             norm(block + "self_attn.key_layernorm", head_dim)
-        if architecture == "Qwen3ForCausalLM" or gemma:
+        if architecture == "Qwen3ForCausalLM" or gemma or qwen35:
             norm(block + "self_attn.q_norm", head_dim)
             norm(block + "self_attn.k_norm", head_dim)
-        linear(block + "self_attn.o_proj", HIDDEN, q_size)
-        norm(block + "post_attention_layernorm", HIDDEN)
+        linear(block + "self_attn.o_proj", hidden, q_size)
+        norm(block + "post_attention_layernorm", hidden)
         if gemma:
-            norm(block + "pre_feedforward_layernorm", HIDDEN)
-            norm(block + "post_feedforward_layernorm", HIDDEN)
-        linear(block + "mlp.gate_proj", WIDE, HIDDEN)
-        linear(block + "mlp.up_proj", WIDE, HIDDEN)
-        linear(block + "mlp.down_proj", HIDDEN, WIDE)
+            norm(block + "pre_feedforward_layernorm", hidden)
+            norm(block + "post_feedforward_layernorm", hidden)
+        feed_forward(block)
         if architecture == "BitnetForCausalLM":
-            norm(block + "self_attn.inner_attn_ln", HIDDEN)
-            norm(block + "mlp.ffn_layernorm", WIDE)
+            norm(block + "self_attn.inner_attn_ln", hidden)
+            norm(block + "mlp.ffn_layernorm", wide)
         if architecture == "BitNetForCausalLM":
             norm(block + "self_attn.attn_sub_norm", q_size)
-            norm(block + "mlp.ffn_sub_norm", WIDE)
-    norm("model.norm", HIDDEN)
+            norm(block + "mlp.ffn_sub_norm", wide)
+    norm("model.norm", hidden)
     if not config["tie_word_embeddings"]:
-        add("lm_head.weight", rng.standard_normal((VOCAB, HIDDEN)))
+        add("lm_head.weight", rng.standard_normal((VOCAB, hidden)))
     return tensors
 
 

@@ -13,6 +13,7 @@ class Graph:
     context: int
     sparse_decode: bool
     weight_bytes: int
+    state_bytes: int
     pager: Pager | None
     def __init__(
         self,

@@ -85,7 +85,9 @@ def plan_step(
     spare = min(room, logits) - len(decoding)
     for request in decoding:
         drafts = min(MAX_DRAFT, spare // speculating) if request.speculate else 0
-        chosen.append((request, 1, drafts))
+        assert request.sequence is not None
+        rows = min(request.sequence.pending, 1 + drafts)  # several after proposals that a recurrent state cannot undo
+        chosen.append((request, rows, 1 + drafts - rows))
         room, logits = room - 1 - drafts, logits - 1 - drafts
     if decoding:
         room = min(room, pace.rows())
@@ -93,7 +95,7 @@ def plan_step(
         first = turn % len(prompts)
         for request in prompts[first:] + prompts[:first]:
             assert request.sequence is not None
-            rows = min(request.sequence.pending, room)
+            rows = min(request.sequence.pending, room, request.sequence.reach)
             if request.each is not None:
                 rows = min(rows, SCORE_ROWS, logits if request.want == "every" else rows)
             elif rows == request.sequence.pending and request.samples and logits < 1:

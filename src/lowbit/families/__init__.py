@@ -5,14 +5,14 @@ from __future__ import annotations
 from ..errors import UnsupportedModelError
 from ..formats.base import ModelFile
 from ..plan import ModelPlan
-from . import bitnet, bitnet_b158, gemma3, hunyuan_dense, llama, minicpm, mistral, qwen2, qwen3, smollm3
+from . import bitnet, bitnet_b158, gemma3, hunyuan_dense, llama, minicpm, mistral, qwen2, qwen3, qwen35, smollm3
 from .base import Family
 
 __all__ = ["FAMILIES", "Family", "find_family", "plan_of"]
 
 FAMILIES = (
     llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY, qwen2.FAMILY, qwen3.FAMILY, mistral.FAMILY, smollm3.FAMILY,
-    hunyuan_dense.FAMILY, minicpm.FAMILY, gemma3.FAMILY,
+    hunyuan_dense.FAMILY, minicpm.FAMILY, gemma3.FAMILY, qwen35.FAMILY,
 )  # fmt: skip
 
 
