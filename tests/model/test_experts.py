@@ -301,3 +301,63 @@ def test_files_of_the_authors_own_program_rotate_the_same_channels(write):
     usual, _ = roles_of(write("maple"))
     keys = {"rope.dimension_count": 0, "rope.dimension_count_swa": 32, "expert_weights_norm": True}
     assert roles_of(write("maple", keys=keys, name="own.gguf"))[0] == usual
+
+
+@pytest.mark.parametrize("model", ["shared with a gate", "maple"])
+def test_a_converted_model_gives_the_same_logits_and_a_quantised_one_loads(write, tmp_path, model):
+    from lowbit.convert import convert
+    from lowbit.convert.requantize import quantize_model
+
+    path = write(model, "F32")
+    convert(path, tmp_path / "f16.gguf", "f16", head="f16")
+    want = lowbit.load(path, head="file", weights="file").logits(IDS)
+    got = lowbit.load(tmp_path / "f16.gguf", head="file", weights="file").logits(IDS)
+    assert np.abs(got - want).max() <= 2e-2 * (want.max() - want.min())
+    with open_model(tmp_path / "f16.gguf") as file:
+        assert file.tensors["blk.0.ffn_gate_inp.weight"].type == "F32"
+        assert file.tensors["blk.0.ffn_up_exps.weight"].shape == (8, 256, 256)
+    quantize_model(path, tmp_path / "small.gguf", method="int8")
+    got = lowbit.load(tmp_path / "small.gguf").logits(IDS)
+    assert np.abs(got - want).max() <= 5e-2 * (want.max() - want.min())
+
+
+def test_sparsity_is_refused(write):
+    with pytest.raises(UnsupportedModelError, match="experts"):
+        lowbit.load(write(), sparsity=0.5)
+
+
+def test_info_of_the_file_is_that_of_the_model(write):
+    from lowbit.loading.inspection import inspect_file
+
+    path = write("shared with a gate", "TQ2_0")
+    seen, info = inspect_file(path), lowbit.load(path).info()
+    assert seen["weight_bytes"] == info["weight_bytes"]
+    assert seen["scratch_bytes"] == pytest.approx(info["scratch_bytes"], rel=0.25)
+    assert "3 of 8 experts" in str(seen["network"])
+    assert info["parameters"] == seen["parameters"]
+
+
+def test_traps_look_at_experts_where_nothing_else_is_ternary(write):
+    def change(tensors):
+        for name, (_, values) in list(tensors.items()):
+            if "_exps" not in name:
+                tensors[name] = ("F32", values)
+
+    assert isinstance(lowbit.load(write(kind="TQ2_0", change=change)).info()["warnings"], list)
+
+
+@pytest.mark.parametrize("model", ["softmax, normalised", "sigmoid, groups, bias"])
+def test_of_experts_that_are_as_likely_the_first_are_chosen(write, model):
+    def change(tensors):
+        for name, (kind, values) in list(tensors.items()):
+            if "ffn_gate_inp" in name or "exp_probs_b" in name:
+                tensors[name] = (kind, np.zeros_like(values))
+
+    def others_are_zero(tensors):
+        change(tensors)
+        for name, (kind, values) in list(tensors.items()):
+            if "_down_exps" in name:
+                tensors[name] = (kind, np.where(np.arange(8)[:, None, None] < 3, values, 0).astype(np.float32))
+
+    all_of_them = lowbit.load(write(model, change=change)).logits(IDS)
+    assert np.array_equal(bits(all_of_them), bits(lowbit.load(write(model, change=others_are_zero)).logits(IDS)))

@@ -250,6 +250,7 @@ static int32_t move_in(lb_cache *c, const lb_block_plan *plan, const int32_t *po
         c->blocks[b].position = positions[b];
         c->blocks[b].kind = kinds[b];
         c->blocks[b].hinted = 0;
+        c->blocks[b].uses = 0;
     }
     for (int kind = 0; kind < 3; kind++) {
         pool_t *pool = &c->pools[kind];

@@ -65,7 +65,7 @@ class Source:
 
     def values(self, info: TensorInfo) -> np.ndarray:
         """Return the weights of a matrix as the model computes with them, float32 (rows, cols)."""
-        values = dequantize(info.type, self.file.read(info.name), info.shape)
+        values = dequantize(info.type, self.file.read(info.name), info.shape).reshape(-1, info.shape[-1])
         if not np.isfinite(values).all():
             raise FormatError(f"the tensor {info.name} has weights that are infinite or not a number")
         if self._masters and self.of(info).kind == "linear" and info.type in ("F32", "F16", "BF16"):

@@ -116,4 +116,9 @@ def _scratch_bytes(plan: ModelPlan) -> int:
     widest_in, widest_out = max(one.n_in for one in linears), max(one.n_out for one in linears)
     heads = max(mixer.n_heads * mixer.head_dim for mixer in plan.attentions)
     row = 4 * (hidden + widest_in + max(widest_out, hidden) + max(heads, hidden)) + widest_in + 8 * (widest_in // 32)
+    row += max(
+        feed_forward.top_k * (5 * hidden + 9 * feed_forward.size) + 8 * feed_forward.n
+        if isinstance(feed_forward, Experts) else 0
+        for feed_forward in (layer.feed_forward for layer in plan.layers)
+    )  # fmt: skip
     return row * min(BATCH, plan.context_length, DEFAULT_CONTEXT) + 4 * plan.vocab_size

@@ -20,8 +20,8 @@ from ..quantize.ternary import absmean
 from .paging import Paging
 
 __all__ = [
-    "FLOAT_WEIGHTS", "HEADS", "Weights", "blockwise_ternary", "check_tensors", "packed_bytes", "read_weights",
-    "ternary_of",
+    "FLOAT_WEIGHTS", "HEADS", "Weights", "blockwise_ternary", "check_tensors", "matrix_shape", "packed_bytes",
+    "read_weights", "ternary_of",
 ]  # fmt: skip
 
 HEADS = ("auto", "file", "q8_0")

@@ -24,7 +24,7 @@ from ..plan import ModelPlan
 from ..quantize.ggml_types import type_of
 from ..tokenizers import Tokenizer
 from ..tokenizers.base import END_MARKERS
-from .packing import blockwise_ternary
+from .packing import blockwise_ternary, matrix_shape
 
 __all__ = ["find_traps"]
 
@@ -106,7 +106,7 @@ def find_traps(file: ModelFile, plan: ModelPlan, tokenizer: Tokenizer | None, ow
 
 def _first_rows(file: ModelFile, info: TensorInfo) -> tuple[np.ndarray, tuple[int, int]]:
     """The stored bytes of the first rows of a tensor, and their shape; with the tail, if the type has one."""
-    rows, cols = info.shape
+    rows, cols = matrix_shape(info)
     tail = type_of(info.type).tail_bytes
     raw = file.read(info.name)
     few = min(rows, max(1, SAMPLED_WEIGHTS // cols))
