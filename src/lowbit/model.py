@@ -228,28 +228,29 @@ class Model:
         return out
 
     @overload
-    def embed(self, texts: str, pooling: str = ...) -> np.ndarray: ...
+    def embed(self, texts: str, pooling: str | None = ...) -> np.ndarray: ...
     @overload
-    def embed(self, texts: Sequence[int], pooling: str = ...) -> np.ndarray: ...
+    def embed(self, texts: Sequence[int], pooling: str | None = ...) -> np.ndarray: ...
     @overload
-    def embed(self, texts: Sequence[str], pooling: str = ...) -> np.ndarray: ...
+    def embed(self, texts: Sequence[str], pooling: str | None = ...) -> np.ndarray: ...
     @overload
-    def embed(self, texts: Sequence[Sequence[int]], pooling: str = ...) -> np.ndarray: ...
-    def embed(self, texts: Any, pooling: str = "last") -> np.ndarray:
+    def embed(self, texts: Sequence[Sequence[int]], pooling: str | None = ...) -> np.ndarray: ...
+    def embed(self, texts: Any, pooling: str | None = None) -> np.ndarray:
         """Turn texts into vectors: what the output head reads, after the last RMSNorm.
 
         Parameters
         ----------
         texts : str, sequence of int, or a list of these
             Texts are encoded as for `generate`, with BOS where the model wants it; token ids are taken as they are.
-        pooling : str
+        pooling : str, optional
             ``last`` takes the vector of the last token, which has seen the whole text; ``mean`` the mean over all
-            tokens, BOS among them.
+            tokens, BOS among them; ``first`` the vector of the first token. None does as the model says, and makes the
+            vectors' length 1; ``last`` if it was not made for this.
 
         Returns
         -------
         ndarray of float32, shape (n_texts, hidden_size)
-            Not normalised. One text is a list of one.
+            One text is a list of one.
 
         Raises
         ------
@@ -258,12 +259,17 @@ class Model:
         ValueError
             If there is no text, one has no token, or `pooling` is neither of the above.
         """
+        normalised = pooling is None and self.config.pooling is not None
+        pooling = pooling or self.config.pooling or "last"
         one = isinstance(texts, str) or (len(texts) and isinstance(texts[0], (int, np.integer)))
         entries = [self._prompt_ids(text) for text in ([texts] if one else texts)]
         if not entries:
             raise ValueError("there is no text to embed")
         vectors = np.empty((len(entries), self.config.hidden_size), np.float32)
         self._run([self._embedding(ids, vector, pooling) for vector, ids in zip(vectors, entries)])
+        if normalised:
+            lengths = np.sqrt((vectors.astype(np.float64) ** 2).sum(1, keepdims=True))
+            vectors = (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
         return vectors
 
     def perplexity(self, text: str, stride: int | None = None) -> Perplexity:
@@ -341,6 +347,7 @@ class Model:
             "weight_bytes": d.graph.weight_bytes,
             "scratch_bytes": d.scratch_bytes,
             "kv_bytes_per_token": d.pool.block_bytes // SPAN,
+            "state_bytes": d.pool.state_bytes,
             "threads": d.threads,
             "skipping": d.graph.skipping,
             "isa": dispatch.active(),
@@ -385,9 +392,10 @@ class Model:
         return Request(ids, SamplingParams(max_tokens=0), None, self.context, each=each, want=want)
 
     def _embedding(self, ids: np.ndarray, vector: np.ndarray, pooling: str) -> Request:
-        if pooling not in ("last", "mean"):
-            raise ValueError(f"pooling must be last or mean, not {pooling!r}")
-        return self._scoring(ids, _Mean(vector, len(ids)) if pooling == "mean" else _Last(vector), "states")
+        if pooling not in ("last", "mean", "first"):
+            raise ValueError(f"pooling must be last, mean or first, not {pooling!r}")
+        pool = _Mean(vector, len(ids)) if pooling == "mean" else _One(vector, pooling == "first")
+        return self._scoring(ids, pool, "states")
 
     def _score(self, ids: np.ndarray, each: Callable[[np.ndarray], None]) -> None:
         self._run([self._scoring(ids, each, "every")])
@@ -422,14 +430,16 @@ class Model:
         return sampler
 
 
-class _Last:
-    """Keeps the last row of all."""
+class _One:
+    """Keeps the last row of all, or the first."""
 
-    def __init__(self, out: np.ndarray) -> None:
-        self._out = out
+    def __init__(self, out: np.ndarray, first: bool) -> None:
+        self._out, self._first, self._full = out, first, False
 
     def __call__(self, rows: np.ndarray) -> None:
-        self._out[:] = rows[-1]
+        if not self._full:
+            self._out[:] = rows[0 if self._first else -1]
+        self._full = self._first
 
 
 class _Mean:

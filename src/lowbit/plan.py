@@ -17,13 +17,13 @@ from functools import cached_property
 from typing import Literal, TypeVar
 
 __all__ = [
-    "LINEARS", "Activation", "Attention", "Dense", "Experts", "Kind", "LayerPlan", "Linear", "ModelPlan", "Rope",
-    "Weight",
+    "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind", "LayerPlan", "Linear", "ModelPlan",
+    "Rope", "Weight",
 ]  # fmt: skip
 
-Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors"]
+Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors", "recurrence"]
 """What a weight is for: a vector to scale by or to add, rows to multiply with (of a layer, of what chooses experts, of
-the output head), rows to look up, divisors of the rotary frequencies."""
+the output head), rows to look up, divisors of the rotary frequencies, the few numbers of a recurrent mixer."""
 
 Activation = Literal["silu", "relu2", "gelu"]
 """Of a gate: SiLU, squared ReLU, or GELU by its approximation with tanh."""
@@ -151,12 +151,15 @@ class Attention:
     """Each linear layer has an RMSNorm of its input."""
     whole_norm: bool = False
     """RMSNorm over all query heads together, and over all key heads, before RoPE."""
+    gated: bool = False
+    """The query projection has `head_dim` more rows behind those of each head: what the heads give is multiplied by
+    the logistic function of these."""
 
     def parts(self, layer: _Layer) -> Parts:
         """List norms and linear layers in the order of the computation."""
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         yield layer.norm("attn_norm", layer.hidden)
-        rows = {"attn_q": q, "attn_k": kv, "attn_v": kv}
+        rows = {"attn_q": 2 * q if self.gated else q, "attn_k": kv, "attn_v": kv}
         yield layer.linear("qkv", rows, layer.hidden, self.bias, self.input_norms)
         if self.qk_norm or self.whole_norm:
             yield layer.norm("attn_q_norm", q if self.whole_norm else self.head_dim)
@@ -166,6 +169,48 @@ class Attention:
         yield layer.linear("attn_output", {"attn_output": layer.hidden}, q, norms=self.input_norms)
         if self.post_norm:
             yield layer.norm("attn_post_norm", layer.hidden, "post_attention_norm")
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """A recurrent mixer: a short convolution, and a matrix per head that follows the gated delta rule.
+
+    Value head h reads key head h mod `n_key_heads`.
+    """
+
+    n_key_heads: int
+    n_value_heads: int
+    """A multiple of `n_key_heads`."""
+    head_dim: int
+    """Channels of each key and of each value."""
+    taps: int
+    """Tokens that the convolution sees, the current one among them."""
+
+    @property
+    def value_size(self) -> int:
+        """Channels of all values."""
+        return self.n_value_heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """Channels of the convolution: queries, keys and values."""
+        return 2 * self.n_key_heads * self.head_dim + self.value_size
+
+    def parts(self, layer: _Layer) -> Parts:
+        """List norms, linear layers and the numbers between them in the order of the computation."""
+        heads, block = self.n_value_heads, f"blk.{layer.number}."
+
+        def numbers(role: str, name: str, *shape: int) -> Weight:
+            return Weight(role, block + name, shape, "recurrence", layer.number)
+
+        yield layer.norm("attn_norm", layer.hidden)
+        rows = {"attn_qkv": self.channels, "attn_gate": self.value_size, "ssm_alpha": heads, "ssm_beta": heads}
+        yield layer.linear("qkv", rows, layer.hidden)
+        yield numbers("ssm_conv1d", "ssm_conv1d.weight", self.channels, self.taps)
+        yield numbers("ssm_dt", "ssm_dt.bias", heads)
+        yield numbers("ssm_a", "ssm_a", heads)
+        yield layer.norm("ssm_norm", self.head_dim)
+        yield layer.linear("attn_output", {"ssm_out": layer.hidden}, self.value_size)
 
 
 @dataclass(frozen=True)
@@ -181,10 +226,12 @@ class Dense:
     """RMSNorm of what the down projection gives, before it is added to the residual stream."""
     input_norms: bool = False
     """Each linear layer has an RMSNorm of its input."""
+    norm: str = "ffn_norm"
+    """Name of the norm before it in a file."""
 
     def parts(self, layer: _Layer) -> Parts:
         """List norms and linear layers in the order of the computation."""
-        yield layer.norm("ffn_norm", layer.hidden)
+        yield layer.norm("ffn_norm", layer.hidden, self.norm)
         rows = {"ffn_gate": self.size, "ffn_up": self.size}
         yield layer.linear("gate_up", rows, layer.hidden, norms=self.input_norms)
         if self.sub_norm:
@@ -254,7 +301,7 @@ class Experts:
 class LayerPlan:
     """One layer: x += mixer(x), then x += feed_forward(x)."""
 
-    mixer: Attention
+    mixer: Attention | DeltaNet
     feed_forward: Dense | Experts
 
     def parts(self, number: int, hidden: int) -> Parts:
@@ -269,7 +316,7 @@ LINEARS = tuple(
     for part in LayerPlan(Attention(1, 1, 2, Rope(2)), Dense(1)).parts(0, 1)
     if isinstance(part, Linear)
 )  # fmt: skip
-"""Names of all linear layers there are."""
+"""Names of all linear layers there are; the first two are what a mixer reads its input with, and what it ends with."""
 
 
 @dataclass(frozen=True)
@@ -302,6 +349,8 @@ class ModelPlan:
     """Factor of what mixers and feed-forwards add to the residual stream."""
     logit_scale: float = 1.0
     """Factor of the logits."""
+    unused_layers: int = 0
+    """Layers that the file has behind these, and that nothing reads: they predict tokens further ahead."""
     pooling: Literal["last", "mean", "first"] | None = None
     """What makes one vector of a text, whose length is then made 1; None if the model was not made for that."""
 
@@ -360,7 +409,7 @@ class ModelPlan:
         """Return the plan with the factors of the file's tensor in every layer."""
 
         def changed(layer: LayerPlan) -> LayerPlan:
-            if layer.mixer.rope is None:
+            if not isinstance(layer.mixer, Attention) or layer.mixer.rope is None:
                 return layer
             return replace(layer, mixer=replace(layer.mixer, rope=replace(layer.mixer.rope, factors=factors)))
 
@@ -369,7 +418,7 @@ class ModelPlan:
     @property
     def attentions(self) -> tuple[Attention, ...]:
         """The mixers that are attention, in the order of their layers."""
-        return tuple(layer.mixer for layer in self.layers)
+        return tuple(layer.mixer for layer in self.layers if isinstance(layer.mixer, Attention))
 
     @property
     def ropes(self) -> tuple[Rope, ...]:

@@ -33,6 +33,11 @@ GEMMA = {
     "head_dim": 64, "num_key_value_heads": 1, "num_hidden_layers": 7, "query_pre_attn_scalar": 48, "sliding_window": 8,
     "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
 }  # fmt: skip
+QWEN35 = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "head_dim": 32, "rms_norm_eps": 1e-6,
+    "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 6,
+    "linear_conv_kernel_dim": 4,
+}  # fmt: skip
 PACKED = {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head"], "quantization_mode": "offline"}
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2}
 
@@ -42,7 +47,8 @@ MAPLE = {
     "layer_types": ["sliding_attention"] * 3 + ["full_attention", "sliding_attention"], "rms_norm_eps": 1e-6,
 }  # fmt: skip
 
-# name: architecture class, model_type, keys of config.json, what the linear weights are, dtype of the floats
+# name: architecture class, model_type, keys of config.json, what the linear weights are, dtype of the floats.
+# A case's random numbers follow from its place: new ones go to the end.
 CASES = {
     "llama1": ("LlamaForCausalLM", "llama", {"num_key_value_heads": 4}, "float", "F16"),
     "llama2_linear": ("LlamaForCausalLM", "llama", {"rope_scaling": LINEAR, "rope_theta": 5000.0}, "float", "F32"),
@@ -135,12 +141,19 @@ CASES = {
         {**EXPERTS, "intermediate_size": 64, "norm_topk_prob": False, "num_key_value_heads": 4, "clip_qkv": None},
         "float", "F16",
     ),
+    "qwen35": (
+        "Qwen3_5ForCausalLM", "qwen3_5_text",
+        {**QWEN35, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25,
+            "mrope_section": [11, 11, 10], "mrope_interleaved": True}},
+        "float", "BF16",
+    ),
 }  # fmt: skip
 
 OWN = {"maple": ("MapleForCausalLM", "maple", MAPLE, "float", "BF16")}
 """Cases that transformers cannot run."""
 
-SEEDS = {"llama1": 1, "llama_yarn": 1, "bitnet_2b4t": 1, "bitnet_2b4t_masters": 1, "gemma3_embedding": 2}
+SEEDS = {"llama1": 1, "llama_yarn": 1, "bitnet_2b4t": 1, "bitnet_2b4t_masters": 1, "gemma3_embedding": 3}
 """Other seeds for models in which an activation times its scale lies so close to a half that float32 programs round it
 to different integers, or two logits so close together that they choose different tokens. Both are chance, and rare."""
 
@@ -177,15 +190,16 @@ def tensors_of(name):
     architecture, _, _, weights, dtype = (CASES | OWN)[name]
     config = config_of(name)
     rng = np.random.default_rng([100, list(CASES | OWN).index(name), SEEDS.get(name, 0)])
-    head_dim = config.get("head_dim", HIDDEN // HEADS)
-    gemma = architecture == "Gemma3ForCausalLM"
+    hidden, wide = config["hidden_size"], config["intermediate_size"]
+    head_dim = config.get("head_dim", hidden // HEADS)
+    gemma, qwen35 = architecture == "Gemma3ForCausalLM", architecture == "Qwen3_5ForCausalLM"
     q_size, kv_size = HEADS * head_dim, config["num_key_value_heads"] * head_dim
     tensors = {}
 
     def add(key, values):
         tensors[key] = (dtype, values.shape, stored_floats(values, dtype))
 
-    def norm(key, size, middle=0.0 if gemma else 1.0):
+    def norm(key, size, middle=0.0 if gemma or qwen35 else 1.0):
         add(f"{key}.weight", middle + 0.2 * rng.standard_normal(size))
 
     def linear(key, rows, cols):
@@ -206,55 +220,76 @@ def tensors_of(name):
                 norm(f"{key}.norm", cols, 1.0)
             add(f"{key}.weight", 0.12 * rng.standard_normal((rows, cols)))
 
+    def feed_forward(block):
+        gated = {"mlp.": wide}
+        if "num_experts" in config:
+            size = config.get("moe_intermediate_size", wide)
+            gated = {f"mlp.experts.{e}.": size for e in range(config["num_experts"])}
+            linear(block + "mlp.gate", config["num_experts"], hidden)
+        if "shared_expert_intermediate_size" in config:
+            gated["mlp.shared_expert."] = config["shared_expert_intermediate_size"]
+            linear(block + "mlp.shared_expert_gate", 1, hidden)
+        for part, size in gated.items():
+            linear(f"{block}{part}gate_proj", size, hidden)
+            linear(f"{block}{part}up_proj", size, hidden)
+            linear(f"{block}{part}down_proj", hidden, size)
+
+    def recurrent(block, config):
+        heads, size = config["linear_num_value_heads"], config["linear_key_head_dim"]
+        channels = (2 * config["linear_num_key_heads"] + heads) * size
+        linear(block + "in_proj_qkv", channels, hidden)
+        linear(block + "in_proj_z", heads * size, hidden)
+        linear(block + "in_proj_b", heads, hidden)
+        linear(block + "in_proj_a", heads, hidden)
+        add(block + "conv1d.weight", 0.5 * rng.standard_normal((channels, 1, config["linear_conv_kernel_dim"])))
+        add(block + "A_log", rng.uniform(-1, 1, heads))
+        add(block + "dt_bias", 0.5 * rng.standard_normal(heads))
+        norm(block + "norm", size, 1.0)
+        linear(block + "out_proj", hidden, heads * size)
+
     # A tied model whose embeddings outweigh its layers would only repeat its last token.
     size = 0.1 if config["tie_word_embeddings"] else 1.0
-    size /= HIDDEN**0.5 if gemma else config.get("scale_emb", 1)
+    size /= hidden**0.5 if gemma else config.get("scale_emb", 1)
     add(
         "model.word_embeddings.weight" if name == "maple" else "model.embed_tokens.weight",
-        size * rng.standard_normal((VOCAB, HIDDEN)),
+        size * rng.standard_normal((VOCAB, hidden)),
     )
     for i in range(config["num_hidden_layers"]):
         block = f"model.layers.{i}."
-        norm(block + "input_layernorm", HIDDEN)
-        for key, rows in (("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
-            linear(f"{block}self_attn.{key}", rows, HIDDEN)
+        norm(block + "input_layernorm", hidden)
+        if qwen35 and (i + 1) % 4:
+            recurrent(block + "linear_attn.", config)
+            norm(block + "post_attention_layernorm", hidden)
+            feed_forward(block)
+            continue
+        for key, rows in (("q_proj", (2 if qwen35 else 1) * q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
+            linear(f"{block}self_attn.{key}", rows, hidden)
             if architecture in ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM"):
                 add(f"{block}self_attn.{key}.bias", 0.5 * rng.standard_normal(rows))
         if architecture == "HunYuanDenseV1ForCausalLM":
             norm(block + "self_attn.query_layernorm", head_dim)
             norm(block + "self_attn.key_layernorm", head_dim)
-        if architecture in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "MapleForCausalLM") or gemma:
+        if architecture in ("Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "MapleForCausalLM") or gemma or qwen35:
             norm(block + "self_attn.q_norm", head_dim)
             norm(block + "self_attn.k_norm", head_dim)
         if architecture == "OlmoeForCausalLM":
             norm(block + "self_attn.q_norm", q_size)
             norm(block + "self_attn.k_norm", kv_size)
-        linear(block + "self_attn.o_proj", HIDDEN, q_size)
-        norm(block + "post_attention_layernorm", HIDDEN)
+        linear(block + "self_attn.o_proj", hidden, q_size)
+        norm(block + "post_attention_layernorm", hidden)
         if gemma:
-            norm(block + "pre_feedforward_layernorm", HIDDEN)
-            norm(block + "post_feedforward_layernorm", HIDDEN)
-        gated = {"mlp.": WIDE}
-        if "num_experts" in config:
-            wide = config.get("moe_intermediate_size", config["intermediate_size"])
-            gated = {f"mlp.experts.{e}.": wide for e in range(config["num_experts"])}
-            linear(block + "mlp.gate", config["num_experts"], HIDDEN)
-        if "shared_expert_intermediate_size" in config:
-            gated["mlp.shared_expert."] = config["shared_expert_intermediate_size"]
-            linear(block + "mlp.shared_expert_gate", 1, HIDDEN)
-        for part, wide in gated.items():
-            linear(f"{block}{part}gate_proj", wide, HIDDEN)
-            linear(f"{block}{part}up_proj", wide, HIDDEN)
-            linear(f"{block}{part}down_proj", HIDDEN, wide)
+            norm(block + "pre_feedforward_layernorm", hidden)
+            norm(block + "post_feedforward_layernorm", hidden)
+        feed_forward(block)
         if architecture == "BitnetForCausalLM":
-            norm(block + "self_attn.inner_attn_ln", HIDDEN)
-            norm(block + "mlp.ffn_layernorm", WIDE)
+            norm(block + "self_attn.inner_attn_ln", hidden)
+            norm(block + "mlp.ffn_layernorm", wide)
         if architecture == "BitNetForCausalLM":
             norm(block + "self_attn.attn_sub_norm", q_size)
-            norm(block + "mlp.ffn_sub_norm", WIDE)
-    norm("model.norm", HIDDEN)
+            norm(block + "mlp.ffn_sub_norm", wide)
+    norm("model.norm", hidden)
     if not config["tie_word_embeddings"]:
-        add("lm_head.weight", rng.standard_normal((VOCAB, HIDDEN)))
+        add("lm_head.weight", rng.standard_normal((VOCAB, hidden)))
     return tensors
 
 

@@ -129,10 +129,22 @@ def test_qwen_in_gguf_runs_as_the_oracle_does(tmp_path, architecture, extra, key
     assert close(expected, lowbit.load(path, head="file").logits(range(40)), 1e-5)
 
 
-def test_a_window_shorter_than_the_context_is_refused(tmp_path):
+def test_a_window_is_refused_in_families_of_which_none_is_known(tmp_path):
+    qwen3 = {"architecture": "qwen3", "extra": {"blk.0.attn_q_norm": 32, "blk.0.attn_k_norm": 32}}
     with pytest.raises(lowbit.FormatError, match="window"):
-        lowbit.load(write(tmp_path / "a.gguf", keys={"attention.sliding_window": 32}))
-    lowbit.load(write(tmp_path / "b.gguf", keys={"attention.sliding_window": 64}))
+        lowbit.load(write(tmp_path / "a.gguf", keys={"attention.sliding_window": 32}, **qwen3))
+    lowbit.load(write(tmp_path / "b.gguf", keys={"attention.sliding_window": 64}, **qwen3))
+
+
+def test_a_window_in_a_llama_hides_what_is_further_back(tmp_path):
+    model = lowbit.load(write(tmp_path / "a.gguf", keys={"attention.sliding_window": 8}))
+    all_of_them = lowbit.load(write(tmp_path / "b.gguf"))
+    ids = np.random.default_rng(4).integers(0, 48, 40)
+    changed = np.concatenate([(ids[:12] + 1) % 48, ids[12:]])
+    assert np.array_equal(model.logits(ids[:8]), all_of_them.logits(ids[:8]))
+    assert np.array_equal(model.logits(ids)[19:], model.logits(changed)[19:])  # one layer sees 8 tokens
+    assert (model.logits(ids)[:19] != model.logits(changed)[:19]).any(1).all()
+    assert (all_of_them.logits(ids) != all_of_them.logits(changed)).any(1).all()
 
 
 def test_yarn_in_gguf_changes_frequencies_and_lengths(tmp_path):

@@ -163,6 +163,12 @@ typedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t activati
 typedef void lb_add_fn(float *x, const float *y, int32_t n);
 typedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n,
                        float *out); /* exp((x - shift) * factor) */
+/*
+ * One token of one head of the gated delta rule: M = decay * M; M = M + beta (v - M k) k^T; out = M q. The matrix lies
+ * [key][value, padded to 16 with zeros], and is read at `from_` and written at `to`, which may be the same; `out` may be v.
+ */
+typedef void lb_delta_fn(const float *from_, float *to, const float *q, const float *k, const float *v, float decay,
+                         float beta, int32_t size, float *out);
 /* How many magnitudes, as the 31 bits of a float without its sign, are at least `limit`. NaN is above infinity. */
 typedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit);
 
@@ -193,6 +199,7 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(glu, lb_glu_fn)                     \
     X(add, lb_add_fn)                     \
     X(exp, lb_exp_fn)                     \
+    X(delta, lb_delta_fn)                 \
     X(count_from, lb_count_from_fn)       \
     X(read, lb_read_fn)                   \
     X(dot_peak, lb_dot_peak_fn)

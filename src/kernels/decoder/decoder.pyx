@@ -18,6 +18,7 @@ from lowbit._kernels.dispatch cimport (
     Interrupts, begin_doubles, checked, end_floats, lb_activations, lb_float_mode, lb_matrix, lb_plus, lb_times,
     nanoseconds, parallel,
 )
+from lowbit._kernels.deltanet cimport DeltaWork, Segment, mix
 from lowbit._kernels.graph cimport Graph, Layer, Linear
 from lowbit._kernels.kvpool cimport KVPool
 from lowbit._kernels.matrix cimport is_float, matrix_row, padded_cols, row_stride
@@ -27,7 +28,8 @@ from lowbit._kernels.products cimport multiply
 from lowbit._kernels.sampler cimport Sampler
 from lowbit._kernels.sequence cimport Sequence, State, ends_with
 from lowbit._kernels.ops cimport (
-    ATTENTION_ROWS, AddWork, AttentionWork, GluWork, NormWork, RopeWork, add_work, attention_work, glu_work, norm_work,
+    ATTENTION_ROWS, AddWork, AttentionWork, GateWork, GluWork, NormWork, RopeWork, add_work, attention_work, gate_work,
+    glu_work, norm_work,
     rope_work, scale_by,
 )
 
@@ -106,7 +108,7 @@ cdef class Batch:
         drafts = min(drafts, <int32_t>MAX_DRAFT, self.capacity - self.n_rows - rows) if s.speculate else 0
         sequence.reserve(s.length + rows + max(drafts, min(ahead, s.most - s.n_tokens)))
         e = &self.entries[self.n_entries]
-        e.state, e.rows, e.want, e.most_drafted = s, rows, WANTS[want], drafts
+        e.state, e.rows, e.want, e.most_drafted, e.most_rows = s, rows, WANTS[want], drafts, rows + drafts
         self.sequences.append(sequence)
         self.n_entries += 1
         self.n_rows += rows + drafts
@@ -151,6 +153,10 @@ cdef class Decoder:
         self.normed = <float *>self._scratch(rows, <size_t>graph.inner * 4)
         self.wide = <float *>self._scratch(rows, <size_t>wide * 4)
         self.attended = <float *>self._scratch(rows, <size_t>max(q_size, graph.hidden) * 4)
+        self.gates = <float *>self._scratch(rows, <size_t>(q_size if graph.gated else 0) * 4)
+        self.mixed = <float *>self._scratch(rows, <size_t>graph.channels * 4)
+        self.segments = <Segment *>self._scratch(rows, sizeof(Segment))
+        self.segment_of = <int32_t *>self._scratch(rows, 4)
         self.q8 = <int8_t *>self._scratch(rows, graph.q_stride)
         self.scales = <float *>self._scratch(rows, <size_t>graph.n_groups * 4)
         self.sums = <int32_t *>self._scratch(rows, <size_t>graph.n_groups * 4)
@@ -266,11 +272,13 @@ cdef class Decoder:
         cdef int32_t left = pending if most is None else min(pending, most)
         batch, parts = Batch(self), []
         while left > 0:
-            rows = min(left, self.batch, self.most_logits if want == "every" else left)
+            rows = min(left, self.batch, self.most_logits if want == "every" else left, sequence.reach)
             batch.clear()
             batch.add(sequence, rows, want)
             self.step(batch)
             left -= rows
+            if self.pool.state_bytes:
+                sequence.publish()
             if want != "nothing" and (want != "last" or left == 0):
                 parts.append(np.array((self.states if want == "states" else self.logits)[batch.place(0)]))
         return np.concatenate(parts) if parts else None
@@ -282,7 +290,8 @@ cdef class Decoder:
             batch.clear()
             for sequence in sequences:
                 if not sequence.ended:
-                    batch.add(sequence, 1, "last", n - made - 1, min(<int32_t>MAX_DRAFT, self.most_logits - 1))
+                    batch.add(sequence, sequence.pending, "last", n - made - 1,
+                              min(<int32_t>MAX_DRAFT, self.most_logits - 1))
             if not batch.n_rows:
                 break
             made += self.step(batch, n - made)
@@ -300,13 +309,17 @@ cdef class Decoder:
             e.samples = reaches and s.sampler != NULL and not s.ended and e.want == LAST
             e.n_drafted = 0
             if e.samples and e.most_drafted > 0:
-                e.n_drafted = look_up(s.text, s.n_tokens, e.drafted, min(e.most_drafted, s.most - s.n_tokens - 1))
+                e.n_drafted = look_up(s.text, s.n_tokens, e.drafted,
+                                      min(e.most_drafted, e.most_rows - e.rows, s.most - s.n_tokens - 1))
             e.first_wanted = states if e.want == STATES else wanted
             e.first_row = n
+            self.segments[i].before, self.segments[i].after = s.recurrent, s.next
+            self.segments[i].first, self.segments[i].rows = n, e.rows + e.n_drafted
             for j in range(e.rows + e.n_drafted):
                 self.tokens[n] = s.text[s.length + j] if j < e.rows else e.drafted[j - e.rows]
                 self.positions[n] = s.length + j
                 self.blocks[n] = s.table
+                self.segment_of[n] = i
                 self.sparse[n] = s.all_sparse or self.sparse_prefill or s.length + j >= s.prompt
                 if e.want == EVERY or (e.want == LAST and reaches and j >= e.rows - 1):
                     self.wanted[wanted] = n
@@ -315,11 +328,11 @@ cdef class Decoder:
             if e.want == STATES:
                 states += e.rows
             e.n_wanted = (states if e.want == STATES else wanted) - e.first_wanted
-        self.n_rows, self.n_wanted = n, wanted
+        self.n_rows, self.n_wanted, self.n_segments = n, wanted, batch.n_entries
 
     cdef bint _account(self, Batch batch) noexcept nogil:
         """Count the rows as part of their sequences, and make the next tokens; whether to go on by itself."""
-        cdef int32_t i, j, token
+        cdef int32_t i, j, token, before
         cdef bint more = True
         cdef const float *row
         cdef Entry *e
@@ -327,8 +340,10 @@ cdef class Decoder:
         for i in range(batch.n_entries):
             e = &batch.entries[i]
             s = e.state
+            before = s.length
             s.length += e.rows
             if not e.samples:
+                s.recurrent, s.next = s.next, s.recurrent
                 more = False
                 continue
             for j in range(e.n_drafted + 1):
@@ -341,8 +356,14 @@ cdef class Decoder:
                 if s.ended or j == e.n_drafted or token != e.drafted[j]:
                     break
                 s.length += 1
-            e.rows = 1
+            if s.length == before + e.rows + e.n_drafted:
+                s.recurrent, s.next = s.next, s.recurrent
+            elif s.recurrent != NULL:       # it saw tokens that are not in the text: those that are, are taken in again
+                s.length = before
+            e.rows = s.n_tokens - s.length
             more = more and not s.ended and s.n_tokens + e.most_drafted <= s.covered
+            if s.recurrent != NULL and s.length % s.border == 0:
+                more = False                # there is a state to keep
         return more
 
     # --- the pass ---
@@ -438,26 +459,46 @@ cdef class Decoder:
 
     cdef void _layer(self, int32_t index) noexcept nogil:
         cdef Layer *layer = &self.graph.layers[index]
+        cdef AddWork add
+        cdef int32_t n_rows = self.n_rows, hidden = self.graph.hidden
+        cdef int32_t chunk = 1 if n_rows < 4 * self.threads else 4
+
+        add.x, add.n, add.eps, add.scale = self.x, hidden, self.graph.eps, self.graph.residual_scale
+        self._apply(&layer.qkv, self.x, hidden, hidden, layer.attn_norm, n_rows, self.wide)
+        if layer.recurrent:
+            self._recur(layer)
+            add.y = self.attended
+        else:
+            self._attend(layer)
+            add.y = self.wide
+        add.norm = layer.attn_post_norm
+        parallel(add_work, &add, n_rows, chunk, self.threads)
+
+        if layer.experts != NULL:
+            self._experts(layer)
+            return
+        self._dense(layer, self.x, layer.ffn_norm)
+        add.y, add.norm = self.attended, layer.ffn_post_norm
+        parallel(add_work, &add, n_rows, chunk, self.threads)
+
+    cdef void _attend(self, Layer *layer) noexcept nogil:
+        """From queries, keys and values in `wide` to what is added to the residual stream, in `wide` too."""
         cdef RopeWork rope
         cdef AttentionWork attention
-        cdef AddWork add
-        cdef int32_t n_rows = self.n_rows, hidden = self.graph.hidden, i
-        cdef int32_t q_size = layer.n_heads * layer.head_dim, seen
+        cdef GateWork gate
+        cdef int32_t n_rows = self.n_rows, q_size = layer.n_heads * layer.head_dim, seen, i
         cdef int32_t chunk = 1 if n_rows < 4 * self.threads else 4
         cdef int32_t tiles = (n_rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS
         cdef int64_t work = 0
-
-        self._apply(&layer.qkv, self.x, hidden, hidden, layer.attn_norm, n_rows, self.wide)
-
         attention.args.q_stride = layer.qkv.n_out
         attention.args.q, attention.args.out = self.wide, self.attended
         attention.args.blocks, attention.args.positions = self.blocks, self.positions
-        attention.args.kv = self.pool.layer(index)
+        attention.args.kv = self.pool.layer(layer.kv_index)
         attention.args.n_heads, attention.args.n_kv_heads = layer.n_heads, layer.n_kv_heads
         attention.args.head_dim, attention.args.kv_type = layer.head_dim, self.pool.kv_type
         attention.args.window = layer.window
         attention.n_rows = n_rows
-        rope.qkv = self.wide
+        rope.qkv, rope.gates = self.wide, self.gates if layer.gated else NULL
         rope.bias, rope.q_norm, rope.k_norm = layer.qkv.bias, layer.q_norm, layer.k_norm
         rope.cos, rope.sin, rope.shape, rope.n_out = layer.cos, layer.sin, attention.args, layer.qkv.n_out
         rope.rope_dim, rope.halves, rope.norm_after = layer.rope_dim, layer.halves, layer.norm_after_rope
@@ -469,25 +510,26 @@ cdef class Decoder:
             work += <int64_t>(min(seen, layer.window) if layer.window else seen) * q_size
         parallel(attention_work, &attention, tiles * layer.n_kv_heads, 1,
                  self.threads if work > ATTENTION_GRAIN else 1)
-
+        if layer.gated:
+            gate.x, gate.gate, gate.n = self.attended, self.gates, q_size
+            parallel(gate_work, &gate, n_rows, chunk, self.threads)
         self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)
-        add.x, add.y, add.n, add.norm = self.x, self.wide, hidden, layer.attn_post_norm
-        add.eps, add.scale = self.graph.eps, self.graph.residual_scale
-        parallel(add_work, &add, n_rows, chunk, self.threads)
 
-        if layer.experts != NULL:
-            self._experts(layer)
-            return
-        self._dense(layer, self.x, layer.ffn_norm)
-        add.y, add.norm = self.attended, layer.ffn_post_norm
-        parallel(add_work, &add, n_rows, chunk, self.threads)
+    cdef void _recur(self, Layer *layer) noexcept nogil:
+        """From the inputs of a recurrent layer in `wide` to what is added to the residual stream, in `attended`."""
+        cdef DeltaWork work
+        work.layer, work.segments, work.segment_of = &layer.delta, self.segments, self.segment_of
+        work.wide, work.stride, work.mixed, work.eps = self.wide, layer.qkv.n_out, self.mixed, self.graph.eps
+        mix(&work, self.n_rows, self.n_segments, self.threads)
+        self._apply(&layer.attn_output, self.wide + layer.delta.channels, layer.qkv.n_out,
+                    layer.delta.n_value_heads * layer.delta.dim, NULL, self.n_rows, self.attended)
 
     cdef void _dense(self, Layer *layer, const float *x, const float *norm) noexcept nogil:
         """attended = the gated feed-forward, or the shared expert, of norm(x)."""
         cdef GluWork glu
         cdef int32_t n_rows = self.n_rows, hidden = self.graph.hidden, wide = layer.wide
         self._apply(&layer.gate_up, x, hidden, hidden, norm, n_rows, self.wide)
-        glu.gate_up, glu.n, glu.activation = self.wide, wide, self.graph.activation
+        glu.gate_up, glu.n, glu.activation = self.wide, wide, layer.activation
         parallel(glu_work, &glu, n_rows, 1 if n_rows < 4 * self.threads else 4, self.threads)
         self._apply(&layer.ffn_down, self.wide, 2 * wide, wide, layer.ffn_sub_norm, n_rows, self.attended)
 

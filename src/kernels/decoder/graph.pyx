@@ -4,11 +4,13 @@ A family is data: which numbers each layer has, which norms are there, the activ
 """
 from libc.math cimport sqrt
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
+from lowbit._kernels.deltanet cimport Delta
 from lowbit._kernels.dispatch cimport (
-    LB_GELU, LB_MAX_HEAD_DIM, LB_RELU2, LB_SILU, alloc_aligned, checked, free_aligned, lb_matrix, lb_times,
+    LB_GELU, LB_MAX_HEAD_DIM, LB_RELU2, LB_SILU, alloc_aligned, checked, free_aligned, lb_matrix, lb_plus, lb_round_up,
+    lb_times,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, row_stride
 from lowbit._kernels.moe cimport ExpertLayer, Projection
@@ -18,7 +20,7 @@ from lowbit._kernels.topk cimport SparseScratch
 import numpy as np
 
 from lowbit.errors import FormatError
-from lowbit.plan import Experts
+from lowbit.plan import DeltaNet, Experts
 
 
 cdef class Graph:
@@ -29,7 +31,8 @@ cdef class Graph:
     config : ModelPlan
     layers : list of dict
         Per layer: ``attn_norm``, ``ffn_norm`` and, where the family has them, ``attn_sub_norm``, ``ffn_sub_norm``,
-        ``attn_q_norm``, ``attn_k_norm``, ``attn_post_norm``, ``ffn_post_norm``, ``qkv_bias`` (float32 arrays);
+        ``attn_q_norm``, ``attn_k_norm``, ``attn_post_norm``, ``ffn_post_norm``, ``qkv_bias``, ``ssm_conv1d``,
+        ``ssm_dt``, ``ssm_a``, ``ssm_norm`` (float32 arrays);
         ``qkv``, ``attn_output``, ``gate_up``, ``ffn_down`` (lists of PackedMatrix or PagedMatrix whose outputs lie side
         by side), and with ``_norms`` behind the name a list of the norms of their inputs. Where there are
         experts, also ``router``, ``expert_gate_up``, ``expert_down`` and what else `lowbit.plan.Experts` lists.
@@ -46,15 +49,14 @@ cdef class Graph:
 
     def __cinit__(self, config, list layers, token_embd, output, output_norm, int32_t context, int32_t threads,
                   Pager pager=None):
-        cdef int32_t i, q_size, kv_size
+        cdef int32_t i, q_size, kv_size = 0, qkv_size, n_attentions = 0
+        cdef size_t state = 0       # floats
         cdef Layer *one
         self.keep, self.experts = [], []
         if len(layers) != config.n_layers or config.n_layers < 1:
             raise FormatError(f"{len(layers)} layers given for a model of {config.n_layers}")
         self.n_layers, self.hidden, self.vocab, self.context = (
             config.n_layers, config.hidden_size, config.vocab_size, context)
-        self.activation = {"silu": LB_SILU, "relu2": LB_RELU2, "gelu": LB_GELU}[
-            config.layers[0].feed_forward.activation]
         self.per_token = config.activation_quant == "token"
         self.eps = config.norm_eps
         self.embedding_scale, self.residual_scale, self.logit_scale = (
@@ -69,10 +71,20 @@ cdef class Graph:
         memset(self.layers, 0, sizeof(Layer) * <size_t>self.n_layers)
         self.tables = {}
         for i, layer in enumerate(layers):
-            one = &self.layers[i]
-            self._attention(one, config.layers[i].mixer)
-            q_size, kv_size = one.n_heads * one.head_dim, one.n_kv_heads * one.head_dim
-            self.q_size, self.qkv_size = max(self.q_size, q_size), max(self.qkv_size, q_size + 2 * kv_size)
+            one, mixer = &self.layers[i], config.layers[i].mixer
+            one.recurrent = isinstance(mixer, DeltaNet)
+            if one.recurrent:
+                self._delta_net(one, mixer, layer, &state)
+                q_size, qkv_size = mixer.value_size, mixer.channels + mixer.value_size + 2 * mixer.n_value_heads
+                self.channels = max(self.channels, mixer.channels)
+            else:
+                self._attention(one, mixer)
+                one.kv_index = n_attentions
+                n_attentions += 1
+                q_size = one.n_heads * one.head_dim
+                kv_size = one.n_kv_heads * one.head_dim
+                qkv_size = (2 * q_size if one.gated else q_size) + 2 * kv_size
+            self.q_size, self.qkv_size = max(self.q_size, q_size), max(self.qkv_size, qkv_size)
             one.attn_norm = self._vector(layer["attn_norm"], self.hidden)
             one.ffn_norm = self._vector(layer["ffn_norm"], self.hidden)
             one.attn_sub_norm = self._vector(layer.get("attn_sub_norm"), q_size)
@@ -80,10 +92,12 @@ cdef class Graph:
             one.k_norm = self._vector(layer.get("attn_k_norm"), kv_size if one.whole_norm else one.head_dim)
             one.attn_post_norm = self._vector(layer.get("attn_post_norm"), self.hidden)
             one.ffn_post_norm = self._vector(layer.get("ffn_post_norm"), self.hidden)
-            one.qkv = self._linear(layer["qkv"], self.hidden, q_size + 2 * kv_size, threads, layer.get("qkv_norms"))
-            one.qkv.bias = self._vector(layer.get("qkv_bias"), q_size + 2 * kv_size)
-            one.attn_output = self._linear(layer["attn_output"], q_size, self.hidden, threads, layer.get("attn_output_norms"))
+            one.qkv = self._linear(layer["qkv"], self.hidden, qkv_size, threads, layer.get("qkv_norms"))
+            one.qkv.bias = self._vector(layer.get("qkv_bias"), qkv_size)
+            one.attn_output = self._linear(
+                layer["attn_output"], q_size, self.hidden, threads, layer.get("attn_output_norms"))
             self._feed_forward(one, layer, config.layers[i].feed_forward, threads)
+        self.state_bytes = checked(lb_times(state, 4), "the state of recurrent layers") if state else 0
         self.output = self._linear([output], self.hidden, self.vocab, threads)
         self.token_embd = self.output.parts[0]
         if token_embd is not output:
@@ -94,10 +108,33 @@ cdef class Graph:
     def __dealloc__(self):
         free_aligned(self.layers)
 
+    cdef int _delta_net(self, Layer *one, mixer, dict layer, size_t *state) except -1:
+        """Take over the numbers of a recurrent layer, and give its state a place."""
+        cdef Delta *d = &one.delta
+        d.n_key_heads, d.n_value_heads, d.dim, d.taps, d.channels = (
+            mixer.n_key_heads, mixer.n_value_heads, mixer.head_dim, mixer.taps, mixer.channels)
+        if d.n_key_heads < 1 or d.n_value_heads % d.n_key_heads or d.dim < 1 or d.taps < 1:
+            raise FormatError("the numbers of recurrent heads do not fit together")
+        taps = np.ascontiguousarray(np.asarray(layer["ssm_conv1d"]).T).reshape(-1)
+        d.conv = self._vector(taps, d.taps * d.channels)
+        d.dt = self._vector(layer["ssm_dt"], d.n_value_heads)
+        d.log_decay = self._vector(layer["ssm_a"], d.n_value_heads)
+        d.norm = self._vector(layer["ssm_norm"], d.dim)
+        d.ones = self._vector(np.ones(d.channels, np.float32), d.channels)
+        d.key_scale = self._vector(np.full(d.dim, 1.0 / sqrt(<double>d.dim), np.float32), d.dim)
+        d.query_scale = self._vector(np.full(d.dim, 1.0 / d.dim, np.float32), d.dim)
+        d.window_at = <int64_t>state[0]
+        state[0] = lb_plus(state[0], lb_round_up(lb_times(d.taps - 1, d.channels), 16))
+        d.matrix_at = <int64_t>state[0]
+        state[0] = checked(lb_plus(state[0], lb_times(
+            d.n_value_heads, lb_times(d.dim, lb_round_up(d.dim, 16)))), "the state of recurrent layers")
+        return 0
+
     cdef int _feed_forward(self, Layer *one, layer, plan, int32_t threads) except -1:
         cdef ExpertLayer experts
         cdef Projection *p
         cdef int32_t i
+        one.activation = {"silu": LB_SILU, "relu2": LB_RELU2, "gelu": LB_GELU}[plan.activation]
         if isinstance(plan, Experts):
             one.router = self._linear(layer["router"], self.hidden, plan.n, threads)
             experts = ExpertLayer(plan, self.hidden, layer["expert_gate_up"], layer["expert_down"][0],
@@ -118,8 +155,10 @@ cdef class Graph:
         if one.wide:
             self.intermediate = max(self.intermediate, one.wide)
             one.ffn_sub_norm = self._vector(layer.get("ffn_sub_norm"), one.wide)
-            one.gate_up = self._linear(layer["gate_up"], self.hidden, 2 * one.wide, threads, layer.get("gate_up_norms"))
-            one.ffn_down = self._linear(layer["ffn_down"], one.wide, self.hidden, threads, layer.get("ffn_down_norms"))
+            one.gate_up = self._linear(
+                layer["gate_up"], self.hidden, 2 * one.wide, threads, layer.get("gate_up_norms"))
+            one.ffn_down = self._linear(
+                layer["ffn_down"], one.wide, self.hidden, threads, layer.get("ffn_down_norms"))
         return 0
 
     cdef int _attention(self, Layer *one, mixer) except -1:
@@ -129,7 +168,9 @@ cdef class Graph:
         if mixer.n_kv_heads < 1 or mixer.n_heads % mixer.n_kv_heads:
             raise FormatError("the numbers of heads do not fit together")
         one.n_heads, one.n_kv_heads, one.head_dim = mixer.n_heads, mixer.n_kv_heads, mixer.head_dim
-        one.window, one.norm_after_rope, one.whole_norm = mixer.window, mixer.norm_after_rope, mixer.whole_norm
+        one.window, one.norm_after_rope, one.whole_norm, one.gated = (
+            mixer.window, mixer.norm_after_rope, mixer.whole_norm, mixer.gated)
+        self.gated = self.gated or one.gated
         one.q_scale = <float>(mixer.scale or 1.0 / sqrt(<double>one.head_dim))
         one.rope_dim, one.halves, one.cos, one.sin = 0, False, NULL, NULL
         if mixer.rope is not None:

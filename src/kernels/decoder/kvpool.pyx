@@ -9,10 +9,16 @@
 4. A block that agrees with a prompt only for a part is copied, and the copy is filled on: a prompt may leave a known
    text at any token.
 
+5. Recurrent layers have a state in place of keys and values. A sequence has two, the one before a pass and the one after
+   it; a copy stays with a full block at every `border`, which is so far apart that these copies take no more memory than
+   the blocks. A known beginning is one that ends with such a copy. A state counts as so many blocks as it is large, and
+   copies go before anything that is needed.
+
 Everything here holds the GIL, and runs between two steps of the decoder, never during one.
 """
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport (
     LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_KV_SPAN, alloc_aligned, checked, free_aligned, lb_kv, lb_kv_layout,
@@ -54,8 +60,11 @@ cdef class KVPool:
     Parameters
     ----------
     n_layers, n_kv_heads, head_dim : int
+        Of the layers with attention.
     kv_type : str
         ``f32``, ``f16`` or ``int8``.
+    state_bytes : int
+        Of the recurrent layers, for one sequence.
 
     Raises
     ------
@@ -65,7 +74,7 @@ cdef class KVPool:
         If a block is larger than the address space.
     """
 
-    def __cinit__(self, size_t n_layers, size_t n_kv_heads, size_t head_dim, str kv_type):
+    def __cinit__(self, size_t n_layers, size_t n_kv_heads, size_t head_dim, str kv_type, size_t state_bytes=0):
         cdef lb_kv_layout at
         if kv_type not in KV_TYPES:
             raise ValueError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
@@ -76,6 +85,9 @@ cdef class KVPool:
         self.layer_bytes = at.layer_bytes
         self.shape = lb_kv(0, at.values_at, at.key_scales_at, at.value_scales_at, at.stride, at.stride)
         self.full, self.children, self.idle, self.growing, self.spare = {}, {}, {}, [], []
+        self.snapshots, self.state_bytes = {}, state_bytes
+        self.state_blocks = (state_bytes + self.block_bytes - 1) // self.block_bytes
+        self.border = LB_KV_SPAN * max(1, self.state_blocks)
 
     def resize(self, limit, kept):
         """Set how many blocks there may be, None for any number, and how many of them nobody needs to hold."""
@@ -84,14 +96,15 @@ cdef class KVPool:
 
     def fit(self, n_bytes):
         """Set how much memory all blocks may take together; MemoryBudgetError if that is not even one."""
-        if n_bytes < self.block_bytes:
-            raise MemoryBudgetError(f"keys and values need blocks of {self.block_bytes} bytes", self.block_bytes)
+        least = self.block_bytes * self.need(1)
+        if n_bytes < least:
+            raise MemoryBudgetError(f"keys and values need blocks of {least} bytes", least)
         self.resize(n_bytes // self.block_bytes, n_bytes // self.block_bytes)
 
     @property
     def held(self):
         """Blocks that sequences hold."""
-        return self.allocated - len(self.idle)
+        return self.allocated - len(self.idle) - self.state_blocks * len(self.snapshots)
 
     @property
     def known(self):
@@ -103,8 +116,14 @@ cdef class KVPool:
         """Blocks that could be taken now; None for any number."""
         return None if self.limit is None else self.limit - self.held
 
+    def need(self, positions):
+        """Return how many blocks a sequence of this many positions takes, its states counted as such."""
+        return (positions + LB_KV_SPAN - 1) // LB_KV_SPAN + 2 * self.state_blocks
+
     def clear(self):
         """Forget what nobody holds."""
+        while self.snapshots:
+            self.drop_state(next(iter(self.snapshots)))
         while self.idle:
             self._evict()
         self.spare.clear()
@@ -142,6 +161,10 @@ cdef class KVPool:
             blocks.append(block)
             chain = block.chain
             at += size
+        if self.state_bytes:
+            while blocks and (<Block>blocks[-1]).state is None:
+                blocks.pop()
+            return blocks, (<Block>blocks[-1]).chain if blocks else first_chain(salt), None
         rest, part = tokens[at:at + size], None
         for block in self.children.get(chain, ()):
             part = better(part, block, block.tokens, rest)
@@ -168,10 +191,8 @@ cdef class KVPool:
     cdef Block take(self):
         """A block for one sequence to fill; None if all are held. MemoryError if the system has no more."""
         cdef Block block
-        if self.limit is not None and self.allocated >= self.limit:
-            if not self.idle:
-                return None
-            self._evict()
+        if self.limit is not None and self.allocated >= self.limit and not self.make_room():
+            return None
         if self.spare:
             block = self.spare.pop()
             block.holders = 1
@@ -179,7 +200,7 @@ cdef class KVPool:
             return block
         block = Block()
         block.memory = <char *>alloc_aligned(self.block_bytes)
-        if block.memory == NULL and self.idle:      # what is only known is worth less than what is needed
+        if block.memory == NULL and (self.idle or self.snapshots):      # what is needed is worth more
             self.clear()
             block.memory = <char *>alloc_aligned(self.block_bytes)
         if block.memory == NULL:
@@ -187,6 +208,52 @@ cdef class KVPool:
         block.holders = 1
         self.allocated += 1
         return block
+
+    cdef bint make_room(self) except -1:
+        """Give up something that nobody needs; whether there was anything."""
+        if self.idle:
+            self._evict()
+        elif self.snapshots:
+            self.drop_state(next(iter(self.snapshots)))
+        else:
+            return False
+        return True
+
+    cdef Block take_state(self):
+        """Memory for a recurrent state; None if all is held. MemoryError if the system has no more."""
+        cdef Block state = Block()
+        while self.limit is not None and self.allocated + self.state_blocks > self.limit:
+            if not self.make_room():
+                return None
+        state.memory = <char *>alloc_aligned(self.state_bytes)
+        if state.memory == NULL and (self.idle or self.snapshots):
+            self.clear()
+            state.memory = <char *>alloc_aligned(self.state_bytes)
+        if state.memory == NULL:
+            raise MemoryError(f"no memory for the state of recurrent layers ({self.state_bytes} bytes)")
+        self.allocated += self.state_blocks
+        return state
+
+    cdef int keep_state(self, Block block, const float *state) except -1:
+        """Keep a copy of the state behind a known block, if there is room."""
+        cdef Block copy
+        if block.state is not None:
+            return 0
+        try:
+            copy = self.take_state()
+        except MemoryError:
+            return 0
+        if copy is not None:
+            memcpy(copy.memory, state, self.state_bytes)
+            block.state = copy
+            self.snapshots[block] = None
+        return 0
+
+    cdef int drop_state(self, Block block) except -1:
+        del self.snapshots[block]
+        block.state = None
+        self.allocated -= self.state_blocks
+        return 0
 
     cdef int hold(self, Block block) except -1:
         if block.holders == 0:
@@ -243,6 +310,8 @@ cdef class KVPool:
         if block.chain is not None:
             del self.full[block.chain]
         block.parent = block.chain = block.tokens = None
+        if block.state is not None:
+            self.drop_state(block)
         self._drop(block)
         self.evictions += 1
 

@@ -2,7 +2,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport LB_KV_SPAN
 from lowbit._kernels.kvpool cimport Block, KVPool
@@ -85,7 +85,7 @@ cdef class Sequence:
         self.pool, self.sampler, self.owner = pool, sampler, owner
         self.blocks, self.chains = [], [first_chain(salt)]
         s.sampler = <void *>sampler if sampler is not None else NULL
-        s.capacity, s.n_tokens = capacity, n
+        s.capacity, s.n_tokens, s.border = capacity, n, pool.border
         s.prompt = n if prompt is None else prompt
         s.most = min(max(most, n), capacity + 1)
         s.ended = sampler is None or s.most == n
@@ -125,6 +125,9 @@ cdef class Sequence:
             self.blocks.append(block)
             self.chains.append(block.chain)
         self.state.length = self.state.covered = LB_KV_SPAN * <int32_t>len(blocks)
+        if blocks and self.pool.state_bytes:
+            self.begin = (<Block>blocks[-1]).state      # which the pool may give up before it is copied
+            self.pool.snapshots[blocks[-1]] = self.pool.snapshots.pop(blocks[-1])
         if part is not None:
             block = part[0]
             self.pool.hold(block)   # not to be evicted for its own copy
@@ -144,19 +147,24 @@ cdef class Sequence:
     def tail(self, bytes chain):
         """The block that is being filled after `chain`, and the tokens in it; (None, None) if there is none."""
         cdef int32_t full = <int32_t>len(self.chains) - 1, start = full * LB_KV_SPAN, end
+        if self.pool.state_bytes:       # without the state at its end, a part is of no use
+            return None, None
         end = min(self.state.length, self.shared)
         if self.chains[full] != chain or end <= start:
             return None, None
         return self.blocks[full], (<char *>(self.state.text + start))[:4 * (end - start)]
 
     def blocks_for(self, int32_t positions):
-        """Return how many blocks are still to be taken for this many positions."""
-        return max(0, (min(positions, self.state.capacity) + LB_KV_SPAN - 1) // LB_KV_SPAN - len(self.blocks))
+        """Return how many blocks are still to be taken for this many positions, and for states."""
+        missing = (min(positions, self.state.capacity) + LB_KV_SPAN - 1) // LB_KV_SPAN - len(self.blocks)
+        return max(0, missing) + (2 * self.pool.state_blocks if self.current is None else 0)
 
     cdef int reserve(self, int32_t positions) except -1:
         """Take blocks for the first `positions`; MemoryError if the pool has none."""
         cdef Block block
         positions = min(positions, self.state.capacity)
+        if self.pool.state_bytes and self.current is None:
+            self._take_states()
         while LB_KV_SPAN * <int32_t>len(self.blocks) < positions:
             block = self.pool.take()
             if block is None:
@@ -165,6 +173,31 @@ cdef class Sequence:
             self.blocks.append(block)
             self.state.covered += LB_KV_SPAN
         return 0
+
+    def _take_states(self):
+        cdef Block state = self.pool.take_state(), other = None
+        if state is not None:
+            try:
+                other = self.pool.take_state()
+            finally:
+                if other is None:
+                    self.pool.allocated -= self.pool.state_blocks
+        if other is None:
+            raise MemoryError("all memory for the state of recurrent layers is held")
+        if self.begin is None:
+            memset(state.memory, 0, self.pool.state_bytes)
+        else:
+            memcpy(state.memory, self.begin.memory, self.pool.state_bytes)
+        memset(other.memory, 0, self.pool.state_bytes)  # what pads its rows is not written
+        self.current, self.other, self.begin = state, other, None
+        self.state.recurrent, self.state.next = <float *>state.memory, <float *>other.memory
+
+    @property
+    def reach(self):
+        """Rows of a pass after which a state should be kept; others may follow in the next pass."""
+        if not self.pool.state_bytes:
+            return self.state.capacity
+        return self.pool.border - self.state.length % self.pool.border
 
     def publish(self):
         """Make the blocks known that have become full."""
@@ -176,6 +209,9 @@ cdef class Sequence:
             self.blocks[i], self.state.table[i] = block, block.memory
             self.chains.append(block.chain)
             i += 1
+            if (self.state.recurrent != NULL and self.state.length == i * LB_KV_SPAN
+                    and self.state.length % self.state.border == 0):
+                self.pool.keep_state(block, self.state.recurrent)
 
     def close(self):
         """Let go of all blocks; what is in them stays known while the pool has room. May be called twice."""
@@ -189,6 +225,10 @@ cdef class Sequence:
         if block is not None:
             self.pool.learn(block, self.chains[full], known)
         self.pool.growing.remove(self)
+        if self.current is not None:
+            self.pool.allocated -= 2 * self.pool.state_blocks
+        self.current = self.other = self.begin = None
+        self.state.recurrent = self.state.next = NULL
         while self.blocks:
             self.pool.let_go(self.blocks.pop())
         self.state.ended = True

@@ -482,6 +482,52 @@ void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t rows
     }
 }
 
+/* `count` times sixteen values of one head's matrix, `step` floats to a key: two chains of sums over the keys, as in
+ * attention. Both passes go over a part of the matrix that stays in the first cache. */
+LB_INLINED void delta_values(const float *from, float *to, ptrdiff_t step, const float *q, const float *k,
+                             const float *v, float decay, float beta, int32_t size, int32_t left, float *out,
+                             const int count) {
+    const f32x16 g = v_set1(decay);
+    f32x16 even[4], odd[4], error[4];
+    int32_t j = 0;
+    for (int c = 0; c < count; c++) even[c] = odd[c] = v_set1(0.0f);
+    for (; j + 1 < size; j += 2) {
+        for (int c = 0; c < count; c++) {
+            const float *m = from + j * step + 16 * c;
+            even[c] = v_add(even[c], v_mul(v_mul(v_load(m), g), v_set1(k[j])));
+            odd[c] = v_add(odd[c], v_mul(v_mul(v_load(m + step), g), v_set1(k[j + 1])));
+        }
+    }
+    for (int c = 0; c < count; c++) {
+        if (j < size) even[c] = v_add(even[c], v_mul(v_mul(v_load(from + j * step + 16 * c), g), v_set1(k[j])));
+        error[c] = v_mul(v_set1(beta), v_sub(load_upto16(v + 16 * c, left - 16 * c), v_add(even[c], odd[c])));
+        even[c] = odd[c] = v_set1(0.0f);
+    }
+    for (j = 0; j < size; j++) {
+        for (int c = 0; c < count; c++) {
+            const ptrdiff_t at = j * step + 16 * c;
+            const f32x16 m = v_add(v_mul(v_load(from + at), g), v_mul(error[c], v_set1(k[j])));
+            v_store(to + at, m);
+            if (j & 1) {
+                odd[c] = v_add(odd[c], v_mul(m, v_set1(q[j])));
+            } else {
+                even[c] = v_add(even[c], v_mul(m, v_set1(q[j])));
+            }
+        }
+    }
+    for (int c = 0; c < count; c++) store_upto16(out + 16 * c, v_add(even[c], odd[c]), left - 16 * c);
+}
+
+void LB_NAME(lb_delta)(const float *from, float *to, const float *q, const float *k, const float *v, float decay,
+                       float beta, int32_t size, float *out) {
+    const ptrdiff_t step = (size + 15) / 16 * 16;
+    int32_t i = 0;
+    for (; i + 16 * LB_HEADS <= size; i += 16 * LB_HEADS)
+        delta_values(from + i, to + i, step, q, k, v + i, decay, beta, size, size - i, out + i, LB_HEADS);
+    for (; i < size; i += 16)
+        delta_values(from + i, to + i, step, q, k, v + i, decay, beta, size, size - i, out + i, 1);
+}
+
 uint64_t LB_NAME(lb_read)(const uint64_t *memory, size_t n) {
     i32x16 sum = vi_set1(0), other = sum;
     size_t i = 0;

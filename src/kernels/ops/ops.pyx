@@ -1,5 +1,6 @@
 """What is done to rows between the products of a pass, as work units of the pool."""
 from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcpy, memmove
 
 from lowbit._kernels.dispatch cimport LB_KV_SPAN, table
 from lowbit._kernels.matrix cimport padded_cols
@@ -57,6 +58,16 @@ cdef void glu_work(void *context, int32_t begin, int32_t end) noexcept nogil:
         table.glu(c.gate_up + 2 * i * c.n, c.gate_up + (2 * i + 1) * c.n, c.n, c.activation)
 
 
+cdef void gate_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef GateWork *c = <GateWork *>context
+    cdef float *x = c.x + <int64_t>begin * c.n
+    cdef float *gate = c.gate + <int64_t>begin * c.n
+    cdef int32_t n = (end - begin) * c.n, i
+    table.exp(gate, 0.0, -1.0, n, gate)
+    for i in range(n):
+        x[i] = x[i] / (1 + gate[i])
+
+
 cdef void rotate_head(const RopeWork *c, float *head, const float *cos, const float *sin) noexcept nogil:
     cdef int32_t half = c.rope_dim // 2, j
     cdef float a, b
@@ -85,6 +96,11 @@ cdef void rope_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     for i in range(begin, end):
         q = c.qkv + i * c.n_out
         k = q + n_heads * dim
+        if c.gates != NULL:
+            for h in range(n_heads):
+                memcpy(c.gates + (i * n_heads + h) * dim, q + (2 * h + 1) * dim, sizeof(float) * <size_t>dim)
+                memmove(q + h * dim, q + 2 * h * dim, sizeof(float) * <size_t>dim)
+            memmove(k, k + n_heads * dim, sizeof(float) * <size_t>(2 * n_kv * dim))
         position = c.shape.positions[i]
         at = <int64_t>position * (c.rope_dim // 2)
         if c.bias != NULL:

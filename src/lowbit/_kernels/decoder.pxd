@@ -2,6 +2,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 
 from lowbit._kernels.dispatch cimport Interrupts
+from lowbit._kernels.deltanet cimport Segment
 from lowbit._kernels.graph cimport Graph, Layer, Linear
 from lowbit._kernels.moe cimport ExpertScratch
 from lowbit._kernels.kvpool cimport KVPool
@@ -21,6 +22,7 @@ cdef struct Entry:
     int32_t n_wanted
     bint samples            # whether the last one is followed by a made token
     int32_t most_drafted
+    int32_t most_rows       # drafts among them
     int32_t n_drafted
     int32_t drafted[MAX_DRAFT]
 
@@ -60,6 +62,11 @@ cdef class Decoder:
     cdef float *normed                  # by a matrix's own norm
     cdef float *wide                    # q, k and v; or gate and up
     cdef float *attended
+    cdef float *gates                   # of gated attention
+    cdef float *mixed                   # by recurrent layers
+    cdef Segment *segments              # of sequences in a pass, for recurrent layers
+    cdef int32_t *segment_of
+    cdef int32_t n_segments
     cdef int8_t *q8
     cdef float *scales
     cdef int32_t *sums
@@ -79,5 +86,7 @@ cdef class Decoder:
     cdef void _apply(self, Linear *linear, const float *x, int64_t x_stride, int32_t n_in, const float *norm,
                      int32_t n_rows, float *y) noexcept nogil
     cdef void _layer(self, int32_t index) noexcept nogil
+    cdef void _attend(self, Layer *layer) noexcept nogil
+    cdef void _recur(self, Layer *layer) noexcept nogil
     cdef void _dense(self, Layer *layer, const float *x, const float *norm) noexcept nogil
     cdef void _experts(self, Layer *layer) noexcept nogil

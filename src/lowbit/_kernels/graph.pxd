@@ -1,12 +1,13 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint32_t
 
+from lowbit._kernels.deltanet cimport Delta
 from lowbit._kernels.dispatch cimport lb_matrix
 from lowbit._kernels.paging cimport Pager
 from lowbit._kernels.topk cimport SparseScratch
 
 cdef enum:
-    MAX_PARTS = 3       # matrices that read the same input
+    MAX_PARTS = 4       # matrices that read the same input
 
 
 # A matrix: resident, or a PagedMatrix whose shape m is.
@@ -36,6 +37,10 @@ cdef struct Layer:
     const float *k_norm
     const float *attn_post_norm
     const float *ffn_post_norm
+    bint recurrent                  # a DeltaNet, and no attention
+    Delta delta
+    int32_t kv_index                # among the layers with attention
+    bint gated
     int32_t n_heads
     int32_t n_kv_heads
     int32_t head_dim
@@ -52,6 +57,7 @@ cdef struct Layer:
     Linear gate_up                  # without parts where there are experts, but for those of the shared one
     Linear ffn_down
     int32_t wide                    # channels between these two
+    int32_t activation
     void *experts                   # an ExpertLayer, or NULL
     Linear router
     Linear shared_gate              # without parts if the shared expert has no gate
@@ -60,7 +66,10 @@ cdef struct Layer:
 cdef class Graph:
     cdef readonly int32_t n_layers, hidden, intermediate, vocab, context
     cdef int32_t q_size, qkv_size, inner    # the largest of all layers; `inner` is of inputs that have norms
-    cdef int32_t q_stride, n_groups, activation
+    cdef int32_t channels               # likewise, of convolutions
+    cdef readonly size_t state_bytes    # of the recurrent layers, for one sequence
+    cdef bint gated                     # some attention is
+    cdef int32_t q_stride, n_groups
     cdef bint per_token
     cdef float embedding_scale, residual_scale, logit_scale
     cdef readonly bint sparse_decode    # not all inputs count in rows that decode
@@ -78,6 +87,7 @@ cdef class Graph:
     cdef size_t embedding_bytes
 
     cdef const float *_vector(self, values, int32_t size) except? NULL
+    cdef int _delta_net(self, Layer *one, mixer, dict layer, size_t *state) except -1
     cdef int _attention(self, Layer *one, mixer) except -1
     cdef int _turn(self, Layer *one, rope) except -1
     cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out, int32_t threads, list norms=*) except *

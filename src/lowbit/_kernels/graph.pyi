@@ -14,6 +14,7 @@ class Graph:
     context: int
     sparse_decode: bool
     weight_bytes: int
+    state_bytes: int
     pager: Pager | None
     experts: list[ExpertLayer]
     def __init__(

@@ -50,6 +50,7 @@ cdef struct GluWork:
 cdef struct RopeWork:
     # Per row: biases, norms of the heads, rotation, and the cache.
     float *qkv
+    float *gates                    # (n_rows, n_heads * head_dim): what lies behind each query head; NULL: nothing does
     const float *bias               # (n_out,), or NULL, like the next two
     const float *q_norm
     const float *k_norm
@@ -65,6 +66,14 @@ cdef struct RopeWork:
     float q_scale
 
 
+cdef struct GateWork:
+    # x *= logistic(gate)
+    float *x                        # (n_rows, n)
+    float *gate                     # likewise; overwritten
+    int32_t n
+
+
+cdef void gate_work(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void scale_by(float *x, float factor, int64_t n) noexcept nogil
 cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nogil

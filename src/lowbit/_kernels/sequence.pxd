@@ -1,6 +1,6 @@
 from libc.stdint cimport int32_t
 
-from lowbit._kernels.kvpool cimport KVPool
+from lowbit._kernels.kvpool cimport Block, KVPool
 from lowbit._kernels.sampler cimport Sampler
 
 
@@ -17,6 +17,9 @@ cdef struct State:
     int32_t prompt          # how many of them were given
     int32_t most            # tokens, after which it has ended
     void *sampler           # a Sampler; NULL: tokens are only taken in
+    float *recurrent        # state of the recurrent layers behind `length` positions; NULL if there are none
+    float *next             # where a pass writes the one behind it
+    int32_t border          # positions from one state to keep to the next
     bint speculate
     bint all_sparse         # its prompt, too, is computed as made tokens are
     bint ended              # by an end token, or by `most`
@@ -39,6 +42,8 @@ cdef class Turn:
 cdef class Sequence:
     cdef State state
     cdef KVPool pool
+    cdef Block current, other       # memory of the two recurrent states
+    cdef Block begin                # with the state to begin with, or None
     cdef list blocks                # of Block, in the order of their positions
     cdef list chains                # one more than full blocks are known: what the next one hangs on is the last
     cdef int32_t shared             # positions from which on nothing is shared

@@ -19,7 +19,7 @@ from ..families import find_family, plan_of
 from ..formats import open_model
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize
-from ..plan import ModelPlan
+from ..plan import Attention, ModelPlan
 from ..quantize import pack_codes, quantize
 from ..quantize.ggml_types import type_of
 from ..quantize.ternary import ABSMEAN_FLOOR
@@ -231,7 +231,7 @@ class _AdjacentPairs:
         raw, info = self._file.read(name), self._file.tensors[name]
         weight = self._plan.by_name.get(name)
         attention = self._plan.layers[weight.layer].mixer if weight is not None and weight.layer >= 0 else None
-        if weight is None or attention is None or weight.role not in ("attn_q", "attn_k"):
+        if weight is None or not isinstance(attention, Attention) or weight.role not in ("attn_q", "attn_k"):
             return raw
         heads = attention.n_heads if weight.role == "attn_q" else attention.n_kv_heads
         rows, tail = info.shape[0], type_of(info.type).tail_bytes

@@ -154,7 +154,7 @@ class Engine(Driven):
             if self._threaded:
                 raise LowbitError("an engine does not live on in a child process; make a new one there")
             self._leave_parent()
-        most, need, size = self._pool.limit, -(-request.capacity // SPAN), self._pool.block_bytes
+        most, need, size = self._pool.limit, self._pool.need(request.capacity), self._pool.block_bytes
         if most is not None and need > most:
             raise MemoryBudgetError(f"keys and values of such a text need {need * size} bytes; there are {most * size}")
         with self.changed:
@@ -270,13 +270,13 @@ class Engine(Driven):
 
     def _is_coming(self, request: Request) -> bool:
         """Whether a prompt that is being read begins with blocks that this one could then know."""
-        known = None
+        known, border = None, self._pool.border
         for other in self._running:
             if other.state is not State.PREFILL or other.salt != request.salt or request.each is not None:
                 continue
-            n = min(len(request.ids) - 1, len(other.ids)) // SPAN * SPAN
+            n = min(len(request.ids) - 1, len(other.ids)) // border * border
             different = np.flatnonzero(request.ids[:n] != other.ids[:n])
-            common = (int(different[0]) if len(different) else n) // SPAN * SPAN
+            common = (int(different[0]) if len(different) else n) // border * border
             if common:
                 if known is None:
                     known = SPAN * len(self._pool.match(request.ids[:-1].tobytes(), request.salt)[0])

@@ -12,8 +12,8 @@ SCORE_ROWS = 64
 """Most rows whose logits or states are held at a time for one scored text."""
 MAX_DRAFT = 8
 """Most tokens that a sequence proposes in one pass."""
-FORCED_ROWS = 64
-"""Most tokens that a sequence takes in of those which it had no choice about."""
+KNOWN_ROWS = 64
+"""Most tokens that a text takes in at a time whose successor is known already."""
 
 
 class Pace:
@@ -89,17 +89,20 @@ def plan_step(
     for request in decoding:
         assert request.sequence is not None
         drafts = min(MAX_DRAFT, spare // speculating) if request.speculate else 0
-        forced = min(request.sequence.pending - 1, FORCED_ROWS, extra)
-        extra -= forced
-        chosen.append((request, 1 + forced, drafts))
-        room, logits = room - 1 - forced - drafts, logits - 1 - drafts
+        # Several are pending if what comes next is known: it was forced, or proposed and right, which a recurrent state
+        # that has seen wrong proposals must be told again.
+        rows = 1 + min(request.sequence.pending - 1, request.sequence.reach - 1, KNOWN_ROWS, drafts + extra)
+        extra -= max(0, rows - 1 - drafts)
+        drafts = max(0, drafts - (rows - 1))
+        chosen.append((request, rows, drafts))
+        room, logits = room - rows - drafts, logits - 1 - drafts
     if decoding:
         room = min(room, pace.rows())
     if prompts:
         first = turn % len(prompts)
         for request in prompts[first:] + prompts[:first]:
             assert request.sequence is not None
-            rows = min(request.sequence.pending, room)
+            rows = min(request.sequence.pending, room, request.sequence.reach)
             if request.each is not None:
                 rows = min(rows, SCORE_ROWS, logits if request.want == "every" else rows)
             elif rows == request.sequence.pending and request.samples and logits < 1:

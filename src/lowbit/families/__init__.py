@@ -19,6 +19,7 @@ from . import (
     qwen2moe,
     qwen3,
     qwen3moe,
+    qwen35,
     smollm3,
 )
 from .base import Family
@@ -27,7 +28,7 @@ __all__ = ["FAMILIES", "Family", "find_family", "plan_of"]
 
 FAMILIES = (
     llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY, qwen2.FAMILY, qwen3.FAMILY, mistral.FAMILY, smollm3.FAMILY,
-    hunyuan_dense.FAMILY, minicpm.FAMILY, gemma3.FAMILY, qwen2moe.FAMILY, qwen3moe.FAMILY, olmoe.FAMILY,
+    hunyuan_dense.FAMILY, minicpm.FAMILY, gemma3.FAMILY, qwen35.FAMILY, qwen2moe.FAMILY, qwen3moe.FAMILY, olmoe.FAMILY,
     maple.FAMILY,
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from ..errors import FormatError, UnsupportedModelError
-from ..plan import Activation, Attention, Dense, Experts, LayerPlan, ModelPlan, Rope
+from ..plan import Activation, Attention, DeltaNet, Dense, Experts, LayerPlan, ModelPlan, Rope
 from .experts import Routing
 from .rope import yarn_factors, yarn_magnitude
 
@@ -49,6 +49,8 @@ class Family:
     """The embedding is multiplied by the square root of the hidden size."""
     scales: bool = False
     """The embedding, what is added to the residual stream, and the logits have factors (MiniCPM)."""
+    recurrent: bool = False
+    """Most layers are recurrent (`DeltaNet`), and the others gate their attention."""
     layers_of_wide_scale: int = 0
     """Models of so many layers divide scores by the root of hidden size over heads, whatever the heads' size."""
     activation_quant: Literal["token", "group"] = "group"
@@ -89,7 +91,8 @@ class Family:
         for key in ("final_logit_softcapping", "attn_logit_softcapping", "attention.temperature_scale"):
             if keys.real(key, 0.0, 1e9, default=0.0):
                 raise UnsupportedModelError(f"{architecture}.{key} is not supported")
-        n_layers = keys.whole("block_count", 1, MAX_LAYERS)
+        unused = keys.whole("nextn_predict_layers", 0, MAX_LAYERS, default=0) if self.recurrent else 0
+        n_layers = keys.whole("block_count", 1 + unused, MAX_LAYERS) - unused
         input_norms = "blk.0.attn_q_norm_in.weight" in tensors
         scale = math.sqrt(heads / hidden) if n_layers == self.layers_of_wide_scale else 0.0
         attention = Attention(
@@ -111,10 +114,12 @@ class Family:
             scale=keys.real("attention.scale", 0.0, 1e6, default=scale),
             post_norm=self.post_norms,
             input_norms=input_norms,
+            gated=self.recurrent,
         )
+        norm = "post_attention_norm" if self.recurrent else "ffn_norm"
         if self.experts is None:
             wide = keys.whole("feed_forward_length", 1, 1 << 18)
-            dense = Dense(wide, self.activation, self.sub_norms, self.post_norms, input_norms)
+            dense = Dense(wide, self.activation, self.sub_norms, self.post_norms, input_norms, norm)
             feed_forwards: tuple[Dense | Experts, ...] = (dense,) * n_layers
         else:
             feed_forwards = self.experts.plan(keys, n_layers, hidden, tensors)
@@ -126,6 +131,7 @@ class Family:
             hidden_size=hidden,
             context_length=keys.whole("context_length", 1, MAX_CONTEXT),
             layers=tuple(map(LayerPlan, self._mixers(keys, attention, n_layers), feed_forwards)),
+            unused_layers=unused,
             norm_eps=keys.real("attention.layer_norm_rms_epsilon", 0.0, 1.0),
             tied_embeddings="output.weight" not in tensors,
             rope_tensor="rope_freqs.weight" in tensors,
@@ -137,8 +143,13 @@ class Family:
             **scales,
         )  # fmt: skip
 
-    def _mixers(self, keys: _Keys, attention: Attention, n_layers: int) -> Iterator[Attention]:
-        """The attention of every layer: with the window and the base of the layers that have one, or without RoPE."""
+    def _mixers(self, keys: _Keys, attention: Attention, n_layers: int) -> Iterator[Attention | DeltaNet]:
+        """The mixer of every layer: recurrent, or attention with a window and another base, or without RoPE."""
+        if self.recurrent:
+            delta, recurrent = keys.delta_net(), keys.recurrent_layers(n_layers)
+            keys.check_sections(attention)
+            yield from (delta if recurrent[i] else attention for i in range(n_layers))
+            return
         window = keys.whole("attention.sliding_window", 0, MAX_CONTEXT, default=0)
         period = self.windows
         if period is None and 0 < window < keys.whole("context_length", 1, MAX_CONTEXT):
@@ -213,6 +224,45 @@ class _Keys:
             return [bool(flag) for flag in flags]
         period = self.whole(key, 1, MAX_LAYERS, default=period)
         return [period == 1 or (i + 1) % period != 0 for i in range(n_layers)]
+
+    def delta_net(self) -> DeltaNet:
+        """The numbers of the recurrent layers."""
+        heads = self.whole("ssm.time_step_rank", 1, 1 << 14)
+        key_heads = self.whole("ssm.group_count", 1, heads)
+        size = self.whole("ssm.state_size", 1, MAX_HEAD)
+        if heads % key_heads:
+            raise FormatError(f"{heads} value heads cannot share {key_heads} key heads")
+        if self.whole("ssm.inner_size", 1, 1 << 24) != heads * size:
+            raise FormatError(f"{self.prefix}ssm.inner_size is not that of {heads} heads of {size}")
+        return DeltaNet(key_heads, heads, size, self.whole("ssm.conv_kernel", 1, 64))
+
+    def recurrent_layers(self, n_layers: int) -> list[bool]:
+        """Which layers are recurrent: the file says each, or every how many one is not."""
+        key, interval = "attention.recurrent_layers", self.whole("full_attention_interval", 1, MAX_LAYERS, default=4)
+        flags = [(i + 1) % interval != 0 for i in range(n_layers)]
+        value = self.metadata.get(self.prefix + key)
+        if value is not None:
+            given = np.asarray(value)
+            if given.ndim != 1 or len(given) < n_layers or given.dtype != np.bool_:
+                raise FormatError(f"{self.prefix + key} is {_shown(value)}, not {n_layers} truth values")
+            flags = [bool(flag) for flag in given[:n_layers]]
+        if all(flags):
+            raise UnsupportedModelError("a model without a layer of full attention is not supported")
+        return flags
+
+    def check_sections(self, attention: Attention) -> None:
+        """Refuse sections of the rotary pairs that would not rotate a text as without sections."""
+        value = self.metadata.get(self.prefix + "rope.dimension_sections")
+        if value is None:
+            return
+        sections = np.asarray(value)
+        if sections.shape not in ((3,), (4,)) or sections.dtype.kind not in "iu" or (sections < 0).any():
+            raise FormatError(f"{self.prefix}rope.dimension_sections is {_shown(value)}, not four whole numbers")
+        total = int(sections.sum())
+        assert attention.rope is not None
+        for pair in range(attention.rope.dim // 2):
+            if not total or pair % total >= 3 * int(sections[pair % total % 3]):
+                raise UnsupportedModelError("rotary sections that leave out a pair of channels are not supported")
 
     def scales(self, hidden: int, n_layers: int) -> dict[str, float]:
         """MiniCPM's factors; files without the keys are of models that had these."""

@@ -42,8 +42,9 @@ _WHOLE = {
     "lm_head.weight": "output.weight",
 }
 _IN_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.(.+)\.(weight|bias|weight_scale)")
+_BARE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.linear_attn\.(A_log|dt_bias)")
 _PREFIX = re.compile(r"^(model\.language_model|language_model\.model)\.")
-_BESIDE = re.compile(r"(model\.)?(visual|vision_tower|multi_modal_projector)\.")
+_BESIDE = re.compile(r"(model\.)?(visual|vision_tower|multi_modal_projector)\.|mtp\.")
 """Of models that also see: what is not the language model."""
 _DERIVED = re.compile(r"model\.(layers\.[0-9]{1,4}\.self_attn\.)?rotary_emb\.inv_freq")
 """Buffers that old checkpoints hold, and that follow from config.json."""
@@ -74,6 +75,7 @@ class HuggingFaceFolder:
         self._source: dict[str, tuple[SafetensorsFile, str]] = {}  # by name in `tensors`
         self._scales: dict[str, float] = {}  # of packed tensors, to multiply by
         self._changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+        self._orders: dict[str, tuple[int, np.ndarray]] = {}  # axis, and what becomes of the places along it
         self._made: dict[str, np.ndarray] = {}  # bytes of tensors that are not in a file as they are
         self._stacks: dict[str, list[tuple[SafetensorsFile, str]]] = {}  # tensors that are one for each expert
         try:
@@ -106,6 +108,10 @@ class HuggingFaceFolder:
         if name in self._changes:
             values = dequantize(shard.tensors[stored].type, raw, shard.tensors[stored].shape)
             raw = self._made[name] = self._changes[name](values).astype("<f4").reshape(-1).view(np.uint8)
+        elif name in self._orders:
+            axis, index = self._orders[name]
+            values = np.ascontiguousarray(raw).view(f"<u{DTYPE_BYTES[info.type]}").reshape(info.shape)
+            raw = self._made[name] = np.take(values, index, axis).reshape(-1).view(np.uint8)
         elif name in self._scales:
             raw = self._made[name] = _unpack(raw, info.shape, self._scales[name])
         elif info.offset % DTYPE_BYTES[info.type]:
@@ -207,13 +213,16 @@ class HuggingFaceFolder:
             info, name = shard.tensors[stored_name], stored_name
             if translation.inside:
                 name = _PREFIX.sub("model.", name).removeprefix("language_model.")
-                if _BESIDE.match(name):
-                    continue
+            if (translation.inside or translation.architecture == "qwen35") and _BESIDE.match(name):
+                continue
             part = expert_of(name) if translation.experts else None
             if part is not None:
                 experts.setdefault(part[0], {})[part[1]] = stored_name
             layer = _IN_LAYER.fullmatch(name)
             target = _WHOLE.get(name, name)
+            bare = _BARE.fullmatch(name)
+            if bare is not None and translation.architecture == "qwen35":
+                target = f"blk.{bare[1]}.{'ssm_a' if bare[2] == 'A_log' else 'ssm_dt.bias'}"
             if _DERIVED.fullmatch(name) or (target == "output.weight" and translation.tied):
                 continue
             if layer is not None and layer[2] in translation.layer_names:
@@ -236,12 +245,14 @@ class HuggingFaceFolder:
                 raise FormatError(f"the tensor {target} is there twice")
             self._tensors[target] = TensorInfo(target, info.type, info.shape, info.offset, info.nbytes)
             self._source[target] = (shard, stored_name)
-            if translation.plus_one and target.endswith("norm.weight"):
+            if translation.plus_one and target.endswith("norm.weight") and not target.endswith("ssm_norm.weight"):
                 self._change(target, lambda weight: weight + np.float32(1))
         for target, parts in experts.items():
             if len(parts) > 1 or -1 not in parts:
                 self._tensors[target] = stacked(target, {e: stored[name].tensors[name] for e, name in parts.items()})
                 self._stacks[target] = [(stored[parts[e]], parts[e]) for e in range(len(parts))]
+        if translation.architecture == "qwen35":
+            self._arrange_recurrent(translation.metadata)
         if not translation.tied and "output.weight" not in self.tensors:
             raise FormatError("has no lm_head.weight, and config.json does not tie it to the embedding")
         if translation.rope_factors is not None:
@@ -257,6 +268,33 @@ class HuggingFaceFolder:
         info = self._tensors[name]
         self._changes[name] = function
         self._tensors[name] = TensorInfo(name, "F32", info.shape, info.offset, 4 * math.prod(info.shape))
+
+    def _arrange_recurrent(self, metadata: Mapping[str, Any]) -> None:
+        """Give the tensors of recurrent layers GGUF's shapes and order: value head h belongs to key head h mod n there,
+        and to h div (heads / n) here."""
+        of = {key: int(metadata[f"qwen35.ssm.{key}"]) for key in ("group_count", "time_step_rank", "state_size")}
+        keys, heads, size = of.values()
+        order = np.arange(heads)
+        if heads % keys == 0:  # or else the family refuses it
+            order = order.reshape(keys, -1).T.reshape(-1)
+        rows = (order[:, None] * size + np.arange(size)).reshape(-1)
+        channels = np.concatenate([np.arange(2 * keys * size), 2 * keys * size + rows])
+        for name, info in list(self._tensors.items()):
+            role = name.split(".")[2] if name.count(".") >= 2 else ""
+            if name.endswith(".ssm_a") and info.shape == (heads,):
+                self._change(name, lambda log: -np.exp(log[order]))
+            elif role == "ssm_conv1d" and len(info.shape) == 3 and info.shape[1] == 1:
+                shape = info.shape[0], info.shape[2]
+                self._tensors[name] = TensorInfo(name, info.type, shape, info.offset, info.nbytes)
+                self._orders[name] = 0, channels
+            elif role in ("attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta", "ssm_dt"):
+                self._orders[name] = 0, {"attn_qkv": channels, "attn_gate": rows}.get(role, order)
+            elif role == "ssm_out":
+                self._orders[name] = 1, rows
+        for name, (axis, index) in list(self._orders.items()):
+            shape = self._tensors[name].shape
+            if len(shape) <= axis or shape[axis] != len(index):
+                del self._orders[name]  # a shape that is refused later
 
     def _take_packed(self, name: str, target: str, stored: dict[str, SafetensorsFile], what: Translation) -> None:
         info = stored[name].tensors[name]

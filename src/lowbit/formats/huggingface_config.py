@@ -60,12 +60,12 @@ class _ModelClass:
     """Some layers may have a window."""
     plus_one: bool = False
     """RMSNorms multiply by 1 + their weight."""
+    partial: float | None = None
+    """Share of a head's channels that are rotated, if config.json does not say; None is all, whatever it says."""
     inside: str = ""
     """Key of the object in config.json that describes the language model, and what its tensors' names begin with."""
     experts: bool = False
     """Feed-forwards of experts."""
-    partial_rope: bool = False
-    """Only some channels of a head may be rotated."""
 
 
 _GEMMA_NORMS = {
@@ -121,7 +121,7 @@ _CLASSES = {
         _QK_NORMS,
         experts=True,
     ),
-    "MapleForCausalLM": _ModelClass("maple", ("maple",), _QK_NORMS, windows=True, experts=True, partial_rope=True),
+    "MapleForCausalLM": _ModelClass("maple", ("maple",), _QK_NORMS, windows=True, partial=1.0, experts=True),
     "OlmoeForCausalLM": _ModelClass(
         "olmoe",
         ("olmoe",),
@@ -129,6 +129,28 @@ _CLASSES = {
         experts=True,
     ),
 }
+_CLASSES["Qwen3_5ForCausalLM"] = _ModelClass(
+    "qwen35",
+    ("qwen3_5_text",),
+    {
+        **_QK_NORMS,
+        "post_attention_layernorm": "post_attention_norm",
+        "linear_attn.in_proj_qkv": "attn_qkv",
+        "linear_attn.in_proj_z": "attn_gate",
+        "linear_attn.in_proj_a": "ssm_alpha",
+        "linear_attn.in_proj_b": "ssm_beta",
+        "linear_attn.conv1d": "ssm_conv1d",
+        "linear_attn.norm": "ssm_norm",
+        "linear_attn.out_proj": "ssm_out",
+    },
+    theta=1e7,
+    head_dim=256,
+    plus_one=True,
+    partial=0.25,
+)
+_CLASSES["Qwen3_5ForConditionalGeneration"] = replace(
+    _CLASSES["Qwen3_5ForCausalLM"], model_types=("qwen3_5",), inside="text_config"
+)
 _CLASSES["Gemma3ForConditionalGeneration"] = replace(
     _CLASSES["Gemma3ForCausalLM"], model_types=("gemma3",), inside="text_config"
 )
@@ -173,15 +195,13 @@ def translate(config: Mapping[str, Any]) -> Translation:
     for flag in ("attention_bias", "mlp_bias", "use_sliding_window"):
         if keys.flag(flag):
             raise UnsupportedModelError(f"config.json sets {flag}, which is not supported")
-    known = {"full_attention", "sliding_attention"} if kind.windows else {"full_attention"}
+    known = {"full_attention", *(("sliding_attention",) if kind.windows else ())}
+    known |= {"linear_attention"} if kind.architecture == "qwen35" else set()
     if not set(keys.strings("layer_types")) <= known:
         raise UnsupportedModelError("config.json lists layers of a kind that is not supported")
     activation = keys.text("hidden_activation", keys.text("hidden_act", kind.activation))
     if activation != kind.activation:
         raise UnsupportedModelError(f"{name} with the activation {activation[:40]!r} is not supported")
-    rotated = keys.number("partial_rotary_factor", 0.0, 1.0, 1.0)
-    if rotated != 1.0 and not kind.partial_rope:
-        raise UnsupportedModelError("heads that are rotated in part are not supported")
 
     hidden, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
     head_dim = keys.whole("head_dim", kind.head_dim or hidden // heads)
@@ -199,11 +219,10 @@ def translate(config: Mapping[str, Any]) -> Translation:
         "attention.layer_norm_rms_epsilon": keys.number("rms_norm_eps", 0.0, 1.0),
         "vocab_size": keys.whole("vocab_size"),
         "context_length": context,
-        "rope.dimension_count": int(head_dim * rotated),
     }
     if kind.experts:
         values |= expert_keys(keys)
-    rope, factors = _rope(keys, head_dim, context, kind.theta)
+    rope, factors = _rope(keys, head_dim, context, kind)
     values |= _special(keys, kind, values)
     linears = _linears(keys, name)
     metadata = {f"{kind.architecture}.{key}": value for key, value in {**values, **rope}.items()}
@@ -237,6 +256,8 @@ def _special(keys: _Keys, kind: _ModelClass, values: Mapping[str, Any]) -> dict[
         if keys.flag("use_bidirectional_attention"):
             raise UnsupportedModelError("attention in both directions is not supported")
         special["attention.scale"] = keys.number("query_pre_attn_scalar", 1e-6, 1e6, 256.0) ** -0.5
+    if kind.architecture == "qwen35":
+        special |= _recurrent(keys, n_layers)
     if kind.architecture == "minicpm":
         special["embedding_scale"] = keys.number("scale_emb", 1e-6, 1e6, 1.0)
         special["residual_scale"] = keys.number("scale_depth", 1e-6, 1e6, 1.0) / math.sqrt(n_layers)
@@ -249,6 +270,29 @@ def _special(keys: _Keys, kind: _ModelClass, values: Mapping[str, Any]) -> dict[
         usual = [int((i + 1) % 4 != 0) for i in range(min(n_layers, 1 << 16))]
         if has_rope not in (None, usual) or (has_rope is None and every != 4):
             raise UnsupportedModelError("SmolLM3 whose layers without RoPE are not each fourth is not supported")
+    return special
+
+
+def _recurrent(keys: _Keys, n_layers: int) -> dict[str, Any]:
+    """Numbers of Qwen3.5's recurrent layers, and which these are."""
+    size, heads = keys.whole("linear_key_head_dim", 128), keys.whole("linear_num_value_heads", 32)
+    if keys.whole("linear_value_head_dim", 128) != size:
+        raise UnsupportedModelError("recurrent layers whose keys and values differ in size are not supported")
+    if not keys.flag("attn_output_gate", True):
+        raise UnsupportedModelError("Qwen3.5 without gated attention is not supported")
+    special: dict[str, Any] = {
+        "ssm.conv_kernel": keys.whole("linear_conv_kernel_dim", 4),
+        "ssm.state_size": size,
+        "ssm.group_count": keys.whole("linear_num_key_heads", 16),
+        "ssm.time_step_rank": heads,
+        "ssm.inner_size": heads * size,
+        "full_attention_interval": keys.whole("full_attention_interval", 4),
+    }
+    types = keys.strings("layer_types")
+    if types and len(types) != n_layers:
+        raise FormatError(f"config.json has layer_types of {len(types)} layers, and {n_layers} layers")
+    if types:
+        special["attention.recurrent_layers"] = np.array([t == "linear_attention" for t in types])
     return special
 
 
@@ -313,22 +357,26 @@ def _linears(keys: _Keys, name: str) -> Literal["float", "masters", "divide", "m
     return "multiply" if linear_class == "autobitlinear" else "divide"
 
 
-def _rope(keys: _Keys, head_dim: int, context: int, default_theta: float) -> tuple[dict[str, Any], np.ndarray | None]:
+def _rope(keys: _Keys, head_dim: int, context: int, of: _ModelClass) -> tuple[dict[str, Any], np.ndarray | None]:
     """Metadata of the rotary positions, and the factors of Llama 3's scaling, which GGUF keeps in a tensor."""
     far = keys.nested("rope_parameters", "full_attention")
     scaling = far or keys.table("rope_parameters") or keys.table("rope_scaling") or _Keys({})
-    theta = scaling.number("rope_theta", 1.0, 1e12, keys.number("rope_theta", 1.0, 1e12, default_theta))
-    if scaling.number("partial_rotary_factor", 0.0, 1.0, 1.0) != 1.0:
+    theta = scaling.number("rope_theta", 1.0, 1e12, keys.number("rope_theta", 1.0, 1e12, of.theta))
+    default = keys.number("partial_rotary_factor", 0.0, 1.0, 1.0 if of.partial is None else of.partial)
+    share = scaling.number("partial_rotary_factor", 0.0, 1.0, default)
+    if of.partial is None and share != 1.0:
         raise UnsupportedModelError("heads that are rotated in part are not supported")
-    rope: dict[str, Any] = {"rope.freq_base": theta}
+    rope: dict[str, Any] = {"rope.freq_base": theta, "rope.dimension_count": int(head_dim * share)}
     kind = scaling.text("rope_type", scaling.text("type", "default"))
     if kind == "dynamic" and scaling.values.get("alpha") is not None:  # Hunyuan: nothing but another base
         alpha = scaling.number("alpha", 1.0, 1e6)
-        return {"rope.freq_base": theta * alpha ** (head_dim / max(head_dim - 2, 1))}, None
+        return rope | {"rope.freq_base": theta * alpha ** (head_dim / max(head_dim - 2, 1))}, None
     original = scaling.whole("original_max_position_embeddings", context)
     # Dynamic scaling begins behind the original context, and lowbit stops there.
     if kind == "default" or (kind == "dynamic" and original == context):
         return rope, None
+    if share != 1.0:
+        raise UnsupportedModelError("scaled positions of heads that are rotated in part are not supported")
     if kind not in ("linear", "llama3", "yarn"):
         raise UnsupportedModelError(f"RoPE scaling of type {kind[:40]!r} is not supported")
     factor = scaling.number("factor", 1e-3, 1e6)

@@ -9,7 +9,7 @@ from .._kernels import dispatch
 from ..assets import EMBEDDED_MODEL
 from ..families import plan_of
 from ..formats import open_model
-from ..plan import Experts, ModelPlan
+from ..plan import DeltaNet, Experts, ModelPlan
 from ..tokenizers import Tokenizer
 from .load import (
     BATCH,
@@ -19,6 +19,7 @@ from .load import (
     describe,
     kv_bytes_per_token,
     named,
+    state_bytes,
     tokenizer_of,
 )
 from .packing import check_tensors, packed_bytes
@@ -70,6 +71,7 @@ def inspect_file(
             "weight_bytes": weight_bytes,
             "scratch_bytes": _scratch_bytes(plan),
             "kv_bytes_per_token": kv_bytes_per_token(plan, automatic_kv_type(plan)),
+            "state_bytes": state_bytes(plan),
             "threads": check_threads(None),
             "skipping": [
                 linear.name
@@ -87,11 +89,13 @@ def _network(plan: ModelPlan) -> dict[str, int]:
     kinds: dict[str, int] = {}
     for layer in plan.layers:
         mixer, feed_forward = layer.mixer, layer.feed_forward
-        many = f"{feed_forward.top_k} of {feed_forward.n} experts, " if isinstance(feed_forward, Experts) else ""
-        words = (
-            f"attention of {mixer.n_heads} heads of {mixer.head_dim} on {mixer.n_kv_heads} for keys and values"
-            f" and {many}{feed_forward.activation} feed-forward of {feed_forward.size}"
-        )
+        if isinstance(mixer, DeltaNet):
+            words = f"gated delta net of {mixer.n_value_heads} heads of {mixer.head_dim} on {mixer.n_key_heads}"
+        else:
+            words = f"attention of {mixer.n_heads} heads of {mixer.head_dim} on {mixer.n_kv_heads}"
+            words += f"{f' in a window of {mixer.window}' if mixer.window else ''} for keys and values"
+        chosen = f"{feed_forward.top_k} of {feed_forward.n} experts, " if isinstance(feed_forward, Experts) else ""
+        words += f" and {chosen}{feed_forward.activation} feed-forward of {feed_forward.size}"
         kinds[words] = kinds.get(words, 0) + 1
     return kinds
 
@@ -110,7 +114,7 @@ def _scratch_bytes(plan: ModelPlan) -> int:
     hidden, row = plan.hidden_size, 0
     linears = [linear for i in range(plan.n_layers) for linear in plan.linears(i)]
     widest_in, widest_out = max(one.n_in for one in linears), max(one.n_out for one in linears)
-    heads = max(layer.mixer.n_heads * layer.mixer.head_dim for layer in plan.layers)
+    heads = max(mixer.n_heads * mixer.head_dim for mixer in plan.attentions)
     row = 4 * (hidden + widest_in + max(widest_out, hidden) + max(heads, hidden)) + widest_in + 8 * (widest_in // 32)
     row += max(
         feed_forward.top_k * (5 * hidden + 9 * feed_forward.size) + 8 * feed_forward.n

@@ -19,7 +19,7 @@ from ..errors import FormatError, UnsupportedModelError
 from ..families import plan_of
 from ..formats import open_model
 from ..formats.base import ModelFile
-from ..plan import ModelPlan
+from ..plan import DeltaNet, ModelPlan
 from ..tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary, load_tokenizer
 from ..tokenizers.llama2c import tokenizer_beside
 from . import sparsity as sparsity_settings
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ..model import Model
 
 __all__ = [
-    "automatic_kv_type", "build", "check_threads", "describe", "kv_bytes_per_token", "load", "named", "tokenizer_of",
+    "automatic_kv_type", "build", "check_threads", "describe", "kv_bytes_per_token", "load", "named", "state_bytes",
+    "tokenizer_of",
 ]  # fmt: skip
 
 DEFAULT_CONTEXT = 8192
@@ -155,16 +156,26 @@ def kv_bytes_per_token(plan: ModelPlan, kv_type: str) -> int:
     """Return the memory of a token's keys and values in all layers."""
     element = {"f32": 4, "f16": 2, "int8": 1}[kv_type]
     total = 0
-    for layer in plan.layers:
-        values = -(-layer.mixer.head_dim // 16) * 16  # lie in whole vectors
+    for mixer in plan.attentions:
+        values = -(-mixer.head_dim // 16) * 16  # lie in whole vectors
         scales = 8 if kv_type == "int8" else 0
-        total += layer.mixer.n_kv_heads * (element * (layer.mixer.head_dim + values) + scales)
+        total += mixer.n_kv_heads * (element * (mixer.head_dim + values) + scales)
     return total
+
+
+def state_bytes(plan: ModelPlan) -> int:
+    """Return the memory of the recurrent layers' state, for one sequence."""
+    floats = 0
+    for layer in plan.layers:
+        if isinstance(d := layer.mixer, DeltaNet):
+            window, row = (d.taps - 1) * d.channels, -(-d.head_dim // 16) * 16  # in whole vectors
+            floats += -(-window // 16) * 16 + d.n_value_heads * d.head_dim * row
+    return 4 * floats
 
 
 def automatic_kv_type(plan: ModelPlan) -> str:
     """Return what ``kv_type="auto"`` is for a model."""
-    numbers = sum(2 * layer.mixer.n_kv_heads * layer.mixer.head_dim for layer in plan.layers)
+    numbers = sum(2 * mixer.n_kv_heads * mixer.head_dim for mixer in plan.attentions)
     return "f32" if 4 * numbers <= EXACT_KV_BYTES else "f16"
 
 
@@ -194,7 +205,7 @@ def build(
             plan, read.layers, read.token_embd, read.output, read.output_norm, context, threads,
             None if paging is None else paging.pager,
         )  # fmt: skip
-        pool = KVPool(plan.n_layers, plan.n_kv_heads, plan.head_dim, kv_type)
+        pool = KVPool(len(plan.attentions), plan.n_kv_heads, plan.head_dim, kv_type, graph.state_bytes)
         return Decoder(graph, pool, threads, min(batch, context))
 
     if budget is None:

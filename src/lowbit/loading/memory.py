@@ -134,6 +134,7 @@ class Budget:
         least = make(context or min(LEAST_CONTEXT, most_context), LEAST_BATCH)
         row = max(1, least.scratch_bytes // least.batch)
         blocks = self.limit // 8 // least.pool.block_bytes
+        blocks -= least.pool.need(0)
         good_context = context or min(most_context, max(least.graph.context, blocks * SPAN))
         good_batch = min(batch, max(least.batch, self.limit // 16 // row))
         for decoder in (make(good_context, good_batch), least):
@@ -184,8 +185,8 @@ class Budget:
 
 
 def blocks_of(decoder: Decoder) -> int:
-    """Return how many blocks of keys and values one whole context takes."""
-    return -(-int(decoder.graph.context) // SPAN)
+    """Return how many blocks of keys and values one whole context takes, with the recurrent states beside them."""
+    return int(decoder.pool.need(decoder.graph.context))
 
 
 def shown(n: int) -> str:

@@ -80,8 +80,9 @@ def check_tensors(file: ModelFile, plan: ModelPlan) -> None:
             raise FormatError(f"the tensor {weight.name} is missing")
         if info.shape != weight.shape and not (weight.kind == "router" and (1, *info.shape) == weight.shape):
             raise FormatError(f"the tensor {weight.name} has shape {info.shape}, not {weight.shape}")
+    unused = tuple(f"blk.{i}." for i in range(plan.n_layers, plan.n_layers + plan.unused_layers))
     for name in file.tensors:
-        if name not in plan.by_name:
+        if name not in plan.by_name and not name.startswith(unused):
             raise UnsupportedModelError(f"the tensor {name} is not known in the family {plan.family}")
 
 
@@ -144,8 +145,8 @@ def packed_bytes(
     nbytes, ternary = 0, set[str]()
     for weight in plan.weights():
         info = file.tensors[weight.name]
-        if len(weight.shape) == 1:
-            nbytes += 0 if weight.kind == "factors" else 4 * weight.shape[0]
+        if weight.kind not in ("linear", "embedding", "head"):
+            nbytes += 0 if weight.kind == "factors" else 4 * math.prod(weight.shape)
             continue
         rows, cols = matrix_shape(info)
         scale = read.one_scale(info) if weight.kind == "linear" else None

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import Attention, Experts, ModelPlan
+from ..plan import Attention, DeltaNet, Experts, ModelPlan
+from .delta import gated_delta_net
 from .experts import expert_feed_forward
 from .layers import attention, gated_feed_forward, rms_norm, rope, softmax, sparsify
 from .quantization import FloatLinear, Linear
@@ -90,8 +91,7 @@ def hidden_states(
         share = (sparsity or {}).get(name, 0.0)
         return sparsify(x, max(x.shape[-1] - int(share * x.shape[-1]), 1)) if share else x
 
-    def heads(layer: Attention, block: str, name: str, x: np.ndarray) -> np.ndarray:
-        y = linear(f"{block}.attn_{name}", x)
+    def heads(layer: Attention, block: str, name: str, y: np.ndarray) -> np.ndarray:
         if layer.bias:
             y = y + vector(f"{block}.attn_{name}_bias")
         y = y.reshape(n, -1, layer.head_dim)  # (n, heads, head_dim)
@@ -108,6 +108,26 @@ def hidden_states(
             y = norm(f"{block}.attn_{name}_norm", y)
         return y
 
+    def attend(layer: Attention, block: str, normed: np.ndarray) -> np.ndarray:
+        q, k, v = (linear(f"{block}.attn_{name}", normed) for name in "qkv")
+        gate = np.inf
+        if layer.gated:
+            q, gate = (a.reshape(n, -1) for a in np.split(q.reshape(n, layer.n_heads, -1), 2, axis=2))
+        q, k, v = (heads(layer, block, name, y) for name, y in zip("qkv", (q, k, v)))
+        mixed = attention(q, k, v, layer.window, layer.scale) / (1 + np.exp(-gate))  # (n, n_heads * head_dim)
+        mixed = norm(f"{block}.attn_sub_norm", mixed) if layer.sub_norm else mixed
+        y = linear(f"{block}.attn_output", kept("attn_output", mixed))
+        return norm(f"{block}.post_attention_norm", y) if layer.post_norm else y
+
+    def recur(layer: DeltaNet, block: str, normed: np.ndarray) -> np.ndarray:
+        names = ("attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta")
+        mixed = gated_delta_net(
+            *(linear(f"{block}.{name}", normed) for name in names),
+            *(vector(f"{block}.{name}") for name in ("ssm_conv1d", "ssm_dt_bias", "ssm_a", "ssm_norm")),
+            layer.n_key_heads, plan.norm_eps,
+        )  # fmt: skip
+        return linear(f"{block}.ssm_out", kept("attn_output", mixed))
+
     ids = np.asarray(token_ids, dtype=np.int64)
     n = len(ids)
     positions = np.arange(n)
@@ -118,16 +138,10 @@ def hidden_states(
         mixer, feed_forward = layer.mixer, layer.feed_forward
 
         normed = kept("qkv", norm(f"{block}.attn_norm", x))
-        q, k, v = (heads(mixer, block, name, normed) for name in "qkv")
-        mixed = attention(q, k, v, mixer.window, mixer.scale)  # (n, n_heads * head_dim)
-        if mixer.sub_norm:
-            mixed = norm(f"{block}.attn_sub_norm", mixed)
-        y = linear(f"{block}.attn_output", kept("attn_output", mixed))
-        if mixer.post_norm:
-            y = norm(f"{block}.post_attention_norm", y)
+        y = attend(mixer, block, normed) if isinstance(mixer, Attention) else recur(mixer, block, normed)
         x = x + plan.residual_scale * y
 
-        normed = kept("gate_up", norm(f"{block}.ffn_norm", x))
+        normed = kept("gate_up", norm(f"{block}.{feed_forward.norm}", x))
         if isinstance(feed_forward, Experts):
             bias = vector(f"{block}.exp_probs_b_bias") if feed_forward.bias else None
             x = x + expert_feed_forward(normed, feed_forward, partial(one_of, block), bias)

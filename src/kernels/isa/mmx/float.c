@@ -284,3 +284,33 @@ void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t rows
         attend_rows(a, row, rows, kv_head, LB_KV_F32);
     }
 }
+
+/* One value after the other; each has two chains of sums over the keys. */
+void LB_NAME(lb_delta)(const float *from, float *to, const float *q, const float *k, const float *v, float decay,
+                       float beta, int32_t size, float *out) {
+    const ptrdiff_t step = (size + 15) / 16 * 16;
+    for (int32_t i = 0; i < size; i++) {
+        float even = 0.0f, odd = 0.0f;
+        int32_t j = 0;
+        for (; j + 1 < size; j += 2) {
+            even = even + from[j * step + i] * decay * k[j];
+            odd = odd + from[(j + 1) * step + i] * decay * k[j + 1];
+        }
+        if (j < size) even = even + from[j * step + i] * decay * k[j];
+        const float error = beta * (v[i] - (even + odd));
+        even = odd = 0.0f;
+        for (j = 0; j < size; j++) {
+            const float m = from[j * step + i] * decay + error * k[j];
+            to[j * step + i] = m;
+            if (j & 1) {
+                odd = odd + m * q[j];
+            } else {
+                even = even + m * q[j];
+            }
+        }
+        out[i] = even + odd;
+    }
+    for (int32_t j = 0; j < size; j++) {
+        for (int32_t i = size; i < step; i++) to[j * step + i] = 0.0f;
+    }
+}

@@ -1,0 +1,131 @@
+"""Windows, layers without RoPE, norms after, factors, recurrent layers: the same bits however the tokens come."""
+
+from __future__ import annotations
+
+import checkpoints
+import numpy as np
+import pytest
+
+import lowbit
+from lowbit import isa as instruction_sets
+from lowbit import reference
+from lowbit._kernels.decoder import Batch
+from lowbit._kernels.sequence import Sequence
+from lowbit.convert import convert
+from lowbit.families import plan_of
+from lowbit.formats import open_model
+from lowbit.formats.blocks import dequantize
+from lowbit.reference import TernaryLinear, quantize_weights_absmean
+
+NAMES = ["mistral", "smollm3", "hunyuan", "minicpm", "gemma3", "qwen3_embedding", "gemma3_embedding", "qwen35"]
+IDS = np.random.default_rng(6).integers(0, checkpoints.VOCAB, 100).astype(np.int32)
+EXACT = {"kv_type": "f32", "head": "file", "weights": "file", "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("layers")
+    return {name: checkpoints.write(name, root / name) for name in NAMES}
+
+
+def read(decoder, ids, cuts):
+    """Logits of all tokens, taken in by pieces of these sizes."""
+    sequence, batch, rows = Sequence(decoder.pool, ids, len(ids), reuse=False), Batch(decoder), []
+    for cut in cuts:
+        if sequence.pending:
+            batch.clear()
+            batch.add(sequence, min(cut, sequence.pending), "every")
+            decoder.step(batch)
+            rows.append(decoder.logits[batch.place(0)].copy())
+            sequence.publish()
+    sequence.close()
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reference_computes_the_same(folders, name):
+    with open_model(folders[name]) as file:
+        plan = plan_of(file)
+        weights = {}
+        for weight in plan.weights():
+            info = file.tensors[weight.name]
+            values = dequantize(info.type, file.read(weight.name), info.shape)
+            role = weight.name.removesuffix(".weight").replace(".bias", "_bias")
+            if plan.bit_linear and weight.kind == "linear":
+                values = TernaryLinear(*quantize_weights_absmean(values))
+            weights[role] = values
+    expected = reference.forward(plan, weights, IDS)
+    got = lowbit.load(folders[name], **EXACT).logits(IDS)
+    # with int8 activations, a value at a half can be rounded either way
+    worst = np.abs(got - expected).max(1) / (expected.max() - expected.min())
+    assert np.median(worst) <= 1e-5
+    assert worst.max() <= (1e-2 if plan.bit_linear else 1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_instruction_set_and_thread_count_gives_the_same_bits(folders, name):
+    before, want = instruction_sets.active(), None
+    try:
+        for threads in (1, 3):
+            model = lowbit.load(folders[name], **{**EXACT, "threads": threads})
+            for isa in instruction_sets.available():
+                instruction_sets.use(isa)
+                got = model.logits(IDS)
+                want = got if want is None else want
+                assert np.array_equal(got, want), (isa, threads)
+    finally:
+        instruction_sets.use(before)
+
+
+@pytest.mark.parametrize("kv_type", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_gives_the_same_bits_in_any_pieces(folders, name, kv_type):
+    decoder = lowbit.load(folders[name], **{**EXACT, "kv_type": kv_type})._decoder
+    want = read(decoder, IDS, (100,))
+    assert np.isfinite(want).all()
+    for cuts in ((1,) * 100, (64, 36), (63, 1, 1, 35), (7, 1, 13, 60, 19)):
+        assert np.array_equal(read(decoder, IDS, cuts), want), cuts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_text_in_a_batch_is_the_text_alone(folders, name):
+    model = lowbit.load(folders[name], **EXACT)
+    prompts = [IDS[i : i + n].tolist() for i, n in ((0, 5), (3, 70), (20, 1), (9, 33))]
+    options = {"max_tokens": 50, "temperature": 0.8, "seed": 4}
+    alone = [lowbit.load(folders[name], **EXACT).generate(prompt, **options).tokens for prompt in prompts]
+    assert [out.tokens for out in model.generate(prompts, **options)] == alone
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_known_beginning_changes_no_bit(folders, name):
+    model = lowbit.load(folders[name], **EXACT)
+    start, options = IDS[:90].tolist(), {"max_tokens": 8, "temperature": 0}
+    model.generate(start, **options)
+    for prompt in (start, [*start, 7, 8], [*start[:70], 5]):
+        fresh = lowbit.load(folders[name], **EXACT).generate(prompt, **options)
+        again = model.generate(prompt, **options)
+        assert again.timings.reused_tokens >= 64
+        assert again.tokens == fresh.tokens
+        decoder = model._decoder
+        sequence = Sequence(decoder.pool, np.array(prompt, np.int32), 120)
+        assert sequence.reused >= 64
+        assert np.array_equal(decoder.read(sequence)[0], read(decoder, np.array(prompt, np.int32), (50, 50))[-1])
+        sequence.close()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_proposed_tokens_change_no_text(folders, name):
+    prompt = (IDS[:12].tolist() * 5)[:55]
+    plain = lowbit.load(folders[name], **EXACT).generate(prompt, max_tokens=60, temperature=0)
+    model = lowbit.load(folders[name], **EXACT)
+    assert model.generate(prompt, max_tokens=60, temperature=0, speculate=True).tokens == plain.tokens
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_that_stay_in_the_file_give_the_same_bits(folders, name, tmp_path):
+    path = tmp_path / "model.gguf"
+    convert(folders[name], path, "f16", head="f16")
+    with pytest.raises(lowbit.MemoryBudgetError) as caught:
+        lowbit.load(path, max_ram=1 << 16, threads=1)
+    paged, resident = lowbit.load(path, max_ram=caught.value.smallest, threads=1), lowbit.load(path, threads=1)
+    assert np.array_equal(paged.logits(IDS), resident.logits(IDS))
