@@ -33,7 +33,9 @@ def plan(architecture, **keys):
     return find_family(architecture).plan(metadata, architecture, ())
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "minicpm", "smollm3", "hunyuan-dense", "qwen35", "mistral3"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gemma3", "minicpm", "smollm3", "hunyuan-dense", "qwen35", "mistral3"]
+)
 def test_the_numbers_that_the_others_are_made_of_are_right(architecture):
     assert plan(architecture).n_layers == 4
 
