@@ -3,8 +3,8 @@
 The cache is the one that huggingface_hub and what builds on it share, laid out as its documentation says: blobs under
 the names of their checksums, and per commit a folder of links to them. It is read without that library, which is
 imported when something has to be fetched. A file enters the cache when it is complete and its checksum is right, and
-a commit becomes the current one when all that was asked of it is there. What the hub says is not trusted: names of files
-must be harmless, commits and checksums must look like ones.
+a commit becomes the current one when all that was asked of it is there. What the hub says is not trusted: names of
+files must be harmless, commits and checksums must look like ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PREFERENCE = (
 """Types of GGUF files, best first: what is ternary, then what is known to keep a model good in little memory. ``Q4``
 stands for all types that begin so."""
 LARGEST_BY_HTTP = 50 * 10**9
-"""Larger files come by the hub's other protocol alone, which the library speaks; it checks them, and does not resume."""
+"""Larger files come by the hub's other protocol alone, which the library speaks, and does not resume."""
 
 _NAME = re.compile(r"hf:([A-Za-z0-9][A-Za-z0-9._-]{0,95})/([A-Za-z0-9][A-Za-z0-9._-]{0,95})(?::(.+))?")
 _TYPE = re.compile(r"(?:^|[-._])((?:[PS]?TQ|PQ|I?Q)[0-9](?:_[A-Z0-9_]+)?|I2_S|MXFP4(?:_MOE)?|BF16|F16|F32)(?=[-.])")
@@ -39,9 +39,9 @@ _PART = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})(\.gguf|\.safetensors)")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _BESIDE = frozenset(
-    "config.json generation_config.json model.safetensors.index.json tokenizer.json tokenizer.model "
-    "tokenizer_config.json special_tokens_map.json chat_template.jinja".split()
-)
+    ("config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
+     "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+)  # fmt: skip
 """Files of a model folder that are read beside the weights."""
 
 
@@ -159,8 +159,9 @@ def models_here() -> list[Here]:
         if _NAME.fullmatch(PREFIX + repository) is None:
             continue
         snapshot, names = _snapshot(folder)
-        models = [name for name in names if _is_gguf_model(name)] or [None]
-        for file in models:
+        models = [name for name in names if _is_gguf_model(name)]
+        files: list[str | None] = [*models] or [None]
+        for file in files:
             choice = choose(names, file)
             if choice is not None:
                 size = sum((snapshot / name).stat().st_size for name in choice.files)
@@ -183,7 +184,11 @@ def _parse(text: str) -> Name:
 def _harmless(name: str) -> bool:
     """Whether a path is relative, stays in its folder on every system, and can be shown."""
     return len(name) <= 512 and all(
-        part and part[0] not in ". " and part[-1] not in ". " and part.isprintable() and not set(part) & set('\\:*?"<>|')
+        part
+        and part[0] not in ". "
+        and part[-1] not in ". "
+        and part.isprintable()
+        and not set(part) & set('\\:*?"<>|')
         for part in name.split("/")
     )
 
@@ -192,7 +197,9 @@ def _is_gguf_model(name: str) -> bool:
     """Whether a file, or the first of several that belong together, is a model in GGUF."""
     part = _PART.fullmatch(name)
     last = name.rpartition("/")[2].lower()
-    return last.endswith(".gguf") and "mmproj" not in last and "imatrix" not in last and (not part or part[2] == "00001")
+    return (
+        last.endswith(".gguf") and "mmproj" not in last and "imatrix" not in last and (not part or part[2] == "00001")
+    )
 
 
 def _type_of(name: str) -> str:
@@ -252,8 +259,10 @@ def _fetched(name: Name) -> str:
     except ImportError:
         if hint := _cached(name):
             hint = f" (a copy is here: {hint})"
-        raise RemoteError(f"{name}: to fetch models needs huggingface_hub: pip install 'lowbit[hub]'{hint or ''}") from None
-    if hub.constants.is_offline_mode():
+        raise RemoteError(
+            f"{name}: to fetch models needs huggingface_hub: pip install 'lowbit[hub]'{hint or ''}"
+        ) from None
+    if hub.constants.HF_HUB_OFFLINE:
         if path := _cached(name):
             return path
         raise RemoteError(
@@ -266,9 +275,10 @@ def _fetched(name: Name) -> str:
         choice = choose(listing, name.file)
         if choice is None:
             raise RemoteError(_nothing(listing, name.file))
-        if not _COMMIT.fullmatch(info.sha or ""):
+        commit = info.sha or ""
+        if not _COMMIT.fullmatch(commit):
             raise RemoteError(f"{hub.constants.ENDPOINT} names no commit, so it is no hub")
-        download = _Download(hub, name.repository, info.sha)
+        download = _Download(hub, name.repository, commit)
         download.all([(file, listing[file]) for file in choice.files])
     return os.path.normpath(download.snapshot / choice.opens)
 
@@ -337,7 +347,10 @@ class _Download:
 
     def _fetch(self, name: str, size: int, digest: str) -> None:
         if size > LARGEST_BY_HTTP:
-            self._hub.hf_hub_download(self._repository, name, revision=self._commit, library_name="lowbit")
+            path = self._hub.hf_hub_download(
+                self._repository, name, revision=self._commit, cache_dir=cache_folder(), library_name="lowbit"
+            )
+            _verify(Path(path), name, size, digest)
             return
         blob, link = self._folder / "blobs" / digest, self.snapshot / name
         for folder in (blob.parent, link.parent, self._locks):
@@ -368,9 +381,7 @@ class _Download:
                 expected_size=size,
                 displayed_filename=name,
             )
-        if _digest_of(begun, size, len(digest)) != digest:
-            begun.unlink()
-            raise RemoteError(f"{name} is damaged: its checksum is not the hub's. It is deleted; fetch it again")
+        _verify(begun, name, size, digest)
         os.replace(begun, blob)
 
 
@@ -378,18 +389,21 @@ def _begun(blob: Path) -> Path:
     return blob.with_name(f"{blob.name}.incomplete")
 
 
-def _digest_of(path: Path, size: int, length: int) -> str:
-    """The checksum by which the hub names a file: SHA-256 of a large one, Git's own of a small one."""
+def _verify(path: Path, name: str, size: int, digest: str) -> None:
+    """Delete a file, and raise RemoteError, if it has another checksum: SHA-256, or Git's own of a small file."""
     from tqdm import tqdm
 
-    state = hashlib.sha256() if length == 64 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    state = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with open(path, "rb") as file, tqdm(
         desc="checksum", total=size, unit="B", unit_scale=True, delay=1, disable=None, leave=False
     ) as bar:  # fmt: skip
         while chunk := file.read(1 << 20):
             state.update(chunk)
             bar.update(len(chunk))
-    return state.hexdigest()
+    if state.hexdigest() != digest:
+        os.unlink(os.path.realpath(path))
+        path.unlink(missing_ok=True)
+        raise RemoteError(f"{name} is damaged: its checksum is not the hub's. It is deleted; fetch it again")
 
 
 @contextmanager
@@ -423,11 +437,8 @@ def _answers(hub: Any, name: Name) -> Iterator[None]:
         raise RemoteError(f"{endpoint} {what} ({one_line(error.server_message or error)})") from None
     except Exception as error:  # of whatever library asks for it: requests, httpx
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
-            raise RemoteError(
-                f"{error.filename or cache_folder()}: {error.strerror}; what has been fetched stays, and the next attempt "
-                "goes on from there"
-            ) from None
-        raise RemoteError(
-            f"{endpoint} cannot be reached, or the connection ended ({one_line(error) or type(error).__name__}); what has "
-            "been fetched stays, and the next attempt goes on from there"
-        ) from None
+            what = f"{error.filename or cache_folder()}: {error.strerror}"
+        else:
+            reason = one_line(error) or type(error).__name__
+            what = f"{endpoint} cannot be reached, or the connection ended ({reason})"
+        raise RemoteError(f"{what}; what has been fetched stays, and the next attempt goes on from there") from None

@@ -330,6 +330,7 @@ class Model:
     def info(self) -> dict[str, Any]:
         """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set.
 
+        ``kept_as``, if it is there, tells what weights became whose type has no form of its own in memory.
         ``skipping`` names the linear layers that read only the weights of inputs that are not zero: under `sparsity`
         those where that was quicker on this machine when the model was loaded. ``warnings`` lists what in the file is
         guessed, contradicts itself, or is known to ruin the text elsewhere.

@@ -48,7 +48,7 @@ class Parrot:
 
     def generate(self, prompt, **sampling):
         self.sampling = sampling
-        return SimpleNamespace(text=self.tokenizer.decode(prompt))
+        return lowbit.Generation(self.tokenizer.decode(prompt), [], len(prompt), "stop", None)
 
 
 def test_each_message_is_sent_with_all_that_was_said():
@@ -204,4 +204,4 @@ def test_names_of_control_tokens_in_tools_and_calls_stay_text():
     model.generate = lambda prompt, **sampling: seen.append(list(prompt)) or lowbit.Generation("", [], 3, "stop", None)
     answer(model, messages, tools=tools)
     controls = [i for i in seen[0] if i in model.tokenizer.control_ids]
-    assert len(controls) == 2 * 3 + 1
+    assert len(controls) == 1 + 2 * 3 + 1, "BOS, three messages, and the beginning of the answer"

@@ -331,7 +331,7 @@ TEMPLATES = [
     "value | tojson }};{% endfor %}{% endfor %}{% for m in messages %}{{ m.role }}|{{ m.content }}"
     "{% for c in m.tool_calls %}[TOOL_CALLS][{{ (c.function | tojson)[:-1] + ', \"id\": \"' + c.id + '\"}' }}]"
     "{% endfor %}{% if m.role == 'tool' %}({{ m.tool_call_id }}){% endif %}\n{% endfor %}",
-    "{{ tools | map(attribute='function') | tojson(indent=2) }}{% for m in messages %}<｜{{ m.role }}｜>"
+    "{{ tools | map(attribute='function') | list | tojson(indent=2) }}{% for m in messages %}<｜{{ m.role }}｜>"
     "{% if m.content is none %}<｜tool▁calls▁begin｜>{{ m['tool_calls'][0]['function']['name'] + '\n```json\n' + "
     "m['tool_calls'][0]['function']['arguments'] + '\n```' }}{% else %}{{ m.content }}{% endif %}{% endfor %}",
     "{% for t in tools %}{{ t | tojson(sort_keys=true, separators=(',', ':')) }}{% endfor %}{% for m in messages %}"

@@ -164,6 +164,14 @@ def test_number_39_is_mxfp4_where_its_sizes_tile_the_file(write):
     assert open_model(write(content)).tensors["a"].type == "MXFP4"
 
 
+@pytest.mark.parametrize(("kind", "elements", "nbytes"), [("Q2_0", 64, 18), ("PQ2_0", 128, 34), ("STQ1_0", 256, 42)])
+@pytest.mark.parametrize("last", [False, True])
+def test_number_42_is_the_type_whose_sizes_tile_the_file(write, kind, elements, nbytes, last):
+    tensor = Tensor("a", (256, 64), 42, data=bytes(64 * 256 // elements * nbytes))
+    tensors = [Tensor("b"), tensor] if last else [tensor, Tensor("b", (8,), data=bytes(32))]
+    assert open_model(write(File(tensors=tensors).build())).tensors["a"].type == kind
+
+
 def test_number_36_is_i2_s_in_a_llama_too(write):
     content = File(tensors=[Tensor("a", (128,), 36, data=bytes(64))]).build()
     assert open_model(write(content)).tensors["a"].type == "I2_S"

@@ -119,6 +119,21 @@ CRAFTED: dict[str, dict[str, Any]] = {
         "code 3": lambda: seeds.llama(
             36, 128, [("blk.0.ffn_up.weight", (128, 128), 36, b"\xff" * 4096 + b"\0\0\0\x3f" + bytes(28))]
         ).encode(),
+        "weights that are rotated": lambda: model(**{"prism.hadamard.version": (U32, 1)}),
+        "weights that are rotated, though nobody says how": lambda: model(**{"prism.hadamard.x": (STRING, "y" * 999)}),
+        "power of two beyond float32": lambda: model(("blk.0.ffn_up.weight", (32, 64), 39, (b"\xff" + bytes(16)) * 64)),
+        "scale of IQ4_NL that is infinite": lambda: model(
+            ("blk.0.ffn_up.weight", (32, 64), 20, (b"\0\x7c" + bytes(16)) * 64)
+        ),
+        "scale of IQ1_M that is no number": lambda: seeds.llama(
+            0, 256, [("blk.0.ffn_up.weight", (256, 256), 29, (bytes(49) + b"\xf0" * 7) * 256)]
+        ).encode(),
+        "codes that are all 3": lambda: seeds.llama(
+            0, 256, [("blk.0.ffn_up.weight", (256, 256), 142, (b"\0\x3c" + b"\xff" * 32) * 512)]
+        ).encode(),
+        "a type whose blocks are cut": lambda: seeds.llama(
+            0, 256, [("blk.0.ffn_up.weight", (256, 256), 42, bytes(42 * 256 - 1))]
+        ).encode(),
         "heads of 16384": lambda: seeds.llama(0, 0, [], head_dim=16384).encode(),
         "template of many marks": lambda: model(**{"tokenizer.chat_template": (STRING, "[INST]" * 170_000)}),
         "template of many roles": lambda: model(
@@ -140,6 +155,20 @@ CRAFTED: dict[str, dict[str, Any]] = {
         "cut in the header": struct.pack("<Ii", 0x616B3432, 1) + bytes(40),
     },
     "gguf_tokenizer": {
+        "Gemma 4 without merges": lambda: vocabulary("gemma4", **{**seeds.RAW, "tokenizer.ggml.merges": None}),
+        "Gemma 4 whose bytes are words": lambda: vocabulary(
+            "gemma4", **{**seeds.RAW, "tokenizer.ggml.token_type": (I32, [1] * (seeds.N_WORDS + 2))}
+        ),
+        "Gemma 4 of byte tokens alone, with a type of 7": lambda: vocabulary(
+            "gemma4", **{**seeds.RAW, "tokenizer.ggml.token_type": (I32, [7] * (seeds.N_WORDS + 2))}
+        ),
+        "Gemma 4 with a merge to a token that is not there": lambda: vocabulary(
+            "gemma4", **{**seeds.RAW, "tokenizer.ggml.merges": (STRING, ["a a"])}
+        ),
+        **{
+            f"a rule of its own, {name}": lambda name=name: vocabulary("gpt2", **{"tokenizer.ggml.pre": (STRING, name)})
+            for name in ("deepseek-llm", "superbpe", "tiny_aya", "whitespace", "gemma4", "kimi-k2")
+        },
         "scores of one byte": lambda: vocabulary(**{"tokenizer.ggml.scores": (BOOL, [1] * seeds.N_WORDS)}),
         "types of one byte": lambda: vocabulary(**{"tokenizer.ggml.token_type": (BOOL, [1] * seeds.N_WORDS)}),
         "types fewer than tokens": lambda: vocabulary(**{"tokenizer.ggml.token_type": (I32, [1])}),

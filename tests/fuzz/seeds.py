@@ -351,6 +351,23 @@ def weights(shard: str) -> Group:
     return safetensors(json.dumps(header).encode(), np.full(at // 2, 0.5, "<f2").tobytes())
 
 
+STORED = {16: 66, 17: 74, 18: 98, 19: 50, 20: 144, 21: 110, 22: 82, 23: 136, 29: 56, 39: 136, 41: 36, 42: 72, 43: 42,
+          142: 68, 143: 56}  # fmt: skip
+"""Bytes of 256 weights of the types of PrismML and Tencent, i-quants and MXFP4, by number."""
+RAW = {
+    "tokenizer.ggml.tokens": (STRING, [word for word, _ in _WORDS] + ["\n", "\n\n"]),
+    "tokenizer.ggml.token_type": (I32, [kind for _, kind in _WORDS] + [1, 1]),
+    "tokenizer.ggml.merges": (STRING, ["▁ a", "a b", "\n \n"]),
+    "tokenizer.ggml.bos_token_id": (U32, 1),
+}
+"""A vocabulary of text with merges."""
+
+
+def _stored(number: int, size: int) -> bytes:
+    """Bytes of which no two bits of a float16 exponent stand together, and no code is 3."""
+    return bytes([0x11, 0x24] * (size // 2))[:size]
+
+
 LACKING = [word for word in _BYTE_LEVEL if word not in ("x", "ñ", "ĳ")]
 """A byte-level vocabulary without the bytes 78, f1 and 91, as published ones lack some."""
 
@@ -359,10 +376,13 @@ TREES: dict[str, list[Group]] = {
     + [experts(kind) for kind in (0, 8)]
     + [gguf([("general.architecture", STRING, "llama"), ("k", BOOL, [0, 1]), ("general.alignment", U32, 32)],
             [("a", (256, 2), 35, _weights(35, 512)), ("b", (256,), 34, _weights(34, 256)),
-             ("c", (2, 1, 1, 2), 0, bytes(16))])],
+             ("c", (2, 1, 1, 2), 0, bytes(16))])]
+    + [gguf([("general.architecture", STRING, "llama")],
+            [(f"t{number}", (256,), number, _stored(number, size)) for number, size in STORED.items()])],
     "gguf_tokenizer": [
         vocabulary("llama"),
         vocabulary("gpt2"),
+        vocabulary("gemma4", **RAW),
         vocabulary(
             "gpt2",
             **{

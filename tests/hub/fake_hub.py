@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -52,6 +53,8 @@ class FakeHub:
             def do_GET(self):
                 hub.answer(self)
 
+            do_HEAD = do_GET  # noqa: N815 (the library's name)
+
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -62,7 +65,9 @@ class FakeHub:
         return self.repositories[name]
 
     def files_asked(self):
-        return [(path.partition("/resolve/")[2].partition("/")[2], begin) for path, begin in self.asked_for("/resolve/")]
+        return [
+            (path.partition("/resolve/")[2].partition("/")[2], begin) for path, begin in self.asked_for("/resolve/")
+        ]
 
     def asked_for(self, part):
         return [(path, begin) for path, begin, _ in self.asked if part in path]
@@ -93,7 +98,7 @@ class FakeHub:
     def send_file(self, request, repository, data):
         begin = re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range") or "")
         start = int(begin[1]) if begin and repository.ranges else 0
-        headers = {"ETag": '"x"', "X-Repo-Commit": repository.commit}
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": repository.commit}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         part = data[start:]
@@ -101,6 +106,8 @@ class FakeHub:
         for name, value in {**headers, "Content-Length": len(part)}.items():
             request.send_header(name, str(value))
         request.end_headers()
+        if request.command == "HEAD":
+            return
         end = repository.cut.pop(0) if repository.cut else len(part)
         try:
             if repository.pause is not None:
@@ -137,3 +144,11 @@ def running():
         yield hub
     finally:
         hub.close()
+
+
+def until(condition):
+    """Wait for something that another process does."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

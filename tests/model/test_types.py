@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import lowbit
 from lowbit import reference
+from lowbit.families import plan_of
+from lowbit.formats import open_model
+from lowbit.formats.blocks import dequantize
+from lowbit.formats.gguf_writer import GGUFWriter
+from lowbit.formats.iquants import GROUPS
+from lowbit.loading.inspection import inspect_file
+from lowbit.loading.packing import read_weights
 
 IDS = np.random.default_rng(1).integers(0, 64, 12).tolist()
 
@@ -26,6 +36,83 @@ def test_integer_models_follow_the_oracle(isa, write_llama, oracle, kind):
     # A value that rounds to the other side of a border moves a logit by a few thousandths of the largest.
     assert np.abs(got - want).max() < 0.02 * np.abs(want).max()
     assert np.median(np.abs(got - want)) < 2e-3 * np.abs(want).max()
+
+
+STORED = {
+    "Q1_0": ("u2", 128), "Q2_0": ("u2", 64), "PQ2_0": ("u2", 128), "PTQ1_0": ("u2", 128), "STQ1_0": ("u2", 256),
+    **{kind: ("u8", group) for kind, group in GROUPS.items()},
+}  # fmt: skip
+
+
+@pytest.fixture
+def write_stored(write_llama):
+    """`write_stored(kind, code_3)` writes a random model whose matrices are stored blocks of a type without encoder."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
+    from test_blocks import SCALE_AT, raw_of
+
+    def write(kind, code_3=False):
+        size = {"hidden": 256, "wide": 512, "vocab": 64}
+        path = write_llama(**size)
+        with open_model(path) as file, GGUFWriter(path.with_name("stored.gguf"), "llama") as out:
+            for key, value in file.metadata.items():
+                if key.startswith("llama."):
+                    out.add_metadata(key, value, "u32" if isinstance(value, int) else None)
+            raw = {}
+            for i, (name, info) in enumerate(file.tensors.items()):
+                stored = kind if len(info.shape) == 2 else "F32"
+                out.add_tensor_info(name, stored, info.shape)
+                raw[name] = file.read(name) if stored == "F32" else raw_of(kind, info.shape, seed=i)
+                if code_3 and stored == kind:
+                    raw[name][-1] |= 0xC0
+            out.write_header()
+            for name, data in raw.items():
+                out.write_tensor(name, data)
+        return path.with_name("stored.gguf")
+
+    assert SCALE_AT
+    return write
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_weights_of_types_without_a_kernel_are_kept_exactly(write_stored, kind):
+    path = write_stored(kind)
+    with open_model(path) as file:
+        weights = read_weights(file, plan_of(file), 1)
+        for name, matrix in (("token_embd", weights.token_embd), ("blk.1.ffn_down", weights.layers[1]["ffn_down"][0])):
+            info = file.tensors[f"{name}.weight"]
+            assert (matrix.format, matrix.group_cols) == STORED[kind]
+            want = dequantize(kind, file.read(info.name), info.shape)
+            assert np.array_equal(matrix.rows(np.arange(info.shape[0])), want)
+    model = lowbit.load(path)
+    assert model.info()["kept_as"][kind]
+    assert inspect_file(path)["weight_bytes"] == model.info()["weight_bytes"]
+    paged = lowbit.load(path, max_ram="40MB")
+    assert np.array_equal(paged.logits(IDS), model.logits(IDS))
+
+
+@pytest.mark.parametrize(("kind", "group"), [("Q2_0", 64), ("PQ2_0", 128)])
+def test_twice_the_scale_is_kept_exactly_in_4_bits(write_stored, kind, group):
+    path = write_stored(kind, code_3=True)
+    with open_model(path) as file:
+        matrix = read_weights(file, plan_of(file), 1).layers[0]["ffn_down"][0]
+        info = file.tensors["blk.0.ffn_down.weight"]
+        assert (matrix.format, matrix.group_cols) == ("u4", group)
+        want = dequantize(kind, file.read(info.name), info.shape)
+        assert abs(want[-1, -1]) == 2 * np.unique(np.abs(want[-1, -group:-1]))[-1]
+        assert np.array_equal(matrix.rows(np.arange(info.shape[0])), want)
+    assert np.isfinite(lowbit.load(path).logits(IDS)).all()
+
+
+@pytest.mark.parametrize("key", ["prism.hadamard.version", "prism.hadamard.block_size", "onebit.hadamard_q4_0"])
+def test_rotated_weights_are_refused_by_the_name_of_their_key(write_llama, tmp_path, key):
+    with open_model(write_llama()) as file, GGUFWriter(tmp_path / "rotated.gguf", "llama") as out:
+        for name, value in [*file.metadata.items(), (key, 1)]:
+            if name.startswith(("llama.", key)):
+                out.add_metadata(name, value, "u32" if isinstance(value, int) else None)
+        for name, info in file.tensors.items():
+            out.add_tensor(name, info.type, dequantize(info.type, file.read(name), info.shape))
+    with pytest.raises(lowbit.UnsupportedModelError, match=f"{key}: .*Hadamard"):
+        lowbit.load(tmp_path / "rotated.gguf")
 
 
 def test_a_head_in_8_bits_is_that_of_a_q8_0_file(isa, write_llama, oracle):

@@ -138,7 +138,8 @@ cdef class Sampler:
 
     cdef void adjust(self, const float *logits) noexcept nogil:
         """Write biased, penalised and masked logits to `adjusted`."""
-        cdef int32_t i, token
+        cdef int32_t i, token, word
+        cdef uint32_t bits
         memcpy(self.adjusted, logits, sizeof(float) * <size_t>self.vocab_size)
         if self.repeat_penalty != 1.0:
             for i in range(<int32_t>min(self.n_recent, <int64_t>RECENT)):
@@ -155,9 +156,12 @@ cdef class Sampler:
                 if self.counts[i]:
                     self.adjusted[i] -= <float>(self.presence_penalty + self.frequency_penalty * self.counts[i])
         if self.masked:
-            for i in range(self.vocab_size):
-                if not self.mask[i >> 5] >> (i & 31) & 1:
-                    self.adjusted[i] = -INFINITY
+            for word in range((self.vocab_size + 31) // 32):
+                bits = self.mask[word]
+                if bits != 0xffffffff:
+                    for i in range(32 * word, min(32 * word + 32, self.vocab_size)):
+                        if not bits >> (i & 31) & 1:
+                            self.adjusted[i] = -INFINITY
 
     cdef int32_t sample(self, const float *logits) noexcept nogil:
         """Return the next token; logits that are no numbers are as small as can be."""

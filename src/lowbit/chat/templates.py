@@ -55,6 +55,7 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     ContextLengthError
         If there are more than any model has room for.
     """
+    _refuse_media(messages)
     if not messages:
         raise ValueError("a conversation has at least one message")
     if len(messages) > MAX_MESSAGES:
@@ -136,6 +137,16 @@ def _falcon3(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> 
 def _plain(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> str:
     turns = (f"{m['role'].capitalize()}: {say.hide(m['content'].strip())}\n" for m in messages)
     return bos + "".join(turns) + "Assistant:"
+
+
+def _refuse_media(messages: Sequence[Message]) -> None:
+    """Raise ValueError, by its name, for a part of a message that no text stands for: an image, a sound, a video."""
+    for i, message in enumerate(messages):
+        content: Any = message.get("content")
+        for part in content if isinstance(content, (list, tuple)) else ():
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if isinstance(kind, str) and kind != "text":
+                raise ValueError(f"message {i}: a part of the type {kind[:40]!r} is not supported, only text")
 
 
 TEMPLATES = {

@@ -2,16 +2,22 @@
 
 Each line is a message; the answer appears as it is made. Ctrl-C stops an answer, Ctrl-D or /quit ends the program, and
 /help lists what else begins with a slash. Lines may also come from a pipe.
+
+With --url the model is behind a server that speaks the OpenAI protocol, such as `lowbit serve`: -m is then its name
+there (default: the first that the server lists). Of the sampling options, those that are given are sent; the rest is as
+the server has it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 from .common import (
+    InputError,
     add_constraint_arguments,
     add_model_arguments,
     add_sampling_arguments,
@@ -23,6 +29,9 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..chat import ChatSession
+    from ..chat.remote import RemoteChat
+
+    Chat = ChatSession | RemoteChat
 
 _HELP = """\
 /reset         forget the conversation
@@ -32,31 +41,80 @@ _HELP = """\
 /quit          end; so does Ctrl-D
 //TEXT         say /TEXT
 Ctrl-C stops an answer."""
+MOST_TOKENS = 1024
+"""The model ends its answer; this only bounds one that does not."""
+LOCAL = (
+    "template", "tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "head"
+)  # fmt: skip
+"""Options of a model on this machine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="instruction before the first message")
     parser.add_argument("--template", metavar="NAME", help="built-in chat template to use (default: the model's)")
+    parser.add_argument("--url", metavar="URL", help="talk with a server there, such as http://127.0.0.1:8080")
+    parser.add_argument("--api-key", metavar="KEY", help="with --url: its key (default: $LOWBIT_API_KEY)")
     add_constraint_arguments(parser)
     add_sampling_arguments(parser)
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    sampling = sampling_values(args) | constraint_values(args)
+    if args.url is not None:
+        # What was not asked for is the server's to decide; not every server knows all of these.
+        return _talk(_remote(args), _fields({name: sampling[name] for name in sampling if _given(args, name)}))
+    if args.api_key is not None:
+        raise InputError("--api-key needs --url")
+    return _talk(_local(args), sampling if args.max_tokens is not None else {**sampling, "max_tokens": MOST_TOKENS})
+
+
+def _given(args: argparse.Namespace, name: str) -> bool:
+    return getattr(args, name, None) is not None
+
+
+def _fields(given: dict[str, Any]) -> dict[str, Any]:
+    """Options as fields of a request, of which a schema is an object."""
+    if "json_schema" in given:
+        try:
+            given["json_schema"] = json.loads(given["json_schema"])
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"--json-schema is no JSON: {error}") from None
+    return given
+
+
+def _remote(args: argparse.Namespace) -> RemoteChat:
+    from ..chat.remote import RemoteChat, Server
+
+    for name in LOCAL:
+        if _given(args, name):
+            raise InputError(f"--{name.replace('_', '-')} is for models on this machine, not behind --url")
+    try:
+        server = Server(args.url, args.api_key or os.environ.get("LOWBIT_API_KEY"))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+    def thinking(text: str) -> None:
+        print(text, end="", file=sys.stderr, flush=True)
+
+    return RemoteChat(server, system=args.system, model=args.model, thinking=thinking)
+
+
+def _local(args: argparse.Namespace) -> ChatSession:
     from ..chat import ChatSession
     from ..errors import UnsupportedModelError
 
-    sampling = sampling_values(args) | constraint_values(args)
-    if args.max_tokens is None:
-        sampling["max_tokens"] = 1024  # the model ends its answer; this only bounds one that does not
     model = load_model(args)
     try:
-        chat = ChatSession(model, system=args.system, template=args.template)
+        return ChatSession(model, system=args.system, template=args.template)
     except UnsupportedModelError as error:
         if args.template is not None:
             raise
         print(f"lowbit: {printable(str(error))}; using the template 'plain'", file=sys.stderr)
-        chat = ChatSession(model, system=args.system, template="plain")
+        return ChatSession(model, system=args.system, template="plain")
+
+
+def _talk(chat: Chat, sampling: dict[str, Any]) -> int:
     interactive = sys.stdin is not None and sys.stdin.isatty()
     if interactive:
         print("/help lists the commands; Ctrl-D ends.", file=sys.stderr)
@@ -67,7 +125,8 @@ def run(args: argparse.Namespace) -> int:
         elif line.strip():
             _answer(chat, line[1:] if line.startswith("//") else line, sampling)
             # Each answer has randomness of its own, and the conversation as a whole can be had again.
-            sampling["seed"] = (sampling["seed"] + 1) % 2**64
+            if "seed" in sampling:
+                sampling["seed"] = (sampling["seed"] + 1) % 2**64
     return 0
 
 
@@ -88,26 +147,29 @@ def _next_line(interactive: bool) -> str | None:
             print("\n(Ctrl-D or /quit ends)", file=sys.stderr)
 
 
-def _answer(chat: ChatSession, text: str, sampling: dict[str, Any]) -> None:
+def _answer(chat: Chat, text: str, sampling: dict[str, Any]) -> None:
     """Stream the answer to standard output; Ctrl-C ends it, and what is wrong with the message is said."""
     from ..errors import LowbitError
 
-    answer = chat.stream(text, **sampling)
+    answer, begun = chat.stream(text, **sampling), False
     try:
         for piece in answer:
             sys.stdout.write(piece)
             sys.stdout.flush()
+            begun = True
     except KeyboardInterrupt:
         answer.close()
         print(" [stopped]", file=sys.stderr, end="", flush=True)
     except LowbitError as error:
-        print(f"lowbit: {printable(str(error))}; /reset forgets the conversation", file=sys.stderr)
+        print("\n" if begun else "", end="", flush=True)
+        hint = "; /reset forgets the conversation" if chat.messages else ""
+        print(f"lowbit: {printable(str(error))}{hint}", file=sys.stderr)
         return
     sys.stdout.write("\n")
     sys.stdout.flush()
 
 
-def _command(chat: ChatSession, line: str) -> bool:
+def _command(chat: Chat, line: str) -> bool:
     """Do what a line with a slash says; return whether to go on."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
@@ -130,7 +192,7 @@ def _command(chat: ChatSession, line: str) -> bool:
     return True
 
 
-def _save(chat: ChatSession, path: str) -> str:
+def _save(chat: Chat, path: str) -> str:
     if not path:
         return "/save needs the name of a file."
     try:

@@ -1,9 +1,9 @@
-"""List the models on this machine, and some that are known to run.
+"""List the models on this machine, and some of those that lowbit is made for.
 
-On this machine are the embedded model and those in the cache of the Hugging Face hub, whoever fetched them; whether lowbit
-runs one of these is known when it is loaded. Of the others: RAM is what `lowbit info` counts with the defaults (weights,
-scratch, and keys and values of 2,048 tokens), and "checked" says whether lowbit ran the very file. Where
-nothing is said, nothing is known.
+On this machine are the embedded model and those in the cache of the Hugging Face hub, whoever fetched them; whether
+lowbit runs one of these is known when it is loaded. Of the others: RAM is what `lowbit info` counts with the defaults
+(weights, scratch, and keys and values of 2,048 tokens), and "checked" says whether lowbit ran the very file, here.
+Where nothing is said, nothing is known.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print("On this machine:")
     print_table((one.name, _size(one.bytes), printable(one.path or "(unfinished: pull it again)")) for one in here)
-    print("\nKnown to run:")
+    print("\nTo be had (checked: whether lowbit ran this very file):")
     print_table(
         [
             ("model", "disk", "RAM", "architecture", "type", "licence", "checked", "from"),

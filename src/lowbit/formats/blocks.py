@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lowbit.errors import FormatError, UnsupportedModelError
-from lowbit.formats import kquants
+from lowbit.formats import iquants, kquants
 from lowbit.formats.bits import f16, finite, spread
 from lowbit.quantize.ggml_types import tensor_nbytes, type_of
 
-__all__ = ["TERNARY", "dequantize", "ternary_codes"]
+__all__ = ["TERNARY", "dequantize", "integer_codes", "is_ternary", "ternary_codes"]
 
 # 3**n mod 256 lifts the n-th base-3 digit of a TQ1_0 byte to the top.
 _POWERS_OF_3 = np.array([1, 3, 9, 27, 81], np.uint8)[:, None]
@@ -43,17 +43,26 @@ def dequantize(type_name: str, raw: np.ndarray, shape: Sequence[int]) -> np.ndar
     Raises
     ------
     FormatError
-        If the size does not fit the shape, a scale is not finite, or a ternary code is 3.
+        If the size does not fit the shape, a scale is not finite, or a ternary code is 3 in a type without it.
     UnsupportedModelError
         If the type cannot be decoded.
     """
-    if type_name in TERNARY:
+    if type_name in iquants.GROUPS:
+        codes, scales = iquants.integers(type_name, _blocks(type_name, raw, shape))
+        products: np.ndarray = codes * scales
+        return products.reshape(tuple(shape))
+    if type_name in TERNARY and (
+        type_name not in _WITH_CODE_3 or is_ternary(type_name, _blocks(type_name, raw, shape))
+    ):
         codes, scales = ternary_codes(type_name, raw, shape)
         rows, n_blocks = scales.shape
         values = codes.astype(np.float32)
         values -= 1
         values.reshape(rows, n_blocks, -1)[:] *= scales[:, :, None]
         return values.reshape(tuple(shape))
+    if type_name in _WITH_CODE_3:
+        codes, scales = integer_codes(type_name, raw, shape)
+        return (codes.reshape(*scales.shape, -1) * scales[:, :, None]).reshape(tuple(shape))
     if type_name not in _DECODERS:
         type_of(type_name)
         raise UnsupportedModelError(f"values of type {type_name} cannot be decoded")
@@ -99,6 +108,44 @@ def ternary_codes(type_name: str, raw: np.ndarray, shape: Sequence[int]) -> tupl
     return codes, scales.reshape(rows, -1)
 
 
+def is_ternary(type_name: str, raw: np.ndarray) -> bool:
+    """Tell whether a tensor of a key of `TERNARY` has ternary weights: Q2_0 and PQ2_0 can hold +2, as the code 3."""
+    if type_name not in _WITH_CODE_3:
+        return True
+    packed = raw.reshape(-1, type_of(type_name).block_bytes)[:, 2:]
+    return not (packed & (packed >> 1) & 0x55).any()
+
+
+def integer_codes(type_name: str, raw: np.ndarray, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a tensor to small integers and scales, whose products are the weights, exactly.
+
+    Parameters
+    ----------
+    type_name : str
+        Key of `lowbit.formats.iquants.GROUPS`; or Q2_0 or PQ2_0, whose code 3 is +2.
+    raw : ndarray of uint8, shape (n_bytes,)
+    shape : sequence of int
+        Row-major; all dimensions but the last count as rows.
+
+    Returns
+    -------
+    codes : ndarray of int8, shape (rows, cols)
+    scales : ndarray of float32, shape (rows, n_groups)
+        Scale of each run of cols / n_groups weights.
+
+    Raises
+    ------
+    FormatError
+        If the size does not fit the shape, or a scale is not finite.
+    """
+    blocks, rows = _blocks(type_name, raw, shape), math.prod(shape[:-1])
+    if type_name in _WITH_CODE_3:
+        codes, scales = spread(blocks[:, 2:], 1, (0, 2, 4, 6), 3).view(np.int8) - np.int8(1), f16(blocks[:, :2])
+    else:
+        codes, scales = iquants.integers(type_name, blocks)
+    return codes.reshape(rows, -1), scales.reshape(rows, -1)
+
+
 def _blocks(type_name: str, raw: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Check the size and cut the bytes into (n_blocks, block_bytes); a tail comes along as (1, n_bytes)."""
     expected = tensor_nbytes(type_name, shape)
@@ -120,14 +167,17 @@ def _crumbs(packed: np.ndarray, shifts: tuple[int, ...]) -> np.ndarray:
 
 
 def _tq1_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # 48 + 4 bytes of base-3 digits, most significant first, stored as ceil(q * 256 / 243), then the float16 scale.
-    # In each part, digit n of byte m is element m + n * (bytes of the part).
-    digits = [
-        (part[:, None, :] * _POWERS_OF_3[:n_digits]).reshape(len(blocks), -1)
-        for part, n_digits in ((blocks[:, :32], 5), (blocks[:, 32:48], 5), (blocks[:, 48:52], 4))
-    ]
-    codes = ((np.concatenate(digits, axis=1).astype(np.uint16) * 3) >> 8).astype(np.uint8)
-    return codes, f16(blocks[:, 52:])
+    # 48 + 4 bytes of base-3 digits, then the float16 scale.
+    return _trits((blocks[:, :32], 5), (blocks[:, 32:48], 5), (blocks[:, 48:52], 4)), f16(blocks[:, 52:])
+
+
+def _trits(*parts: tuple[np.ndarray, int]) -> np.ndarray:
+    """Base-3 digits, most significant first, that are stored as ceil(q * 256 / 243): parts of bytes, digits in each.
+
+    In a part, digit n of byte m is element m + n * (bytes of the part).
+    """
+    digits = [(part[:, None, :] * _POWERS_OF_3[:n_digits]).reshape(len(part), -1) for part, n_digits in parts]
+    return ((np.concatenate(digits, axis=1).astype(np.uint16) * 3) >> 8).astype(np.uint8)
 
 
 def _tq2_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,9 +193,41 @@ def _i2_s(tensor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return _crumbs(packed.reshape(-1, 32), (6, 4, 2, 0)), scale
 
 
+def _ptq1_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # As TQ1_0, with 24 + 2 bytes of digits.
+    return _trits((blocks[:, :16], 5), (blocks[:, 16:24], 5), (blocks[:, 24:26], 4)), f16(blocks[:, 26:])
+
+
+def _stq1_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # qs[32], sign[8], f16 d. Groups of four weights of which one is 0: its place is the upper half of a nibble; of the
+    # others the first is +, bits 0 and 1 negate the second and the third, and the group's bit of `sign` negates all.
+    # Place p of group g is element 64 * (g / 16) + 16 * p + g % 16.
+    slots = spread(blocks[:, :32], 1, (0, 4), 15)
+    negative = spread(blocks[:, 32:40], 1, tuple(range(8)), 1)[:, :, None]
+    codes = 1 + _STQ1_0_SLOTS[slots] * (1 - 2 * negative.astype(np.int8))
+    return codes.astype(np.uint8).reshape(-1, 4, 16, 4).swapaxes(2, 3), f16(blocks[:, 40:])
+
+
+def _stq1_0_slots() -> np.ndarray:
+    rows = []
+    for slot in range(16):
+        row = [1, 1 - 2 * (slot & 1), 1 - (slot & 2)]
+        row.insert(slot >> 2, 0)
+        rows.append(row)
+    return np.array(rows, np.int8)
+
+
+_STQ1_0_SLOTS = _stq1_0_slots()
+
+
+def _q1_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # The float16 scale, then a bit for each weight: -1 or +1.
+    return spread(blocks[:, 2:], 1, tuple(range(8)), 1) << 1, f16(blocks[:, :2])
+
+
 def _q2_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # The float16 scale comes first; four neighbouring codes to a byte, the first in the lowest bits. Code 3 would be
-    # +2: the format allows it, a ternary model has none.
+    # The float16 scale comes first; four neighbouring codes to a byte, the first in the lowest bits. Code 3 is +2,
+    # which is not ternary.
     packed = blocks[:, 2:]
     if (packed & (packed >> 1) & 0x55).any():
         raise FormatError("a ternary code is 3")
@@ -156,10 +238,14 @@ TERNARY: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
     "TQ1_0": _tq1_0,
     "TQ2_0": _tq2_0,
     "I2_S": _i2_s,
+    "Q1_0": _q1_0,
     "Q2_0": _q2_0,
     "PQ2_0": _q2_0,
+    "PTQ1_0": _ptq1_0,
+    "STQ1_0": _stq1_0,
 }
 """Decoders of the ternary types, by type name."""
+_WITH_CODE_3 = ("Q2_0", "PQ2_0")
 
 
 def _f32(blocks: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from ..tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary, load_tok
 from ..tokenizers.llama2c import tokenizer_beside
 from . import sparsity as sparsity_settings
 from .memory import Budget, blocks_of, parse_size
-from .packing import FLOAT_WEIGHTS, HEADS, check_tensors, packed_bytes, read_weights
+from .packing import FLOAT_WEIGHTS, HEADS, check_tensors, kept_as, packed_bytes, read_weights
 from .paging import Paging
 from .traps import find_traps
 
@@ -193,7 +193,7 @@ def build(
     check_tensors(file, plan)
     kv_type = automatic_kv_type(plan) if kv_type == "auto" else kv_type
     paging = None
-    if budget is not None and not budget.holds(packed_bytes(file, plan, head, weights)[0]):
+    if budget is not None and not budget.holds(packed_bytes(file, plan, head, weights, thorough=True)[0]):
         paging = Paging(file, budget.block_bytes)
     read = read_weights(file, plan, threads, head, weights, paging)
     if read.rope_factors:
@@ -255,6 +255,7 @@ def describe(file: ModelFile) -> dict[str, Any]:
     types: dict[str, int] = {}
     for info in file.tensors.values():
         types[info.type] = types.get(info.type, 0) + 1
+    kept = {kind: words for kind in types if (words := kept_as(kind))}
     return {
         "path": str(file.path),
         "format": file.format,
@@ -263,5 +264,6 @@ def describe(file: ModelFile) -> dict[str, Any]:
         "chat_template": file.metadata.get("tokenizer.chat_template"),
         "parameters": sum(int(np.prod(info.shape, dtype=np.int64)) for info in file.tensors.values()),
         "types": types,
+        **({"kept_as": kept} if kept else {}),
         "file_bytes": sum(info.nbytes for info in file.tensors.values()),
     }

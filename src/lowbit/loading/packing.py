@@ -13,15 +13,16 @@ from .._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, MAX_COLS, PackedMatrix
 from .._kernels.paging import PagedMatrix
 from ..errors import FormatError, UnsupportedModelError
 from ..formats.base import ModelFile, TensorInfo
-from ..formats.blocks import TERNARY, dequantize, ternary_codes
+from ..formats.blocks import TERNARY, dequantize, integer_codes, is_ternary, ternary_codes
+from ..formats.iquants import GROUPS
 from ..plan import Linear, ModelPlan, Weight
 from ..quantize.ggml_types import DECODABLE, type_of
 from ..quantize.ternary import absmean
 from .paging import Paging
 
 __all__ = [
-    "FLOAT_WEIGHTS", "HEADS", "Weights", "blockwise_ternary", "check_tensors", "matrix_shape", "packed_bytes",
-    "read_weights", "ternary_of",
+    "FLOAT_WEIGHTS", "HEADS", "Weights", "blockwise_ternary", "check_tensors", "kept_as", "matrix_shape",
+    "packed_bytes", "read_weights", "ternary_of",
 ]  # fmt: skip
 
 HEADS = ("auto", "file", "q8_0")
@@ -35,6 +36,8 @@ GROUP = 256
 """Channels that share one int8 scale where the model does not say how activations are quantised."""
 GLANCE = 64
 """Blocks that are looked at to tell whether a tensor has one scale, where a few have to do."""
+WITH_CODE_3 = " with code 3"
+"""Behind the name of a type that is ternary where no code is 3."""
 CHUNK_ROWS = 256
 """Rows that are decoded at a time on the way to 8 bits; a multiple of the row group of 16."""
 
@@ -123,8 +126,12 @@ def read_weights(
     return Weights(layers, token_embd, output, output_norm, rope_factors)
 
 
-def packed_bytes(file: ModelFile, plan: ModelPlan, head: str = "auto", weights: str = "auto") -> tuple[int, set[str]]:
+def packed_bytes(
+    file: ModelFile, plan: ModelPlan, head: str = "auto", weights: str = "auto", thorough: bool = False
+) -> tuple[int, set[str]]:
     """Compute what the weights of a file would take in memory; of each tensor a few rows are read at most.
+
+    If `thorough`, Q2_0 and PQ2_0 are read to the end: a code 3 anywhere makes them 4 bits.
 
     Returns
     -------
@@ -134,6 +141,7 @@ def packed_bytes(file: ModelFile, plan: ModelPlan, head: str = "auto", weights: 
         Names of the tensors that would be packed as ternary codes.
     """
     read = _Reader(file, plan, 1, head, weights, glance=True)
+    read.thorough = thorough
     nbytes, ternary = 0, set[str]()
     for weight in plan.weights():
         info = file.tensors[weight.name]
@@ -149,6 +157,15 @@ def packed_bytes(file: ModelFile, plan: ModelPlan, head: str = "auto", weights: 
             ternary.add(weight.name)
         file.release(weight.name)
     return nbytes, ternary
+
+
+def kept_as(kind: str) -> str:
+    """Say what weights of a type are in memory; empty for those that are as in the file, and for floats."""
+    if kind in FLOAT_TYPES or kind in BLOCK_TYPES or kind not in DECODABLE or kind == "Q8_L2C":
+        return ""
+    if kind in TERNARY:
+        return "ternary codes, equal" + (" (4 bits where a code is 3)" if kind in ("Q2_0", "PQ2_0") else "")
+    return f"8 bits, equal, a scale for {GROUPS[kind]}" if kind in GROUPS else "8 bits, rounded, a scale for 32"
 
 
 def ternary_of(values: np.ndarray) -> tuple[np.ndarray, float]:
@@ -228,7 +245,7 @@ class _Reader:
         glance: bool = False,
     ) -> None:  # fmt: skip
         self.file, self.plan, self.threads, self.paging, self.glance = file, plan, threads, paging, glance
-        self.head, self.weights = head, weights
+        self.head, self.weights, self.thorough = head, weights, not glance
         # Codes and scales of float tensors that become ternary, from looking for them until they are packed.
         self.codes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -254,7 +271,15 @@ class _Reader:
     def table_kind(self, info: TensorInfo) -> str:
         """What a table is packed as: its own type, but large float ones in 8 bits unless told otherwise."""
         rounded = self.head == "q8_0" or (self.head == "auto" and math.prod(info.shape) >= LARGE_TABLE)
-        return "8 bits" if info.type in FLOAT_TYPES and rounded else info.type
+        return "8 bits" if info.type in FLOAT_TYPES and rounded else self.own_kind(info)
+
+    def own_kind(self, info: TensorInfo) -> str:
+        """The type of a tensor; what is ternary by name may hold a code that is not, and has to be looked through."""
+        if info.type in TERNARY:
+            raw = self.file.read(info.name)
+            if not is_ternary(info.type, raw if self.thorough else raw[: GLANCE * type_of(info.type).block_bytes]):
+                return info.type + WITH_CODE_3
+        return info.type
 
     def linear(self, linear: Linear) -> list[PackedMatrix] | list[PagedMatrix]:
         """Tensors that read the same input, as one matrix where their types and row counts allow it."""
@@ -281,7 +306,7 @@ class _Reader:
         if what == "router":
             return self._router_kind(info)
         if info.type not in FLOAT_TYPES or self.weights == "file" or self.plan.activation_quant == "token":
-            return info.type
+            return self.own_kind(info)
         raw, (rows, cols) = self.file.read(info.name), matrix_shape(info)
         few = min(16, rows)  # a look at these settles it for weights that are not ternary
         first = dequantize(info.type, raw[: info.nbytes // rows * few], (few, cols))
@@ -338,6 +363,10 @@ class _Reader:
         if kind in TERNARY:
             size = type_of(kind).block_elements
             return PackedMatrix("u2", rows, cols, group_cols=size, block_cols=min(size, 128))
+        if kind.endswith(WITH_CODE_3):
+            return PackedMatrix("u4", rows, cols, group_cols=type_of(kind.removesuffix(WITH_CODE_3)).block_elements)
+        if kind in GROUPS:
+            return PackedMatrix("u8", rows, cols, group_cols=GROUPS[kind], block_cols=GROUPS[kind])
         if kind == "ternary floats":
             return PackedMatrix("u2", rows, cols, group_cols=GROUP)
         if kind == "Q8_L2C":
@@ -394,6 +423,8 @@ class _Reader:
                 codes, scales = ternary_codes(info.type, stored, (rows, cols))
                 matrix.fill_codes(codes, row, self.threads)
                 matrix.fill_scales(scales, row)
+            elif info.type in GROUPS or matrix.format == "u4":
+                self._fill_integers(matrix, info.type, stored.reshape(rows, -1), row)
             elif info.type == "Q8_L2C":
                 n = all_rows * cols
                 codes, scales = raw[:n].reshape(-1, cols)[part], raw[n:].view("<f4").reshape(all_rows, -1)[part]
@@ -408,6 +439,15 @@ class _Reader:
         if rows == all_rows:
             self.codes.pop(info.name, None)
         self.file.release(info.name)
+
+    def _fill_integers(self, matrix: PackedMatrix, kind: str, stored: np.ndarray, row: int) -> None:
+        """Take over small integers and their scales, a few rows at a time."""
+        zero = np.uint8(8 if matrix.format == "u4" else 128)
+        for start in range(0, len(stored), CHUNK_ROWS):
+            part = stored[start : start + CHUNK_ROWS]
+            codes, scales = integer_codes(kind, part.reshape(-1), (len(part), matrix.shape[1]))
+            matrix.fill_codes(codes.view(np.uint8) + zero, row + start, self.threads)
+            matrix.fill_scales(scales, row + start)
 
     def _fill_decoded(self, matrix: PackedMatrix, kind: str, stored: np.ndarray, row: int) -> None:
         """Decode a few rows at a time, and round them to 8 bits."""

@@ -19,7 +19,7 @@ import numpy as np
 from ..chat.templates import find_template
 from ..errors import LowbitError
 from ..formats.base import ModelFile, TensorInfo
-from ..formats.blocks import TERNARY, dequantize, ternary_codes
+from ..formats.blocks import TERNARY, dequantize, is_ternary, ternary_codes
 from ..plan import ModelPlan
 from ..quantize.ggml_types import type_of
 from ..tokenizers import Tokenizer
@@ -96,7 +96,7 @@ def find_traps(file: ModelFile, plan: ModelPlan, tokenizer: Tokenizer | None, ow
     ternary = [info for info in linear if info.type in TERNARY][:SAMPLED_TENSORS]
     floats = next((info for info in linear if info.type in FLOATS), None)
     look = _Look(
-        file, plan, tokenizer, own_tokenizer, [_sample(file, info) for info in ternary],
+        file, plan, tokenizer, own_tokenizer, [s for info in ternary for s in _sample(file, info)],
         None if floats is None else dequantize(floats.type, *_first_rows(file, floats)),
     )  # fmt: skip
     for info in [*ternary, *([floats] if floats else [])]:
@@ -114,9 +114,11 @@ def _first_rows(file: ModelFile, info: TensorInfo) -> tuple[np.ndarray, tuple[in
     return (np.concatenate([part, raw[-tail:]]) if tail else part), (few, cols)
 
 
-def _sample(file: ModelFile, info: TensorInfo) -> _Sample:
-    codes, scales = ternary_codes(info.type, *_first_rows(file, info))
-    return _Sample(codes, scales[scales != 0])
+def _sample(file: ModelFile, info: TensorInfo) -> Iterator[_Sample]:
+    raw, shape = _first_rows(file, info)
+    if is_ternary(info.type, raw):
+        codes, scales = ternary_codes(info.type, raw, shape)
+        yield _Sample(codes, scales[scales != 0])
 
 
 # --- the checks --------------------------------------------------------------------------------------------------

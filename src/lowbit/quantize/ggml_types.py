@@ -72,6 +72,9 @@ _ROWS = (
     GGMLType("Q2_0", 42, 64, 18),
     # PrismML's Q2_0 with groups of 128. Its first files gave it the number 42 too.
     GGMLType("PQ2_0", 142, 128, 34),
+    GGMLType("PTQ1_0", 143, 128, 28),
+    # Three of four weights are not 0. Tencent's files give it the number 42.
+    GGMLType("STQ1_0", 43, 256, 42),
     # Repacked layouts that llama.cpp once wrote and has removed.
     GGMLType("IQ4_NL_4_4", 36, 32, 18),
     GGMLType("IQ4_NL_4_8", 37, 32, 18),
@@ -100,7 +103,8 @@ _REMOVED_NUMBERS = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q
 DECODABLE = frozenset(
     {
         *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
-        *("TQ1_0", "TQ2_0", "I2_S", "Q2_0", "PQ2_0", "Q8_L2C"),
+        *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "MXFP4"),
+        *("TQ1_0", "TQ2_0", "I2_S", "Q1_0", "Q2_0", "PQ2_0", "PTQ1_0", "STQ1_0", "Q8_L2C"),
     }
 )
 """Types whose values `lowbit.formats.blocks` can decode."""
@@ -109,9 +113,11 @@ FORK_NUMBERS = {
     "bitnet.cpp": {36: "I2_S", 37: "I8_S", 38: "TL1", 39: "TL2", 42: "TL2"},
     "llama.cpp": {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 39: "MXFP4", 42: "Q2_0"},
     "PrismML": {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 39: "MXFP4", 42: "PQ2_0"},
+    "Tencent": {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 39: "MXFP4", 42: "STQ1_0"},
 }
 """What the numbers that the forks gave away twice mean in each of them. bitnet.cpp used 39 for TL2 until it followed
-llama.cpp, and 42 since; PrismML's first files used 42 for groups of 128 where llama.cpp's have 64."""
+llama.cpp, and 42 since; PrismML's first files used 42 for groups of 128 where llama.cpp's have 64, and Tencent's use it
+for STQ1_0. Larger blocks come first, so that no tensor at the end of a file is read as one that ends before it."""
 
 _CONTESTED = frozenset(FORK_NUMBERS["llama.cpp"])
 _BY_NUMBER = {row.number: row for row in _ROWS if row.number >= 0 and row.number not in _CONTESTED}

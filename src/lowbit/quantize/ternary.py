@@ -1,4 +1,4 @@
-"""Ternary weights: from float to codes and scales, and from those to TQ1_0, TQ2_0, Q2_0 and I2_S.
+"""Ternary weights: from float to codes and scales, and from those to TQ1_0, TQ2_0, Q2_0, PQ2_0, PTQ1_0 and I2_S.
 
 A code is a weight plus one: 0, 1, 2 mean -1, 0, +1. Layouts: llama.cpp `ggml-quants.c`, microsoft/BitNet
 `src/ggml-bitnet-mad.cpp`; they are pictured in `lowbit.formats.blocks`.
@@ -139,7 +139,7 @@ def pack_codes(type_name: str, codes: np.ndarray, scales: np.ndarray | float) ->
     Parameters
     ----------
     type_name : str
-        ``TQ1_0``, ``TQ2_0``, ``Q2_0`` or ``I2_S``.
+        ``TQ1_0``, ``TQ2_0``, ``Q2_0``, ``PQ2_0``, ``PTQ1_0`` or ``I2_S``.
     codes : ndarray of uint8, shape (rows, cols)
         0, 1 or 2.
     scales : float, or ndarray of float32 that broadcasts to (rows, n_blocks)
@@ -178,7 +178,7 @@ def pack_codes(type_name: str, codes: np.ndarray, scales: np.ndarray | float) ->
     return _PACKERS[type_name](blocks_of(codes, size), per_block).reshape(-1)
 
 
-_BLOCK = {"TQ1_0": 256, "TQ2_0": 256, "Q2_0": 64, "I2_S": 128}
+_BLOCK = {"TQ1_0": 256, "TQ2_0": 256, "Q2_0": 64, "PQ2_0": 128, "PTQ1_0": 128, "I2_S": 128}
 
 
 def _absmax(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -199,10 +199,19 @@ def _pack_tq2_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def _pack_tq1_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    return _pack_trits(scales, (codes[:, :160], 5), (codes[:, 160:240], 5), (codes[:, 240:], 4))
+
+
+def _pack_ptq1_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    return _pack_trits(scales, (codes[:, :80], 5), (codes[:, 80:120], 5), (codes[:, 120:], 4))
+
+
+def _pack_trits(scales: np.ndarray, *coded: tuple[np.ndarray, int]) -> np.ndarray:
+    """Parts of a block with so many digits in a byte, then the scale."""
     weights = np.array([81, 27, 9, 3, 1], np.uint8)[:, None]
     parts = [
-        (part.reshape(len(codes), n_digits, -1) * weights[:n_digits]).sum(axis=1, dtype=np.uint16)
-        for part, n_digits in ((codes[:, :160], 5), (codes[:, 160:240], 5), (codes[:, 240:], 4))
+        (part.reshape(len(part), n_digits, -1) * weights[:n_digits]).sum(axis=1, dtype=np.uint16)
+        for part, n_digits in coded
     ]
     # q <= 242, so the product fits 16 bits. Rounding up makes the decoder's multiply-and-shift exact.
     packed = (np.concatenate(parts, axis=1) * np.uint16(256) + np.uint16(242)) // np.uint16(243)
@@ -210,8 +219,14 @@ def _pack_tq1_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def _pack_q2_0(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    packed = np.bitwise_or.reduce(codes.reshape(-1, 16, 4) << np.array((0, 2, 4, 6), np.uint8), axis=2)
+    packed = np.bitwise_or.reduce(codes.reshape(len(codes), -1, 4) << np.array((0, 2, 4, 6), np.uint8), axis=2)
     return np.concatenate([scale_bytes(scales), packed], axis=1)
 
 
-_PACKERS = {"TQ1_0": _pack_tq1_0, "TQ2_0": _pack_tq2_0, "Q2_0": _pack_q2_0}
+_PACKERS = {
+    "TQ1_0": _pack_tq1_0,
+    "TQ2_0": _pack_tq2_0,
+    "Q2_0": _pack_q2_0,
+    "PQ2_0": _pack_q2_0,
+    "PTQ1_0": _pack_ptq1_0,
+}

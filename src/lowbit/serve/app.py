@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from .. import __version__
-from . import anthropic, embeddings, guard, native, openai, responses
+from . import anthropic, embeddings, guard, native, openai, page, responses
 from .fields import schema
 from .http import Call, Receive, Scope, Send
 from .metrics import metrics
@@ -147,7 +147,7 @@ class App:
         if method == "OPTIONS":
             await call.answer(204, b"", {"allow": "GET, POST, OPTIONS"})
             return
-        if path not in OPEN:
+        if path not in OPEN and not page.serves(path):
             guard.check_key(call, settings)
         allowed, handler = self._route(path)
         if method != allowed and not (method == "HEAD" and allowed == "GET"):
@@ -161,6 +161,8 @@ class App:
     def _route(self, path: str) -> tuple[str, Handler]:
         if path in ROUTES:
             return ROUTES[path][:2]
+        if page.serves(path):
+            return "GET", page.page
         if path.startswith("/v1/models/"):
             return "GET", openai.one_model
         raise Problem(404, "there is nothing at this path", code="not_found")

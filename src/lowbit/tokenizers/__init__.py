@@ -52,10 +52,10 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
     Parameters
     ----------
     path : str or path-like
-        As for `lowbit.load`, or: a GGUF file, with tensors or without; a ``tokenizer.json`` with BPE; a SentencePiece ``tokenizer.model``, or
+        A GGUF file, with tensors or without; a ``tokenizer.json`` with BPE; a SentencePiece ``tokenizer.model``, or
         that of Llama 3; a llama2.c ``tokenizer.bin``, or the checkpoint it lies beside; or a folder with one of the
-        former. In a folder the files around it (``tokenizer_config.json``, ``generation_config.json``, ...) tell BOS,
-        EOS and what ends a text.
+        former, or ``hf:owner/name[:file]``. In a folder the files around it (``tokenizer_config.json``,
+        ``generation_config.json``, ...) tell BOS, EOS and what ends a text.
     vocab_size : int, optional
         Number of tokens the model has; a tokenizer of another size is refused.
 
