@@ -16,7 +16,8 @@ from functools import cached_property
 from typing import Literal, TypeVar
 
 __all__ = [
-    "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Kind", "LayerPlan", "Linear", "ModelPlan", "Rope", "Weight",
+    "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Kind", "LayerPlan", "Linear", "ModelPlan", "Rope",
+    "Weight",
 ]  # fmt: skip
 
 Kind = Literal["norm", "bias", "linear", "embedding", "head", "factors", "recurrence"]

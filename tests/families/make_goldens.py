@@ -97,7 +97,10 @@ def normed(folder):
     weights = load_file(folder / "model.safetensors")
     for key, old in list(model.named_modules()):
         if f"{key}.norm.weight" in weights and type(old) is nn.Linear:
-            linear, before = BitLinear(old.in_features, old.out_features, bias=False), LlamaRMSNorm(old.in_features, 1e-6)
+            linear, before = (
+                BitLinear(old.in_features, old.out_features, bias=False),
+                LlamaRMSNorm(old.in_features, 1e-6),
+            )
             linear.weight.data, before.weight.data = old.weight.data, weights[f"{key}.norm.weight"].float()
             parent, _, last = key.rpartition(".")
             setattr(model.get_submodule(parent), last, nn.Sequential(before, linear))

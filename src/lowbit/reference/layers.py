@@ -9,7 +9,18 @@ import numpy as np
 
 from ..plan import Activation
 
-__all__ = ["attention", "gated_feed_forward", "gelu", "relu2", "rms_norm", "rope", "silu", "softmax", "sparsify", "top_k"]
+__all__ = [
+    "attention",
+    "gated_feed_forward",
+    "gelu",
+    "relu2",
+    "rms_norm",
+    "rope",
+    "silu",
+    "softmax",
+    "sparsify",
+    "top_k",
+]
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
