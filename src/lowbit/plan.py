@@ -17,8 +17,8 @@ from functools import cached_property
 from typing import Literal, TypeVar
 
 __all__ = [
-    "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind", "LayerPlan", "Linear", "ModelPlan",
-    "Rope", "Weight",
+    "INPUT_NORM", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind", "LayerPlan", "Linear",
+    "ModelPlan", "Rope", "Weight",
 ]  # fmt: skip
 
 Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors", "recurrence"]
@@ -311,6 +311,8 @@ class LayerPlan:
         yield from self.feed_forward.parts(layer)
 
 
+INPUT_NORM = "blk.0.attn_q_norm_in.weight"
+"""A tensor of models whose linear layers have an RMSNorm of their input: no key says so."""
 LINEARS = tuple(
     part.name
     for part in LayerPlan(Attention(1, 1, 2, Rope(2)), Dense(1)).parts(0, 1)
@@ -404,6 +406,11 @@ class ModelPlan:
     def by_name(self) -> Mapping[str, Weight]:
         """All weights by the names of their tensors."""
         return {weight.name: weight for weight in self.weights()}
+
+    def is_unused(self, name: str) -> bool:
+        """Tell whether a tensor belongs to one of the layers that nothing reads."""
+        behind = range(self.n_layers, self.n_layers + self.unused_layers)
+        return name.startswith(tuple(f"blk.{i}." for i in behind))
 
     def with_rope_factors(self, factors: tuple[float, ...]) -> ModelPlan:
         """Return the plan with the factors of the file's tensor in every layer."""

@@ -80,9 +80,8 @@ def check_tensors(file: ModelFile, plan: ModelPlan) -> None:
             raise FormatError(f"the tensor {weight.name} is missing")
         if info.shape != weight.shape and not (weight.kind == "router" and (1, *info.shape) == weight.shape):
             raise FormatError(f"the tensor {weight.name} has shape {info.shape}, not {weight.shape}")
-    unused = tuple(f"blk.{i}." for i in range(plan.n_layers, plan.n_layers + plan.unused_layers))
     for name in file.tensors:
-        if name not in plan.by_name and not name.startswith(unused):
+        if name not in plan.by_name and not plan.is_unused(name):
             raise UnsupportedModelError(f"the tensor {name} is not known in the family {plan.family}")
 
 
