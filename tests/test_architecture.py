@@ -10,6 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "lowbit"
 
 FLOORS = [
+    ["layers"],
     ["errors", "plan", "sampling", "assets"],
     ["hub"],
     ["_kernels"],
@@ -22,19 +23,20 @@ FLOORS = [
     ["model"],
     ["train"],
     ["convert", "benchmark", "batch"],
-    ["serve"],
-    ["ray"],
     ["isa", "kernels"],
     ["__init__"],
+    ["serve"],
+    ["ray"],
     ["commands"],
     ["cli"],
     ["__main__"],
 ]
 """Rooms and modules from the ground up. One imports what is below it, and its own room; of `lowbit` itself only
-commands make use."""
+the server and commands make use."""
 
 LOOSE = {
-    "__init__", "__main__", "benchmark", "batch", "cli", "errors", "hub", "isa", "kernels", "model", "plan", "sampling",
+    "__init__", "__main__", "benchmark", "batch", "cli", "errors", "hub", "isa", "kernels", "layers", "model", "plan",
+    "sampling",
 }  # fmt: skip
 """Modules that lie in no room."""
 
@@ -129,5 +131,5 @@ def test_files_are_short_enough_to_be_read():
 def test_tensors_are_named_by_the_plan_alone(module):
     """Formats whose files have no such names give them; the reference is the mathematics; the trainer's modules have
     names of their own."""
-    if not module.startswith(("formats.", "train.")) and module not in ("plan", "reference.model"):
+    if not module.startswith(("formats.", "train.")) and module not in ("layers", "plan", "reference.model"):
         assert "blk." not in MODULES[module].read_text("utf-8").replace("blk.0.*", "")

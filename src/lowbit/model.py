@@ -16,6 +16,7 @@ from ._kernels.kvpool import SPAN
 from ._kernels.sampler import Sampler
 from .engine import Engine, Generation, Stream, Timings, TokenLogprob
 from .engine.constraints import Compiler, Constraint
+from .engine.pooling import Mean, One
 from .engine.sequence import Request
 from .engine.text import LogprobRecorder
 from .errors import ContextLengthError, UnsupportedModelError
@@ -394,7 +395,7 @@ class Model:
     def _embedding(self, ids: np.ndarray, vector: np.ndarray, pooling: str) -> Request:
         if pooling not in ("last", "mean", "first"):
             raise ValueError(f"pooling must be last, mean or first, not {pooling!r}")
-        pool = _Mean(vector, len(ids)) if pooling == "mean" else _One(vector, pooling == "first")
+        pool = Mean(vector, len(ids)) if pooling == "mean" else One(vector, pooling == "first")
         return self._scoring(ids, pool, "states")
 
     def _score(self, ids: np.ndarray, each: Callable[[np.ndarray], None]) -> None:
@@ -428,27 +429,3 @@ class Model:
         )  # fmt: skip
         sampler.note(ids.tolist())
         return sampler
-
-
-class _One:
-    """Keeps the last row of all, or the first."""
-
-    def __init__(self, out: np.ndarray, first: bool) -> None:
-        self._out, self._first, self._full = out, first, False
-
-    def __call__(self, rows: np.ndarray) -> None:
-        if not self._full:
-            self._out[:] = rows[0 if self._first else -1]
-        self._full = self._first
-
-
-class _Mean:
-    """Makes the mean of all rows."""
-
-    def __init__(self, out: np.ndarray, n: int) -> None:
-        self._out, self._n, self._total = out, n, np.zeros(len(out))
-
-    def __call__(self, rows: np.ndarray) -> None:
-        for start in range(len(rows)):
-            self._total += rows[start].astype(np.float64)
-        self._out[:] = self._total / self._n

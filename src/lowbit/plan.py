@@ -1,322 +1,37 @@
 """What a model is made of, said once: the kind of every layer, its numbers, and each weight's name, shape and purpose.
 
 A family (`lowbit.families`) makes a `ModelPlan` from a file's metadata. Loading, conversion, quantisation, sparsity,
-the warnings, the benchmark's random models and the reference read it; nobody else knows how a tensor is called.
-
-A layer has a mixer, which lets tokens look at each other, and a feed-forward, which does not. Each kind of these is a
-class here with its numbers as fields, and `parts` lists what it consists of, in the order of the computation. A new
-kind (latent attention, a recurrent mixer) is one more such class, beside the kernels that compute it.
+the warnings, the benchmark's random models and the reference read it; nobody else knows how a tensor is called. The
+kinds of layers stand in `layers`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, TypeVar
 
-__all__ = [
-    "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind", "LayerPlan", "Linear", "ModelPlan",
-    "Rope", "Weight",
-]  # fmt: skip
-
-Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors", "recurrence"]
-"""What a weight is for: a vector to scale by or to add, rows to multiply with (of a layer, of what chooses experts, of
-the output head), rows to look up, divisors of the rotary frequencies, the few numbers of a recurrent mixer."""
-
-Activation = Literal["silu", "relu2", "gelu"]
-"""Of a gate: SiLU, squared ReLU, or GELU by its approximation with tanh."""
-
-
-@dataclass(frozen=True)
-class Weight:
-    """One tensor of a model."""
-
-    role: str
-    """What it does in its layer: ``attn_q``, ``ffn_norm``, ..."""
-    name: str
-    """Of the tensor in a GGUF file: ``blk.0.attn_q.weight``."""
-    shape: tuple[int, ...]
-    """Row-major: a linear layer is (out, in), one of experts (n, out, in)."""
-    kind: Kind
-    layer: int = -1
-    """Number of its layer; -1 for those that belong to none."""
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Weights that read the same input; their outputs lie side by side."""
-
-    name: str
-    """``qkv``, ``attn_output``, ``gate_up`` or ``ffn_down``; where there are experts also ``router``,
-    ``expert_gate_up``, ``expert_down``, ``shared_gate``."""
-    weights: tuple[Weight, ...]
-    biases: tuple[Weight, ...] = ()
-    """Either none, or one for each weight."""
-    norms: tuple[Weight, ...] = ()
-    """RMSNorms of the input, likewise: each weight reads what its own norm makes of it."""
-
-    @property
-    def n_in(self) -> int:
-        """Inputs."""
-        return self.weights[0].shape[-1]
-
-    @property
-    def n_out(self) -> int:
-        """Outputs of all weights together; of one expert."""
-        return sum(weight.shape[-2] for weight in self.weights)
-
-
-class _Layer:
-    """Where a layer's weights stand: its number, and the width of the residual stream."""
-
-    def __init__(self, number: int, hidden: int) -> None:
-        self.number, self.hidden = number, hidden
-
-    def norm(self, role: str, size: int, tensor: str = "") -> Weight:
-        return Weight(role, f"blk.{self.number}.{tensor or role}.weight", (size,), "norm", self.number)
-
-    def linear(
-        self, name: str, rows: Mapping[str, int], n_in: int, bias: bool = False, norms: bool = False
-    ) -> Linear:  # fmt: skip
-        block = f"blk.{self.number}."
-        return Linear(
-            name,
-            tuple(Weight(role, f"{block}{role}.weight", (n, n_in), "linear", self.number) for role, n in rows.items()),
-            tuple(
-                Weight(f"{role}_bias", f"{block}{role}.bias", (n,), "bias", self.number) for role, n in rows.items()
-            ) if bias else (),
-            tuple(self.norm(f"{role}_norm_in", n_in) for role in rows) if norms else (),
-        )  # fmt: skip
-
-    def router(self, role: str, *shape: int) -> Weight:
-        return Weight(role, f"blk.{self.number}.{role}.weight", shape, "router", self.number)
-
-    def experts(self, name: str, rows: Mapping[str, int], n_in: int, n: int) -> Linear:
-        return Linear(
-            name,
-            tuple(
-                Weight(role, f"blk.{self.number}.{role}.weight", (n, out, n_in), "linear", self.number)
-                for role, out in rows.items()
-            ),
-        )
-
-
-Parts = Iterator[Weight | Linear]
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary positions."""
-
-    dim: int
-    """Channels of a head that are rotated."""
-    theta: float = 10000.0
-    """Base of the frequencies."""
-    pairing: Literal["adjacent", "halves"] = "adjacent"
-    """Which channels form a rotated pair: (2j, 2j+1), or (j, j + dim/2)."""
-    factors: tuple[float, ...] = ()
-    """Divisors of the frequencies, one per pair; empty means all 1."""
-    scale: float = 1.0
-    """Factor of the cosines and sines, so of the length of rotated queries and keys (YaRN's attention factor)."""
-
-
-@dataclass(frozen=True)
-class Attention:
-    """A mixer: attention over all earlier tokens, whose query heads share key and value heads in groups."""
-
-    n_heads: int
-    n_kv_heads: int
-    """Divides `n_heads`."""
-    head_dim: int
-    """Channels per head; `n_heads * head_dim` may differ from the hidden size."""
-    rope: Rope | None
-    """None: positions leave no trace in queries and keys."""
-    bias: bool = False
-    """Query, key and value projections have a bias."""
-    qk_norm: bool = False
-    """RMSNorm over `head_dim` of each query and key head."""
-    sub_norm: bool = False
-    """RMSNorm over the concatenated heads, before the output projection."""
-    norm_after_rope: bool = False
-    """The norm of queries and keys comes after RoPE, not before it."""
-    window: int = 0
-    """A query sees the keys that are less than this many positions before it; 0: all."""
-    scale: float = 0.0
-    """Factor of the scores; 0 is 1 / sqrt(head_dim)."""
-    post_norm: bool = False
-    """RMSNorm of what the output projection gives, before it is added to the residual stream."""
-    input_norms: bool = False
-    """Each linear layer has an RMSNorm of its input."""
-    whole_norm: bool = False
-    """RMSNorm over all query heads together, and over all key heads, before RoPE."""
-    gated: bool = False
-    """The query projection has `head_dim` more rows behind those of each head: what the heads give is multiplied by
-    the logistic function of these."""
-
-    def parts(self, layer: _Layer) -> Parts:
-        """List norms and linear layers in the order of the computation."""
-        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        yield layer.norm("attn_norm", layer.hidden)
-        rows = {"attn_q": 2 * q if self.gated else q, "attn_k": kv, "attn_v": kv}
-        yield layer.linear("qkv", rows, layer.hidden, self.bias, self.input_norms)
-        if self.qk_norm or self.whole_norm:
-            yield layer.norm("attn_q_norm", q if self.whole_norm else self.head_dim)
-            yield layer.norm("attn_k_norm", kv if self.whole_norm else self.head_dim)
-        if self.sub_norm:
-            yield layer.norm("attn_sub_norm", q)
-        yield layer.linear("attn_output", {"attn_output": layer.hidden}, q, norms=self.input_norms)
-        if self.post_norm:
-            yield layer.norm("attn_post_norm", layer.hidden, "post_attention_norm")
-
-
-@dataclass(frozen=True)
-class DeltaNet:
-    """A recurrent mixer: a short convolution, and a matrix per head that follows the gated delta rule.
-
-    Value head h reads key head h mod `n_key_heads`.
-    """
-
-    n_key_heads: int
-    n_value_heads: int
-    """A multiple of `n_key_heads`."""
-    head_dim: int
-    """Channels of each key and of each value."""
-    taps: int
-    """Tokens that the convolution sees, the current one among them."""
-
-    @property
-    def value_size(self) -> int:
-        """Channels of all values."""
-        return self.n_value_heads * self.head_dim
-
-    @property
-    def channels(self) -> int:
-        """Channels of the convolution: queries, keys and values."""
-        return 2 * self.n_key_heads * self.head_dim + self.value_size
-
-    def parts(self, layer: _Layer) -> Parts:
-        """List norms, linear layers and the numbers between them in the order of the computation."""
-        heads, block = self.n_value_heads, f"blk.{layer.number}."
-
-        def numbers(role: str, name: str, *shape: int) -> Weight:
-            return Weight(role, block + name, shape, "recurrence", layer.number)
-
-        yield layer.norm("attn_norm", layer.hidden)
-        rows = {"attn_qkv": self.channels, "attn_gate": self.value_size, "ssm_alpha": heads, "ssm_beta": heads}
-        yield layer.linear("qkv", rows, layer.hidden)
-        yield numbers("ssm_conv1d", "ssm_conv1d.weight", self.channels, self.taps)
-        yield numbers("ssm_dt", "ssm_dt.bias", heads)
-        yield numbers("ssm_a", "ssm_a", heads)
-        yield layer.norm("ssm_norm", self.head_dim)
-        yield layer.linear("attn_output", {"ssm_out": layer.hidden}, self.value_size)
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A gated feed-forward: down(activation(gate(x)) * up(x))."""
-
-    size: int
-    """Channels between the two projections."""
-    activation: Activation = "silu"
-    sub_norm: bool = False
-    """RMSNorm over the gated channels, before the down projection."""
-    post_norm: bool = False
-    """RMSNorm of what the down projection gives, before it is added to the residual stream."""
-    input_norms: bool = False
-    """Each linear layer has an RMSNorm of its input."""
-    norm: str = "ffn_norm"
-    """Name of the norm before it in a file."""
-
-    def parts(self, layer: _Layer) -> Parts:
-        """List norms and linear layers in the order of the computation."""
-        yield layer.norm("ffn_norm", layer.hidden, self.norm)
-        rows = {"ffn_gate": self.size, "ffn_up": self.size}
-        yield layer.linear("gate_up", rows, layer.hidden, norms=self.input_norms)
-        if self.sub_norm:
-            yield layer.norm("ffn_sub_norm", self.size)
-        yield layer.linear("ffn_down", {"ffn_down": layer.hidden}, self.size, norms=self.input_norms)
-        if self.post_norm:
-            yield layer.norm("ffn_post_norm", layer.hidden, "post_ffw_norm")
-
-
-@dataclass(frozen=True)
-class Experts:
-    """A feed-forward of many gated ones, of which a router chooses a few for each token.
-
-    The router gives each expert a probability. The `top_k` most likely ones work, and their results are added up,
-    weighted by their probabilities, the most likely first; of equal ones the lower number goes first. What the shared
-    expert says, which works for every token, is added last.
-    """
-
-    n: int
-    """How many there are."""
-    top_k: int
-    """How many work for a token."""
-    size: int
-    """Channels between the two projections of an expert."""
-    router: Literal["softmax", "sigmoid"] = "softmax"
-    """What makes probabilities of the router's outputs: over all experts, or of each alone."""
-    normalized: bool = False
-    """The weights of a token's experts are divided by their sum."""
-    scale: float = 1.0
-    """Factor of the weights."""
-    groups: int = 1
-    """Runs of neighbours that compete first: by the sum of the two best in each. Divides `n`."""
-    top_groups: int = 1
-    """Groups whose experts may be chosen."""
-    bias: bool = False
-    """Added to the probabilities when experts are chosen, and not when they are weighted."""
-    shared: int = 0
-    """Channels of the shared expert; 0 if there is none."""
-    shared_gate: bool = False
-    """The shared expert's result is multiplied by a sigmoid of one more output."""
-    clamp: float = math.inf
-    """Gates are at most this large, and what they multiply is at most this far from 0."""
-    fused: bool = False
-    """Gate and up projection are one tensor."""
-    activation: Literal["silu"] = "silu"
-    """SiLU."""
-
-    def parts(self, layer: _Layer) -> Parts:
-        """List norms and linear layers in the order of the computation."""
-        yield layer.norm("ffn_norm", layer.hidden)
-        yield Linear("router", (layer.router("ffn_gate_inp", self.n, layer.hidden),))
-        if self.bias:
-            yield Weight("exp_probs_b_bias", f"blk.{layer.number}.exp_probs_b.bias", (self.n,), "bias", layer.number)
-        rows = {"ffn_gate_up_exps": 2 * self.size} if self.fused else {
-            "ffn_gate_exps": self.size, "ffn_up_exps": self.size,
-        }  # fmt: skip
-        yield layer.experts("expert_gate_up", rows, layer.hidden, self.n)
-        yield layer.experts("expert_down", {"ffn_down_exps": layer.hidden}, self.size, self.n)
-        if self.shared:
-            if self.shared_gate:
-                yield Linear("shared_gate", (layer.router("ffn_gate_inp_shexp", 1, layer.hidden),))
-            yield layer.linear("gate_up", {"ffn_gate_shexp": self.shared, "ffn_up_shexp": self.shared}, layer.hidden)
-            yield layer.linear("ffn_down", {"ffn_down_shexp": layer.hidden}, self.shared)
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """One layer: x += mixer(x), then x += feed_forward(x)."""
-
-    mixer: Attention | DeltaNet
-    feed_forward: Dense | Experts
-
-    def parts(self, number: int, hidden: int) -> Parts:
-        """List norms and linear layers in the order of the computation."""
-        layer = _Layer(number, hidden)
-        yield from self.mixer.parts(layer)
-        yield from self.feed_forward.parts(layer)
-
-
-LINEARS = tuple(
-    part.name
-    for part in LayerPlan(Attention(1, 1, 2, Rope(2)), Dense(1)).parts(0, 1)
-    if isinstance(part, Linear)
+from .layers import (
+    INPUT_NORM,
+    LINEARS,
+    Activation,
+    Attention,
+    DeltaNet,
+    Dense,
+    Experts,
+    Kind,
+    LayerPlan,
+    Linear,
+    Parts,
+    Rope,
+    Weight,
 )  # fmt: skip
-"""Names of all linear layers there are; the first two are what a mixer reads its input with, and what it ends with."""
+
+__all__ = [
+    "INPUT_NORM", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind", "LayerPlan", "Linear",
+    "ModelPlan", "Rope", "Weight",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -404,6 +119,11 @@ class ModelPlan:
     def by_name(self) -> Mapping[str, Weight]:
         """All weights by the names of their tensors."""
         return {weight.name: weight for weight in self.weights()}
+
+    def is_unused(self, name: str) -> bool:
+        """Tell whether a tensor belongs to one of the layers that nothing reads."""
+        behind = range(self.n_layers, self.n_layers + self.unused_layers)
+        return name.startswith(tuple(f"blk.{i}." for i in behind))
 
     def with_rope_factors(self, factors: tuple[float, ...]) -> ModelPlan:
         """Return the plan with the factors of the file's tensor in every layer."""

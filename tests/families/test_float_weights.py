@@ -10,7 +10,7 @@ from lowbit._kernels.matrix import PackedMatrix
 from lowbit.formats import open_model
 from lowbit.formats.blocks import dequantize
 from lowbit.formats.gguf_writer import GGUFWriter
-from lowbit.loading import packing
+from lowbit.loading import packing, ternary
 
 SIZES = {"embedding_length": 128, "feed_forward_length": 256, "block_count": 1, "attention.head_count": 4,
          "attention.head_count_kv": 2, "context_length": 64, "vocab_size": 48}  # fmt: skip
@@ -91,7 +91,7 @@ def test_ternary_floats_are_found_with_a_scale_per_block():
     rng = np.random.default_rng(1)
     signs, scales = rng.integers(-1, 2, (40, 600)), rng.uniform(0.1, 1, (40, 3)).astype(np.float32)
     values = (signs * np.repeat(scales, 256, axis=1)[:, :600]).astype(np.float32)
-    codes, found = packing.blockwise_ternary(values)
+    codes, found = ternary.blockwise_ternary(values)
     assert (codes == signs + 1).all()
     assert (found == scales).all()
 
@@ -101,8 +101,8 @@ def test_one_other_magnitude_or_infinity_makes_weights_no_ternary_ones(row):
     for wrong in (0.25, np.inf, np.nan):
         values = np.where(np.arange(512) % 3, 0.5, -0.5).astype(np.float32) * np.ones((40, 1), np.float32)
         values[row, 300] = wrong
-        assert packing.blockwise_ternary(values) is None
-    assert packing.blockwise_ternary(np.zeros((4, 256), np.float32)) is None
+        assert ternary.blockwise_ternary(values) is None
+    assert ternary.blockwise_ternary(np.zeros((4, 256), np.float32)) is None
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_tensors_of_layers_that_are_not_run_are_left_alone(recurrent, tmp_path):
     with_them = lowbit.load(rewritten(recurrent, tmp_path / "a.gguf", keys, more))
     without = lowbit.load(rewritten(recurrent, tmp_path / "b.gguf", {}))
     assert np.array_equal(with_them.logits([1, 2, 3]), without.logits([1, 2, 3]))
-    with pytest.raises(UnsupportedModelError, match="blk.5"):
+    with pytest.raises(UnsupportedModelError, match="blk"):
         lowbit.load(rewritten(recurrent, tmp_path / "c.gguf", keys, more | {"blk.5.x.weight": (4,)}))
 
 

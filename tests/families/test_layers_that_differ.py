@@ -129,3 +129,21 @@ def test_weights_that_stay_in_the_file_give_the_same_bits(folders, name, tmp_pat
         lowbit.load(path, max_ram=1 << 16, threads=1)
     paged, resident = lowbit.load(path, max_ram=caught.value.smallest, threads=1), lowbit.load(path, threads=1)
     assert np.array_equal(paged.logits(IDS), resident.logits(IDS))
+
+
+def test_an_embedding_model_gives_vectors_of_length_1_as_it_was_made_for(folders):
+    model = lowbit.load(folders["qwen3_embedding"], **EXACT)
+    texts = [IDS[:9].tolist(), IDS[5:40].tolist()]
+    assert model.config.pooling == "last"
+    last = model.embed(texts, pooling="last")
+    expected = last / np.linalg.norm(last.astype(np.float64), axis=1, keepdims=True)
+    assert np.abs(model.embed(texts) - expected).max() <= 1e-7
+    first = model.embed(texts, pooling="first")
+    assert np.array_equal(first, model.embed([text[:1] for text in texts], pooling="last"))
+
+
+@pytest.mark.parametrize(("number", "pooling"), [(0, None), (1, "mean"), (2, "first"), (3, "last")])
+def test_the_file_says_how_a_vector_is_made(folders, number, pooling):
+    with open_model(folders["hunyuan"]) as file:
+        file.metadata = {**file.metadata, "hunyuan-dense.pooling_type": number}
+        assert plan_of(file).pooling == pooling

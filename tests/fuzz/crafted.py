@@ -101,6 +101,42 @@ CRAFTED: dict[str, dict[str, Any]] = {
         "epsilon that is no number": lambda: model(**{"llama.attention.layer_norm_rms_epsilon": (F32, float("nan"))}),
         "base that is infinite": lambda: model(**{"llama.rope.freq_base": (F32, float("inf"))}),
         "scaling by 0": lambda: model(**{"llama.rope.scaling.factor": (F32, 0.0)}),
+        "window of 2**31": lambda: model(**{"llama.attention.sliding_window": (U32, 2**31)}),
+        "window that is a text": lambda: model(**{"llama.attention.sliding_window": (STRING, "8")}),
+        "scale that is no number": lambda: model(**{"llama.attention.scale": (F32, float("nan"))}),
+        "windows of a million layers": lambda: seeds.gemma3(
+            **{"llama.attention.sliding_window_pattern": (BOOL, [1] * 1_000_000)}
+        ).encode(),
+        "windows in 0 of so many layers": lambda: seeds.gemma3(
+            **{"llama.attention.sliding_window_pattern": (U32, 0)}
+        ).encode(),
+        "base of windows that is infinite": lambda: seeds.gemma3(
+            **{"llama.rope.freq_base_swa": (F32, float("inf"))}
+        ).encode(),
+        "factor of logits of 0": lambda: seeds.minicpm(**{"llama.logit_scale": (F32, 0.0)}).encode(),
+        "factor of the embedding of 1e30": lambda: seeds.minicpm(**{"llama.embedding_scale": (F32, 1e30)}).encode(),
+        "states of 512 squared for each of 16384 heads": lambda: seeds.qwen35(
+            **{
+                "qwen35.ssm.state_size": (U32, 512),
+                "qwen35.ssm.time_step_rank": (U32, 16384),
+                "qwen35.ssm.inner_size": (U32, 1 << 23),
+            }
+        ).encode(),
+        "states of another size": lambda: seeds.qwen35(**{"qwen35.ssm.state_size": (U32, 8)}).encode(),
+        "states in 3 groups": lambda: seeds.qwen35(**{"qwen35.ssm.group_count": (U32, 3)}).encode(),
+        "convolution over 2**31 tokens": lambda: seeds.qwen35(**{"qwen35.ssm.conv_kernel": (U32, 2**31)}).encode(),
+        "full attention in each 0th layer": lambda: seeds.qwen35(
+            **{"qwen35.full_attention_interval": (U32, 0)}
+        ).encode(),
+        "no full attention": lambda: seeds.qwen35(**{"qwen35.attention.recurrent_layers": (BOOL, [1] * 3)}).encode(),
+        "all layers predict further tokens": lambda: seeds.qwen35(**{"qwen35.nextn_predict_layers": (U32, 3)}).encode(),
+        "sections that leave out channels": lambda: seeds.qwen35(
+            **{"qwen35.rope.dimension_sections": (I32, [0, 0, 0, 4])}
+        ).encode(),
+        "decay that is no number": lambda: seeds.qwen35([("blk.0.ssm_a", (4,), 0, b"\xff" * 16)]).encode(),
+        "decay that grows without bound": lambda: seeds.qwen35(
+            [("blk.0.ssm_a", (4,), 0, struct.pack("<4f", *[1e38] * 4))]
+        ).encode(),
         "tokens are a number": lambda: model(**{"llama.vocab_size": None, "tokenizer.ggml.tokens": (U32, 16)}),
         "tokens are a text": lambda: model(**{"llama.vocab_size": None, "tokenizer.ggml.tokens": (STRING, "a" * 16)}),
         "norm that is no number": lambda: model(("output_norm.weight", (32,), 0, b"\xff" * 128)),

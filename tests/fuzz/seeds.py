@@ -12,8 +12,8 @@ import numpy as np
 from mutation import Count, Group, Number, Raw, Sized, Varint
 
 __all__ = [
-    "CONFIG", "INDEX", "SAFETENSORS", "TOKENIZER_JSON", "TOKENIZER_JSON_LACKING", "TREES", "gguf", "llama",
-    "safetensors", "vocabulary",
+    "CONFIG", "CONFIGS", "INDEX", "SAFETENSORS", "TOKENIZER_JSON", "TOKENIZER_JSON_LACKING", "TREES", "gemma3", "gguf",
+    "llama", "minicpm", "qwen35", "safetensors", "vocabulary",
 ]  # fmt: skip
 
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
@@ -154,6 +154,79 @@ def llama(
         tensors[f"blk.0.{name}.weight"] = (n_in, rows), kind, _weights(kind, rows * n_in)
     for name in ("blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"):
         tensors[f"{name}.weight"] = (hidden,), 0, _floats(hidden)
+    tensors |= {name: (shape, kind, raw) for name, shape, kind, raw in instead}
+    pairs = _changed(keys, changes)
+    architecture = next(value for key, _, value in pairs if key == "general.architecture")
+    if isinstance(architecture, str) and architecture.isalnum():  # of another family: its keys have another beginning
+        pairs = [(key.replace("llama.", f"{architecture}."), kind, value) for key, kind, value in pairs]
+    return gguf(pairs, [(name, *rest) for name, rest in tensors.items()])
+
+
+def renamed(architecture: str, norms: Sequence[tuple[str, int]] = (), **changes: Any) -> Group:
+    """The Llama of the seeds as a model of another family, which has more norms."""
+    return llama(
+        0, 0, [(f"blk.0.{name}.weight", (size,), 0, _floats(size)) for name, size in norms],
+        **{"general.architecture": (STRING, architecture), **changes},
+    )  # fmt: skip
+
+
+_GEMMA_NORMS = (("attn_q_norm", 16), ("attn_k_norm", 16), ("post_attention_norm", HIDDEN), ("post_ffw_norm", HIDDEN))
+
+
+def gemma3(**changes: Any) -> Group:
+    """A Gemma 3 of one layer, with a window."""
+    window = {"llama.attention.sliding_window": (U32, 8), "llama.attention.sliding_window_pattern": (BOOL, [1])}
+    return renamed("gemma3", _GEMMA_NORMS, **{**window, "llama.rope.freq_base_swa": (F32, 10000.0), **changes})
+
+
+def minicpm(**changes: Any) -> Group:
+    """A MiniCPM of one layer."""
+    factors = {"embedding_scale": 12.0, "residual_scale": 1.4, "logit_scale": 0.125}
+    return renamed("minicpm", **{**{f"llama.{key}": (F32, value) for key, value in factors.items()}, **changes})
+
+
+def qwen35(
+    instead: Sequence[tuple[str, tuple[int, ...], int, bytes]] = (), **changes: Any
+) -> Group:  # fmt: skip
+    """A Qwen3.5 of two layers, of which the first is recurrent."""
+    heads, size, taps, hidden, wide, dim = 4, 4, 4, HIDDEN, WIDE, 16
+    channels = (2 * 2 + heads) * size
+    keys: Keys = {
+        "general.architecture": (STRING, "qwen35"),
+        **{f"qwen35.{key}": (U32, value) for key, value in {
+            "vocab_size": 16, "context_length": CONTEXT, "embedding_length": hidden, "block_count": 3,
+            "nextn_predict_layers": 1, "feed_forward_length": wide, "attention.head_count": HEADS,
+            "attention.head_count_kv": 1, "attention.key_length": dim, "attention.value_length": dim,
+            "rope.dimension_count": 8, "full_attention_interval": 2, "ssm.conv_kernel": taps, "ssm.state_size": size,
+            "ssm.group_count": 2, "ssm.time_step_rank": heads, "ssm.inner_size": heads * size}.items()},
+        "qwen35.attention.layer_norm_rms_epsilon": (F32, 1e-6),
+        "qwen35.rope.freq_base": (F32, 10000.0),
+        "qwen35.rope.dimension_sections": (I32, [2, 1, 1, 0]),
+        "qwen35.attention.recurrent_layers": (BOOL, [1, 0, 0]),
+    }  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (hidden, 16), "output_norm.weight": (hidden,)}
+    layers = (
+        {"attn_qkv.weight": (hidden, channels), "attn_gate.weight": (hidden, heads * size),
+         "ssm_alpha.weight": (hidden, heads), "ssm_beta.weight": (hidden, heads),
+         "ssm_conv1d.weight": (taps, channels), "ssm_dt.bias": (heads,), "ssm_a": (heads,),
+         "ssm_norm.weight": (size,), "ssm_out.weight": (heads * size, hidden)},
+        {"attn_q.weight": (hidden, 2 * HEADS * dim), "attn_k.weight": (hidden, dim), "attn_v.weight": (hidden, dim),
+         "attn_q_norm.weight": (dim,), "attn_k_norm.weight": (dim,), "attn_output.weight": (HEADS * dim, hidden)},
+    )  # fmt: skip
+    for i, layer in enumerate(layers):
+        both = {
+            "attn_norm.weight": (hidden,),
+            "post_attention_norm.weight": (hidden,),
+            "ffn_gate.weight": (hidden, wide),
+            "ffn_up.weight": (hidden, wide),
+            "ffn_down.weight": (wide, hidden),
+        }
+        shapes |= {f"blk.{i}.{name}": shape for name, shape in {**layer, **both}.items()}
+    shapes["blk.2.nextn.enorm.weight"] = (hidden,)
+    tensors: dict[str, tuple[tuple[int, ...], int, bytes]] = {}
+    for name, shape in shapes.items():
+        raw = _floats(int(np.prod(shape)))
+        tensors[name] = shape, 0, (-np.frombuffer(raw, "<f4")).tobytes() if name.endswith("ssm_a") else raw
     tensors |= {name: (shape, kind, raw) for name, shape, kind, raw in instead}
     return gguf(_changed(keys, changes), [(name, *rest) for name, rest in tensors.items()])
 
@@ -318,6 +391,16 @@ CONFIG = {
         "original_max_position_embeddings": 32,
     },
 }  # fmt: skip
+CONFIGS = (
+    CONFIG,
+    {**CONFIG, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 8,
+     "layer_types": ["sliding_attention"], "rope_parameters": None},
+    {**CONFIG, "architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm", "scale_emb": 12, "scale_depth": 1.4,
+     "dim_model_base": 8, "rope_parameters": None},
+    {**CONFIG, "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "no_rope_layers": [1],
+     "no_rope_layer_interval": 4, "rope_parameters": None},
+)  # fmt: skip
+"""Other families whose folders have the same tensors."""
 INDEX = {
     "metadata": {"total_size": 0},
     "weight_map": {
@@ -374,6 +457,7 @@ LACKING = [word for word in _BYTE_LEVEL if word not in ("x", "ñ", "ĳ")]
 TREES: dict[str, list[Group]] = {
     "gguf": [llama(kind, cols) for kind, cols in ((0, 0), (8, 0), (36, 128))]
     + [experts(kind) for kind in (0, 8)]
+    + [gemma3(), minicpm(), qwen35()]
     + [gguf([("general.architecture", STRING, "llama"), ("k", BOOL, [0, 1]), ("general.alignment", U32, 32)],
             [("a", (256, 2), 35, _weights(35, 512)), ("b", (256,), 34, _weights(34, 256)),
              ("c", (2, 1, 1, 2), 0, bytes(16))])]

@@ -180,7 +180,7 @@ TARGETS = {
         _broken_safetensors,
     ),
     "llama2c": _tree("llama2c", "model.bin", consume_model),
-    "config_json": _json(seeds.CONFIG, "config.json", consume_model, (_INDEX, *_SHARDS)),
+    "config_json": _json(seeds.CONFIG, "config.json", consume_model, (_INDEX, *_SHARDS), *seeds.CONFIGS[1:]),
     "index_json": _json(seeds.INDEX, "model.safetensors.index.json", consume_model, (_CONFIG, *_SHARDS)),
     "tokenizer_json": _json(
         seeds.TOKENIZER_JSON, "tokenizer.json", consume_tokenizer, (), seeds.TOKENIZER_JSON_LACKING

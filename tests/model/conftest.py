@@ -161,7 +161,7 @@ def oracle():
     """`oracle(path)` gives a file's configuration, and its weights for `lowbit.reference`."""
     from lowbit.families import plan_of
     from lowbit.formats.blocks import TERNARY, dequantize, ternary_codes
-    from lowbit.loading.packing import ternary_of
+    from lowbit.loading.ternary import ternary_of
     from lowbit.reference import IntLinear, TernaryLinear
 
     groups = {"Q4_0": 32, "Q8_0": 32}

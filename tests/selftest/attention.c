@@ -149,7 +149,7 @@ static void check_attention(const shape *s) {
     const size_t n_out = (size_t)ROWS * q_width, out_bytes = (n_out + AFTER) * sizeof(float);
     float *got = allocate(out_bytes), *expected = allocate(out_bytes);
     double *exact = allocate((size_t)q_width * sizeof *exact);
-    lb_attention_args args = {q,          got,          blocks,      positions, c.kv,     q_stride,
+    lb_attention_args args = {q,          got,           blocks,      positions, c.kv,     q_stride,
                               s->n_heads, s->n_kv_heads, s->head_dim, s->type,   s->window};
 
     for (int32_t p = 0; p < s->n_positions; p++) {
@@ -197,7 +197,7 @@ static void check_wild(const shape *s, int32_t wild) {
     cache c = new_cache(s), expected_cache = new_cache(s);
     const int32_t position = s->n_positions - 1;
     char *const *blocks = c.blocks;
-    lb_attention_args args = {q,          got,          &blocks,     &position, c.kv,     q_width,
+    lb_attention_args args = {q,          got,           &blocks,     &position, c.kv,     q_width,
                               s->n_heads, s->n_kv_heads, s->head_dim, s->type,   s->window};
     for (int32_t p = 0; p < s->n_positions; p++) {
         lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, c.blocks[p / LB_KV_SPAN], &args, p);

@@ -165,7 +165,8 @@ typedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n,
                        float *out); /* exp((x - shift) * factor) */
 /*
  * One token of one head of the gated delta rule: M = decay * M; M = M + beta (v - M k) k^T; out = M q. The matrix lies
- * [key][value, padded to 16 with zeros], and is read at `from_` and written at `to`, which may be the same; `out` may be v.
+ * [key][value, padded to 16 with zeros], and is read at `from_` and written at `to`, which may be the same; `out` may
+ * be v.
  */
 typedef void lb_delta_fn(const float *from_, float *to, const float *q, const float *k, const float *v, float decay,
                          float beta, int32_t size, float *out);

@@ -178,7 +178,7 @@ cdef class Graph:
         return 0
 
     cdef int _turn(self, Layer *one, rope) except -1:
-        """Find or make a layer's rotations: scale times cos and sin of position * theta**(-2j/d) / factor, in double."""
+        """Find or make a layer's rotations: scale times cos and sin of position * theta**(-2j/d) / factor."""
         cdef const float[:, ::1] cos
         cdef const float[:, ::1] sin
         if rope.dim % 2 or not 2 <= rope.dim <= one.head_dim:

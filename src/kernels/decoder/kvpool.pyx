@@ -9,10 +9,10 @@
 4. A block that agrees with a prompt only for a part is copied, and the copy is filled on: a prompt may leave a known
    text at any token.
 
-5. Recurrent layers have a state in place of keys and values. A sequence has two, the one before a pass and the one after
-   it; a copy stays with a full block at every `border`, which is so far apart that these copies take no more memory than
-   the blocks. A known beginning is one that ends with such a copy. A state counts as so many blocks as it is large, and
-   copies go before anything that is needed.
+5. Recurrent layers have a state in place of keys and values. A sequence has two, the one before a pass and the one
+   after it; a copy stays with a full block at every `border`, which is so far apart that these copies take no more
+   memory than the blocks. A known beginning is one that ends with such a copy. A state counts as so many blocks as it
+   is large, and copies go before anything that is needed.
 
 Everything here holds the GIL, and runs between two steps of the decoder, never during one.
 """

@@ -29,7 +29,7 @@ cdef enum:
     CHANNELS = 256              # that are added up at a time
 
 
-# --- gathering and adding up -------------------------------------------------------------------------------------------
+# --- gathering and adding up ------------------------------------------------------------------------------------------
 
 cdef struct GatherWork:
     const int32_t *row
@@ -137,7 +137,8 @@ cdef class ExpertLayer:
         self.groups, self.top_groups = plan.groups, plan.top_groups
         self.sigmoid, self.normalized = plan.router == "sigmoid", plan.normalized
         self.scale, self.clamp = plan.scale, plan.clamp
-        if not (1 <= self.top_k <= min(self.n, <int32_t>MAX_CHOSEN) and 1 <= self.top_groups <= self.groups <= MAX_CHOSEN
+        if not (1 <= self.top_k <= min(self.n, <int32_t>MAX_CHOSEN)
+                and 1 <= self.top_groups <= self.groups <= MAX_CHOSEN
                 and self.n % self.groups == 0 and self.top_groups * (self.n // self.groups) >= self.top_k):
             raise FormatError("the numbers of experts do not fit together")
         self.keep = [*gate_up, down]
@@ -229,7 +230,7 @@ cdef class ExpertScratch:
         return <void *>((<size_t>&view[0] + 63) // 64 * 64)
 
     cdef int run(self, ExpertLayer layer, const Rows *rows) noexcept nogil:
-        """Add the results of each row's experts to it, from `logits` and `gates` on; 0, or a status for `Pager.check`."""
+        """Add the results of each row's experts to it, from `logits` and `gates`; 0, or a status for `Pager.check`."""
         cdef RouteWork route
         cdef GateWork gate
         cdef SumWork add

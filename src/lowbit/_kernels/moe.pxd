@@ -49,7 +49,7 @@ cdef class ExpertScratch:
     cdef float *gates                   # (rows,): the router's word on the shared expert
     cdef int32_t *chosen                # (rows, top_k): experts, the best first
     cdef float *weights                 # (rows, top_k)
-    cdef int32_t *slot                  # (rows, top_k): where that expert's result is; slots are in the order of experts
+    cdef int32_t *slot                  # (rows, top_k): where that result is; slots are in the order of experts
     cdef int32_t *row                   # (slots,)
     cdef int32_t *starts                # (n + 1,): first slot of each expert
     cdef int8_t *q8                     # (slots, ...): inputs of a projection, as int8 or as floats

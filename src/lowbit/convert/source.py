@@ -13,7 +13,7 @@ from ..errors import FormatError, UnsupportedModelError
 from ..families import find_family, plan_of
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize
-from ..loading.packing import ternary_of
+from ..loading.ternary import ternary_of
 from ..plan import Weight
 from ..quantize import pack_codes, quantize
 from ..quantize.ggml_types import type_of

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from ..errors import FormatError, UnsupportedModelError
-from ..plan import Activation, Attention, DeltaNet, Dense, Experts, LayerPlan, ModelPlan, Rope
+from ..plan import INPUT_NORM, Activation, Attention, DeltaNet, Dense, Experts, LayerPlan, ModelPlan, Rope
 from .experts import Routing
 from .rope import yarn_factors, yarn_magnitude
 
@@ -93,7 +93,7 @@ class Family:
                 raise UnsupportedModelError(f"{architecture}.{key} is not supported")
         unused = keys.whole("nextn_predict_layers", 0, MAX_LAYERS, default=0) if self.recurrent else 0
         n_layers = keys.whole("block_count", 1 + unused, MAX_LAYERS) - unused
-        input_norms = "blk.0.attn_q_norm_in.weight" in tensors
+        input_norms = INPUT_NORM in tensors
         scale = math.sqrt(heads / hidden) if n_layers == self.layers_of_wide_scale else 0.0
         attention = Attention(
             n_heads=heads,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lowbit.errors import FormatError, UnsupportedModelError
+from lowbit.formats.config_keys import Keys
 from lowbit.formats.huggingface_experts import EXPERT_NAMES, expert_keys
 
 __all__ = ["LINEARS", "Translation", "translate"]
@@ -188,10 +189,10 @@ def translate(config: Mapping[str, Any]) -> Translation:
     UnsupportedModelError
         If it describes a model that lowbit cannot run.
     """
-    keys = _Keys(config)
+    keys = Keys(config)
     name, kind = _model_class(keys)
     if kind.inside:
-        keys = keys.table(kind.inside) or _Keys({})
+        keys = keys.table(kind.inside) or Keys({})
     for flag in ("attention_bias", "mlp_bias", "use_sliding_window"):
         if keys.flag(flag):
             raise UnsupportedModelError(f"config.json sets {flag}, which is not supported")
@@ -244,7 +245,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
     )  # fmt: skip
 
 
-def _special(keys: _Keys, kind: _ModelClass, values: Mapping[str, Any]) -> dict[str, Any]:
+def _special(keys: Keys, kind: _ModelClass, values: Mapping[str, Any]) -> dict[str, Any]:
     """What only some families have: windows, factors, layers without RoPE."""
     special: dict[str, Any] = {}
     n_layers, hidden = values["block_count"], values["embedding_length"]
@@ -273,7 +274,7 @@ def _special(keys: _Keys, kind: _ModelClass, values: Mapping[str, Any]) -> dict[
     return special
 
 
-def _recurrent(keys: _Keys, n_layers: int) -> dict[str, Any]:
+def _recurrent(keys: Keys, n_layers: int) -> dict[str, Any]:
     """Numbers of Qwen3.5's recurrent layers, and which these are."""
     size, heads = keys.whole("linear_key_head_dim", 128), keys.whole("linear_num_value_heads", 32)
     if keys.whole("linear_value_head_dim", 128) != size:
@@ -296,7 +297,7 @@ def _recurrent(keys: _Keys, n_layers: int) -> dict[str, Any]:
     return special
 
 
-def _windows(keys: _Keys, kind: _ModelClass, n_layers: int) -> dict[str, Any]:
+def _windows(keys: Keys, kind: _ModelClass, n_layers: int) -> dict[str, Any]:
     """The window, and which layers have it; without a word on it all of Mistral's do, and five of six of Gemma's."""
     gemma = kind.architecture == "gemma3"
     if "sliding_window" in keys.values and keys.values["sliding_window"] is None:
@@ -316,7 +317,7 @@ def _windows(keys: _Keys, kind: _ModelClass, n_layers: int) -> dict[str, Any]:
     return special
 
 
-def _model_class(keys: _Keys) -> tuple[str, _ModelClass]:
+def _model_class(keys: Keys) -> tuple[str, _ModelClass]:
     names, model_type = keys.strings("architectures"), keys.text("model_type", "")
     if not names:
         names = [name for name, kind in _CLASSES.items() if kind.model_types == (model_type,)]
@@ -329,7 +330,7 @@ def _model_class(keys: _Keys) -> tuple[str, _ModelClass]:
     return names[0], kind
 
 
-def _linears(keys: _Keys, name: str) -> Literal["float", "masters", "divide", "multiply"]:
+def _linears(keys: Keys, name: str) -> Literal["float", "masters", "divide", "multiply"]:
     """Say how the linear layers are stored; the direction of a packed tensor's scale stands nowhere but here."""
     quantization = keys.table("quantization_config")
     if name == "BitnetForCausalLM":
@@ -357,10 +358,10 @@ def _linears(keys: _Keys, name: str) -> Literal["float", "masters", "divide", "m
     return "multiply" if linear_class == "autobitlinear" else "divide"
 
 
-def _rope(keys: _Keys, head_dim: int, context: int, of: _ModelClass) -> tuple[dict[str, Any], np.ndarray | None]:
+def _rope(keys: Keys, head_dim: int, context: int, of: _ModelClass) -> tuple[dict[str, Any], np.ndarray | None]:
     """Metadata of the rotary positions, and the factors of Llama 3's scaling, which GGUF keeps in a tensor."""
     far = keys.nested("rope_parameters", "full_attention")
-    scaling = far or keys.table("rope_parameters") or keys.table("rope_scaling") or _Keys({})
+    scaling = far or keys.table("rope_parameters") or keys.table("rope_scaling") or Keys({})
     theta = scaling.number("rope_theta", 1.0, 1e12, keys.number("rope_theta", 1.0, 1e12, of.theta))
     default = keys.number("partial_rotary_factor", 0.0, 1.0, 1.0 if of.partial is None else of.partial)
     share = scaling.number("partial_rotary_factor", 0.0, 1.0, default)
@@ -407,7 +408,7 @@ def _llama3_factors(head_dim: int, theta: float, factor: float, low: float, high
     return (1.0 / ((1.0 - share) / factor + share)).astype("<f4")
 
 
-def _yarn_magnitude(scaling: _Keys, factor: float) -> float:
+def _yarn_magnitude(scaling: Keys, factor: float) -> float:
     """What YaRN multiplies cosines and sines by."""
 
     def magnitude(scale: float) -> float:
@@ -416,51 +417,3 @@ def _yarn_magnitude(scaling: _Keys, factor: float) -> float:
     mscale, all_dim = scaling.number("mscale", 0.0, 1e3, 0.0), scaling.number("mscale_all_dim", 0.0, 1e3, 0.0)
     default = magnitude(mscale) / magnitude(all_dim) if mscale and all_dim else magnitude(1.0)
     return scaling.number("attention_factor", 1e-3, 1e3, default)
-
-
-class _Keys:
-    """Typed access to a parsed JSON object; null counts as absent."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
-
-    def _get(self, key: str, default: Any, kind: type | tuple[type, ...], wanted: str) -> Any:
-        value = self.values.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise FormatError(f"config.json has no {key}")
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise FormatError(f"config.json has a {key} that is no {wanted}")
-        return value
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        value = self._get(key, default, int, "whole number")
-        if not 0 < value < 1 << 31:
-            raise FormatError(f"config.json has a {key} that is out of range")
-        return int(value)
-
-    def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
-        value = self._get(key, default, (int, float), "number")
-        if not low <= value <= high:
-            raise FormatError(f"config.json has a {key} that is not from {low:g} to {high:g}")
-        return float(value)
-
-    def text(self, key: str, default: str) -> str:
-        return str(self._get(key, default, str, "text"))
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        return bool(self._get(key, default, bool, "truth value"))
-
-    def strings(self, key: str) -> list[str]:
-        values = self._get(key, [], list, "list")
-        if not all(isinstance(value, str) for value in values):
-            raise FormatError(f"config.json has a {key} with entries that are no texts")
-        return list(values)
-
-    def table(self, key: str) -> _Keys | None:
-        value = self._get(key, {}, dict, "object")
-        return _Keys(value) if value else None
-
-    def nested(self, key: str, inner: str) -> _Keys | None:
-        outer = self.table(key)
-        return None if outer is None else outer.table(inner)

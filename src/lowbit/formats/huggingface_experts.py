@@ -8,6 +8,7 @@ from typing import Any
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
+from lowbit.formats.config_keys import Keys
 
 __all__ = ["EXPERT_NAMES", "expert_keys", "expert_of", "stacked"]
 
@@ -23,12 +24,12 @@ _ONE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.mlp\.experts\.(0|[1-9][0
 _ALL = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.mlp\.experts\.(gate_up|down)_proj")
 
 
-def expert_keys(keys: Any) -> dict[str, Any]:
+def expert_keys(keys: Keys) -> dict[str, Any]:
     """Translate what a config.json says about experts.
 
     Parameters
     ----------
-    keys : formats.huggingface_config._Keys
+    keys : Keys
 
     Raises
     ------

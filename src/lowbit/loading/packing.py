@@ -17,12 +17,11 @@ from ..formats.blocks import TERNARY, dequantize, integer_codes, is_ternary, ter
 from ..formats.iquants import GROUPS
 from ..plan import Linear, ModelPlan, Weight
 from ..quantize.ggml_types import DECODABLE, type_of
-from ..quantize.ternary import absmean
 from .paging import Paging
+from .ternary import GROUP, all_ternary, blockwise_ternary, ternary_of
 
 __all__ = [
-    "FLOAT_WEIGHTS", "HEADS", "Weights", "blockwise_ternary", "check_tensors", "kept_as", "matrix_shape", "packed_bytes",
-    "read_weights", "ternary_of",
+    "FLOAT_WEIGHTS", "HEADS", "Weights", "check_tensors", "kept_as", "matrix_shape", "packed_bytes", "read_weights",
 ]  # fmt: skip
 
 HEADS = ("auto", "file", "q8_0")
@@ -32,8 +31,6 @@ FLOAT_WEIGHTS = ("auto", "file")
 or as in the file."""
 LARGE_TABLE = 1 << 22
 """Weights of a float matrix from which on 8 bits are worth their error."""
-GROUP = 256
-"""Channels that share one int8 scale where the model does not say how activations are quantised."""
 GLANCE = 64
 """Blocks that are looked at to tell whether a tensor has one scale, where a few have to do."""
 WITH_CODE_3 = " with code 3"
@@ -80,9 +77,8 @@ def check_tensors(file: ModelFile, plan: ModelPlan) -> None:
             raise FormatError(f"the tensor {weight.name} is missing")
         if info.shape != weight.shape and not (weight.kind == "router" and (1, *info.shape) == weight.shape):
             raise FormatError(f"the tensor {weight.name} has shape {info.shape}, not {weight.shape}")
-    unused = tuple(f"blk.{i}." for i in range(plan.n_layers, plan.n_layers + plan.unused_layers))
     for name in file.tensors:
-        if name not in plan.by_name and not name.startswith(unused):
+        if name not in plan.by_name and not plan.is_unused(name):
             raise UnsupportedModelError(f"the tensor {name} is not known in the family {plan.family}")
 
 
@@ -166,61 +162,6 @@ def kept_as(kind: str) -> str:
     if kind in TERNARY:
         return "ternary codes, equal" + (" (4 bits where a code is 3)" if kind in ("Q2_0", "PQ2_0") else "")
     return f"8 bits, equal, a scale for {GROUPS[kind]}" if kind in GROUPS else "8 bits, rounded, a scale for 32"
-
-
-def ternary_of(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Codes and scale of a BitNet linear's float weights.
-
-    Weights that are ternary already (one magnitude besides 0) keep that magnitude; masters are quantised by absmean,
-    which would get the scale of weights that are ternary already wrong.
-
-    Parameters
-    ----------
-    values : ndarray of float32, shape (rows, cols)
-
-    Returns
-    -------
-    codes : ndarray of uint8, shape (rows, cols)
-    scale : float
-    """
-    largest = np.abs(values).max()
-    if np.isfinite(largest) and ((values == largest) | (values == -largest) | (values == 0)).all():
-        return (np.sign(values) + 1).astype(np.uint8), float(largest)
-    return absmean(values)
-
-
-def blockwise_ternary(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Codes and scales of float weights that are ternary already, with a magnitude for each block of a row.
-
-    That is how TriLM's published weights look: a scale for each part of a tensor that was on a processor of its own.
-
-    Parameters
-    ----------
-    values : ndarray of float32, shape (rows, cols)
-
-    Returns
-    -------
-    codes : ndarray of uint8, shape (rows, cols)
-    scales : ndarray of float32, shape (rows, ceil(cols / 256))
-        None instead of both if a block has more than one magnitude beside 0, or nothing but zeros is there.
-    """
-    magnitudes = np.abs(values)
-    scales = np.maximum.reduceat(magnitudes, np.arange(0, values.shape[1], GROUP), axis=1)
-    spread = np.repeat(scales, GROUP, axis=1)[:, : values.shape[1]]
-    if not (np.isfinite(scales).all() and ((magnitudes == spread) | (magnitudes == 0)).all() and scales.any()):
-        return None
-    return (np.sign(values) + 1).astype(np.uint8), scales
-
-
-def _all_ternary(info: TensorInfo, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """As `blockwise_ternary` of a tensor of floats, one expert at a time."""
-    shape, found = info.shape[-2:], []
-    for part in raw.reshape(math.prod(info.shape[:-2]), -1):
-        one = blockwise_ternary(dequantize(info.type, part, shape))
-        if one is None and part.any():  # an expert of zeros is ternary
-            return None
-        found.append(one or (np.ones(shape, np.uint8), np.zeros((shape[0], -(-shape[1] // GROUP)), np.float32)))
-    return tuple(np.concatenate(both) for both in zip(*found)) if any(s.any() for _, s in found) else None  # type: ignore
 
 
 def matrix_shape(info: TensorInfo) -> tuple[int, int]:
@@ -313,7 +254,7 @@ class _Reader:
         if not first.any() or blockwise_ternary(first) is not None:
             if self.glance:
                 return "ternary floats"
-            found = _all_ternary(info, raw)
+            found = all_ternary(info, raw)
             if found is not None:
                 self.codes[info.name] = found
                 return "ternary floats"

@@ -126,10 +126,11 @@ def apply(decoder: Decoder, plan: ModelPlan, sparsity: Sparsity, file: ModelFile
             for layer in read_thresholds(sparsity.path, file, plan.n_layers)
         ]
     else:
-        widths = {linear.name: linear.n_in for linear in plan.linears(0)}
         shares = {name: share for name, share in sparsity.shares.items() if share}
-        one = {name: (max(widths[name] - int(share * widths[name]), 1), 0.0) for name, share in shares.items()}
-        rules = [one] * plan.n_layers
+        widths = [{linear.name: linear.n_in for linear in plan.linears(i)} for i in range(plan.n_layers)]
+        rules = [
+            {name: (max(n[name] - int(share * n[name]), 1), 0.0) for name, share in shares.items()} for n in widths
+        ]
     decoder.graph.sparsify(rules)
 
 

@@ -24,7 +24,8 @@ from ..plan import ModelPlan
 from ..quantize.ggml_types import type_of
 from ..tokenizers import Tokenizer
 from ..tokenizers.base import END_MARKERS
-from .packing import blockwise_ternary, matrix_shape
+from .packing import matrix_shape
+from .ternary import blockwise_ternary
 
 __all__ = ["find_traps"]
 

@@ -205,7 +205,8 @@ LB_INLINE float score(const void *keys, ptrdiff_t at, const float *q, int32_t di
 }
 
 /* From the scores of one span to weights: updates the running maximum and sum, and rescales `total` if need be. */
-static void soften(float *weights, int32_t begin, int32_t n, int32_t dim, float *total, float *highest, float *weight_sum) {
+static void soften(float *weights, int32_t begin, int32_t n, int32_t dim, float *total, float *highest,
+                   float *weight_sum) {
     float top = -INFINITY, lanes[16] = {0};
     for (int32_t i = begin; i < n; i++) top = weights[i] > top ? weights[i] : top; /* passes over what is no number */
     if (top > *highest) {

@@ -1,0 +1,31 @@
+"""One vector of the states of a text, which come some rows at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["Mean", "One"]
+
+
+class One:
+    """Keeps the last row of all, or the first."""
+
+    def __init__(self, out: np.ndarray, first: bool) -> None:
+        self._out, self._first, self._full = out, first, False
+
+    def __call__(self, rows: np.ndarray) -> None:
+        if not self._full:
+            self._out[:] = rows[0 if self._first else -1]
+        self._full = self._first
+
+
+class Mean:
+    """Makes the mean of all rows."""
+
+    def __init__(self, out: np.ndarray, n: int) -> None:
+        self._out, self._n, self._total = out, n, np.zeros(len(out))
+
+    def __call__(self, rows: np.ndarray) -> None:
+        for start in range(len(rows)):
+            self._total += rows[start].astype(np.float64)
+        self._out[:] = self._total / self._n
