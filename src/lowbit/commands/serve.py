@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from .. import __version__
     from ..serve import Settings
 
     try:
@@ -87,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"the server needs the extra 'serve': pip install 'lowbit[serve]' ({error})") from None
     try:
         settings = Settings(
-            host=args.host, port=args.port, api_keys=_keys(args), hosts=tuple(name.lower() for name in args.allow_host),
+            version=f"lowbit-{__version__}", host=args.host, port=args.port, api_keys=_keys(args),
+            hosts=tuple(name.lower() for name in args.allow_host),
             cors=tuple(origin.rstrip("/") for origin in args.cors), aliases=tuple(args.alias),
             chat_template=args.chat_template, pooling=args.pooling, sampling=_sampling(args),
             max_sequences=args.parallel, max_queue=args.queue, kv_ram=args.kv_ram, step_ms=args.step_ms,
