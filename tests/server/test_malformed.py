@@ -266,3 +266,31 @@ def test_bodies_that_do_not_come_whole_cost_nothing(server):
     except OSError:
         pass  # it has said what it had to say
     assert server.get("/health").status_code == 200
+
+
+ODD = [
+    True, False, 0, -1, 1, 2**63, 2**70, -0.5, 1e308, "", "a", "\ud800", "\x00", [], [[]], [None], [{}], ["a"],
+    [1, "a"],
+    {}, {"a": 1}, {"type": "object"}, {"type": []}, {"type": "json_schema", "json_schema": {"schema": True}},
+    {"type": "function", "function": {"name": 5}}, {"type": "tool", "name": 5}, {"format": {"type": "json_schema"}},
+    [{"type": "function", "function": {"name": "a", "parameters": {"$ref": "#"}}}], [{"role": "tool", "content": "a"}],
+    [{"name": "a", "input_schema": {"type": "object", "properties": 5}}], {"$ref": "#/a"}, [{"type": "message"}],
+    [{"role": "assistant", "content": "a", "tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}],
+    [{"role": "assistant", "content": "a", "reasoning_content": 5}], [{"type": "function_call", "name": "a"}],
+    [{"type": "function_call_output", "output": "a"}], [{"role": "user", "content": "a" * 3000}], "(" * 50, "(a*)*b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", GOOD)
+def test_no_value_of_any_field_makes_the_server_fail(server, path):
+    import dataclasses
+
+    from lowbit.serve.app import ROUTES
+
+    for i, field in enumerate(dataclasses.fields(ROUTES[path][2])):
+        for value in ODD[i % 3 :: 3]:  # all of them with fields of each kind
+            body = json.dumps({**GOOD[path], field.name: value}).encode()
+            answer = server.http.post(path, content=body, headers={"content-type": "application/json"})
+            assert answer.status_code in (200, 400, 404), (path, field.name, str(value)[:80], answer.text[:300])
+            if answer.status_code != 200:
+                check(answer, path, answer.status_code)
