@@ -85,9 +85,10 @@ def test_tools_are_called_and_their_results_read(model, monkeypatch):
     from lowbit.chat import tools
 
     real, asked = tools.ToolCalls.__init__, []
+    only = {"type": "function", "function": {"name": "get_number"}}
 
     def demanding(self, given, choice, *rest):
-        real(self, given, "required" if not asked else "none", *rest)
+        real(self, given, only if not asked else "none", *rest)
         asked.append(given)
 
     monkeypatch.setattr(tools.ToolCalls, "__init__", demanding)
