@@ -31,7 +31,7 @@ KINDS = {
     "free": {},
     "any text": {"regex": "(?s:.)*"},
     "words": {"regex": "([A-Za-z]+[ ,.;:!?\\n]{1,2})*"},
-    "any JSON object": {"json_schema": {"type": "object", "minProperties": 30}},
+    "any JSON object": {"json_schema": {"type": "object", "required": [f"fact {i}" for i in range(30)]}},
     "schema": {"json_schema": PERSON},
 }
 

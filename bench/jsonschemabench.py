@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import decimal
 import json
 import random
 import re
@@ -36,7 +37,9 @@ def verdict(schema: Any, stream: lowbit.Stream) -> tuple[str, str]:
     if out.finish_reason == "length":
         return "cut off", ""
     try:
-        jsonschema.validate(json.loads(out.text), schema, cls=jsonschema.validators.validator_for(schema))
+        judge = jsonschema.validators.validator_for(schema)
+        exact = json.loads(json.dumps(schema), parse_float=decimal.Decimal)  # 33.3 is a multiple of 0.01
+        jsonschema.validate(json.loads(out.text, parse_float=decimal.Decimal), exact, cls=judge)
     except jsonschema.ValidationError as error:
         return "INVALID", f"{error.message[:100]} in {out.text[:200]}"
     except Exception as error:  # the schema itself, to the validator

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import llm
+from llm.parts import StreamEvent
 from pydantic import Field
 
 if TYPE_CHECKING:
@@ -202,15 +203,15 @@ class _Reader:
         """Yield texts and events."""
         for delta in deltas:
             if delta.reasoning:
-                yield llm.StreamEvent(type="reasoning", chunk=delta.reasoning)
+                yield StreamEvent(type="reasoning", chunk=delta.reasoning)
             if delta.text:
-                yield llm.StreamEvent(type="text", chunk=delta.text)
+                yield StreamEvent(type="text", chunk=delta.text)
             if delta.name:
                 self._calls.append([delta.id, delta.name, ""])
-                yield llm.StreamEvent(type="tool_call_name", chunk=delta.name, tool_call_id=delta.id)
+                yield StreamEvent(type="tool_call_name", chunk=delta.name, tool_call_id=delta.id)
             if delta.arguments:
                 self._calls[-1][2] += delta.arguments
-                yield llm.StreamEvent(type="tool_call_args", chunk=delta.arguments, tool_call_id=self._calls[-1][0])
+                yield StreamEvent(type="tool_call_args", chunk=delta.arguments, tool_call_id=self._calls[-1][0])
 
     def tell(self, response: Any, answer: Stream) -> None:
         """Note the calls, and what was used."""

@@ -148,7 +148,9 @@ def _checked(i: int, tool: Any) -> Tool:
         parameters = {"type": "object", "properties": {}, "additionalProperties": False}
     if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
         raise ValueError(f"tool {i}: the parameters are no schema of an object")
-    return Tool(name, {"type": "object", **parameters})
+    more = {"$ref", "anyOf", "allOf", "oneOf", "patternProperties", "additionalProperties"}.intersection(parameters)
+    closed = {} if more or "properties" not in parameters else {"additionalProperties": False}
+    return Tool(name, {"type": "object", **closed, **parameters})  # else models invent arguments without an end
 
 
 def _named(choice: Mapping[str, Any]) -> str:

@@ -292,6 +292,7 @@ def _schema_text(schema: Any) -> str:
             schema = json.loads(schema)
         if not isinstance(schema, (dict, bool)):
             raise ConstraintError(f"json_schema must be an object or its text, not {type(schema).__name__}")
+        _check_counts(schema)
         return json.dumps(schema, allow_nan=False)
     except RecursionError:
         raise ConstraintError("json_schema is nested too deeply") from None
@@ -299,6 +300,31 @@ def _schema_text(schema: Any) -> str:
         raise
     except (TypeError, ValueError) as error:
         raise ConstraintError(f"json_schema is no JSON: {one_line(error)}") from None
+
+
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_LISTS = ("anyOf", "allOf", "oneOf", "prefixItems", "items")
+_ONES = ("items", "additionalProperties", "additionalItems")
+
+
+def _check_counts(schema: Any) -> None:
+    """Refuse what the library accepts but does not hold: draft 3, and names that may come twice where they count."""
+    left = [schema]
+    while left:
+        one = left.pop()
+        if not isinstance(one, dict):
+            continue
+        old = [key for key in ("divisibleBy", "extends", "disallow") if key in one]
+        if old or "draft-03" in str(one.get("$schema", "")):
+            raise ConstraintError(f"json_schema is of draft 3 ({', '.join(old) or '$schema'}), which is not supported")
+        least, named = one.get("minProperties", 0), one.get("properties", {})
+        if isinstance(least, int) and isinstance(named, dict) and least > len(named) + 1:
+            raise ConstraintError(f"json_schema has minProperties {least}, but names only {len(named)} properties")
+        for key in _MAPS:
+            left += one[key].values() if isinstance(one.get(key), dict) else ()
+        for key in _LISTS:
+            left += one[key] if isinstance(one.get(key), list) else ()
+        left += [one[key] for key in _ONES if key in one]
 
 
 def _translated(kind: str, source: str) -> str:
