@@ -48,7 +48,7 @@ STORED = {
 def write_stored(write_llama):
     """`write_stored(kind, code_3)` writes a random model whose matrices are stored blocks of a type without encoder."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
-    from test_blocks import SCALE_AT, raw_of
+    from test_blocks import raw_of
 
     def write(kind, code_3=False):
         size = {"hidden": 256, "wide": 512, "vocab": 64}
@@ -69,7 +69,6 @@ def write_stored(write_llama):
                 out.write_tensor(name, data)
         return path.with_name("stored.gguf")
 
-    assert SCALE_AT
     return write
 
 
