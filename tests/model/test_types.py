@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +44,9 @@ STORED = {
 
 
 @pytest.fixture
-def write_stored(write_llama):
+def write_stored(write_llama, monkeypatch):
     """`write_stored(kind, code_3)` writes a random model whose matrices are stored blocks of a type without encoder."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "formats"))
     from test_blocks import raw_of
 
     def write(kind, code_3=False):
