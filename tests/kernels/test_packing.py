@@ -146,6 +146,36 @@ def test_floats_are_rounded_as_q8_0_rounds_them(kind, rows, cols):
         assert np.array_equal(w.rows(range(rows)), want)
 
 
+@pytest.mark.parametrize("kind", ["Q4_1", "Q5_0", "Q5_1"])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 32), (17, 256), (70, 96)])
+def test_stored_blocks_are_rounded_as_their_values_are(kind, rows, cols):
+    rng = np.random.default_rng(rows)
+    block = {"Q4_1": 20, "Q5_0": 22, "Q5_1": 24}[kind]
+    raw = rng.integers(0, 256, (rows * cols // 32, block), np.uint8)
+    floats = 1 if kind == "Q5_0" else 2
+    raw[:, : 2 * floats] = rng.standard_normal((len(raw), floats)).astype("<f2").view(np.uint8)
+    values = dequantize(kind, raw.reshape(-1), (rows, cols))
+    packed = [PackedMatrix("u8", rows, cols, group_cols=32, scales_f16=True) for _ in range(3)]
+    packed[0].fill_rounded("F32", values.reshape(-1).view(np.uint8), rows)
+    packed[1].fill_rounded(kind, raw.reshape(-1), rows)
+    packed[2].fill_rounded(kind, np.frombuffer(b"x" + raw.tobytes(), np.uint8)[1:], rows, 0, 2)
+    assert packed[0].groups().tobytes() == packed[1].groups().tobytes() == packed[2].groups().tobytes()
+    for scale in (np.inf, np.nan):
+        raw[-1, :2] = np.float16([scale]).view(np.uint8)
+        with pytest.raises(FormatError, match="finite"):
+            packed[1].fill_rounded(kind, raw.reshape(-1), rows)
+    with pytest.raises(FormatError, match="too few"):
+        packed[1].fill_rounded(kind, raw.reshape(-1)[:-1], rows)
+
+
+def test_halves_are_rounded_away_from_zero_and_what_is_below_is_not():
+    below = np.nextafter(np.float32(0.5), np.float32(0))
+    values = np.array([127, 0.5, -0.5, below, -below, 1.5, -1.5, 126.5, 0, -127] + [0] * 22, np.float32)[None]
+    w = PackedMatrix("u8", 1, 32, group_cols=32, scales_f16=True)
+    w.fill_rounded("F32", values.reshape(-1).view(np.uint8), 1)
+    assert w.rows([0])[0, :10].tolist() == [127, 1, -1, 0, 0, 2, -2, 127, 0, -127]
+
+
 @pytest.mark.parametrize("cols", [1, 3, 31, 33, 65])
 def test_rows_that_end_within_a_block_are_rounded_to_half_a_step(cols):
     values = np.random.default_rng(cols).standard_normal((19, cols)).astype(np.float32)

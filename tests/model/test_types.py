@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +44,10 @@ STORED = {
 
 
 @pytest.fixture
-def write_stored(write_llama):
+def write_stored(write_llama, monkeypatch):
     """`write_stored(kind, code_3)` writes a random model whose matrices are stored blocks of a type without encoder."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "formats"))
-    from test_blocks import SCALE_AT, raw_of
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "formats"))
+    from test_blocks import raw_of
 
     def write(kind, code_3=False):
         size = {"hidden": 256, "wide": 512, "vocab": 64}
@@ -69,7 +68,6 @@ def write_stored(write_llama):
                 out.write_tensor(name, data)
         return path.with_name("stored.gguf")
 
-    assert SCALE_AT
     return write
 
 

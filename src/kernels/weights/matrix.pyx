@@ -6,7 +6,7 @@
    transposing 32-bit words; anything else comes as codes, one byte each.
 3. Filling checks what the kernels rely on: codes in range, finite scales.
 """
-from libc.math cimport fabsf, isfinite
+from libc.math cimport isfinite
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -25,6 +25,11 @@ cdef extern from "half.h":
     float lb_half_to_float(uint16_t h) noexcept nogil
     float lb_bits_to_float(uint32_t bits) noexcept nogil
     uint16_t lb_float_to_half(float f) noexcept nogil
+
+cdef extern from "rounding.h":
+    int32_t LB_Q4_1, LB_Q5_0, LB_Q5_1
+    void lb_block_weights(int32_t type, const uint8_t *block, float *w) noexcept nogil
+    int lb_round_weights(const float *w, int32_t n, uint8_t *codes, uint16_t *scale) noexcept nogil
 
 FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "f32": LB_F32, "f16": LB_F16, "bf16": LB_BF16}
 BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32}
@@ -232,6 +237,7 @@ cdef struct FillRounded:
     const lb_matrix *m
     const uint8_t *source
     int32_t source_format
+    int32_t block_bytes     # of a stored block of 32 weights; 0 for floats
     int32_t first_group
     int32_t rows
     int32_t bad
@@ -239,11 +245,7 @@ cdef struct FillRounded:
 
 cdef inline float float_at(const uint8_t *source, int32_t format, size_t i) noexcept nogil:
     """One of the stored floats, which can lie at any byte."""
-    cdef float whole
     cdef uint16_t half
-    if format == LB_F32:
-        memcpy(&whole, source + 4 * i, 4)
-        return whole
     memcpy(&half, source + 2 * i, 2)
     if format == LB_F16:
         return lb_half_to_float(half)
@@ -251,11 +253,13 @@ cdef inline float float_at(const uint8_t *source, int32_t format, size_t i) noex
 
 
 cdef void fill_rounded(void *context, int32_t begin, int32_t end) noexcept nogil:
-    """Q8_0's rounding: scale = max|w| / 127 of 32 weights, code = round half away(w / scale) + 128."""
+    """Round 32 weights after the other as `rounding.h` does."""
     cdef FillRounded *c = <FillRounded *>context
     cdef const lb_matrix *m = c.m
     cdef int32_t group, lane, g, i, n
-    cdef float largest, scale, inverse, v, w[32]
+    cdef float w[32]
+    cdef uint8_t codes[32]
+    cdef uint16_t scale = 0
     cdef size_t at
     cdef uint8_t *target
     for group in range(begin, end):
@@ -263,25 +267,21 @@ cdef void fill_rounded(void *context, int32_t begin, int32_t end) noexcept nogil
             at = (<size_t>group * LB_ROWS + lane) * m.n_cols
             for g in range(m.n_groups):
                 n = min(32, m.n_cols - 32 * g)
-                largest = 0
-                for i in range(n):
-                    w[i] = float_at(c.source, c.source_format, at + i)
-                    largest = max(largest, fabsf(w[i]))
-                    if not isfinite(w[i]):
-                        c.bad = 1
+                if c.block_bytes:
+                    lb_block_weights(c.source_format, c.source + at // 32 * c.block_bytes, w)
+                elif c.source_format == LB_F32:
+                    memcpy(w, c.source + 4 * at, 4 * n)
+                else:
+                    for i in range(n):
+                        w[i] = float_at(c.source, c.source_format, at + i)
                 at += n
-                scale = largest / 127
-                if scale > 65504:
+                if not lb_round_weights(w, n, codes, &scale):
                     c.bad = 1
-                (<uint16_t *>m.scales)[(<size_t>(c.first_group + group) * m.n_groups + g) * LB_ROWS + lane] = (
-                    lb_float_to_half(scale))
-                inverse = 1 / scale if scale > 1e-37 else 0   # smaller ones are 0 in float16 by far
+                    continue
+                (<uint16_t *>m.scales)[(<size_t>(c.first_group + group) * m.n_groups + g) * LB_ROWS + lane] = scale
                 target = <uint8_t *>m.codes + (<size_t>(c.first_group + group) * m.words + 8 * g) * 64 + lane * 4
-                for i in range(n):
-                    v = w[i] * inverse
-                    target[i // 4 * 64 + i % 4] = <uint8_t>(<int32_t>(v + 0.5 if v >= 0 else v - 0.5) + 128)
-                for i in range(n, (n + 3) // 4 * 4):
-                    target[i // 4 * 64 + i % 4] = 128
+                for i in range((n + 3) // 4):
+                    memcpy(target + 64 * i, codes + 4 * i, 4)
 
 
 cdef dict LAYOUTS = {
@@ -304,6 +304,7 @@ cdef BlockLayout block_layout(str type, const lb_matrix *m) except *:
 
 
 FLOAT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+ROUNDED_TYPES = {"Q4_1": (LB_Q4_1, 20), "Q5_0": (LB_Q5_0, 22), "Q5_1": (LB_Q5_1, 24)}
 BLOCK_TYPES = {name: layout[:2] for name, layout in LAYOUTS.items()}
 
 
@@ -499,19 +500,28 @@ cdef class PackedMatrix:
             parallel(fill_floats, &c, lb_row_groups(c.rows), 4, threads)
 
     def fill_rounded(self, str type, const uint8_t[::1] raw, int64_t rows, int64_t first_row=0, int32_t threads=1):
-        """Fill rows of a ``u8`` matrix with 32 columns per float16 scale from F32, F16 or BF16 weights, as Q8_0 rounds.
+        """Fill rows of a ``u8`` matrix with 32 columns per float16 scale from F32, F16, BF16, Q4_1, Q5_0 or Q5_1, as
+        Q8_0 rounds.
 
         Raises FormatError if a weight is not finite, or too large for a float16 scale.
         """
         cdef FillRounded c
+        cdef size_t row_bytes
         self._check_rows(first_row, rows)
-        if type not in FLOAT_TYPES:
-            raise FormatError(f"{type} is not a float type")
-        c.source_format = FORMATS[FLOAT_TYPES[type]]
+        if type in ROUNDED_TYPES:
+            c.source_format, c.block_bytes = ROUNDED_TYPES[type]
+            row_bytes = <size_t>self.m.n_cols // 32 * c.block_bytes
+            if self.m.n_cols % 32:
+                raise FormatError(f"{type} needs rows of a multiple of 32 weights, not {self.m.n_cols}")
+        elif type in FLOAT_TYPES:
+            c.source_format, c.block_bytes = FORMATS[FLOAT_TYPES[type]], 0
+            row_bytes = self.m.n_cols * value_size(c.source_format)
+        else:
+            raise FormatError(f"{type} is not rounded from its stored bytes")
         if self.m.format != LB_U8 or not self.m.scales_f16 or self.m.group_cols != min(32, self.m.n_cols):
             raise FormatError("rounding to 8 bits needs a u8 matrix with a float16 scale for each 32 weights")
-        if <size_t>raw.shape[0] < <size_t>rows * self.m.n_cols * value_size(c.source_format):
-            raise FormatError(f"{raw.shape[0]} bytes are too few for {rows} rows of floats")
+        if <size_t>raw.shape[0] < <size_t>rows * row_bytes:
+            raise FormatError(f"{raw.shape[0]} bytes are too few for {rows} rows of {type}")
         c.m = &self.m
         c.source = &raw[0]
         c.first_group = first_row // LB_ROWS

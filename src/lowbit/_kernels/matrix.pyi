@@ -5,6 +5,7 @@ import numpy as np
 FORMATS: dict[str, int]
 BLOCK_COLS: dict[str, int]
 BLOCK_TYPES: dict[str, tuple[str, int]]
+ROUNDED_TYPES: dict[str, tuple[int, int]]
 FLOAT_TYPES: dict[str, str]
 MAX_COLS: int
 MAX_GROUP_COLS: dict[str, int]

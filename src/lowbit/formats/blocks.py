@@ -47,22 +47,19 @@ def dequantize(type_name: str, raw: np.ndarray, shape: Sequence[int]) -> np.ndar
     UnsupportedModelError
         If the type cannot be decoded.
     """
-    if type_name in iquants.GROUPS:
-        codes, scales = iquants.integers(type_name, _blocks(type_name, raw, shape))
-        products: np.ndarray = codes * scales
-        return products.reshape(tuple(shape))
-    if type_name in TERNARY and (
-        type_name not in _WITH_CODE_3 or is_ternary(type_name, _blocks(type_name, raw, shape))
+    if type_name in iquants.GROUPS or (
+        type_name in _WITH_CODE_3 and not is_ternary(type_name, _blocks(type_name, raw, shape))
     ):
+        codes, scales = integer_codes(type_name, raw, shape)
+        products: np.ndarray = codes.reshape(*scales.shape, -1) * scales[:, :, None]
+        return products.reshape(tuple(shape))
+    if type_name in TERNARY:
         codes, scales = ternary_codes(type_name, raw, shape)
         rows, n_blocks = scales.shape
         values = codes.astype(np.float32)
         values -= 1
         values.reshape(rows, n_blocks, -1)[:] *= scales[:, :, None]
         return values.reshape(tuple(shape))
-    if type_name in _WITH_CODE_3:
-        codes, scales = integer_codes(type_name, raw, shape)
-        return (codes.reshape(*scales.shape, -1) * scales[:, :, None]).reshape(tuple(shape))
     if type_name not in _DECODERS:
         type_of(type_name)
         raise UnsupportedModelError(f"values of type {type_name} cannot be decoded")
@@ -177,7 +174,8 @@ def _trits(*parts: tuple[np.ndarray, int]) -> np.ndarray:
     In a part, digit n of byte m is element m + n * (bytes of the part).
     """
     digits = [(part[:, None, :] * _POWERS_OF_3[:n_digits]).reshape(len(part), -1) for part, n_digits in parts]
-    return ((np.concatenate(digits, axis=1).astype(np.uint16) * 3) >> 8).astype(np.uint8)
+    codes: np.ndarray = ((np.concatenate(digits, axis=1).astype(np.uint16) * 3) >> 8).astype(np.uint8)
+    return codes
 
 
 def _tq2_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -61,7 +61,7 @@ def grid(name: str) -> np.ndarray:
         size = len(values) ** length
         if other == name:
             numbers = np.flatnonzero(bits[:size])[:, None]
-            rows = np.array(values, np.int8)[numbers // len(values) ** np.arange(length) % len(values)]
+            rows: np.ndarray = np.array(values, np.int8)[numbers // len(values) ** np.arange(length) % len(values)]
             rows.flags.writeable = False
             return rows
         bits = bits[-(-size // 8) * 8 :]

@@ -63,13 +63,15 @@ def _even_signs(indices: np.ndarray) -> np.ndarray:
     parity = byte ^ byte >> 4
     parity ^= parity >> 2
     parity ^= parity >> 1
-    return byte | (parity & 1) << 7
+    complete: np.ndarray = byte | (parity & 1) << 7
+    return complete
 
 
 def _signed(rows: np.ndarray, signs: np.ndarray) -> np.ndarray:
     """Negate elements of runs of eight where the bit of their run's byte is set: (..., 8), (...) -> (..., 8)."""
     negative = (signs[..., None] >> np.arange(8, dtype=np.uint8) & 1).astype(np.int8)
-    return (rows ^ -negative) + negative
+    signed: np.ndarray = (rows ^ -negative) + negative
+    return signed
 
 
 def _iq2_xxs(blocks: np.ndarray) -> Integers:
@@ -168,7 +170,8 @@ def _eighths(blocks: np.ndarray, small: np.ndarray) -> np.ndarray:
 
 
 def _shift(down: np.ndarray) -> np.ndarray:
-    return np.int8(1) - 2 * down.astype(np.int8)
+    shift: np.ndarray = np.int8(1) - 2 * down.astype(np.int8)
+    return shift
 
 
 _DECODERS: dict[str, Callable[[np.ndarray], Integers]] = {

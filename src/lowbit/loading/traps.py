@@ -23,7 +23,7 @@ from ..formats.blocks import TERNARY, dequantize, is_ternary, ternary_codes
 from ..plan import ModelPlan
 from ..quantize.ggml_types import type_of
 from ..tokenizers import Tokenizer
-from ..tokenizers.base import END_MARKERS
+from ..tokenizers.base import END_MARKERS, FILL_IN_MARKERS
 from .packing import matrix_shape
 from .ternary import blockwise_ternary
 
@@ -238,9 +238,8 @@ def _unmarked_control(look: _Look) -> Iterator[str]:
     types, tokens = (look.file.metadata.get(f"tokenizer.ggml.{key}") for key in ("token_type", "tokens"))
     if not look.own_tokenizer or not isinstance(types, np.ndarray) or not isinstance(tokens, list):
         return
-    names = {
-        i: t for i, t in enumerate(tokens) if b"|" in t and i < len(types) and t.decode(errors="replace") in END_MARKERS
-    }
+    ends = {name.encode() for name in END_MARKERS - FILL_IN_MARKERS if "|" in name}
+    names = {i: t for i, t in enumerate(tokens) if t in ends and i < len(types)}
     wrong = [t.decode() for i, t in names.items() if types[i] != 3]
     if wrong:
         yield f"{', '.join(wrong[:4])} {'is' if len(wrong) == 1 else 'are'} not marked as control, and treated as such"

@@ -45,7 +45,8 @@ def rotate(x: np.ndarray, block: int, signs: np.ndarray) -> np.ndarray:
 
 def unrotate(z: np.ndarray, block: int, signs: np.ndarray) -> np.ndarray:
     """Return signs * (H z): the hidden state of a stored embedding."""
-    return signs * hadamard(z, block)
+    hidden: np.ndarray = signs * hadamard(z, block)
+    return hidden
 
 
 def fold(weights: np.ndarray, block: int, signs: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from .stream import EACH_BYTE, StreamDecoder
 
 __all__ = [
     "END_MARKERS",
+    "FILL_IN_MARKERS",
     "MAX_PIECES",
     "MAX_TOKEN_BYTES",
     "MAX_VOCAB_SIZE",
@@ -24,16 +25,21 @@ MAX_PIECES = 3 * 2**17
 """Tokens of a SentencePiece file; published ones have up to 2**18."""
 MAX_TOKEN_BYTES = 4096
 
+FILL_IN_MARKERS = frozenset(
+    {
+        *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+        *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
+    }
+)
+"""Those of models of code that fill in: padding, the next repository, the next file."""
+
 # Texts that end a turn, a document or a file in published models. A file often names only one of the several it uses
 # as its eos token; without the others the model would talk on past its own end.
-END_MARKERS = frozenset(
+END_MARKERS = FILL_IN_MARKERS | frozenset(
     {
         *("</s>", "<eos>", "[EOS]", "[EOT]", "<EOT>", "_<EOT>", "[e~[", "<turn|>", "<|tool_response>"),
         *("<|end|>", "<|call|>", "<|calls|>", "<|flush|>", "<|return|>", "<|eot_id|>", "<|eom_id|>", "<|im_end|>"),
         *("<|endoftext|>", "<end_of_turn>", "<|end_of_text|>", "<end_of_utterance>", "<｜end▁of▁sentence｜>"),
-        # For code that is filled in: padding, the next repository, the next file.
-        *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
-        *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
     }
 )
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import FormatError, UnsupportedModelError
 from . import find_tokenizer_file, from_gguf_metadata, load_tokenizer, read_tokenizer_file
-from .base import END_MARKERS, Tokenizer
+from .base import Tokenizer, end_markers
 from .bpe import Parts
 from .bpe import Vocabulary as BytePairVocabulary
 from .gpt2 import NORMALIZER_KEY, SPACES_TO_META, STRIP_KEYS
@@ -242,7 +242,8 @@ def _fill_up(keys: Keys, vocab_size: int) -> None:
 def _add_special(keys: Keys, tokenizer: Tokenizer) -> None:
     """Special tokens as the folder's files name them together."""
     # What ends a text besides EOS, and is not known to do so by its name, takes the places of two other ends.
-    ends = sorted(i for i in tokenizer.eos_ids - {tokenizer.eos_id} if tokenizer.piece(i) not in END_MARKERS)
+    known = end_markers(set(tokenizer.special_texts()))
+    ends = sorted(i for i in tokenizer.eos_ids - {tokenizer.eos_id} if tokenizer.piece(i) not in known)
     eot, eom = (*ends, None, None)[:2]
     special = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unknown": tokenizer.unk_id, "eot": eot, "eom": eom}
     for name, token in special.items():

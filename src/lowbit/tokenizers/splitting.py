@@ -140,7 +140,8 @@ _BETWEEN_THREES = r"(?=(\d{3})+(?!\d))"
 LINEAR = {
     r"\s+$": r"(?<!\s)\s+$",
     _THREES_TO_BOUNDARY: _by_threes(r"\d", r"\b"),
-    # What comes before the threes belongs to no match, like the text before an empty one.
+    # What comes before the threes belongs to no match, like the text before an empty one. (What follows them in a run
+    # of numbers without being a digit, as ½, is a piece of its own here.)
     _BETWEEN_THREES: r"(?<!\d)\d{0,2}\K\d{3}(?=(?:\d{3})*(?!\d))|\G(?<=\d)\d{3}",
 }
 """Patterns that make the same pieces as those of the keys, in time that grows with the text and not its square."""
