@@ -39,7 +39,7 @@ def long_path(tmp_path_factory):
 @pytest.fixture(scope="session")
 def long_server(long_path):
     """Two texts at a time, and two that wait."""
-    server = Server("-m", long_path, "--parallel", 2, "--queue", 2, "-t", 1)
+    server = Server("-m", long_path, "--context", LONG_CONTEXT, "--parallel", 2, "--queue", 2, "-t", 1)
     yield server
     status, said = server.stop()
     assert (status, said) == (0, "")

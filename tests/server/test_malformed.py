@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -89,7 +90,7 @@ FIELDS = [
     (TEXT, "logprobs", 101), (TEXT, "logprobs", True), (TEXT, "n", 129), (TEXT, "max_tokens", 0),
     # responses
     (RESPONSES, "input", MISSING), (RESPONSES, "input", []), (RESPONSES, "input", 5), (RESPONSES, "input", [5]),
-    (RESPONSES, "input", [{"role": "x", "content": "a"}]), (RESPONSES, "input", [{"type": "reasoning"}]),
+    (RESPONSES, "input", [{"role": "x", "content": "a"}]), (RESPONSES, "input", [{"type": "web_search_call"}]),
     (RESPONSES, "input", [{"role": "user", "content": [{"type": "input_image"}]}]),
     (RESPONSES, "previous_response_id", "resp_1"), (RESPONSES, "truncation", "auto"), (RESPONSES, "store", True),
     (RESPONSES, "background", True), (RESPONSES, "include", ["x"]), (RESPONSES, "max_output_tokens", 0),
@@ -203,12 +204,13 @@ def test_headers_that_are_wrong(server):
 
 def test_paths_and_methods_that_are_wrong(server):
     for path in ("/v1", "/v1/", "/v1/chat", "/v1/chat/completions/", "//v1/models", "/v1/%2e%2e/health", "/etc/passwd",
-                 "/v1/models/../../props", "/v1/v1/models", "/HEALTH", "/%00", "/health%0d%0aX: y", "/" + "a" * 5000,
+                 "/v1/models/../../props", "/v1/v1/models", "/HEALTH", "/%00", "/health%0d%0aX:%20y", "/" + "a" * 5000,
                  "/v1/messages/batches", "/v1/images/generations", "/.env", "/models/%ff"):  # fmt: skip
-        for method in ("GET", "POST"):
-            answer = server.http.request(method, f"{server.url}{path}")
-            assert answer.status_code in (404, 405), path
-            check(answer, path, answer.status_code)
+        for method in ("GET", "POST"):  # as bytes, for clients tidy paths up
+            head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+            answer, _, body = read_all_of(server, head.encode()).partition(b"\r\n\r\n")
+            assert answer.startswith((b"HTTP/1.1 404 ", b"HTTP/1.1 405 ")), (path, answer)
+            assert json.loads(body)["error"]
     for method in ("GET", "PUT", "DELETE", "PATCH", "TRACE", "BREW"):
         answer = server.http.request(method, CHAT)
         check(answer, CHAT, 405)
@@ -233,10 +235,8 @@ def test_paths_and_methods_that_are_wrong(server):
 )  # fmt: skip
 def test_what_is_no_http_gets_400(server, data):
     answer = read_all_of(server, data)
-    if data == b"\r\n\r\n":
-        assert answer == b""
-    else:
-        head, _, body = answer.partition(b"\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if answer or len(data) < 100_000:  # a connection that is closed while more is sent may lose the answer
         assert head.startswith(b"HTTP/1.1 400 "), answer
         assert json.loads(body)["error"]["type"] == "invalid_request_error"
     assert server.get("/health").status_code == 200
@@ -244,7 +244,8 @@ def test_what_is_no_http_gets_400(server, data):
 
 def read_all_of(server, data):
     connection = server.raw(data)
-    connection.shutdown(1)
+    with contextlib.suppress(OSError):  # it was closed already
+        connection.shutdown(1)
     return read_all(connection)
 
 

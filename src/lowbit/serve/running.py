@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
@@ -30,6 +31,8 @@ __all__ = ["run"]
 HEAD_BYTES = 64 << 10
 """Of the lines and headers of a request."""
 MOST_CONNECTIONS = 4096
+SEND_BYTES = 64 << 10
+"""Of an answer, that the system holds for a client."""
 
 
 class _Protocol(H11Protocol):
@@ -96,6 +99,7 @@ def run(settings: Settings, load: Callable[[], Model]) -> None:
         access_log=False, server_header=False, timeout_keep_alive=30, h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=max(1, round(settings.grace_seconds)), backlog=1024, proxy_headers=False,
     )  # fmt: skip
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # whoever sends rubbish writes no log
     server = _Server(config)
     asyncio.run(server.serve(sockets=listening))
     if failed:
@@ -109,6 +113,8 @@ def _listen(settings: Settings) -> list[socket.socket]:
         listening = socket.socket(family, kind, protocol)
         if sys.platform != "win32":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Inherited by all connections: what a slow reader has not read is seen by the engine, and costs little memory.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         listening.bind(address)
         listening.listen(1024)
     except OSError as error:

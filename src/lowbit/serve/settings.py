@@ -40,7 +40,7 @@ class Settings:
     request_seconds: float = 3600.0
     """For an answer."""
     ping_seconds: float = 10.0
-    """Without an event, after which a comment keeps a stream alive."""
+    """Between two comments that keep a stream alive."""
     grace_seconds: float = 10.0
     """For answers to end when the server is told to stop."""
     log_requests: bool = False
