@@ -12,7 +12,10 @@ import subprocess
 import sys
 import time
 
-import httpx
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server needs the extra 'serve'")
+httpx = pytest.importorskip("httpx", reason="these tests need the extra 'test-server'")
 
 PATIENCE = 60
 """Seconds until a test gives up waiting; none of them waits that long on purpose."""

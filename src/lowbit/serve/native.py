@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import __version__
 from ..engine import Generation, State, TokenLogprob
 from ..sampling import SamplingParams
 from .answers import Piece
@@ -293,7 +292,7 @@ async def props(call: Call, service: Service) -> None:
         },
         "total_slots": service.settings.max_sequences, "model_path": os.path.basename(str(info["path"])),
         "model_alias": service.name, "chat_template": info.get("chat_template") or "", **names,
-        "modalities": {"vision": False, "audio": False}, "build_info": f"lowbit {__version__}", "is_sleeping": False,
+        "modalities": {"vision": False, "audio": False}, "build_info": service.settings.version, "is_sleeping": False,
     })  # fmt: skip
 
 

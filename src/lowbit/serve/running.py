@@ -41,13 +41,22 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.app_state = {**self.app_state, "abort": transport.abort}
-        self._head = self.loop.call_later(Settings.body_seconds, self._no_request)
+        self._await_request()
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
 
+    def _await_request(self) -> None:
+        self._head = self.loop.call_later(Settings.body_seconds, self._no_request)
+
     def _no_request(self) -> None:
-        if self.cycle is None:
+        if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._head.cancel()
+        if not self.transport.is_closing():
+            self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head.cancel()

@@ -12,6 +12,8 @@ __all__ = ["Settings"]
 class Settings:
     """Limits and names; all times in seconds."""
 
+    version: str = "lowbit"
+    """Name and version of this program, as answers tell it."""
     host: str = "127.0.0.1"
     port: int = 8080
     api_keys: tuple[str, ...] = ()
