@@ -137,5 +137,5 @@ $(SANITIZED)/.installed: $(SOURCES)
 	touch $@
 
 $(VENV)/.tools: $(VENV)/.installed
-	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[test,dev]"
+	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[test,test-server,dev]"
 	touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -11,7 +12,10 @@ import subprocess
 import sys
 import time
 
-import httpx
+import pytest
+
+pytest.importorskip("uvicorn", reason="the server needs the extra 'serve'")
+httpx = pytest.importorskip("httpx", reason="these tests need the extra 'test-server'")
 
 PATIENCE = 60
 """Seconds until a test gives up waiting; none of them waits that long on purpose."""
@@ -68,11 +72,15 @@ class Server:
         self.until(lambda: self.metric("kv_blocks_held") == 0 and not self.running())
         assert self.metric("requests_waiting") == 0
 
-    def raw(self, data, more=True):
-        """Send bytes on a connection of their own; return all that comes back if no `more` follow."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+    def raw(self, data, receive=None):
+        """Send bytes on a connection of their own, which holds little that is not read if `receive` says how much."""
+        connection = socket.socket()
+        connection.settimeout(PATIENCE)
+        if receive is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive)
+        connection.connect(("127.0.0.1", self.port))
         connection.sendall(data)
-        return connection if more else read_all(connection)
+        return connection
 
     def stop(self):
         """Send SIGTERM; return the exit status and what was said since the start."""
@@ -85,8 +93,9 @@ class Server:
 
 def read_all(connection):
     data = b""
-    while part := connection.recv(65536):
-        data += part
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(65536):
+            data += part
     connection.close()
     return data
 
@@ -94,7 +103,7 @@ def read_all(connection):
 def request_bytes(path, body, **headers):
     """A POST as bytes."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    lines = {"host": "localhost", "content-type": "application/json", "content-length": len(data), **headers}
+    lines = {"host": "localhost", "content_type": "application/json", "content_length": len(data), **headers}
     head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in lines.items())
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + data
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 
 from .errors import (
+    ConstraintError,
     ContextLengthError,
     FormatError,
     LowbitError,
@@ -48,6 +49,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "ConstraintError",
     "ContextLengthError",
     "Engine",
     "FormatError",

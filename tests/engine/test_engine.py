@@ -32,6 +32,23 @@ def test_streams_give_the_text_that_generate_gives(model, engine):
     assert engine.submit(PROMPT, **OPTIONS).result().tokens == want.tokens
 
 
+def test_a_text_without_a_bound_ends_with_the_context(model, engine):
+    out = engine.submit(PROMPT, max_tokens=2**31 - 1, seed=4, logit_bias={1: -1000, 2: -1000}).result()
+    assert (out.prompt_tokens + len(out.tokens), out.finish_reason) == (model.context, "length")
+
+
+def test_asyncio_awaits_whole_texts(model, engine):
+    async def both():
+        return await asyncio.gather(*(_whole(engine.submit(PROMPT, max_tokens=12, seed=seed)) for seed in range(2)))
+
+    async def _whole(stream):
+        return await stream
+
+    wanted = [model.generate(PROMPT, max_tokens=12, seed=seed).tokens for seed in range(2)]
+    assert [out.tokens for out in asyncio.run(both())] == wanted
+    assert not engine.listeners
+
+
 def test_asyncio_reads_many_streams_at_once(model, engine):
     async def read(seed):
         return "".join([piece async for piece in engine.submit(PROMPT, max_tokens=12, seed=seed)])

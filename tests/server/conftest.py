@@ -7,17 +7,14 @@ from small_model import write_small_model
 
 import lowbit
 
-pytest.importorskip("uvicorn", reason="the server needs the extra 'serve'")
-pytest.importorskip("httpx", reason="these tests need the extra 'test-server'")
-
-from server_process import Server
-
 LONG_CONTEXT = 65536
 
 
 @pytest.fixture(scope="session")
 def server():
     """The embedded model."""
+    from server_process import Server  # which skips the test where the extras are missing
+
     server = Server("--parallel", 8, "-t", 1)
     yield server
     status, said = server.stop()
@@ -39,7 +36,9 @@ def long_path(tmp_path_factory):
 @pytest.fixture(scope="session")
 def long_server(long_path):
     """Two texts at a time, and two that wait."""
-    server = Server("-m", long_path, "--parallel", 2, "--queue", 2, "-t", 1)
+    from server_process import Server
+
+    server = Server("-m", long_path, "--context", LONG_CONTEXT, "--parallel", 2, "--queue", 2, "-t", 1)
     yield server
     status, said = server.stop()
     assert (status, said) == (0, "")

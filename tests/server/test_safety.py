@@ -36,7 +36,7 @@ def test_a_key_is_wanted_everywhere_but_for_health(guarded):
     for path in ("/v1/models", "/metrics", "/props", "/slots", "/openapi.json", "/nothing"):
         assert guarded.get(path).status_code == 401, path
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {KEY}".encode()},
-                    {"x-api-key": ""}, {"authorization": "Bearer "}, {"x-api-key": KEY[:-1].encode()}):  # fmt: skip
+                    {"x-api-key": ""}, {"authorization": "Bearer"}, {"x-api-key": KEY[:-1].encode()}):  # fmt: skip
         answer = guarded.post("/v1/messages", {}, headers=headers)
         assert (answer.status_code, answer.json()["error"]["type"]) == (401, "authentication_error")
     for headers in ({"authorization": "Bearer other"}, {"authorization": "bearer other"}, {"x-api-key": "other"},

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", metavar="NAME", help="address to listen at (default: 127.0.0.1)")
     add("--port", type=_port, default=8080, metavar="N", help="port; 0 takes a free one (default: 8080)")
     add("--alias", action="append", default=[], metavar="NAME",
-        help="another name of the model; may be given several times, and '*' is any name")  # fmt: skip
+        help="what the model is called; may be given several times, and '*' is any name")  # fmt: skip
     add = parser.add_argument_group("safety").add_argument
     add("--api-key", action="append", default=[], metavar="KEY",
         help="refuse requests without this key; may be given several times (or LOWBIT_API_KEY)")  # fmt: skip
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..loading.memory import parse_size
+    from .. import __version__
     from ..serve import Settings
 
     try:
@@ -88,17 +88,27 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"the server needs the extra 'serve': pip install 'lowbit[serve]' ({error})") from None
     try:
         settings = Settings(
-            host=args.host, port=args.port, api_keys=_keys(args), hosts=tuple(name.lower() for name in args.allow_host),
+            version=f"lowbit-{__version__}", host=args.host, port=args.port, api_keys=_keys(args),
+            hosts=tuple(name.lower() for name in args.allow_host),
             cors=tuple(origin.rstrip("/") for origin in args.cors), aliases=tuple(args.alias),
             chat_template=args.chat_template, pooling=args.pooling, sampling=_sampling(args),
             max_sequences=args.parallel, max_queue=args.queue, kv_ram=args.kv_ram, step_ms=args.step_ms,
-            max_body=parse_size(args.max_body), request_seconds=args.timeout, grace_seconds=args.grace,
+            max_body=_size(args.max_body), request_seconds=args.timeout, grace_seconds=args.grace,
             log_requests=args.log_requests,
         )  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from None
     serve(settings, lambda: load_model(args))
     return 0
+
+
+def _size(text: str) -> int:
+    from ..loading.memory import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError:
+        raise InputError(f"--max-body must be a size, such as 8MB, not {text!r}") from None
 
 
 def _keys(args: argparse.Namespace) -> tuple[str, ...]:

@@ -93,19 +93,20 @@ class Compiler:
             raise LowbitError(
                 f"{next(iter(given))} needs the package llguidance; pip install 'lowbit[serve]' installs it"
             ) from None
-        shown: tuple[str, ...] = ()
-        names = {self.tokenizer.piece(token): token for token in self.tokenizer.control_ids}
+        shown: dict[int, bytes] = {}
         if json_schema is not None:
             kind, source = "json_schema", _schema_text(json_schema)
         elif isinstance(grammar, Grammar):
-            kind, source, shown = "grammar", grammar.write(names), grammar.shown
+            names = {self.tokenizer.piece(token): token for token in self.tokenizer.control_ids}
+            kind, source = "grammar", grammar.write(names)
+            shown = {names[name]: name.encode() for name in grammar.shown if name in names}
         else:
             ((kind, source),) = given.items()
             if not isinstance(source, str):
                 raise ConstraintError(f"{kind} must be text, not {type(source).__name__}")
         if len(source) > MOST_SOURCE:
             raise ConstraintError(f"{kind} has {len(source)} characters, limit {MOST_SOURCE}")
-        return Constraint(self, kind, source, {names[name]: name.encode() for name in shown if name in names})
+        return Constraint(self, kind, source, shown)
 
     def submit(self, job: Callable[[], None]) -> None:
         """Have something done by the thread that compiles."""

@@ -29,6 +29,7 @@ __all__ = ["Engine"]
 
 BURST_STEPS = 64
 """Tokens that each sequence may make before anybody looks at its text."""
+MOST_TOKENS = 2**31 - 1
 BURST_NS = 8_000_000
 """Time that such a burst may take; a person sees no difference, and a tiny model is not slowed down by Python."""
 
@@ -289,7 +290,7 @@ class Engine(Driven):
         while True:
             sequence = Sequence(
                 self._pool, request.tokens, request.capacity, len(request.ids), request.sampler,
-                len(request.ids) + request.params.max_tokens, request.ends,
+                min(len(request.ids) + request.params.max_tokens, MOST_TOKENS), request.ends,
                 request.salt, not scored, self._decoder.sparse_prefill or not graph.sparse_decode, request,
             )  # fmt: skip
             sequence.compute_as(request.speculate, scored and request.want == "every")

@@ -61,26 +61,30 @@ class Answers:
         return [await stream for stream in self.streams]
 
     async def pieces(self, seconds: float) -> AsyncIterator[Piece | None]:
-        """Yield pieces as they come, and None when none came for so long.
+        """Yield pieces as they come, and None each time so many seconds have passed.
 
         No more than a few pieces are read ahead of whoever takes them, so that the engine knows a slow reader.
         """
-        queue: asyncio.Queue[Piece | Exception] = asyncio.Queue(1)
+        # Nothing here is a wait_for: that of Python 3.11 forgets that it was cancelled where a piece is there already.
+        queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(1)
         self._readers = [asyncio.ensure_future(_read(queue, i, stream)) for i, stream in enumerate(self.streams)]
+        self._readers.append(asyncio.ensure_future(_tick(queue, seconds)))
         left = len(self.streams)
         while left:
-            try:
-                piece = await asyncio.wait_for(queue.get(), seconds)
-            except asyncio.TimeoutError:
-                yield None
-                continue
+            piece = await queue.get()
             if isinstance(piece, Exception):
                 raise piece
-            left -= piece.result is not None
+            left -= piece is not None and piece.result is not None
             yield piece
 
 
-async def _read(queue: asyncio.Queue[Piece | Exception], index: int, stream: Stream) -> None:
+async def _tick(queue: asyncio.Queue[Piece | Exception | None], seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        await queue.put(None)
+
+
+async def _read(queue: asyncio.Queue[Piece | Exception | None], index: int, stream: Stream) -> None:
     seen = 0
     try:
         async for text in stream:

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from .. import __version__
 from . import anthropic, embeddings, guard, native, openai, page, responses
 from .fields import schema
 from .http import Call, Receive, Scope, Send
@@ -27,7 +26,7 @@ Handler = Callable[[Call, Service], Awaitable[None]]
 
 
 async def _openapi(call: Call, service: Service) -> None:
-    await call.answer(200, describe_api())
+    await call.answer(200, describe_api(service.settings.version))
 
 
 ROUTES: dict[str, tuple[str, Handler, Any]] = {
@@ -173,7 +172,7 @@ def _known(path: str) -> str:
     return f"/v1{path}" if f"/v1{path}" in ROUTES or path.startswith("/models/") else path
 
 
-def describe_api() -> dict[str, Any]:
+def describe_api(version: str) -> dict[str, Any]:
     """Return the OpenAPI description."""
     paths: dict[str, Any] = {}
     for path, (method, _, table) in ROUTES.items():
@@ -183,4 +182,4 @@ def describe_api() -> dict[str, Any]:
                 "required": True, "content": {"application/json": {"schema": schema(table)}},
             }  # fmt: skip
         paths[path] = {method.lower(): operation}
-    return {"openapi": "3.1.0", "info": {"title": "lowbit", "version": __version__}, "paths": paths}
+    return {"openapi": "3.1.0", "info": {"title": "lowbit", "version": version}, "paths": paths}

@@ -52,7 +52,7 @@ def check_key(call: Call, settings: Settings) -> None:
     given = bearer.strip() if scheme.lower() == "bearer" else call.headers.get("x-api-key", "")
     found = False
     for key in settings.api_keys:  # all of them, each in the same time
-        found |= hmac.compare_digest(given.encode("utf-8", "replace"), key.encode("utf-8"))
+        found |= hmac.compare_digest(given.encode("latin-1"), key.encode("utf-8"))
     if not found:
         raise Problem(401, "the API key is missing or wrong", code="invalid_api_key",
                       headers={"www-authenticate": "Bearer"})  # fmt: skip

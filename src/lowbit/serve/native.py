@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import __version__
 from ..engine import Generation, State, TokenLogprob
 from ..sampling import SamplingParams
 from .answers import Piece
@@ -18,6 +17,7 @@ from .http import Call
 from .openai import event_of, timings, token_ids, token_object
 from .problems import Problem
 from .service import Service
+from .talk import prepare, tool_choice_kind, tools_kind
 
 __all__ = ["ApplyTemplate", "Detokenize", "NativeCompletion", "Tokenize", "apply_template", "completion",
            "detokenize", "health", "props", "slots", "tokenize"]  # fmt: skip
@@ -254,13 +254,17 @@ class ApplyTemplate:
     """POST /apply-template."""
 
     messages: Any = need(messages_kind, "the conversation")
+    tools: Any = option(tools_kind, "functions that the model may call")
+    tool_choice: Any = option(tool_choice_kind, "as in chat completions")
     add_generation_prompt: bool | None = option(only(True), "the prompt ends where the answer begins")
 
 
 async def apply_template(call: Call, service: Service) -> None:
     """Write a conversation as the model reads it."""
     asked = parse(ApplyTemplate, await call.json())
-    await call.answer(200, {"prompt": await service.conversation_text(*split_begun(asked.messages))})
+    messages, begun = split_begun(asked.messages)
+    talk = await prepare(service, messages, begun, asked.tools, asked.tool_choice, show=True)
+    await call.answer(200, {"prompt": talk.prompt})
 
 
 # --- what the server is doing ---
@@ -288,7 +292,7 @@ async def props(call: Call, service: Service) -> None:
         },
         "total_slots": service.settings.max_sequences, "model_path": os.path.basename(str(info["path"])),
         "model_alias": service.name, "chat_template": info.get("chat_template") or "", **names,
-        "modalities": {"vision": False, "audio": False}, "build_info": f"lowbit {__version__}", "is_sleeping": False,
+        "modalities": {"vision": False, "audio": False}, "build_info": service.settings.version, "is_sleeping": False,
     })  # fmt: skip
 
 

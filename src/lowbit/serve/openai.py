@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import __version__
 from ..chat.tools import Delta, message_of
 from ..engine import Generation, TokenLogprob
 from ..tokenizers import Tokenizer
@@ -32,8 +31,6 @@ __all__ = [
     "timings",
     "token_ids",
 ]
-
-FINGERPRINT = f"lowbit-{__version__}"
 
 
 def _take_prompts(value: Any) -> Any:
@@ -265,7 +262,7 @@ async def chat(call: Call, service: Service) -> None:
                          asked.verbose)  # fmt: skip
     talk.hold(chosen)
     head = {"id": f"chatcmpl-{secrets.token_hex(14)}", "created": int(time.time()), "model": service.name,
-            "system_fingerprint": FINGERPRINT}  # fmt: skip
+            "system_fingerprint": service.settings.version}  # fmt: skip
     parsers = [talk.parser() for _ in range(asked.n)]
     tokenizer = service.tokenizer
     with service.submit([talk.ids], asked.n, chosen, asked.top_logprobs if asked.logprobs else None) as answers:
@@ -356,7 +353,7 @@ async def completions(call: Call, service: Service) -> None:
     chosen = asked.settings_for(service)
     ids = await prompt_ids(service, asked.prompt)
     head = {"id": f"cmpl-{secrets.token_hex(14)}", "object": "text_completion", "created": int(time.time()),
-            "model": service.name, "system_fingerprint": FINGERPRINT}  # fmt: skip
+            "model": service.name, "system_fingerprint": service.settings.version}  # fmt: skip
     with service.submit(ids, asked.n, chosen, asked.logprobs) as answers:
         if asked.stream:
             await answers.ready()
@@ -395,14 +392,14 @@ async def completions(call: Call, service: Service) -> None:
 
 
 async def models(call: Call, service: Service) -> None:
-    """List the model, under all of its names."""
+    """Describe the model, as a list of one."""
     service.check()
     info = service.model.info()
     meta = {"n_vocab": info["vocab_size"], "n_ctx": service.model.context, "n_ctx_train": info["context_length"],
             "n_embd": info["hidden_size"], "n_params": info["parameters"], "size": info["file_bytes"]}  # fmt: skip
-    entries = [{"id": name, "object": "model", "created": service.started, "owned_by": "lowbit", "meta": meta}
-               for name in service.names]  # fmt: skip
-    await call.answer(200, {"object": "list", "data": entries})
+    entry = {"id": service.name, "object": "model", "created": service.started, "owned_by": "lowbit",
+             "aliases": list(service.names[1:]), "meta": meta}  # fmt: skip
+    await call.answer(200, {"object": "list", "data": [entry]})
 
 
 async def one_model(call: Call, service: Service) -> None:

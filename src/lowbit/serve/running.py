@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
@@ -30,6 +31,8 @@ __all__ = ["run"]
 HEAD_BYTES = 64 << 10
 """Of the lines and headers of a request."""
 MOST_CONNECTIONS = 4096
+SEND_BYTES = 64 << 10
+"""Of an answer, that the system holds for a client."""
 
 
 class _Protocol(H11Protocol):
@@ -38,13 +41,22 @@ class _Protocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.app_state = {**self.app_state, "abort": transport.abort}
-        self._head = self.loop.call_later(Settings.body_seconds, self._no_request)
+        self._await_request()
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
 
+    def _await_request(self) -> None:
+        self._head = self.loop.call_later(Settings.body_seconds, self._no_request)
+
     def _no_request(self) -> None:
-        if self.cycle is None:
+        if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._head.cancel()
+        if not self.transport.is_closing():
+            self._await_request()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head.cancel()
@@ -96,6 +108,7 @@ def run(settings: Settings, load: Callable[[], Model]) -> None:
         access_log=False, server_header=False, timeout_keep_alive=30, h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=max(1, round(settings.grace_seconds)), backlog=1024, proxy_headers=False,
     )  # fmt: skip
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # whoever sends rubbish writes no log
     server = _Server(config)
     asyncio.run(server.serve(sockets=listening))
     if failed:
@@ -109,6 +122,8 @@ def _listen(settings: Settings) -> list[socket.socket]:
         listening = socket.socket(family, kind, protocol)
         if sys.platform != "win32":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Inherited by all connections: what a slow reader has not read is seen by the engine, and costs little memory.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         listening.bind(address)
         listening.listen(1024)
     except OSError as error:

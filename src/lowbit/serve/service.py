@@ -38,7 +38,9 @@ class Service:
     Attributes
     ----------
     name : str
-        What the model is called.
+        What the model is called in answers.
+    names : tuple of str
+        What it may be called in requests.
     started : int
         Seconds since 1970.
     """
@@ -50,6 +52,7 @@ class Service:
         self._template: Template | None = None
         self.note = ""
         self.name = "lowbit"
+        self.names: tuple[str, ...] = ()
         self.started = int(time.time())
         self.stopping = False
         self.first_token = Histogram()
@@ -63,7 +66,10 @@ class Service:
         if model._tokenizer is not None:
             self._template, self.note = _template(settings.chat_template, model)
         info = model.info()
-        self.name = str(info.get("name") or os.path.splitext(os.path.basename(str(info["path"])))[0])[:200]
+        own = str(info.get("name") or os.path.splitext(os.path.basename(str(info["path"])))[0])[:200]
+        given = [alias for alias in settings.aliases if alias != "*"]
+        self.names = tuple(dict.fromkeys([*given, own]))
+        self.name = self.names[0]
         self._engine = Engine(
             model, max_sequences=settings.max_sequences, kv_ram=settings.kv_ram, step_ms=settings.step_ms,
             max_queue=settings.max_queue,
@@ -112,11 +118,6 @@ class Service:
         assert self.tokenizer is not None
         assert self._template is not None
         return self._template
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All names of the model."""
-        return (self.name, *(alias for alias in self.settings.aliases if alias != "*"))
 
     def check_model(self, name: str | None) -> None:
         """Raise a Problem if a request names another model."""

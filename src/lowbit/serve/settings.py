@@ -12,6 +12,8 @@ __all__ = ["Settings"]
 class Settings:
     """Limits and names; all times in seconds."""
 
+    version: str = "lowbit"
+    """Name and version of this program, as answers tell it."""
     host: str = "127.0.0.1"
     port: int = 8080
     api_keys: tuple[str, ...] = ()
@@ -21,7 +23,7 @@ class Settings:
     cors: tuple[str, ...] = ()
     """Origins whose pages may read answers; ``*`` is any."""
     aliases: tuple[str, ...] = ()
-    """Names of the model; ``*`` is any."""
+    """Names of the model beside its own, the first in place of it; ``*`` is any."""
     chat_template: str | None = None
     """Name of a built-in template, or a file with a Jinja template."""
     pooling: str = "last"
@@ -40,7 +42,7 @@ class Settings:
     request_seconds: float = 3600.0
     """For an answer."""
     ping_seconds: float = 10.0
-    """Without an event, after which a comment keeps a stream alive."""
+    """Between two comments that keep a stream alive."""
     grace_seconds: float = 10.0
     """For answers to end when the server is told to stop."""
     log_requests: bool = False
