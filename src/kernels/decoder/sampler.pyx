@@ -158,7 +158,7 @@ cdef class Sampler:
         if self.masked:
             for word in range((self.vocab_size + 31) // 32):
                 bits = self.mask[word]
-                if bits != <uint32_t>0xffffffff:
+                if ~bits:  # not all are permitted
                     for i in range(32 * word, min(32 * word + 32, self.vocab_size)):
                         if not bits >> (i & 31) & 1:
                             self.adjusted[i] = -INFINITY
