@@ -274,10 +274,12 @@ class Experts:
     """Gate and up projection are one tensor."""
     activation: Literal["silu"] = "silu"
     """SiLU."""
+    norm: str = "ffn_norm"
+    """Name of the norm before it in a file."""
 
     def parts(self, layer: _Layer) -> Parts:
         """List norms and linear layers in the order of the computation."""
-        yield layer.norm("ffn_norm", layer.hidden)
+        yield layer.norm("ffn_norm", layer.hidden, self.norm)
         yield Linear("router", (layer.router("ffn_gate_inp", self.n, layer.hidden),))
         if self.bias:
             yield Weight("exp_probs_b_bias", f"blk.{layer.number}.exp_probs_b.bias", (self.n,), "bias", layer.number)

@@ -141,7 +141,7 @@ def packed_bytes(
     nbytes, ternary = 0, set[str]()
     for weight in plan.weights():
         info = file.tensors[weight.name]
-        if weight.kind not in ("linear", "embedding", "head"):
+        if weight.kind not in ("linear", "router", "embedding", "head"):
             nbytes += 0 if weight.kind == "factors" else 4 * math.prod(weight.shape)
             continue
         rows, cols = matrix_shape(info)
