@@ -284,8 +284,8 @@ class HuggingFaceFolder:
             if name.endswith(".ssm_a") and info.shape == (heads,):
                 self._change(name, lambda log: -np.exp(log[order]))
             elif role == "ssm_conv1d" and len(info.shape) == 3 and info.shape[1] == 1:
-                shape = info.shape[0], info.shape[2]
-                self._tensors[name] = TensorInfo(name, info.type, shape, info.offset, info.nbytes)
+                squeezed = info.shape[0], info.shape[2]
+                self._tensors[name] = TensorInfo(name, info.type, squeezed, info.offset, info.nbytes)
                 self._orders[name] = 0, channels
             elif role in ("attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta", "ssm_dt"):
                 self._orders[name] = 0, {"attn_qkv": channels, "attn_gate": rows}.get(role, order)
