@@ -23,16 +23,16 @@ FLOORS = [
     ["model"],
     ["train"],
     ["convert", "benchmark", "batch"],
-    ["isa", "kernels"],
-    ["__init__"],
     ["serve"],
     ["ray"],
+    ["isa", "kernels"],
+    ["__init__"],
     ["commands"],
     ["cli"],
     ["__main__"],
 ]
 """Rooms and modules from the ground up. One imports what is below it, and its own room; of `lowbit` itself only
-the server and commands make use."""
+commands make use."""
 
 LOOSE = {
     "__init__", "__main__", "benchmark", "batch", "cli", "errors", "hub", "isa", "kernels", "layers", "model", "plan",
