@@ -107,13 +107,6 @@ CASES = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
         "float", "F32",
     ),
-    "qwen35": (
-        "Qwen3_5ForCausalLM", "qwen3_5_text",
-        {**QWEN35, "rope_parameters": {
-            "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25,
-            "mrope_section": [11, 11, 10], "mrope_interleaved": True}},
-        "float", "BF16",
-    ),
     "qwen3_embedding": (
         "Qwen3ForCausalLM", "qwen3",
         {"rms_norm_eps": 1e-6, "rope_theta": 1000000.0, "head_dim": 32, "tie_word_embeddings": True}, "normed", "F16",
@@ -122,6 +115,13 @@ CASES = {
         "Gemma3ForCausalLM", "gemma3_text",
         {**GEMMA, "num_hidden_layers": 2, "sliding_window": 4096, "rope_theta": 10000.0,
          "rope_local_base_freq": 10000.0}, "normed", "F32",
+    ),
+    "qwen35": (
+        "Qwen3_5ForCausalLM", "qwen3_5_text",
+        {**QWEN35, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25,
+            "mrope_section": [11, 11, 10], "mrope_interleaved": True}},
+        "float", "BF16",
     ),
 }  # fmt: skip
 
