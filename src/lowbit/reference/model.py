@@ -110,7 +110,7 @@ def hidden_states(
 
     def attend(layer: Attention, block: str, normed: np.ndarray) -> np.ndarray:
         q, k, v = (linear(f"{block}.attn_{name}", normed) for name in "qkv")
-        gate = np.inf
+        gate = np.array(np.inf)
         if layer.gated:
             q, gate = (a.reshape(n, -1) for a in np.split(q.reshape(n, layer.n_heads, -1), 2, axis=2))
         q, k, v = (heads(layer, block, name, y) for name, y in zip("qkv", (q, k, v)))
@@ -121,11 +121,9 @@ def hidden_states(
 
     def recur(layer: DeltaNet, block: str, normed: np.ndarray) -> np.ndarray:
         names = ("attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta")
-        mixed = gated_delta_net(
-            *(linear(f"{block}.{name}", normed) for name in names),
-            *(vector(f"{block}.{name}") for name in ("ssm_conv1d", "ssm_dt_bias", "ssm_a", "ssm_norm")),
-            layer.n_key_heads, plan.norm_eps,
-        )  # fmt: skip
+        qkv, z, alpha, beta = (linear(f"{block}.{name}", normed) for name in names)
+        conv, dt, a, weight = (vector(f"{block}.{name}") for name in ("ssm_conv1d", "ssm_dt_bias", "ssm_a", "ssm_norm"))
+        mixed = gated_delta_net(qkv, z, alpha, beta, conv, dt, a, weight, layer.n_key_heads, plan.norm_eps)
         return linear(f"{block}.ssm_out", kept("attn_output", mixed))
 
     ids = np.asarray(token_ids, dtype=np.int64)
