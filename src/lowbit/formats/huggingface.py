@@ -292,8 +292,8 @@ class HuggingFaceFolder:
             elif role == "ssm_out":
                 self._orders[name] = 1, rows
         for name, (axis, index) in list(self._orders.items()):
-            shape = self._tensors[name].shape
-            if len(shape) <= axis or shape[axis] != len(index):
+            stored = self._tensors[name].shape
+            if len(stored) <= axis or stored[axis] != len(index):
                 del self._orders[name]  # a shape that is refused later
 
     def _take_packed(self, name: str, target: str, stored: dict[str, SafetensorsFile], what: Translation) -> None:
