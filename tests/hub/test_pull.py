@@ -349,7 +349,7 @@ def test_models_lists_what_is_here_and_a_catalogue_of_what_is_known(hub, run):
         ("hf:owner/tiny:tiny-Q8_0.gguf", paths[1], len(TINY) + 1),
         ("hf:owner/folder", paths[2], 6),
     }
-    for text in (*paths, "1.4 MB", "SmolLM2", "hf:microsoft/bitnet-b1.58-2B-4T-gguf"):
+    for text in (*paths, "3.4 MB", "SmolLM2", "hf:microsoft/bitnet-b1.58-2B-4T-gguf"):
         assert text in table
     fields = {"model", "from", "architecture", "type", "disk", "ram", "licence", "checked"}
     for one in listed["catalogue"]:

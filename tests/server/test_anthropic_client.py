@@ -17,7 +17,7 @@ def client(server):
 
 def test_messages_are_what_the_model_answers(client, model, story):
     answer = client.messages.create(model="lowbit-tiny", messages=story, max_tokens=20, extra_body=GREEDY)
-    want = model.chat(story, template="plain", temperature=0, max_tokens=20)
+    want = model.chat(story, temperature=0, max_tokens=20)
     assert [(block.type, block.text) for block in answer.content] == [("text", want.text)]
     assert (answer.stop_reason, answer.stop_sequence, answer.role) == ("max_tokens", None, "assistant")
     usage = answer.usage
@@ -49,7 +49,7 @@ def test_system_blocks_and_turns_of_one_side(client, model, server):
         "messages": [{"role": "user", "content": "Hi"}, {"role": "user", "content": [{"type": "text", "text": "you"}]}],
     }
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi\n\nyou"}]
-    want = model.chat(messages, template="plain", max_tokens=8, temperature=0)
+    want = model.chat(messages, max_tokens=8, temperature=0)
     assert (
         client.messages.create(model="lowbit-tiny", max_tokens=8, extra_body=GREEDY, **body).content[0].text
         == want.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from server_process import Server, read_all, request_bytes
@@ -130,19 +131,19 @@ def test_sigterm_lets_answers_end_and_ends_the_others_in_order(long_path, endles
     talk = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 60000, "stream": True}
     other_api = start(server, "/v1/messages", talk)
     waiting = start(server, "/completion", endless)
-    server.until(lambda: len(server.running()) >= 3)
-    status, said = server.stop()
+    with ThreadPoolExecutor() as pool:  # what nobody reads would be cut off at the end
+        read = [pool.submit(read_all, each) for each in (finite, endless_one, other_api, waiting)]
+        server.until(lambda: len(server.running()) >= 3)
+        status, said = server.stop()
     assert (status, said) == (0, "")
-    whole = read_all(finite)
+    whole, ended, last, refused = (each.result() for each in read)
     assert b'"stop_type":"limit"' in whole
     assert whole.endswith(b"0\r\n\r\n")
-    ended = read_all(endless_one)
     assert b'"message":"the server is stopping"' in ended
     assert ended.endswith(b"0\r\n\r\n"), "the last event is whole, and so is the body"
-    last = read_all(other_api)
     assert last.endswith(b"0\r\n\r\n")
     assert b"overloaded_error" in last or b"message_stop" in last
-    assert read_all(waiting).startswith(b"HTTP/1.1 503 ")
+    assert refused.startswith(b"HTTP/1.1 503 ")
 
 
 def test_an_answer_that_takes_too_long_is_ended(long_path, endless):

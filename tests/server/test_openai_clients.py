@@ -18,7 +18,7 @@ def client(server):
 
 def test_chat_is_what_the_model_answers(client, model, story):
     answer = client.chat.completions.create(model="lowbit-tiny", messages=story, seed=3, max_tokens=30)
-    want = model.chat(story, template="plain", seed=3, max_tokens=30)
+    want = model.chat(story, seed=3, max_tokens=30)
     choice = answer.choices[0]
     assert (choice.message.content, choice.message.role, choice.finish_reason) == (want.text, "assistant", "length")
     usage = answer.usage
@@ -97,7 +97,7 @@ def test_chat_with_several_choices_streams_each_to_its_end(client, story):
 def test_logprobs_are_those_of_the_model_and_their_tokens_are_the_answer(client, model, story):
     options = {"model": "lowbit-tiny", "messages": story, "temperature": 0, "max_tokens": 8, "logprobs": True}
     answer = client.chat.completions.create(**options, top_logprobs=3).choices[0]
-    want = model.chat(story, template="plain", temperature=0, max_tokens=8, logprobs=3)
+    want = model.chat(story, temperature=0, max_tokens=8, logprobs=3)
     assert [t.logprob for t in answer.logprobs.content] == [one.logprob for one in want.logprobs]
     assert [t.top_logprobs[0].logprob for t in answer.logprobs.content] == [one.top[0][2] for one in want.logprobs]
     assert "".join(t.token for t in answer.logprobs.content) == answer.message.content
@@ -111,21 +111,22 @@ def test_logprobs_are_those_of_the_model_and_their_tokens_are_the_answer(client,
 
 def test_settings_reach_the_sampler(client, model):
     prompt = "Once upon a time"
+    alone = model.generate(prompt, seed=8, max_tokens=40)
+    unwanted = alone.tokens[5]
     cases = [
         {"temperature": 0.3}, {"top_p": 0.2}, {"presence_penalty": 1.5}, {"frequency_penalty": 1.5},
-        {"stop": ["girl", "boy"]}, {"logit_bias": {"432": -100}},
+        {"stop": ["girl", "boy"]}, {"logit_bias": {str(unwanted): -100}},
         {"extra_body": {"top_k": 1}}, {"extra_body": {"min_p": 0.9}}, {"extra_body": {"repeat_penalty": 1.9}},
     ]  # fmt: skip
-    plain = model.generate(prompt, seed=8, max_tokens=40).text
     for case in cases:
         found = client.completions.create(model="lowbit-tiny", prompt=prompt, seed=8, max_tokens=40, **case)
         options = {**case, **case.get("extra_body", {})}
         options.pop("extra_body", None)
         if "logit_bias" in options:
-            options["logit_bias"] = {432: -100}
+            options["logit_bias"] = {unwanted: -100}
         want = model.generate(prompt, seed=8, max_tokens=40, **options)
         assert (found.choices[0].text, found.choices[0].finish_reason) == (want.text, want.finish_reason)
-        assert want.text != plain, case
+        assert want.text != alone.text, case
 
 
 def test_embeddings_in_base64_and_in_floats_are_those_of_the_model(client, model, server):
@@ -144,7 +145,7 @@ def test_embeddings_in_base64_and_in_floats_are_those_of_the_model(client, model
 
 
 def test_responses(client, model, story):
-    want = model.chat(story, template="plain", seed=3, max_tokens=20).text
+    want = model.chat(story, seed=3, max_tokens=20).text
     options = {"model": "lowbit-tiny", "input": story[0]["content"], "max_output_tokens": 20, "extra_body": {"seed": 3}}
     answer = client.responses.create(**options)
     assert (answer.output_text, answer.status) == (want, "incomplete")
@@ -166,7 +167,7 @@ def test_instructions_are_the_first_message(client, model):
         instructions="Be kind.", max_output_tokens=10, temperature=0,
     )  # fmt: skip
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
-    assert answer.output_text == model.chat(messages, template="plain", temperature=0, max_tokens=10).text
+    assert answer.output_text == model.chat(messages, temperature=0, max_tokens=10).text
 
 
 def test_parts_of_a_content_are_paragraphs_and_a_last_answer_is_gone_on_with(client, server):
@@ -175,7 +176,9 @@ def test_parts_of_a_content_are_paragraphs_and_a_last_answer_is_gone_on_with(cli
                 {"role": "assistant", "content": "Once upon"}]  # fmt: skip
     answer = server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 4, "temperature": 0,
                                                   "verbose": True}).json()  # fmt: skip
-    assert answer["__verbose"]["prompt"] == "<s>System: A\nUser: Hi\n\nyou\nAssistant:Once upon"
+    assert answer["__verbose"]["prompt"] == (
+        "<|im_start|>system\nA<|im_end|>\n<|im_start|>user\nHi\n\nyou<|im_end|>\n<|im_start|>assistant\nOnce upon"
+    )
 
 
 def test_models(client):
@@ -205,7 +208,7 @@ def test_langchain(server, model, story):
     langchain = pytest.importorskip("langchain_openai", reason="this test needs the extra 'test-server'")
     options = {"base_url": f"{server.url}/v1", "api_key": "none", "model": "lowbit-tiny"}
     chat = langchain.ChatOpenAI(**options, temperature=0, max_tokens=16)
-    want = model.chat(story, template="plain", temperature=0, max_tokens=16)
+    want = model.chat(story, temperature=0, max_tokens=16)
     answer = chat.invoke(story[0]["content"])
     assert (answer.content, answer.usage_metadata["output_tokens"]) == (want.text, 16)
     assert "".join(chunk.text for chunk in chat.stream(story[0]["content"])) == want.text

@@ -90,8 +90,8 @@ def test_events_are_whole_and_in_order(server, story):
 
 
 def test_native_paths(server, model):
-    ids = server.post("/tokenize", {"content": "Once upon</s>", "add_special": True}).json()["tokens"]
-    assert ids == model.tokenizer.encode("Once upon</s>", parse_special=True)
+    ids = server.post("/tokenize", {"content": "Once upon<|im_end|>", "add_special": True}).json()["tokens"]
+    assert ids == model.tokenizer.encode("Once upon<|im_end|>", parse_special=True)
     assert server.post("/detokenize", {"tokens": ids[1:-1]}).json() == {"content": "Once upon"}
     pieces = server.post("/tokenize", {"content": "媽🤗", "with_pieces": True}).json()["tokens"]
     assert b"".join(bytes(p["piece"]) if isinstance(p["piece"], list) else p["piece"].encode()
@@ -110,7 +110,7 @@ def test_native_paths(server, model):
     eos = server.post("/completion", {"prompt": "Once", "n_predict": 2, "ignore_eos": True}).json()
     assert {e["token"] for e in eos["generation_settings"]["logit_bias"]} == set(model._ends)
     assert server.post("/apply-template", {"messages": [{"role": "user", "content": "<s>Hi"}]}).json() == {
-        "prompt": "<s>User: <s>Hi\nAssistant:"}  # fmt: skip
+        "prompt": "<|im_start|>user\n<s>Hi<|im_end|>\n<|im_start|>assistant\n"}  # fmt: skip
     slots = server.get("/slots").json()
     assert len(slots) == 8
     assert "prompt" not in slots[0]
