@@ -79,9 +79,9 @@ function showWelcome() {
   const stories = /lowbit-tiny|stories/i.test(model);
   const local = ["localhost", "127.0.0.1", "[::1]"].includes(location.hostname);
   const prompts = stories
-    ? ["Tell me a story about a little cat who is lost in the rain.",
-      "Tell me a story about two friends who find a red ball.",
-      "Once upon a time, there was a small robot who wanted to sing."]
+    ? ["Tell me a story about a dragon and a cake.",
+      "Tell me a story about a dog and a ball. It should have a happy end.",
+      "Tell me a story about a girl named Anna and a bird."]
     : [t("suggestion1"), t("suggestion2"), t("suggestion3")];
   $("welcome").replaceChildren(
     el("h2", {}, t(stories ? "welcomeStories" : "welcome")),
