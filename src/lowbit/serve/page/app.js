@@ -81,7 +81,7 @@ function showWelcome() {
   const prompts = stories
     ? ["Tell me a story about a dragon and a cake.",
       "Tell me a story about a dog and a ball. It should have a happy end.",
-      "Tell me a story about a girl named Anna and a bird."]
+      "Tell me a story about a bird and a boat."]
     : [t("suggestion1"), t("suggestion2"), t("suggestion3")];
   $("welcome").replaceChildren(
     el("h2", {}, t(stories ? "welcomeStories" : "welcome")),
