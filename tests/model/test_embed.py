@@ -84,7 +84,7 @@ def test_what_cannot_be_embedded_is_refused(small):
     for wrong in ([], [[]], [[1], []]):
         with pytest.raises(ValueError, match=r"no text|at least one token"):
             model.embed(wrong)
-    with pytest.raises(ValueError, match="pooling must be last or mean, not 'max'"):
+    with pytest.raises(ValueError, match="pooling must be last, mean or first, not 'max'"):
         model.embed(IDS, pooling="max")
     with pytest.raises(ValueError, match="not in a vocabulary"):
         model.embed([99])
