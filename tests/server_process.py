@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the server needs the extra 'serve'")
 httpx = pytest.importorskip("httpx", reason="these tests need the extra 'test-server'")
 
-PATIENCE = 60
+PATIENCE = 600
 """Seconds until a test gives up waiting; none of them waits that long on purpose."""
 
 

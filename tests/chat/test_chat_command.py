@@ -125,7 +125,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal, tmp_path):
     screen.until("Saved 4 messages")
     screen.until("> ")
     screen.type("\x04")
-    assert screen.child.wait(timeout=120) == 0
+    assert screen.child.wait(timeout=1200) == 0
     saved = json.loads((tmp_path / "talk.json").read_text())
     assert [m["role"] for m in saved] == ["user", "assistant", "user", "assistant"]
     assert saved[1]["content"].startswith("<talk> 0 1 2")
@@ -141,7 +141,7 @@ def test_answers_appear_as_they_are_made(terminal):
     screen.child.send_signal(signal.SIGINT)
     assert " 9999" not in screen.until("[stopped]"), "what was shown first was not the whole answer"
     screen.type("/quit\n")
-    assert screen.child.wait(timeout=120) == 0
+    assert screen.child.wait(timeout=1200) == 0
 
 
 @pytest.fixture

@@ -311,7 +311,7 @@ def test_ctrl_c_before_the_first_piece_closes_the_connection_too(server):
         assert asked.wait(60)
         process.send_signal(signal.SIGINT)
         assert server.gone.wait(60)
-        _, err = process.communicate("/quit\n", timeout=60)
+        _, err = process.communicate("/quit\n", timeout=1200)
         assert process.returncode == 0, "the program goes on"
         assert "[stopped]" in err
     finally:

@@ -116,7 +116,7 @@ def lowbit_command():
             input=stdin,
             capture_output=True,
             env={**os.environ, **environment},
-            timeout=120,
+            timeout=1200,
             check=False,
         )
 

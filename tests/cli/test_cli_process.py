@@ -83,7 +83,7 @@ def help_into(file):
         stdout=file,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONUNBUFFERED": ""},
-        timeout=60,
+        timeout=1200,
         check=False,
     )
 
@@ -115,7 +115,7 @@ def test_interrupt_of_a_process_shows_no_traceback(tmp_path):
     )
     with open(fifo, "wb"):  # returns when the command has opened it too, and waits for the text
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=1200)
     assert (process.returncode, out, err) == (130, b"", b"\n")
 
 
@@ -144,6 +144,6 @@ sys.meta_path.insert(0, CtrlC())
 sys.argv = ["lowbit", "info"]
 sys.exit(command.load()())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=1200)
     assert done.returncode == 130
     assert done.stderr.strip() == ""

@@ -392,7 +392,7 @@ def test_llama_cpp_loads_the_file_and_splits_text_alike(converted, peer, request
         folder, file = converted({"tokenizer.json": KINDS[kind]})
     texts = [text for text in strings(300, seed=7) if text and "<" not in text and "\x00" not in text]
     done = subprocess.run(
-        [peer, "-c", TOKENIZE], input=json.dumps([str(file), texts]), capture_output=True, text=True, timeout=120
+        [peer, "-c", TOKENIZE], input=json.dumps([str(file), texts]), capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr[-800:]
     tokenizer = load_tokenizer(folder)

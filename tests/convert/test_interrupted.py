@@ -41,7 +41,7 @@ def test_kill_9_at_any_moment_leaves_nothing_under_the_final_name(llama, tmp_pat
     path, out = llama(words=20000), tmp_path / "out.gguf"
     command = [sys.executable, "-m", "lowbit", "convert", str(path), str(out), "--type", "tq2_0"]
     start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=1200)
     whole = time.perf_counter() - start
     complete = out.read_bytes()
     out.unlink()
@@ -64,7 +64,7 @@ def test_kill_9_at_any_moment_leaves_nothing_under_the_final_name(llama, tmp_pat
 def test_a_full_disk_gives_one_clear_line_and_leaves_nothing(llama, tmp_path):
     path, out = llama(), tmp_path / "out.gguf"
     command = [sys.executable, "-c", LIMITED, "convert", str(path), str(out), "--type", "q8_0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"{out}: cannot be written (" in done.stderr
@@ -92,7 +92,7 @@ def test_a_small_disk_that_is_full_gives_one_clear_line_and_holds_nothing(llama,
     if shutil.which("unshare") is None:
         pytest.skip("there is no unshare to mount a disk with")
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh", disk, sys.executable, when, path]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     if done.returncode in (1, 77):
         pytest.skip("this user may not mount a disk")
     assert done.returncode == 2
@@ -135,7 +135,7 @@ def test_peak_memory_is_within_twice_the_largest_tensor_and_64_mb(llama, tmp_pat
                 writer.write_tensor(info.name, np.resize(np.float32([0.5, 0, -0.5]), info.shape))
     largest = rows * 256 * 4
     command = [sys.executable, "-c", MEASURED, str(big), str(tmp_path / "out.gguf"), str(path), kind, head]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=True)
     assert int(done.stdout) <= 2 * largest + (64 << 20)
     # The bound that matters for files larger than memory: the tensor as it is mapped, and room for some rows.
     assert int(done.stdout) <= largest + (64 << 20)

@@ -74,7 +74,7 @@ def lowbit_command(start):
 
     def run(*argv, **environment):
         process = start("-m", "lowbit", *argv, **environment)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=1200)
         return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
     return run

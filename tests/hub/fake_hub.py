@@ -148,7 +148,7 @@ def running():
 
 def until(condition):
     """Wait for something that another process does."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 1200
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -115,4 +115,4 @@ def test_the_cache_is_the_librarys(environment):
     )
     unset = ("HF_HOME", "XDG_CACHE_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
     kept = {name: value for name, value in os.environ.items() if name not in unset}
-    subprocess.run([sys.executable, "-c", code], env={**kept, **environment}, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], env={**kept, **environment}, check=True, timeout=1200)

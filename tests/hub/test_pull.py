@@ -60,7 +60,7 @@ def test_what_is_not_here_is_fetched_when_a_command_names_it(hub, run):
 def test_the_python_call_takes_the_name_too(hub, start):
     hub.add("owner/tiny", {"tiny.gguf": TINY})
     code = "import sys, lowbit; print(lowbit.load('hf:owner/tiny').info()['path'])"
-    path, err = start("-c", code).communicate(timeout=120)
+    path, err = start("-c", code).communicate(timeout=1200)
     assert path.strip().endswith("tiny.gguf"), err
 
 
@@ -71,7 +71,7 @@ def test_the_library_finds_what_lowbit_fetched_and_lowbit_what_the_library_fetch
     code = (
         "from huggingface_hub import hf_hub_download as f; print(f('owner/tiny', 'tiny.gguf', local_files_only=True))"
     )
-    assert start("-c", code).communicate(timeout=120)[0] == out.stdout
+    assert start("-c", code).communicate(timeout=1200)[0] == out.stdout
     repository = hub.add("owner/other", {"other.gguf": TINY})
     code = """
 import os
@@ -86,7 +86,7 @@ print(try_to_load_from_cache("owner/other", "other.gguf"))
 from lowbit.hub import local_path
 print(local_path("hf:owner/other"))
 """
-    paths = start("-c", code).communicate(timeout=120)[0].split()
+    paths = start("-c", code).communicate(timeout=1200)[0].split()
     assert len(paths) == 2
     assert paths[0] == paths[1]
 
@@ -141,7 +141,7 @@ def test_an_attempt_that_was_ended_goes_on_where_it_ended(hub, start, lowbit_com
     process = start("-m", "lowbit", "pull", "hf:owner/large")
     until(lambda: begun.exists() and begun.stat().st_size >= WRITTEN)
     process.send_signal(end)
-    process.communicate(timeout=60)
+    process.communicate(timeout=1200)
     repository.pause.set()
     assert process.returncode == (130 if end == signal.SIGINT else -end)
     assert "(unfinished" in lowbit_command("models").stdout
@@ -286,7 +286,7 @@ def test_two_processes_fetch_a_file_once(hub, start, cache):
     both = [start("-m", "lowbit", "pull", NAME) for _ in range(2)]
     until(lambda: len(hub.asked_for("/api/")) == 2 and hub.files_asked())
     repository.pause.set()
-    paths = {process.communicate(timeout=120)[0] for process in both}
+    paths = {process.communicate(timeout=1200)[0] for process in both}
     assert [process.returncode for process in both] == [0, 0]
     assert len(paths) == 1
     assert Path(paths.pop().strip()).read_bytes() == TINY
@@ -303,7 +303,7 @@ def test_a_full_disk_is_said_before_and_during(hub, start, lowbit_command, cache
         "sys.exit(cli.main(['pull', 'hf:owner/large']))"
     )
     process = start("-c", limited)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=1200)
     assert process.returncode == 2
     assert "File too large; what has been fetched stays" in err
     assert lowbit_command("pull", "hf:owner/large").returncode == 0
@@ -324,7 +324,7 @@ def test_without_the_library_the_error_names_the_extra_and_the_cache_still_works
 
     def run(*argv):
         process = start("-c", without, *argv)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=1200)
         return process.returncode, out, err
 
     for command in (["pull", NAME], ["info", NAME], ["generate", "x", "-m", NAME]):

@@ -108,7 +108,7 @@ def write_model(path, kind: str, seed: int = 7) -> None:
 def ask_llama_cpp(python: str, path, prompt: list[int], n: int = TOKENS):
     """The n greedy tokens of llama.cpp, and how it splits a text."""
     told = subprocess.run(
-        [python, "-c", LLAMA_CPP, json.dumps([str(path), prompt, n])], capture_output=True, text=True, timeout=120
+        [python, "-c", LLAMA_CPP, json.dumps([str(path), prompt, n])], capture_output=True, text=True, timeout=1200
     )
     assert told.returncode == 0, told.stderr[-2000:]
     return json.loads(told.stdout.splitlines()[-1])

@@ -39,7 +39,7 @@ def asynchronous():
 
 
 def test_it_says_what_the_model_says(model):
-    want = lowbit.load().generate("User: Hi\nAssistant:", max_tokens=20, seed=1, stop=("\nUser:", "\nSystem:"))
+    want = lowbit.load().chat([{"role": "user", "content": "Hi"}], max_tokens=20, seed=1)
     response = model.prompt("Hi", max_tokens=20, seed=1)
     assert list(response)
     assert response.text() == want.text

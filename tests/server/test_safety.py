@@ -199,7 +199,7 @@ def test_a_stream_is_kept_awake_while_nothing_comes(long_path):
 
 def command(*arguments):
     return subprocess.run([sys.executable, "-m", "lowbit", "serve", *arguments], capture_output=True, encoding="utf-8",
-                          timeout=60, check=False)  # fmt: skip
+                          timeout=1200, check=False)  # fmt: skip
 
 
 def test_the_manual_lists_every_path_and_every_field():

@@ -96,7 +96,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_good_checkpoi
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(corpus), "-o", str(out), "--steps", "9", "--checkpoint-seconds", "0.001",
          *TINY],
-        capture_output=True, text=True, check=False, timeout=300,
+        capture_output=True, text=True, check=False, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "checkpoint.npz: cannot write the checkpoint" in done.stderr.splitlines()[-1]
