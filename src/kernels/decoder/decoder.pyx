@@ -204,7 +204,7 @@ cdef class Decoder:
 
     def interrupt(self):
         """Ask a step that makes several tokens to end before the next one. For any thread."""
-        self.interrupted = 1
+        lb_atomic_store(&self.interrupted, 1)
 
     def step(self, Batch batch not None, int32_t steps=1, int64_t budget_ns=0):
         """Take the rows of a batch through all layers, and make the next token of each sequence whose turn it is.
@@ -249,11 +249,11 @@ cdef class Decoder:
                 if self.status:
                     break
                 made += 1
-                if not self._account(batch) or made == steps or self.interrupted:
+                if not self._account(batch) or made == steps or lb_atomic_load(&self.interrupted):
                     break
                 if budget_ns and nanoseconds() - start > budget_ns:
                     break
-        self.interrupted = 0
+        lb_atomic_store(&self.interrupted, 0)
         if self.status == INTERRUPTED:
             self.interrupts.check()
         elif self.status:

@@ -11,6 +11,11 @@ from lowbit._kernels.sequence cimport State
 cdef enum:
     MAX_DRAFT = 8           # tokens proposed at a time by prompt look-up
 
+cdef extern from "os.h":
+    ctypedef int32_t lb_atomic
+    int32_t lb_atomic_load(lb_atomic *a) noexcept nogil
+    void lb_atomic_store(lb_atomic *a, int32_t v) noexcept nogil
+
 
 # What one sequence has in a pass: `rows` of its tokens, and behind them what is proposed to follow.
 cdef struct Entry:
@@ -51,7 +56,7 @@ cdef class Decoder:
     cdef ExpertScratch experts          # None if the model has none
     cdef int status                     # why a pass was given up, 0 if it was not
     cdef Interrupts interrupts
-    cdef int32_t interrupted
+    cdef lb_atomic interrupted
     cdef int32_t n_rows, n_wanted       # of this pass
     cdef object logits_memory, states_memory
     cdef int32_t logits_rows
