@@ -10,6 +10,16 @@ TEXTS = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581"
 TYPES = [2, 3, 3, *[6] * 256, *[1] * 27]
 
 
+def add_tokenizer(out):
+    """Give a GGUF file a tokenizer of bytes and small letters."""
+    out.add_metadata("tokenizer.ggml.model", "llama")
+    out.add_metadata("tokenizer.ggml.tokens", TEXTS)
+    out.add_metadata("tokenizer.ggml.scores", np.zeros(len(TEXTS), np.float32))
+    out.add_metadata("tokenizer.ggml.token_type", np.array(TYPES, np.int32))
+    out.add_metadata("tokenizer.ggml.bos_token_id", 1, "u32")
+    out.add_metadata("tokenizer.ggml.eos_token_id", 2, "u32")
+
+
 def write_small_model(path, context, name=None):
     """Three layers with grouped heads, whose samples are spread over all tokens, the end token among them."""
     rng, n, hidden = np.random.default_rng(5), len(TEXTS), 64
@@ -28,12 +38,7 @@ def write_small_model(path, context, name=None):
         if name is not None:
             out.add_metadata("general.name", name)
         out.add_metadata("llama.attention.layer_norm_rms_epsilon", 1e-5)
-        out.add_metadata("tokenizer.ggml.model", "llama")
-        out.add_metadata("tokenizer.ggml.tokens", TEXTS)
-        out.add_metadata("tokenizer.ggml.scores", np.zeros(n, np.float32))
-        out.add_metadata("tokenizer.ggml.token_type", np.array(TYPES, np.int32))
-        out.add_metadata("tokenizer.ggml.bos_token_id", 1, "u32")
-        out.add_metadata("tokenizer.ggml.eos_token_id", 2, "u32")
+        add_tokenizer(out)
         for name, shape in shapes.items():
             values = rng.standard_normal(shape).astype(np.float32) * (0.3 if len(shape) == 2 else 1)
             out.add_tensor(f"{name}.weight", "F32", np.abs(values) + 0.5 if len(shape) == 1 else values)

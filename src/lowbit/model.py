@@ -333,7 +333,7 @@ class Model:
 
         ``kept_as``, if it is there, tells what weights became whose type has no form of its own in memory.
         ``skipping`` names the linear layers that read only the weights of inputs that are not zero: under `sparsity`
-        those where that was quicker on this machine when the model was loaded. ``warnings`` lists what in the file is
+        those where that is quicker on such a processor. ``warnings`` lists what in the file is
         guessed, contradicts itself, or is known to ruin the text elsewhere.
         """
         d, c = self._decoder, self.config

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
+from control_tokens import vocabulary
 
 from lowbit.chat import TEMPLATES, find_template, render
 from lowbit.errors import ContextLengthError, FormatError, UnsupportedModelError
-from lowbit.tokenizers import from_gguf_metadata
 
 SPECIALS = [
     "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|system|>", "<|user|>",
@@ -15,27 +14,9 @@ SPECIALS = [
 ]  # fmt: skip
 
 
-def vocabulary(add_bos: bool = True, specials=SPECIALS):
-    """A SentencePiece vocabulary of bytes, with the control tokens of every family."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *specials]
-    return from_gguf_metadata(
-        {
-            "tokenizer.ggml.model": "llama",
-            "tokenizer.ggml.tokens": [t.encode() for t in tokens],
-            "tokenizer.ggml.scores": np.zeros(len(tokens), np.float32),
-            "tokenizer.ggml.token_type": np.int32([2, 3, 3] + [6] * 256 + [1] + [3] * len(specials)),
-            "tokenizer.ggml.bos_token_id": 1,
-            "tokenizer.ggml.eos_token_id": 2,
-            "tokenizer.ggml.add_bos_token": add_bos,
-            "tokenizer.ggml.add_space_prefix": False,
-        },
-        "test",
-    )
-
-
 @pytest.fixture
 def tokenizer():
-    return vocabulary()
+    return vocabulary(SPECIALS)
 
 
 def shown(tokenizer, ids):
@@ -92,7 +73,7 @@ def test_names_of_special_tokens_in_messages_stay_ordinary_text(tokenizer, name,
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 @pytest.mark.parametrize("add_bos", [True, False])
 def test_a_prompt_begins_with_bos_once_and_only_if_somebody_wants_it(name, add_bos):
-    tokenizer = vocabulary(add_bos)
+    tokenizer = vocabulary(SPECIALS, add_bos)
     ids = render([{"role": "user", "content": "Hi"}], {}, tokenizer, TEMPLATES[name])
     by_template = name in ("llama2", "llama3", "bitnet", "plain")
     assert ids.count(tokenizer.bos_id) == (add_bos or by_template)
@@ -202,7 +183,7 @@ MANY = [f"{chr(0x21 + i)}zq{chr(0x21 + i)}" for i in range(90)]
 
 @pytest.mark.parametrize("template", ["chatml", "plain", "{% for m in messages %}{{ m.content }}{% endfor %}"])
 def test_names_stay_text_however_many_control_tokens_there_are(template):
-    tokenizer = vocabulary(specials=[*MANY, "<a b>", "\U000f0000x", "\u2003"])
+    tokenizer = vocabulary([*MANY, "<a b>", "\U000f0000x", "\u2003"])
     if template not in TEMPLATES:
         pytest.importorskip("jinja2")
         chosen = find_template({"tokenizer.chat_template": template}, tokenizer)

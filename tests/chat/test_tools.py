@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 
-import numpy as np
 import pytest
+from control_tokens import vocabulary
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lowbit.chat.tools import Delta, ToolCalls, in_thought
-from lowbit.tokenizers import from_gguf_metadata
 
 WEATHER = {
     "type": "object",
@@ -219,22 +218,6 @@ SPECIALS = [
     "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<tool_call>", "</tool_call>",
     *(f"<｜tool▁{part}｜>" for part in ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end")),
 ]  # fmt: skip
-
-
-def vocabulary(specials):
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *specials]
-    return from_gguf_metadata(
-        {
-            "tokenizer.ggml.model": "llama",
-            "tokenizer.ggml.tokens": [t.encode() for t in tokens],
-            "tokenizer.ggml.scores": np.zeros(len(tokens), np.float32),
-            "tokenizer.ggml.token_type": np.int32([2, 3, 3] + [6] * 256 + [1] + [3] * len(specials)),
-            "tokenizer.ggml.bos_token_id": 1,
-            "tokenizer.ggml.eos_token_id": 2,
-            "tokenizer.ggml.add_space_prefix": False,
-        },
-        "test",
-    )
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["control tokens", "text"])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import checkpoints
 import numpy as np
 import pytest
+from pieces import read
 
 import lowbit
 from lowbit import isa as instruction_sets
 from lowbit import reference
-from lowbit._kernels.decoder import Batch
 from lowbit._kernels.sequence import Sequence
 from lowbit.convert import convert
 from lowbit.families import plan_of
@@ -26,20 +26,6 @@ EXACT = {"kv_type": "f32", "head": "file", "weights": "file", "threads": 1}
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("layers")
     return {name: checkpoints.write(name, root / name) for name in NAMES}
-
-
-def read(decoder, ids, cuts):
-    """Logits of all tokens, taken in by pieces of these sizes."""
-    sequence, batch, rows = Sequence(decoder.pool, ids, len(ids), reuse=False), Batch(decoder), []
-    for cut in cuts:
-        if sequence.pending:
-            batch.clear()
-            batch.add(sequence, min(cut, sequence.pending), "every")
-            decoder.step(batch)
-            rows.append(decoder.logits[batch.place(0)].copy())
-            sequence.publish()
-    sequence.close()
-    return np.concatenate(rows)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,10 +67,10 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bits(folders, nam
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prompt_gives_the_same_bits_in_any_pieces(folders, name, kv_type):
     decoder = lowbit.load(folders[name], **{**EXACT, "kv_type": kv_type})._decoder
-    want = read(decoder, IDS, (100,))
+    want = read(decoder, IDS, (100,), publish=True)
     assert np.isfinite(want).all()
     for cuts in ((1,) * 100, (64, 36), (63, 1, 1, 35), (7, 1, 13, 60, 19)):
-        assert np.array_equal(read(decoder, IDS, cuts), want), cuts
+        assert np.array_equal(read(decoder, IDS, cuts, publish=True), want), cuts
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,7 +95,9 @@ def test_a_known_beginning_changes_no_bit(folders, name):
         decoder = model._decoder
         sequence = Sequence(decoder.pool, np.array(prompt, np.int32), 120)
         assert sequence.reused >= 64
-        assert np.array_equal(decoder.read(sequence)[0], read(decoder, np.array(prompt, np.int32), (50, 50))[-1])
+        assert np.array_equal(
+            decoder.read(sequence)[0], read(decoder, np.array(prompt, np.int32), (50, 50), publish=True)[-1]
+        )
         sequence.close()
 
 

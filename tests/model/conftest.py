@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from small_model import TEXTS, add_tokenizer
 
 import lowbit
 from lowbit.formats import open_model
@@ -89,21 +90,12 @@ def write_llama(tmp_path):
     return write
 
 
-TEXTS = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
-TYPES = [2, 3, 3, *[6] * 256, *[1] * 27]
-
-
 @pytest.fixture
 def vocabulary(tmp_path):
     """A GGUF file that holds a tokenizer of `TEXTS` and nothing else."""
     path = tmp_path / "vocabulary.gguf"
     with GGUFWriter(path, "llama") as out:
-        out.add_metadata("tokenizer.ggml.model", "llama")
-        out.add_metadata("tokenizer.ggml.tokens", TEXTS)
-        out.add_metadata("tokenizer.ggml.scores", np.zeros(len(TEXTS), np.float32))
-        out.add_metadata("tokenizer.ggml.token_type", np.array(TYPES, np.int32))
-        out.add_metadata("tokenizer.ggml.bos_token_id", 1, "u32")
-        out.add_metadata("tokenizer.ggml.eos_token_id", 2, "u32")
+        add_tokenizer(out)
     return path
 
 
@@ -143,12 +135,7 @@ def scripted(tmp_path_factory):
                                "attention.value_length": 2}.items():  # fmt: skip
                 out.add_metadata(f"llama.{key}", value, "u32")
             out.add_metadata("llama.attention.layer_norm_rms_epsilon", 1e-5)
-            out.add_metadata("tokenizer.ggml.model", "llama")
-            out.add_metadata("tokenizer.ggml.tokens", TEXTS)
-            out.add_metadata("tokenizer.ggml.scores", np.zeros(n, np.float32))
-            out.add_metadata("tokenizer.ggml.token_type", np.array(TYPES, np.int32))
-            out.add_metadata("tokenizer.ggml.bos_token_id", 1, "u32")
-            out.add_metadata("tokenizer.ggml.eos_token_id", 2, "u32")
+            add_tokenizer(out)
             for name, values in zeros.items():
                 out.add_tensor(name, "F32", values)
         return lowbit.load(path)

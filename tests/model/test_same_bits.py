@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pieces import read
 
 import lowbit
 from lowbit import isa as instruction_sets
@@ -34,19 +35,6 @@ def everywhere(model, ids):
             yield name, model.logits(ids)
     finally:
         instruction_sets.use(before)
-
-
-def read(decoder, ids, cuts):
-    """Logits of all tokens, taken in by pieces of these sizes."""
-    sequence, batch, rows = Sequence(decoder.pool, ids, len(ids), reuse=False), Batch(decoder), []
-    for cut in cuts:
-        if sequence.pending:
-            batch.clear()
-            batch.add(sequence, min(cut, sequence.pending), "every")
-            decoder.step(batch)
-            rows.append(decoder.logits[batch.place(0)].copy())
-    sequence.close()
-    return np.concatenate(rows)
 
 
 @pytest.mark.parametrize("file", FILES)
