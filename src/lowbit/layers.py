@@ -14,7 +14,7 @@ from typing import Literal
 
 __all__ = [
     "INPUT_NORM", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind", "LayerPlan", "Linear",
-    "Parts", "Rope", "Weight",
+    "Parts", "Rope", "Rotation", "Weight",
 ]  # fmt: skip
 
 Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors", "recurrence"]
@@ -307,6 +307,31 @@ class LayerPlan:
         layer = _Layer(number, hidden)
         yield from self.mixer.parts(layer)
         yield from self.feed_forward.parts(layer)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A Hadamard transform of what some weights read: each run of `block` channels of x becomes H (signs * x).
+
+    H[r, c] = (-1)**popcount(r & c) / sqrt(block). The weights in the file have it in them, so that a product is what it
+    would be without either.
+    """
+
+    block: int
+    """A power of two that divides the width of each input."""
+    signs: Mapping[int, tuple[int, ...]]
+    """-1 or 1 for each channel, by width; empty if all are 1."""
+    folded: frozenset[str]
+    """Names of the tensors that read such inputs."""
+    latent: bool = False
+    """What is looked up in the embedding is signs * (H row)."""
+    grouped: bool = False
+    """Before that, the value heads of a `DeltaNet` are put beside those of the same key head."""
+
+    def factors(self, width: int) -> list[float]:
+        """Return what the channels are multiplied by, before sums and differences alone make the transform."""
+        root = 1 / math.sqrt(self.block)
+        return [root * sign for sign in self.signs[width]] if self.signs else [root] * width
 
 
 INPUT_NORM = "blk.0.attn_q_norm_in.weight"

@@ -170,6 +170,12 @@ typedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n,
  */
 typedef void lb_delta_fn(const float *from_, float *to, const float *q, const float *k, const float *v, float decay,
                          float beta, int32_t size, float *out);
+/*
+ * The Hadamard transform of each run of `block` values, a power of two that divides n, without the factor
+ * 1 / sqrt(block): for the strides 1, 2, 4, ... up to block / 2, in this order, values that far apart become their sum
+ * and their difference.
+ */
+typedef void lb_hadamard_fn(float *x, int32_t n, int32_t block);
 /* How many magnitudes, as the 31 bits of a float without its sign, are at least `limit`. NaN is above infinity. */
 typedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit);
 
@@ -201,6 +207,7 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(add, lb_add_fn)                     \
     X(exp, lb_exp_fn)                     \
     X(delta, lb_delta_fn)                 \
+    X(hadamard, lb_hadamard_fn)           \
     X(count_from, lb_count_from_fn)       \
     X(read, lb_read_fn)                   \
     X(dot_peak, lb_dot_peak_fn)

@@ -5,7 +5,8 @@
 2. All scratch memory is taken before the first token, and blocks of keys and values before a step. Within a step there
    is no allocation and no Python: while there is nothing to do but to make the next tokens, it goes on by itself.
 3. Rows may be sparse: of the inputs of a linear layer, after its norm and before they become int8, only the largest
-   count. Matrices for these are channel-major (`topk.pyx`), and inputs that are 0 cost nothing.
+   count. Where weights read rotated inputs, the choice is among these, and weights beside them that do not read all.
+   Matrices for sparse rows are channel-major (`topk.pyx`), and inputs that are 0 cost nothing.
 4. Work is handed to the pool in row groups (products), rows (norms) and (row, head) pairs (attention). Small work
    stays on the calling thread, where it is done sooner than a thread wakes up.
 5. A pass that fails, or that a signal interrupts, changes no sequence.
@@ -30,7 +31,7 @@ from lowbit._kernels.sequence cimport Sequence, State, ends_with
 from lowbit._kernels.ops cimport (
     ATTENTION_ROWS, AddWork, AttentionWork, GateWork, GluWork, NormWork, RopeWork, add_work, attention_work, gate_work,
     glu_work, norm_work,
-    rope_work, scale_by,
+    rope_work, scale_by, unrotate,
 )
 
 import threading
@@ -388,6 +389,8 @@ cdef class Decoder:
             matrix_row(self.graph.token_embd.m, token, out)
         elif self.status == 0:
             self.status = (<PagedMatrix>self.graph.token_embd.paged).row(token, out)
+        if self.graph.latent.factors != NULL:
+            unrotate(&self.graph.latent, out, self.graph.hidden)
 
     cdef void _leave(self, Batch batch) noexcept nogil:
         """Compute the logits and states that are wanted."""
@@ -415,33 +418,43 @@ cdef class Decoder:
 
     cdef void _apply(self, Linear *linear, const float *x, int64_t x_stride, int32_t n_in, const float *norm,
                      int32_t n_rows, float *y) noexcept nogil:
-        """y = linear(norm(x)); the input is quantised once for all parts that read it alike."""
+        """y = linear(norm(x)); the input is rotated and quantised once for all parts that read it alike."""
         cdef NormWork work, inner
         cdef lb_activations a
         cdef const lb_matrix *m
         cdef const float *own
         cdef const lb_matrix *before = NULL
+        cdef bint counts, rotated, turns
+        cdef uint32_t *histogram = linear.histogram
         cdef int32_t part, chunk = 1 if n_rows < 4 * self.threads else 4
         cdef float *out = y
         work.x, work.x_stride, work.n, work.weight, work.out, work.eps = x, x_stride, n_in, norm, self.h, self.graph.eps
         work.q, work.scale, work.sum, work.per_token = self.q8, self.scales, self.sums, self.graph.per_token
-        work.keep, work.threshold, work.sparse = linear.keep, linear.threshold, self.sparse
-        work.histogram = linear.histogram
+        work.rotation.factors, work.rotated, work.sparse = NULL, self.normed, self.sparse
         for part in range(linear.n_parts):
             m = linear.parts[part].m
             own = linear.parts[part].norm
             work.reader = NULL if is_float(m.format) or own != NULL else m
             work.q_stride = 0 if is_float(m.format) else row_stride(m)
             work.n_groups = m.n_groups
-            if before == NULL or (work.reader != NULL and not same_input(before, m)):
+            rotated = linear.parts[part].rotation.factors != NULL
+            turns = rotated != (work.rotation.factors != NULL)
+            work.rotation = linear.parts[part].rotation
+            if before == NULL or turns or (work.reader != NULL and not same_input(before, m)):
+                counts = rotated == linear.rotates and (rotated or before == NULL)
+                work.keep, work.threshold = linear.keep if counts else 0, linear.threshold if counts else 0
+                work.histogram = histogram if counts else NULL
                 parallel(norm_work, &work, n_rows, chunk, self.threads)
+                histogram = NULL if counts else histogram
             if norm != NULL:
                 work.x, work.x_stride, work.weight = self.h, n_in, NULL
-            work.keep, work.threshold, work.histogram = 0, 0, NULL
             a.q, a.scale, a.sum, a.n_groups, a.n_tokens = self.q8, self.scales, self.sums, m.n_groups, n_rows
             a.x, a.stride = work.x, <int32_t>work.x_stride
+            if rotated:
+                a.x, a.stride = self.normed, n_in
             if own != NULL:
                 inner = work
+                inner.keep, inner.threshold, inner.histogram = 0, 0, NULL
                 inner.weight, inner.out, inner.reader = own, self.normed, NULL if is_float(m.format) else m
                 parallel(norm_work, &inner, n_rows, chunk, self.threads)
                 a.x, a.stride = self.normed, n_in

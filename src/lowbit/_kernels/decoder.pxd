@@ -64,7 +64,7 @@ cdef class Decoder:
     cdef float *row_states
     cdef float *x
     cdef float *h
-    cdef float *normed                  # by a matrix's own norm
+    cdef float *normed                  # by a matrix's own norm, or rotated
     cdef float *wide                    # q, k and v; or gate and up
     cdef float *attended
     cdef float *gates                   # of gated attention

@@ -100,6 +100,7 @@ cdef extern from "kernels.h":
     ctypedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n, float *out) noexcept nogil
     ctypedef void lb_delta_fn(const float *from_, float *to, const float *q, const float *k, const float *v,
                               float decay, float beta, int32_t size, float *out) noexcept nogil
+    ctypedef void lb_hadamard_fn(float *x, int32_t n, int32_t block) noexcept nogil
     ctypedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit) noexcept nogil
 
     ctypedef uint64_t lb_read_fn(const uint64_t *memory, size_t n) noexcept nogil
@@ -118,6 +119,7 @@ cdef extern from "kernels.h":
         lb_add_fn *add
         lb_exp_fn *exp
         lb_delta_fn *delta
+        lb_hadamard_fn *hadamard
         lb_count_from_fn *count_from
         lb_read_fn *read
         lb_dot_peak_fn *dot_peak

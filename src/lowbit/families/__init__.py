@@ -33,10 +33,6 @@ FAMILIES = (
 )  # fmt: skip
 
 
-_ROTATED = ("prism.hadamard.", "onebit.hadamard")
-"""Keys of files whose weights are multiplied by a Hadamard matrix: run as they are, they make fluent nonsense."""
-
-
 def find_family(architecture: str) -> Family:
     """Return the family of an architecture; UnsupportedModelError if there is none."""
     for family in FAMILIES:
@@ -54,9 +50,6 @@ def plan_of(file: ModelFile) -> ModelPlan:
     FormatError
         If a key of its metadata is missing, of the wrong type, or out of range.
     UnsupportedModelError
-        If its architecture is not known, or its weights are rotated.
+        If its architecture is not known, or asks for what lowbit does not do.
     """
-    for key in file.metadata:
-        if key.startswith(_ROTATED):
-            raise UnsupportedModelError(f"{key[:60]}: weights that are rotated by a Hadamard matrix are not supported")
     return find_family(file.architecture).plan(file.metadata, file.architecture, file.tensors)

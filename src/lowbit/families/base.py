@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import FormatError, UnsupportedModelError
 from ..plan import INPUT_NORM, Activation, Attention, DeltaNet, Dense, Experts, LayerPlan, ModelPlan, Rope
 from .experts import Routing
+from .hadamard import PREFIX, rotation_of
 from .rope import yarn_factors, yarn_magnitude
 
 __all__ = ["Family"]
@@ -125,7 +126,7 @@ class Family:
             feed_forwards = self.experts.plan(keys, n_layers, hidden, tensors)
         embedding = math.sqrt(hidden) if self.root_embedding else 1.0
         scales = keys.scales(hidden, n_layers) if self.scales else {"embedding_scale": embedding}
-        return ModelPlan(
+        plan = ModelPlan(
             family=self.name,
             vocab_size=keys.vocabulary(),
             hidden_size=hidden,
@@ -142,6 +143,8 @@ class Family:
             pooling=keys.pooling("last" if input_norms else None),
             **scales,
         )  # fmt: skip
+        rotation = rotation_of(_Keys(metadata, PREFIX.removesuffix(".")), architecture, plan)
+        return plan if rotation is None else replace(plan, rotation=rotation)
 
     def _mixers(self, keys: _Keys, attention: Attention, n_layers: int) -> Iterator[Attention | DeltaNet]:
         """The mixer of every layer: recurrent, or attention with a window and another base, or without RoPE."""

@@ -108,6 +108,8 @@ def read_weights(
                 layer[part.name + "_bias"] = np.concatenate([read.vector(bias) for bias in part.biases])
             if part.norms:
                 layer[part.name + "_norms"] = [read.vector(norm) for norm in part.norms]
+            folded = [plan.is_folded(weight) for weight in part.weights]
+            layer[part.name + "_folded"] = folded[: len(layer[part.name])]
         layers.append(layer)
     output_norm = read.vector(plan.output_norm)
     tied = plan.tied_embeddings
@@ -230,7 +232,8 @@ class _Reader:
         kinds = [self.kind(info, what) for info in infos]
         if self.paging is not None:
             return [self._paged(self.paging, *one) for one in zip(kinds, infos, scales)]
-        if linear.norms or not _make_one(infos, kinds, scales):
+        mixed = len({self.plan.is_folded(weight) for weight in linear.weights}) > 1
+        if linear.norms or mixed or not _make_one(infos, kinds, scales):
             packed = [self.new(kind, *matrix_shape(info), scale) for kind, info, scale in zip(kinds, infos, scales)]
             for matrix, info, scale in zip(packed, infos, scales):
                 self._fill(matrix, info, scale, 0)
