@@ -11,7 +11,7 @@ from lowbit.families import find_family, plan_of
 from lowbit.formats import open_model
 from lowbit.formats.blocks import dequantize
 from lowbit.formats.gguf_writer import GGUFWriter
-from lowbit.quantize import quantize
+from lowbit.quantize import pack_codes, quantize
 
 PREFIX = "prism.hadamard."
 PLAIN = ("ssm_alpha", "ssm_beta")
@@ -137,10 +137,9 @@ def bonsai(path, kind, tied=False, block=128):
         shape = weight.shape
         if weight.kind in ("linear", "embedding", "head") and weight.role not in PLAIN:
             # each block of 128 has its own magnitude, as ternary types store it
-            scale = np.repeat(rng.uniform(0.05, 0.15, (shape[0], shape[1] // 128)), 128, axis=1)
-            scale *= 10 if weight.kind != "linear" else 1
-            values = (rng.integers(-1, 2, shape) * scale.astype(np.float16)).astype(np.float32)
-            tensors[weight.name] = kind, quantize(kind, values), shape
+            scales = rng.uniform(0.05, 0.15, (shape[0], shape[1] // 128)) * (1 if weight.kind == "linear" else 10)
+            codes = rng.integers(0, 3, shape, dtype=np.uint8)
+            tensors[weight.name] = kind, pack_codes(kind, codes, scales.astype(np.float32)), shape
         elif weight.role in PLAIN:
             tensors[weight.name] = "BF16", quantize("BF16", 0.1 * rng.standard_normal(shape).astype(np.float32)), shape
         elif weight.role == "ssm_a":

@@ -126,8 +126,9 @@ def bonsai(tmp_path_factory):
 
     def write(kind, tied=False):
         if (kind, tied) not in made:
-            made[kind, tied] = folder / f"{kind}-{tied}.gguf"
-            rotated.bonsai(made[kind, tied], kind, tied)
+            path = folder / f"{kind}-{tied}.gguf"
+            rotated.bonsai(path, kind, tied)
+            made[kind, tied] = path
         return made[kind, tied]
 
     return write
@@ -191,11 +192,12 @@ def test_both_types_are_the_same_model(bonsai):
 def test_inputs_that_count_are_chosen_among_the_rotated_ones(bonsai, name, share):
     path = bonsai("PQ2_0")
     plan, weights = oracle(path)
-    want = reference.forward(plan, weights, IDS, {name: share})
-    got = lowbit.load(path, kv_type="f32", sparsity={name: share}).logits(IDS)
+    ids = IDS[:12]  # of two that are nearly equal, float32 may choose the other, and all later tokens see it
+    want = reference.forward(plan, weights, ids, {name: share})
+    got = lowbit.load(path, kv_type="f32", sparsity={name: share}).logits(ids)
     worst = np.abs(got - want).max(1) / (want.max() - want.min())
-    assert np.median(worst) <= 1e-3
-    assert apart(reference.forward(plan, weights, IDS), want) > 1e-2
+    assert np.median(worst) <= 1e-5
+    assert apart(reference.forward(plan, weights, ids), want) > 1e-2
 
 
 # --- what becomes of such a file ---
