@@ -231,6 +231,19 @@ def qwen35(
     return gguf(_changed(keys, changes), [(name, *rest) for name, rest in tensors.items()])
 
 
+def rotated(**changes: Any) -> Group:
+    """The same with weights that read rotated inputs; changes are of the keys `prism.hadamard.*`."""
+    keys = {
+        "version": (U32, 2), "tied_output": (BOOL, 1), "block_size": (U32, 16),
+        "transform": (STRING, "normalized-sylvester-walsh-hadamard"), "axis": (STRING, "input-last-dimension"),
+        "sign_mode": (STRING, "explicit"), "sign_widths": (I32, [HIDDEN, WIDE, 16]),
+        "sign_values": (I32, [1, -1] * ((HIDDEN + WIDE + 16) // 2)), "gdn_v_grouped": (BOOL, 1),
+        "weight_names": (STRING, ["blk.0.attn_qkv.weight", "blk.0.ssm_out.weight", "blk.1.ffn_down.weight"]),
+        "inverse_weight_names": (STRING, ["token_embd.weight"]),
+    }  # fmt: skip
+    return qwen35(**{f"prism.hadamard.{key}": value for key, value in {**keys, **changes}.items()})
+
+
 def experts(kind: int) -> Group:
     """A model of one layer whose two experts both work for every token, so that no weight goes unread."""
     prefix, hidden, size = "qwen2moe.", HIDDEN, 16
@@ -457,7 +470,7 @@ LACKING = [word for word in _BYTE_LEVEL if word not in ("x", "ñ", "ĳ")]
 TREES: dict[str, list[Group]] = {
     "gguf": [llama(kind, cols) for kind, cols in ((0, 0), (8, 0), (36, 128))]
     + [experts(kind) for kind in (0, 8)]
-    + [gemma3(), minicpm(), qwen35()]
+    + [gemma3(), minicpm(), qwen35(), rotated()]
     + [gguf([("general.architecture", STRING, "llama"), ("k", BOOL, [0, 1]), ("general.alignment", U32, 32)],
             [("a", (256, 2), 35, _weights(35, 512)), ("b", (256,), 34, _weights(34, 256)),
              ("c", (2, 1, 1, 2), 0, bytes(16))])]

@@ -115,7 +115,8 @@ def _scratch_bytes(plan: ModelPlan) -> int:
     linears = [linear for i in range(plan.n_layers) for linear in plan.linears(i)]
     widest_in, widest_out = max(one.n_in for one in linears), max(one.n_out for one in linears)
     heads = max(mixer.n_heads * mixer.head_dim for mixer in plan.attentions)
-    row = 4 * (hidden + widest_in + max(widest_out, hidden) + max(heads, hidden)) + widest_in + 8 * (widest_in // 32)
+    rotated = widest_in if plan.rotation is not None else 0
+    row = 4 * (hidden + widest_in + rotated + max(widest_out, hidden) + max(heads, hidden)) + widest_in + 8 * (widest_in // 32)
     row += max(
         feed_forward.top_k * (5 * hidden + 9 * feed_forward.size) + 8 * feed_forward.n
         if isinstance(feed_forward, Experts) else 0
