@@ -35,7 +35,8 @@ cdef class Graph:
         ``ssm_dt``, ``ssm_a``, ``ssm_norm`` (float32 arrays);
         ``qkv``, ``attn_output``, ``gate_up``, ``ffn_down`` (lists of PackedMatrix or PagedMatrix whose outputs lie side
         by side), and with ``_norms`` behind the name a list of the norms of their inputs, with ``_folded`` one of
-        whether the plan's rotation is applied to them. Where there are experts, also ``router``, ``expert_gate_up``, ``expert_down`` and what else `lowbit.plan.Experts` lists.
+        whether the plan's rotation is applied to them. Where there are experts, also ``router``, ``expert_gate_up``,
+        ``expert_down`` and what else `lowbit.plan.Experts` lists.
     token_embd, output : PackedMatrix or PagedMatrix
         (vocab_size, hidden_size); the same object if tied.
     output_norm : ndarray of float32, shape (hidden_size,)

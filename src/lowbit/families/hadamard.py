@@ -109,10 +109,11 @@ def _names(keys: Any, key: str) -> list[str]:
 def _check(plan: ModelPlan, name: str, tied: bool) -> None:
     """Refuse the name of a tensor whose input cannot be rotated."""
     weight = plan.by_name.get(name)
-    if weight is None:
-        if not plan.is_unused(name):
-            raise FormatError(f"{PREFIX}weight_names: there is no tensor {name[:60]!r}")
-    elif weight.role.endswith("_exps") or weight.kind not in ("linear", "head") and not (tied and name == EMBEDDING):
+    if weight is None and not plan.is_unused(name):
+        raise FormatError(f"{PREFIX}weight_names: there is no tensor {name[:60]!r}")
+    if weight is None or (tied and name == EMBEDDING):
+        return
+    if weight.kind not in ("linear", "head") or weight.role.endswith("_exps"):
         raise UnsupportedModelError(f"{PREFIX}weight_names: rotated inputs of {name} are not supported")
 
 
