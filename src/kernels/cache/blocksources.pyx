@@ -1,8 +1,8 @@
 """Where the blocks of a cache come from: files, or Python objects.
 
 1. A file is opened twice where it can be read past the page cache of the system, unless that is not wanted.
-2. Objects are called back with the GIL, from the cache's reader threads too: for tests, and for data that is in no file.
-   What one raises goes to whoever waits for the block.
+2. Objects are called back with the GIL, from the cache's reader threads too: for tests, and for data that is in no
+   file. What one raises goes to whoever waits for the block.
 """
 cimport cython
 from cpython.pythread cimport PyThread_get_thread_ident
