@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import Attention, DeltaNet, Experts, ModelPlan
+from ..plan import Attention, DeltaNet, Experts, LatentAttention, ModelPlan
 from .delta import gated_delta_net
 from .experts import expert_feed_forward
+from .latent import latent_attention
 from .layers import attention, gated_feed_forward, rms_norm, rope, softmax, sparsify
 from .quantization import FloatLinear, Linear
 
@@ -119,6 +120,21 @@ def hidden_states(
         y = linear(f"{block}.attn_output", kept("attn_output", mixed))
         return norm(f"{block}.post_attention_norm", y) if layer.post_norm else y
 
+    def attend_latents(layer: LatentAttention, block: str, normed: np.ndarray) -> np.ndarray:
+        q, kv = normed, linear(f"{block}.attn_kv_a_mqa", normed)
+        if layer.q_rank:
+            q = norm(f"{block}.attn_q_a_norm", linear(f"{block}.attn_q_a", normed))
+        q = linear(f"{block}.attn_q_b" if layer.q_rank else f"{block}.attn_q", q)
+        latents = norm(f"{block}.attn_kv_a_norm", kv[:, : layer.rank])
+        if layer.joined:
+            both = linear(f"{block}.attn_kv_b", latents).reshape(n, layer.n_heads, -1)
+            k, v = np.split(both, [layer.nope_dim], axis=2)
+        else:
+            k = np.einsum("tr,hrc->thc", latents, vector(f"{block}.attn_k_b"))
+            v = np.einsum("tr,hcr->thc", latents, vector(f"{block}.attn_v_b"))
+        mixed = latent_attention(layer, q, kv[:, layer.rank :], k, v, positions)
+        return linear(f"{block}.attn_output", kept("attn_output", mixed))
+
     def recur(layer: DeltaNet, block: str, normed: np.ndarray) -> np.ndarray:
         qkv, z, a, b = (
             linear(f"{block}.{name}", normed) for name in ("attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta")
@@ -139,7 +155,12 @@ def hidden_states(
         mixer, feed_forward = layer.mixer, layer.feed_forward
 
         normed = kept("qkv", norm(f"{block}.attn_norm", x))
-        y = attend(mixer, block, normed) if isinstance(mixer, Attention) else recur(mixer, block, normed)
+        if isinstance(mixer, DeltaNet):
+            y = recur(mixer, block, normed)
+        elif isinstance(mixer, LatentAttention):
+            y = attend_latents(mixer, block, normed)
+        else:
+            y = attend(mixer, block, normed)
         x = x + plan.residual_scale * y
 
         normed = kept("gate_up", norm(f"{block}.{feed_forward.norm}", x))
