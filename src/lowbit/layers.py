@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
-    "INPUT_NORM", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind", "LatentAttention",
-    "LayerPlan", "Linear", "Parts", "Rope", "Weight",
+    "INPUT_NORM", "JOINED_HEADS", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind",
+    "LatentAttention", "LayerPlan", "Linear", "Parts", "Rope", "Weight",
 ]  # fmt: skip
 
 Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors", "recurrence"]
@@ -46,7 +46,8 @@ class Linear:
 
     name: str
     """``qkv``, ``attn_output``, ``gate_up`` or ``ffn_down``; where there are experts also ``router``,
-    ``expert_gate_up``, ``expert_down``, ``shared_gate``; where attention is latent ``q_b``, ``k_b``, ``v_b``, ``kv_b``."""
+    ``expert_gate_up``, ``expert_down``, ``shared_gate``; where attention is latent ``q_b``, ``k_b``, ``v_b``,
+    ``kv_b``."""
     weights: tuple[Weight, ...]
     biases: tuple[Weight, ...] = ()
     """Either none, or one for each weight."""
@@ -376,6 +377,8 @@ class LayerPlan:
 
 INPUT_NORM = "blk.0.attn_q_norm_in.weight"
 """A tensor of models whose linear layers have an RMSNorm of their input: no key says so."""
+JOINED_HEADS = "blk.0.attn_kv_b.weight"
+"""A tensor of models whose latent attention has the matrices of a head as one: no key says that either."""
 LINEARS = tuple(
     part.name
     for part in LayerPlan(Attention(1, 1, 2, Rope(2)), Dense(1)).parts(0, 1)

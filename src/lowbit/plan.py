@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 from .layers import (
     INPUT_NORM,
+    JOINED_HEADS,
     LINEARS,
     Activation,
     Attention,
@@ -30,8 +31,8 @@ from .layers import (
 )  # fmt: skip
 
 __all__ = [
-    "INPUT_NORM", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind", "LatentAttention",
-    "LayerPlan", "Linear", "ModelPlan", "Rope", "Weight",
+    "INPUT_NORM", "JOINED_HEADS", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind",
+    "LatentAttention", "LayerPlan", "Linear", "ModelPlan", "Rope", "Weight",
 ]  # fmt: skip
 
 

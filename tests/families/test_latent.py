@@ -41,7 +41,7 @@ def older(folders, tmp_path_factory):
 
 
 def rewritten(source, target, keys=None, kinds=None, apart=False, more=None):
-    """A GGUF file with other keys (None takes one away) and types, in the newer layout if `apart`, with more tensors."""
+    """A GGUF file with other keys (None takes one away), types and more tensors; in the newer layout if `apart`."""
     kinds, newer = kinds or {}, {}
     if apart:
         newer = {

@@ -24,8 +24,8 @@ static void check_pair(size_t a, size_t b) {
 static void check_kv(uint64_t element, uint64_t heads, uint64_t head_dim, uint64_t value_dim, uint64_t span,
                      uint64_t layers, int whole) {
     char text[160];
-    const lb_kv_layout l =
-        lb_lay_out_kv((size_t)element, (size_t)heads, (size_t)head_dim, (size_t)value_dim, (size_t)span, (size_t)layers);
+    const lb_kv_layout l = lb_lay_out_kv((size_t)element, (size_t)heads, (size_t)head_dim, (size_t)value_dim,
+                                         (size_t)span, (size_t)layers);
     const uint64_t padded = (value_dim + 15) / 16 * 16, scales = element == 1 ? 8 * heads * span : 0;
     const uint64_t layer = (element * heads * span * (head_dim + padded) + scales + 63) / 64 * 64;
     const size_t want = whole ? expected(0, layer * layers) : LB_TOO_LARGE; /* else 64 bits do not hold it either */

@@ -29,9 +29,8 @@ from lowbit._kernels.products cimport multiply
 from lowbit._kernels.sampler cimport Sampler
 from lowbit._kernels.sequence cimport Sequence, State, ends_with
 from lowbit._kernels.ops cimport (
-    ATTENTION_GRAIN, ATTENTION_ROWS, AddWork, AttentionWork, GateWork, GluWork, NormWork, RopeWork, add_work, attention_work, gate_work,
-    glu_work, norm_work,
-    rope_work, scale_by,
+    ATTENTION_GRAIN, ATTENTION_ROWS, AddWork, AttentionWork, GateWork, GluWork, NormWork, RopeWork, add_work,
+    attention_work, gate_work, glu_work, norm_work, rope_work, scale_by,
 )
 
 import threading

@@ -34,7 +34,7 @@ cdef void choose(const float *score, int32_t n, int32_t k, int32_t *chosen) noex
 
 
 cdef void leave_groups(float *score, int32_t n, int32_t groups, int32_t top_groups, bint by_two) noexcept nogil:
-    """Set the scores in all but the best groups to -infinity. A group counts by its best, or the sum of its two best."""
+    """Set the scores in all but the best groups to -infinity. A group counts by its best, or its two best."""
     cdef float sums[MAX_CHOSEN]
     cdef int32_t best[MAX_CHOSEN]
     cdef int32_t size = n // groups, g, i, r

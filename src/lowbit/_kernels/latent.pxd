@@ -42,7 +42,7 @@ cdef class LatentLayer:
 cdef class LatentScratch:
     cdef readonly size_t nbytes
     cdef list keep
-    cdef float *queries                 # (rows, heads, nope + rope); where these lie in other memory, (rows, heads, rank)
+    cdef float *queries                 # (rows, heads, nope + rope), or in their place (rows, heads, rank)
     cdef float *absorbed                # (rows, heads, rank + rope)
     cdef int8_t *q8                     # (heads, rows, ...): inputs of the heads' matrices
     cdef float *scales

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import FormatError, UnsupportedModelError
-from ..plan import LatentAttention, Rope
+from ..plan import JOINED_HEADS, LatentAttention, Rope
 
 __all__ = ["latent_attention"]
 
@@ -75,5 +75,5 @@ def latent_attention(keys: Any, rope: Rope, tensors: Collection[str]) -> LatentA
         rope=replace(rope, factors=factors, scale=magnitude),
         q_rank=q_rank,
         scale=stretch * stretch / math.sqrt(query),
-        joined="blk.0.attn_kv_b.weight" in tensors,
+        joined=JOINED_HEADS in tensors,
     )

@@ -6,15 +6,16 @@ Its blocks would then go across those of the file; it is decoded, and packed as 
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+import math
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 
 from .._kernels.matrix import FLOAT_TYPES
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import dequantize
-from ..plan import LatentAttention, ModelPlan
+from ..plan import LatentAttention, ModelPlan, Weight
 from ..quantize.ggml_types import type_of
 
 __all__ = ["taken_apart"]
@@ -22,37 +23,47 @@ __all__ = ["taken_apart"]
 
 def taken_apart(file: ModelFile, plan: ModelPlan) -> tuple[ModelFile, ModelPlan]:
     """Return a file and its plan, whose tensors are as expected, with the matrices of heads apart from each other."""
-    if not any(isinstance(layer.mixer, LatentAttention) and layer.mixer.joined for layer in plan.layers):
+    mixers = [layer.mixer for layer in plan.layers]
+    if not any(isinstance(mixer, LatentAttention) and mixer.joined for mixer in mixers):
         return file, plan
-    mixers = (layer.mixer for layer in plan.layers)
-    apart = (replace(mixer, joined=False) if isinstance(mixer, LatentAttention) else mixer for mixer in mixers)
-    layers = tuple(replace(layer, mixer=mixer) for layer, mixer in zip(plan.layers, apart))
-    return _Apart(file, plan), replace(plan, layers=layers)
+    layers = tuple(
+        replace(layer, mixer=replace(mixer, joined=False)) if isinstance(mixer, LatentAttention) else layer
+        for layer, mixer in zip(plan.layers, mixers)
+    )
+    apart = replace(plan, layers=layers)
+    parts: dict[str, _Part] = {}
+    for number, mixer in enumerate(mixers):
+        if isinstance(mixer, LatentAttention) and mixer.joined:
+            source = next(part.weights[0] for part in plan.linears(number) if part.name == "kv_b")
+            made = {part.name: part.weights[0] for part in apart.linears(number) if part.name in ("k_b", "v_b")}
+            parts[made["k_b"].name] = _Part(source.name, made["k_b"], mixer.nope_dim, True)
+            parts[made["v_b"].name] = _Part(source.name, made["v_b"], mixer.nope_dim, False)
+    return cast(ModelFile, _Apart(file, parts)), apart
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is made of a tensor: of the rows of each head the first `keys`, the other way round, or the others."""
+
+    source: str
+    weight: Weight
+    keys: int
+    turned: bool
 
 
 class _Apart:
-    def __init__(self, file: ModelFile, plan: ModelPlan) -> None:
-        self._file = file
-        self.tensors = dict(file.tensors)
-        self._parts: dict[str, tuple[str, LatentAttention]] = {}  # tensor that it is made of, and of which attention
+    def __init__(self, file: ModelFile, parts: dict[str, _Part]) -> None:
+        self._file, self._parts = file, parts
         self._latest: tuple[str, np.ndarray] = ("", np.zeros(0, np.uint8))
-        for number, layer in enumerate(plan.layers):
-            if not isinstance(mixer := layer.mixer, LatentAttention) or not mixer.joined:
-                continue
-            name = f"blk.{number}.attn_kv_b.weight"
-            both = self.tensors.pop(name)
-            whole = type_of(both.type)
-            rows = both.type if not whole.tail_bytes and both.type != "Q8_L2C" else "F32"
-            for part, kind, shape in (
-                ("attn_k_b", both.type if both.type in FLOAT_TYPES else "F32", (mixer.rank, mixer.nope_dim)),
-                ("attn_v_b", rows, (mixer.value_size, mixer.rank)),
-            ):
-                made, stored = f"blk.{number}.{part}.weight", type_of(kind)
-                blocks = mixer.n_heads * shape[0] * shape[1] // stored.block_elements
-                self._parts[made] = name, mixer
-                self.tensors[made] = TensorInfo(
-                    made, kind, (mixer.n_heads, *shape), both.offset, blocks * stored.block_bytes
-                )  # fmt: skip
+        sources = {part.source for part in parts.values()}
+        self.tensors = {name: info for name, info in file.tensors.items() if name not in sources}
+        for name, part in parts.items():
+            kind, shape = file.tensors[part.source].type, part.weight.shape
+            by_rows = not type_of(kind).tail_bytes and kind != "Q8_L2C"
+            if kind not in FLOAT_TYPES and (part.turned or not by_rows):
+                kind = "F32"
+            nbytes = math.prod(shape) // type_of(kind).block_elements * type_of(kind).block_bytes
+            self.tensors[name] = TensorInfo(name, kind, shape, 0, nbytes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
@@ -68,16 +79,16 @@ class _Apart:
     def release(self, name: str) -> None:
         """As the file's."""
         self._latest = ("", np.zeros(0, np.uint8))
-        self._file.release(self._parts[name][0] if name in self._parts else name)
+        self._file.release(self._parts[name].source if name in self._parts else name)
 
     def _made(self, name: str) -> np.ndarray:
-        source, mixer = self._parts[name]
-        both, kind = self._file.tensors[source], self.tensors[name].type
-        raw = self._file.read(source)
+        part = self._parts[name]
+        both, kind = self._file.tensors[part.source], self.tensors[name].type
+        raw = self._file.read(part.source)
         if kind != both.type:
             raw = dequantize(both.type, raw, both.shape).view(np.uint8)
-        heads = raw.reshape(mixer.n_heads, mixer.nope_dim + mixer.value_size, -1)  # a row is its bytes
-        if ".attn_v_b." in name:
-            return np.ascontiguousarray(heads[:, mixer.nope_dim :]).reshape(-1)
-        values = heads[:, : mixer.nope_dim].copy().view(f"u{type_of(kind).block_bytes}")  # (heads, nope_dim, rank)
+        heads = raw.reshape(part.weight.shape[0], -1, raw.size // both.shape[0])  # a row is its bytes
+        if not part.turned:
+            return np.ascontiguousarray(heads[:, part.keys :]).reshape(-1)
+        values = heads[:, : part.keys].copy().view(f"u{type_of(kind).block_bytes}")
         return np.ascontiguousarray(values.swapaxes(1, 2)).reshape(-1).view(np.uint8)
