@@ -155,7 +155,7 @@ class Attention:
 
     @property
     def value_dim(self) -> int:
-        """Channels of a value."""
+        """Channels that are kept of a value."""
         return self.head_dim
 
     def parts(self, layer: _Layer) -> Parts:
@@ -209,8 +209,8 @@ class LatentAttention:
 
     @property
     def value_dim(self) -> int:
-        """Channels of what stands for a value: those of the latent."""
-        return self.rank
+        """None but those of the key, whose first ones, the latent, stand for the value."""
+        return 0
 
     def parts(self, layer: _Layer) -> Parts:
         """List norms and linear layers in the order of the computation."""

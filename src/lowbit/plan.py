@@ -186,7 +186,7 @@ class ModelPlan:
 
     @property
     def value_dim(self) -> int:
-        """Channels of a value, as it is kept."""
+        """Channels that are kept of a value; 0: it is part of the key."""
         return _shared(mixer.value_dim for mixer in self.attentions)
 
     @property

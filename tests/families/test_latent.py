@@ -114,8 +114,8 @@ def test_each_type_of_the_heads_matrices_gives_the_reference_on_every_set(older,
 def test_a_token_takes_a_latent_and_not_its_heads(folders, kv_type):
     model = lowbit.load(folders["deepseek_v3"], **{**EXACT, "kv_type": kv_type})
     element = {"f32": 4, "f16": 2, "int8": 1}[kv_type]
-    scales = 8 if kv_type == "int8" else 0
-    assert model.info()["kv_bytes_per_token"] == 3 * (element * (2 * RANK + ROPE) + scales)
+    scales = 4 if kv_type == "int8" else 0
+    assert model.info()["kv_bytes_per_token"] == 3 * (element * (RANK + ROPE) + scales)
     described = inspect_file(folders["deepseek_v3"])
     assert f"latents of {RANK} and {ROPE} rotated" in next(iter(described["network"]))
 

@@ -10,7 +10,8 @@
 typedef struct {
     int32_t type, n_heads, n_kv_heads, head_dim, n_positions, window;
     int32_t value_dim; /* 0: as head_dim */
-    int32_t units;     /* above 0: the query heads of the one kv head are shared out among so many */
+    int32_t units; /* above 0: values are part of the keys, and the query heads of the one kv head shared out among so
+                      many */
 } shape;
 
 static int32_t value_dim(const shape *s) { return s->value_dim ? s->value_dim : s->head_dim; }
@@ -31,7 +32,7 @@ static size_t element(int32_t type) { return type == LB_KV_F32 ? 4 : type == LB_
 
 static cache new_cache(const shape *s) {
     const lb_kv_layout at = lb_lay_out_kv(element(s->type), (size_t)s->n_kv_heads, (size_t)s->head_dim,
-                                          (size_t)value_dim(s), LB_KV_SPAN, 2);
+                                          s->units ? 0 : (size_t)value_dim(s), LB_KV_SPAN, 2);
     cache c = {.nbytes = at.nbytes, .n_blocks = (s->n_positions + LB_KV_SPAN - 1) / LB_KV_SPAN};
     c.kv.keys = at.layer_bytes, c.kv.values = at.layer_bytes + at.values_at;
     c.kv.key_scales = at.layer_bytes + at.key_scales_at, c.kv.value_scales = at.layer_bytes + at.value_scales_at;
@@ -94,6 +95,12 @@ static void reference_store(float *k, float *v, const cache *c, const shape *s, 
         const ptrdiff_t key = head * c->kv.key_stride + (ptrdiff_t)(at / 16) * dim * 16 + at % 16;
         const ptrdiff_t value = head * c->kv.value_stride + (ptrdiff_t)at * padded;
         for (int32_t i = 0; i < dim; i++) k[i] = put(block + c->kv.keys, key + i * 16, s->type, k[i], k_most);
+        if (s->units) {
+            if (s->type == LB_KV_I8)
+                ((float *)(void *)(block + c->kv.key_scales))[head * LB_KV_SPAN + at] = k_most / 127.0f;
+            memcpy(v, k, (size_t)wide * sizeof *v);
+            continue;
+        }
         for (int32_t i = 0; i < wide; i++) v[i] = put(block + c->kv.values, value + i, s->type, v[i], v_most);
         for (int32_t i = wide; i < padded; i++) put(block + c->kv.values, value + i, s->type, 0.0f, 0.0f);
         if (s->type == LB_KV_I8) {
@@ -239,6 +246,8 @@ void test_attention(void) {
         check_attention(&(shape){type, 8, 1, LB_MAX_HEAD_DIM + 64, 70, 0, LB_MAX_HEAD_DIM, 2});
         check_attention(&(shape){type, 6, 1, 40, 193, 0, 32, 6});
         check_attention(&(shape){type, 6, 1, 40, 193, 0, 32, 2});
+        check_attention(&(shape){type, 3, 1, 21, 17, 0, 5, 1});
+        for (int i = 0; i < COUNT(positions); i++) check_attention(&(shape){type, 4, 1, 80, positions[i], 0, 64, 2});
         for (int32_t n_positions = 193; n_positions <= 600; n_positions += n_positions == 193 ? 64 : 343) {
             check_attention(&(shape){type, 4, 2, 21, n_positions, n_positions / 3});
             check_attention(&(shape){type, 3, 1, 64, n_positions, 0});
@@ -246,6 +255,7 @@ void test_attention(void) {
         for (int32_t wild = 1; wild < 2000; wild *= 3) {
             check_wild(&(shape){type, 1, 1, 21, 17, 0}, wild);
             check_wild(&(shape){type, 4, 2, 32, 130, 70}, wild);
+            check_wild(&(shape){type, 4, 1, 32, 130, 0, 32, 1}, wild);
         }
     }
 }

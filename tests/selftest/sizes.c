@@ -26,14 +26,15 @@ static void check_kv(uint64_t element, uint64_t heads, uint64_t head_dim, uint64
     char text[160];
     const lb_kv_layout l = lb_lay_out_kv((size_t)element, (size_t)heads, (size_t)head_dim, (size_t)value_dim,
                                          (size_t)span, (size_t)layers);
-    const uint64_t padded = (value_dim + 15) / 16 * 16, scales = element == 1 ? 8 * heads * span : 0;
+    const uint64_t padded = (value_dim + 15) / 16 * 16, scales = element == 1 ? (value_dim ? 8 : 4) * heads * span : 0;
     const uint64_t layer = (element * heads * span * (head_dim + padded) + scales + 63) / 64 * 64;
     const size_t want = whole ? expected(0, layer * layers) : LB_TOO_LARGE; /* else 64 bits do not hold it either */
     snprintf(text, sizeof text, "keys and values: %d bytes, %lu heads of %lu, %lu positions, %lu layers", (int)element,
              (unsigned long)heads, (unsigned long)head_dim, (unsigned long)span, (unsigned long)layers);
     n_checks++;
     if (l.nbytes != want) report(text, "%zu bytes, not %zu", l.nbytes, want);
-    if (want != LB_TOO_LARGE && l.value_scales_at + scales / 2 > l.layer_bytes) report(text, "parts overlap");
+    if (want != LB_TOO_LARGE && l.value_scales_at + (value_dim ? scales / 2 : scales) > l.layer_bytes)
+        report(text, "parts overlap");
 }
 
 void test_sizes(void) {
@@ -66,6 +67,7 @@ void test_sizes(void) {
     for (int element = 1; element <= 4; element *= 2) {
         check_kv(element, 2, 64, 64, 64, 3, 1);
         check_kv(element, 1, 576, 500, 64, 61, 1);
+        check_kv(element, 1, 576, 0, 64, 61, 1); /* latents */
         check_kv(element, 512, 512, 512, 8192, 1, 1);    /* 2 GiB and more: with 32 bits once 0 bytes */
         check_kv(element, 16384, 512, 512, 8192, 64, 1); /* 2 to the power 43 and more */
         check_kv(element, 16384, 512, 512, 1 << 24, 1024, 1);

@@ -119,6 +119,7 @@ enum { LB_KV_F32 = 0, LB_KV_F16 = 1, LB_KV_I8 = 2 };
  *     keys:   [kv head][position / 16][channel][16 positions]     a lane is a position
  *     values: [kv head][position][channel, padded to 16]          a lane is a channel
  *     scales: [kv head][position], float32, of int8 keys and values: one per head and position
+ * Where values begin at the same place as keys, they are the first channels of these (latents), and have their scales.
  */
 #define LB_KV_SPAN 64
 typedef struct {

@@ -244,17 +244,21 @@ void LB_NAME(lb_kv_store)(const float *k, const float *v, char *block, const lb_
         f32x16 k_factor = v_set1(1.0f), v_factor = k_factor;
         int wild_k = 0, wild_v = 0;
         if (type == LB_KV_I8) {
-            const float k_most = largest_magnitude(k, dim, &wild_k), v_most = largest_magnitude(v, wide, &wild_v);
+            const float k_most = largest_magnitude(k, dim, &wild_k);
             key_scales[head * LB_KV_SPAN + position] = k_most / 127.0f;
-            value_scales[head * LB_KV_SPAN + position] = v_most / 127.0f;
             k_factor = v_set1(k_most > 0 ? 127.0f / k_most : 0.0f);
-            v_factor = v_set1(v_most > 0 ? 127.0f / v_most : 0.0f);
         }
         for (int32_t i = 0; i < dim; i += 16) {
             const int32_t n = dim - i < 16 ? dim - i : 16;
             const f32x16 part = load_upto16(k + i, n);
             store_kv(block + kv->keys, key + (ptrdiff_t)i * 16, 16, v_mul(wild_k ? tame(part) : part, k_factor), n,
                      type);
+        }
+        if (kv->values == kv->keys) continue;
+        if (type == LB_KV_I8) {
+            const float v_most = largest_magnitude(v, wide, &wild_v);
+            value_scales[head * LB_KV_SPAN + position] = v_most / 127.0f;
+            v_factor = v_set1(v_most > 0 ? 127.0f / v_most : 0.0f);
         }
         for (int32_t i = 0; i < wide; i += 16) {
             const f32x16 part = load_upto16(v + i, wide - i);
@@ -431,6 +435,8 @@ LB_INLINED void attend(const lb_attention_args *a, char *const *block, const flo
     }
 }
 
+#include "latent_template.h"
+
 /* Whether LB_HEADS rows follow each other in one sequence, begin at 0 and end in the same span. */
 static inline int are_neighbours(const lb_attention_args *a, int32_t row) {
     for (int i = 1; i < LB_HEADS; i++) {
@@ -450,6 +456,17 @@ LB_INLINED void attend_rows(const lb_attention_args *a, int32_t row, int32_t row
     const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim, wide = a->value_dim;
     const int32_t whole = shared / LB_HEADS * LB_HEADS, stored = a->kv.key_stride ? kv_head : 0;
     const ptrdiff_t out_stride = (ptrdiff_t)a->n_heads * wide;
+    if (a->kv.values == a->kv.keys) {
+        for (int32_t end = row + rows; row < end; row++) {
+            const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
+            float *out = a->out + row * out_stride + (ptrdiff_t)kv_head * shared * wide;
+            int32_t head = 0;
+            for (; head + 2 <= shared; head += 2, q += 2 * dim, out += 2 * wide)
+                attend_latents(a, a->blocks[row], q, out, stored, a->positions[row] + 1, 2, type);
+            if (head < shared) attend_latents(a, a->blocks[row], q, out, stored, a->positions[row] + 1, 1, type);
+        }
+        return;
+    }
     for (int32_t end = row + rows; row < end;) {
         const int together = whole < shared && end - row >= LB_HEADS && are_neighbours(a, row);
         const int32_t n = together ? LB_HEADS : 1;

@@ -158,7 +158,7 @@ def kv_bytes_per_token(plan: ModelPlan, kv_type: str) -> int:
     total = 0
     for mixer in plan.attentions:
         values = -(-mixer.value_dim // 16) * 16  # lie in whole vectors
-        scales = 8 if kv_type == "int8" else 0
+        scales = (8 if values else 4) if kv_type == "int8" else 0
         total += mixer.n_kv_heads * (element * (mixer.head_dim + values) + scales)
     return total
 

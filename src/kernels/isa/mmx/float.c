@@ -171,14 +171,18 @@ void LB_NAME(lb_kv_store)(const float *k, const float *v, char *block, const lb_
         float k_factor = 1.0f, v_factor = 1.0f;
         int wild_k = 0, wild_v = 0;
         if (type == LB_KV_I8) {
-            const float k_most = largest_magnitude(k, dim, &wild_k), v_most = largest_magnitude(v, wide, &wild_v);
+            const float k_most = largest_magnitude(k, dim, &wild_k);
             key_scales[head * LB_KV_SPAN + position] = k_most / 127.0f;
-            value_scales[head * LB_KV_SPAN + position] = v_most / 127.0f;
             k_factor = k_most > 0 ? 127.0f / k_most : 0.0f;
-            v_factor = v_most > 0 ? 127.0f / v_most : 0.0f;
         }
         for (int32_t i = 0; i < dim; i++) {
             store_one(block + kv->keys, key + (ptrdiff_t)i * 16, (wild_k ? tame(k[i]) : k[i]) * k_factor, type);
+        }
+        if (kv->values == kv->keys) continue;
+        if (type == LB_KV_I8) {
+            const float v_most = largest_magnitude(v, wide, &wild_v);
+            value_scales[head * LB_KV_SPAN + position] = v_most / 127.0f;
+            v_factor = v_most > 0 ? 127.0f / v_most : 0.0f;
         }
         for (int32_t i = 0; i < wide; i++) {
             store_one(block + kv->values, value + i, (wild_v ? tame(v[i]) : v[i]) * v_factor, type);
@@ -266,6 +270,36 @@ LB_INLINE void attend(const lb_attention_args *a, char *const *block, const floa
     for (int32_t c = 0; c < wide; c++) out[c] = total[c] / weight_sum;
 }
 
+/* The same where values are the first channels of the keys: sixteen sums of each, as in the template. */
+LB_INLINE void attend_latents(const lb_attention_args *a, char *const *block, const float *q, float *out,
+                              int32_t kv_head, int32_t count, const int32_t type) {
+    const int32_t dim = a->head_dim, wide = a->value_dim;
+    float total[LB_MAX_HEAD_DIM * 16], weights[SPAN], highest = -INFINITY, weight_sum = 0.0f;
+    memset(total, 0, (size_t)wide * 16 * sizeof *total);
+    for (int32_t start = 0; start < count; start += SPAN, block++) {
+        const int32_t n = count - start < SPAN ? count - start : SPAN;
+        const void *keys = *block + a->kv.keys;
+        const float *scales = (const float *)(const void *)(*block + a->kv.key_scales) + kv_head * SPAN;
+        const ptrdiff_t base = kv_head * a->kv.key_stride;
+        for (int32_t i = 0; i < n; i++) {
+            const float one = score(keys, base + (ptrdiff_t)(i / 16) * 16 * dim + i % 16, q, dim, type);
+            weights[i] = type == LB_KV_I8 ? one * scales[i] : one;
+        }
+        soften(weights, 0, n, wide * 16, total, &highest, &weight_sum);
+        if (type == LB_KV_I8) {
+            for (int32_t i = 0; i < n; i++) weights[i] = weights[i] * scales[i];
+        }
+        for (int32_t c = 0; c < wide * 16; c++) {
+            ptrdiff_t at = base + c;
+            float sum = total[c];
+            for (int32_t i = c % 16; i < n; i += 16, at += (ptrdiff_t)16 * dim)
+                sum = sum + cached(keys, at, type) * weights[i];
+            total[c] = sum;
+        }
+    }
+    for (int32_t c = 0; c < wide; c++) out[c] = add_lanes(total + (ptrdiff_t)c * 16) / weight_sum;
+}
+
 LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, const int32_t type) {
     const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim, wide = a->value_dim;
     const int32_t stored = a->kv.key_stride ? kv_head : 0;
@@ -275,7 +309,11 @@ LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows
         const int32_t count = a->positions[row] + 1;
         const int32_t first = a->window && count > a->window ? count - a->window : 0;
         for (int32_t head = 0; head < shared; head++, q += dim, out += wide) {
-            attend(a, a->blocks[row], q, out, stored, first, count, type);
+            if (a->kv.values == a->kv.keys) {
+                attend_latents(a, a->blocks[row], q, out, stored, count, type);
+            } else {
+                attend(a, a->blocks[row], q, out, stored, first, count, type);
+            }
         }
     }
 }
