@@ -94,6 +94,7 @@ def test_each_type_of_the_heads_matrices_gives_the_reference_on_every_set(older,
             for weight in plan.weights()
         }
     expected, want = reference.forward(plan, weights, IDS), None
+    assert inspect_file(path)["weight_bytes"] == lowbit.load(path, threads=1).info()["weight_bytes"]
     before = instruction_sets.active()
     try:
         for threads in (1, 3):
