@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--skew", type=float, default=0.8)
+    parser.add_argument("--check", action="store_true", help="compare with the resident model")
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
     args = parser.parse_args()
     hidden, size = widths(parse_size(args.size))
@@ -145,6 +146,10 @@ def main() -> None:
         read, hits = (memory["bytes_read"] - before) / len(made), memory["expert_hits"]
         print(f"{read / 1e6:.1f} MB read per token; hits of experts {min(hits):.2f} to {max(hits):.2f}; "
               f"cache {memory['cache_bytes'] / 1e6:.0f} MB of {memory['budget_bytes'] / 1e6:.0f}")  # fmt: skip
+    if args.check:
+        resident = lowbit.load(path, threads=args.threads, context=512)
+        same = resident.generate([7, 8, 9], max_tokens=args.tokens, temperature=0).tokens == made
+        print("the text is that of the resident model:", same)
 
 
 if __name__ == "__main__":

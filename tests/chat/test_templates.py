@@ -78,7 +78,7 @@ def test_names_of_special_tokens_in_messages_stay_ordinary_text(tokenizer, name,
 def test_a_prompt_begins_with_bos_once_and_only_if_somebody_wants_it(name, add_bos):
     tokenizer = vocabulary(SPECIALS, add_bos)
     ids = render([{"role": "user", "content": "Hi"}], {}, tokenizer, TEMPLATES[name])
-    by_template = name in ("llama2", "llama3", "bitnet", "plain")
+    by_template = name in ("llama2", "llama3", "bitnet", "plain", "deepseek-r1")
     assert ids.count(tokenizer.bos_id) == (add_bos or by_template)
     assert ids[0] == tokenizer.bos_id or not (add_bos or by_template)
 
