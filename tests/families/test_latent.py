@@ -12,6 +12,7 @@ import lowbit
 from lowbit import FormatError, UnsupportedModelError, reference
 from lowbit import isa as instruction_sets
 from lowbit.convert import convert
+from lowbit.convert.requantize import quantize_model
 from lowbit.families import find_family, plan_of
 from lowbit.formats import open_model
 from lowbit.formats.blocks import dequantize
@@ -129,6 +130,12 @@ def test_what_was_converted_or_made_smaller_is_the_same_model(folders, tmp_path,
         got = lowbit.load(tmp_path / f"{kind}.gguf", **EXACT).logits(IDS)
         worst = np.abs(got - want).max(1) / (want.max() - want.min())
         assert np.median(worst) <= most  # where two experts are nearly equal, the other one may be chosen
+    quantize_model(tmp_path / "f16.gguf", tmp_path / "small.gguf", method="int8")
+    with open_model(tmp_path / "small.gguf") as file:
+        assert file.tensors["blk.0.attn_kv_b.weight"].type == "Q8_0"
+    got = lowbit.load(tmp_path / "small.gguf", **EXACT).logits(IDS)
+    worst = np.abs(got - want).max(1) / (want.max() - want.min())
+    assert np.median(worst) <= 5e-2
 
 
 def float8(folder, tensors, name="deepseek_v3"):
