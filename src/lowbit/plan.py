@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 from .layers import (
     INPUT_NORM,
+    JOINED_HEADS,
     LINEARS,
     Activation,
     Attention,
@@ -21,6 +22,7 @@ from .layers import (
     Dense,
     Experts,
     Kind,
+    LatentAttention,
     LayerPlan,
     Linear,
     Parts,
@@ -30,8 +32,8 @@ from .layers import (
 )  # fmt: skip
 
 __all__ = [
-    "INPUT_NORM", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind", "LayerPlan", "Linear",
-    "ModelPlan", "Rope", "Rotation", "Weight",
+    "INPUT_NORM", "JOINED_HEADS", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind",
+    "LatentAttention", "LayerPlan", "Linear", "ModelPlan", "Rope", "Rotation", "Weight",
 ]  # fmt: skip
 
 
@@ -137,16 +139,16 @@ class ModelPlan:
         """Return the plan with the factors of the file's tensor in every layer."""
 
         def changed(layer: LayerPlan) -> LayerPlan:
-            if not isinstance(layer.mixer, Attention) or layer.mixer.rope is None:
+            if isinstance(layer.mixer, DeltaNet) or layer.mixer.rope is None:
                 return layer
             return replace(layer, mixer=replace(layer.mixer, rope=replace(layer.mixer.rope, factors=factors)))
 
         return replace(self, layers=tuple(map(changed, self.layers)))
 
     @property
-    def attentions(self) -> tuple[Attention, ...]:
+    def attentions(self) -> tuple[Attention | LatentAttention, ...]:
         """The mixers that are attention, in the order of their layers."""
-        return tuple(layer.mixer for layer in self.layers if isinstance(layer.mixer, Attention))
+        return tuple(layer.mixer for layer in self.layers if not isinstance(layer.mixer, DeltaNet))
 
     @property
     def ropes(self) -> tuple[Rope, ...]:
@@ -189,6 +191,11 @@ class ModelPlan:
     def head_dim(self) -> int:
         """Channels per head."""
         return _shared(mixer.head_dim for mixer in self.attentions)
+
+    @property
+    def value_dim(self) -> int:
+        """Channels that are kept of a value; 0: it is part of the key."""
+        return _shared(mixer.value_dim for mixer in self.attentions)
 
     @property
     def rope_theta(self) -> float:

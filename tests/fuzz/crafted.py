@@ -137,6 +137,22 @@ CRAFTED: dict[str, dict[str, Any]] = {
         "decay that grows without bound": lambda: seeds.qwen35(
             [("blk.0.ssm_a", (4,), 0, struct.pack("<4f", *[1e38] * 4))]
         ).encode(),
+        "latents of 2**31": lambda: seeds.deepseek2(**{"deepseek2.attention.kv_lora_rank": (U32, 2**31)}).encode(),
+        "latents of 512 for each of 16384 heads": lambda: seeds.deepseek2(
+            **{
+                "deepseek2.attention.kv_lora_rank": (U32, 512),
+                "deepseek2.attention.head_count": (U32, 16384),
+                "deepseek2.attention.head_count_kv": (U32, 16384),
+            }
+        ).encode(),
+        "latents of another size": lambda: seeds.deepseek2(**{"deepseek2.attention.kv_lora_rank": (U32, 16)}).encode(),
+        "keys that are not longer than what is rotated": lambda: seeds.deepseek2(
+            newer=True, **{"deepseek2.attention.key_length_mla": (U32, 8)}
+        ).encode(),
+        "key heads of latents": lambda: seeds.deepseek2(
+            newer=True, **{"deepseek2.attention.head_count_kv": (U32, 2)}
+        ).encode(),
+        "five groups of four experts": lambda: seeds.deepseek2(**{"deepseek2.expert_group_count": (U32, 5)}).encode(),
         "tokens are a number": lambda: model(**{"llama.vocab_size": None, "tokenizer.ggml.tokens": (U32, 16)}),
         "tokens are a text": lambda: model(**{"llama.vocab_size": None, "tokenizer.ggml.tokens": (STRING, "a" * 16)}),
         "norm that is no number": lambda: model(("output_norm.weight", (32,), 0, b"\xff" * 128)),

@@ -16,11 +16,12 @@ from lowbit._kernels.dispatch cimport (
 from lowbit._kernels.deltanet cimport DeltaWork, Segment, mix
 from lowbit._kernels.graph cimport Graph, Layer, Linear
 from lowbit._kernels.kvpool cimport KVPool
+from lowbit._kernels.latent cimport LatentLayer, LatentRows, LatentScratch
 from lowbit._kernels.matrix cimport is_float, matrix_row, padded_cols, row_stride
 from lowbit._kernels.moe cimport ExpertLayer, ExpertScratch, Rows
 from lowbit._kernels.ops cimport (
-    ATTENTION_ROWS, AddWork, AttentionWork, GateWork, GluWork, NormWork, RopeWork, add_work, attention_work, gate_work,
-    glu_work, norm_work, rope_work, scale_by, unrotate,
+    ATTENTION_GRAIN, ATTENTION_ROWS, AddWork, AttentionWork, GateWork, GluWork, NormWork, RopeWork, add_work,
+    attention_work, gate_work, glu_work, norm_work, rope_work, scale_by, unrotate,
 )
 from lowbit._kernels.paging cimport PagedMatrix
 from lowbit._kernels.products cimport multiply
@@ -29,7 +30,6 @@ import numpy as np
 
 
 cdef enum:
-    ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
     LOOK_ROWS = 8                   # of a pass in which Ctrl-C is looked for before every layer
 
 
@@ -60,7 +60,9 @@ cdef class ForwardPass:
         self.blocks = <char ***>self._scratch(rows, sizeof(char **))
         self.sparse = <uint8_t *>self._scratch(rows, 1)
         self.experts = ExpertScratch(graph.experts, rows) if graph.experts else None
+        self.latents = LatentScratch(graph.latents, rows) if graph.latents else None
         self.scratch_bytes += graph.sparse.nbytes + (self.experts.nbytes if graph.experts else 0)
+        self.scratch_bytes += self.latents.nbytes if graph.latents else 0
 
     cdef void *_scratch(self, size_t rows, size_t row_bytes) except NULL:
         cdef char[::1] view
@@ -159,7 +161,10 @@ cdef class ForwardPass:
             self._recur(layer)
             add.y = self.attended
         else:
-            self._attend(layer)
+            if layer.latent == NULL:
+                self._attend(layer)
+            else:
+                self._attend_latents(layer, <LatentLayer>layer.latent)
             add.y = self.wide
         add.norm = layer.attn_post_norm
         parallel(add_work, &add, n_rows, chunk, self.threads)
@@ -186,6 +191,7 @@ cdef class ForwardPass:
         attention.args.kv = self.pool.layer(layer.kv_index)
         attention.args.n_heads, attention.args.n_kv_heads = layer.n_heads, layer.n_kv_heads
         attention.args.head_dim, attention.args.kv_type = layer.head_dim, self.pool.kv_type
+        attention.args.value_dim = layer.head_dim
         attention.args.window = layer.window
         attention.n_rows = n_rows
         rope.qkv, rope.gates = self.wide, self.gates if layer.gated else NULL
@@ -204,6 +210,23 @@ cdef class ForwardPass:
             gate.x, gate.gate, gate.n = self.attended, self.gates, q_size
             parallel(gate_work, &gate, n_rows, chunk, self.threads)
         self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)
+
+    cdef void _attend_latents(self, Layer *layer, LatentLayer latent) noexcept nogil:
+        """The same for latent attention: `wide` has queries, or what they are made of, and latents."""
+        cdef LatentRows rows
+        cdef int32_t size = latent.n_heads * latent.value_size
+        rows.q, rows.q_stride = self.wide, layer.qkv.n_out
+        if latent.q_rank:
+            rows.q, rows.q_stride = self.latents.queries, layer.q_b.n_out
+            self._apply(&layer.q_b, self.wide, layer.qkv.n_out, latent.q_rank, layer.q_a_norm, self.n_rows, rows.q)
+        rows.kv, rows.kv_stride = self.wide + layer.qkv.n_out - latent.rank - latent.rope, layer.qkv.n_out
+        rows.out, rows.blocks, rows.positions = self.attended, self.blocks, self.positions
+        rows.cos, rows.sin, rows.halves = layer.cos, layer.sin, layer.halves
+        rows.place, rows.kv_type = self.pool.layer(layer.kv_index), self.pool.kv_type
+        rows.n, rows.threads, rows.per_token = self.n_rows, self.threads, self.graph.per_token
+        rows.eps, rows.q_scale = self.graph.eps, layer.q_scale
+        self.latents.run(latent, &rows)
+        self._apply(&layer.attn_output, self.attended, size, size, NULL, self.n_rows, self.wide)
 
     cdef void _recur(self, Layer *layer) noexcept nogil:
         """From the inputs of a recurrent layer in `wide` to what is added to the residual stream, in `attended`."""

@@ -12,6 +12,7 @@ from lowbit._kernels.dispatch cimport (
     LB_GELU, LB_MAX_HEAD_DIM, LB_RELU2, LB_SILU, alloc_aligned, checked, free_aligned, lb_matrix, lb_plus, lb_round_up,
     lb_times,
 )
+from lowbit._kernels.latent cimport LatentLayer
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, row_stride
 from lowbit._kernels.moe cimport ExpertLayer, Projection
 from lowbit._kernels.paging cimport PagedMatrix, Pager
@@ -20,7 +21,7 @@ from lowbit._kernels.sparse cimport SparseScratch
 import numpy as np
 
 from lowbit.errors import FormatError
-from lowbit.plan import DeltaNet, Experts
+from lowbit.plan import DeltaNet, Experts, LatentAttention
 
 
 cdef class Graph:
@@ -36,7 +37,8 @@ cdef class Graph:
         ``qkv``, ``attn_output``, ``gate_up``, ``ffn_down`` (lists of PackedMatrix or PagedMatrix whose outputs lie side
         by side), and with ``_norms`` behind the name a list of the norms of their inputs, with ``_folded`` one of
         whether the plan's rotation is applied to them. Where there are experts, also ``router``, ``expert_gate_up``,
-        ``expert_down`` and what else `lowbit.plan.Experts` lists.
+        ``expert_down`` and what else `lowbit.plan.Experts` lists; where attention is latent, ``k_b``, ``v_b`` and what
+        else `lowbit.plan.LatentAttention` lists.
     token_embd, output : PackedMatrix or PagedMatrix
         (vocab_size, hidden_size); the same object if tied.
     output_norm : ndarray of float32, shape (hidden_size,)
@@ -53,7 +55,7 @@ cdef class Graph:
         cdef int32_t i, k, q_size, kv_size = 0, qkv_size, n_attentions = 0
         cdef size_t state = 0       # floats
         cdef Layer *one
-        self.keep, self.experts = [], []
+        self.keep, self.experts, self.latents = [], [], []
         if len(layers) != config.n_layers or config.n_layers < 1:
             raise FormatError(f"{len(layers)} layers given for a model of {config.n_layers}")
         self.n_layers, self.hidden, self.vocab, self.context = (
@@ -78,6 +80,11 @@ cdef class Graph:
                 self._delta_net(one, mixer, layer, &state)
                 q_size, qkv_size = mixer.value_size, mixer.channels + mixer.value_size + 2 * mixer.n_value_heads
                 self.channels = max(self.channels, mixer.channels)
+            elif isinstance(mixer, LatentAttention):
+                one.kv_index = n_attentions
+                n_attentions += 1
+                qkv_size = self._latent_attention(one, mixer, layer, threads)
+                q_size = mixer.n_heads * mixer.value_size
             else:
                 self._attention(one, mixer)
                 one.kv_index = n_attentions
@@ -138,6 +145,21 @@ cdef class Graph:
         state[0] = checked(lb_plus(state[0], lb_times(
             d.n_value_heads, lb_times(d.dim, lb_round_up(d.dim, 16)))), "the state of recurrent layers")
         return 0
+
+    cdef int32_t _latent_attention(self, Layer *one, mixer, dict layer, int32_t threads) except -1:
+        """Take over the numbers and matrices of latent attention; return how much its first matrices give."""
+        cdef LatentLayer latent = LatentLayer(mixer, layer["k_b"][0], layer["v_b"][0], layer["attn_kv_a_norm"])
+        cdef int32_t queries = latent.n_heads * (latent.nope + latent.rope)
+        self.latents.append(latent)
+        self.weight_bytes += latent.nbytes
+        one.latent, one.head_dim = <void *>latent, latent.rank + latent.rope
+        one.q_scale = <float>(mixer.scale or 1.0 / sqrt(<double>(latent.nope + latent.rope)))
+        self._turn(one, mixer.rope)
+        if latent.q_rank:
+            one.q_a_norm = self._vector(layer["attn_q_a_norm"], latent.q_rank)
+            one.q_b = self._linear(layer["q_b"], latent.q_rank, queries, threads)
+            self.q_size = max(self.q_size, latent.q_rank)
+        return (latent.q_rank or queries) + one.head_dim
 
     cdef int _feed_forward(self, Layer *one, layer, plan, int32_t threads) except -1:
         cdef ExpertLayer experts

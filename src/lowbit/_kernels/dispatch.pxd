@@ -83,6 +83,7 @@ cdef extern from "kernels.h":
         int32_t n_kv_heads
         int32_t head_dim
         int32_t kv_type
+        int32_t value_dim
         int32_t window
 
     ctypedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end) noexcept nogil
@@ -145,7 +146,7 @@ cdef extern from "sizes.h":
         size_t layer_bytes
         size_t nbytes
 
-    lb_kv_layout lb_lay_out_kv(size_t element, size_t heads, size_t head_dim, size_t span,
+    lb_kv_layout lb_lay_out_kv(size_t element, size_t heads, size_t key_dim, size_t value_dim, size_t span,
                                size_t layers) noexcept nogil
 
 ctypedef void work_fn(void *context, int32_t begin, int32_t end) noexcept nogil

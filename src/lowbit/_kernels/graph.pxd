@@ -55,6 +55,9 @@ cdef struct Layer:
     bint halves
     bint whole_norm         # norms of queries and keys are over all heads together
     bint norm_after_rope
+    void *latent                    # a LatentLayer, or NULL
+    const float *q_a_norm           # of what its queries are made of, like the next; else without parts
+    Linear q_b
     Linear qkv
     Linear attn_output
     Linear gate_up                  # without parts where there are experts, but for those of the shared one
@@ -89,6 +92,7 @@ cdef class Graph:
     cdef SparseScratch sparse
     cdef readonly Pager pager
     cdef readonly list experts          # ExpertLayers, of the layers that have one
+    cdef list latents                   # LatentLayers, likewise
     cdef list keep                      # owners of all that is pointed to
     cdef readonly size_t weight_bytes
     cdef size_t embedding_bytes
@@ -96,6 +100,7 @@ cdef class Graph:
     cdef const float *_vector(self, values, int32_t size) except? NULL
     cdef int _delta_net(self, Layer *one, mixer, dict layer, size_t *state) except -1
     cdef int _attention(self, Layer *one, mixer) except -1
+    cdef int32_t _latent_attention(self, Layer *one, mixer, dict layer, int32_t threads) except -1
     cdef int _turn(self, Layer *one, rope) except -1
     cdef Rotation _rotation(self, int32_t n) except *
     cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out, int32_t threads, list norms=*,

@@ -3,6 +3,7 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 from lowbit._kernels.dispatch cimport lb_attention_args, lb_matrix
 
 cdef enum:
+    ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
     ATTENTION_ROWS = 4              # rows of a unit: those of one prompt share what is read of their keys and values
 
 
@@ -84,6 +85,8 @@ cdef struct GateWork:
 
 
 cdef void unrotate(const Rotation *rotation, float *x, int32_t n) noexcept nogil
+# Turns the first `dim` channels.
+cdef void rotate(float *head, int32_t dim, bint halves, const float *cos, const float *sin) noexcept nogil
 cdef void gate_work(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void scale_by(float *x, float factor, int64_t n) noexcept nogil
 cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil

@@ -8,6 +8,7 @@ from ..plan import ModelPlan
 from . import (
     bitnet,
     bitnet_b158,
+    deepseek2,
     gemma3,
     hunyuan_dense,
     llama,
@@ -29,7 +30,7 @@ __all__ = ["FAMILIES", "Family", "find_family", "plan_of"]
 FAMILIES = (
     llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY, qwen2.FAMILY, qwen3.FAMILY, mistral.FAMILY, smollm3.FAMILY,
     hunyuan_dense.FAMILY, minicpm.FAMILY, gemma3.FAMILY, qwen35.FAMILY, qwen2moe.FAMILY, qwen3moe.FAMILY, olmoe.FAMILY,
-    maple.FAMILY,
+    maple.FAMILY, deepseek2.FAMILY,
 )  # fmt: skip
 
 

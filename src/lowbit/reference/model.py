@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import Attention, DeltaNet, Experts, ModelPlan, Rotation
+from ..plan import Attention, DeltaNet, Experts, LatentAttention, ModelPlan, Rotation
 from .delta import gated_delta_net
 from .experts import expert_feed_forward
 from .hadamard import grouped_heads, rotate, unrotate
+from .latent import latent_attention
 from .layers import attention, gated_feed_forward, rms_norm, rope, softmax, sparsify
 from .quantization import FloatLinear, Linear
 
@@ -125,6 +126,21 @@ def hidden_states(
         (y,) = linears("attn_output", block, ("attn_output",), mixed)
         return norm(f"{block}.post_attention_norm", y) if layer.post_norm else y
 
+    def attend_latents(layer: LatentAttention, block: str, normed: np.ndarray) -> np.ndarray:
+        q, kv = linears("qkv", block, ("attn_q_a" if layer.q_rank else "attn_q", "attn_kv_a_mqa"), normed)
+        if layer.q_rank:
+            (q,) = linears("q_b", block, ("attn_q_b",), norm(f"{block}.attn_q_a_norm", q))
+        latents = norm(f"{block}.attn_kv_a_norm", kv[:, : layer.rank])
+        if layer.joined:
+            (both,) = linears("kv_b", block, ("attn_kv_b",), latents)
+            k, v = np.split(both.reshape(n, layer.n_heads, -1), [layer.nope_dim], axis=2)
+        else:
+            k = np.einsum("tr,hrc->thc", latents, vector(f"{block}.attn_k_b"))
+            v = np.einsum("tr,hcr->thc", latents, vector(f"{block}.attn_v_b"))
+        mixed = latent_attention(layer, q, kv[:, layer.rank :], k, v, positions)
+        (y,) = linears("attn_output", block, ("attn_output",), mixed)
+        return y
+
     def recur(layer: DeltaNet, block: str, normed: np.ndarray) -> np.ndarray:
         qkv, z, a, b = linears("qkv", block, ("attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta"), normed)
         conv, dt, decay, weight = (
@@ -146,7 +162,12 @@ def hidden_states(
         mixer, feed_forward = layer.mixer, layer.feed_forward
 
         normed = norm(f"{block}.attn_norm", x)
-        y = attend(mixer, block, normed) if isinstance(mixer, Attention) else recur(mixer, block, normed)
+        if isinstance(mixer, DeltaNet):
+            y = recur(mixer, block, normed)
+        elif isinstance(mixer, LatentAttention):
+            y = attend_latents(mixer, block, normed)
+        else:
+            y = attend(mixer, block, normed)
         x = x + plan.residual_scale * y
 
         normed = norm(f"{block}.{feed_forward.norm}", x)
