@@ -18,7 +18,7 @@ from lowbit._kernels.dispatch cimport (
 )
 from lowbit._kernels.dispatch cimport LB_KV_SPAN
 from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, is_float, padded_cols, row_stride
-from lowbit._kernels.ops cimport ATTENTION_GRAIN, ATTENTION_ROWS, AttentionWork, attention_work, rotate
+from lowbit._kernels.ops cimport ATTENTION_GRAIN, ATTENTION_ROWS, AttentionWork, attention_work, turn
 from lowbit._kernels.products cimport multiply_all
 
 import numpy as np
@@ -49,13 +49,13 @@ cdef void prepare_work(void *context, int32_t begin, int32_t end) noexcept nogil
         kv, position = rows.kv + i * rows.kv_stride, rows.positions[i]
         at = <int64_t>position * (c.rope // 2)
         table.rms_norm(kv, c.norm, c.rank, rows.eps, kv)
-        rotate(kv + c.rank, c.rope, rows.halves, rows.cos + at, rows.sin + at)
+        turn(kv + c.rank, c.rope, rows.halves, rows.cos + at, rows.sin + at)
         table.kv_store(kv, kv, rows.blocks[i][position // <int32_t>LB_KV_SPAN], &c.shape, position)
         for h in range(c.n_heads):
             q = rows.q + i * rows.q_stride + h * dim
             for j in range(dim):
                 q[j] = q[j] * rows.q_scale
-            rotate(q + c.nope, c.rope, rows.halves, rows.cos + at, rows.sin + at)
+            turn(q + c.nope, c.rope, rows.halves, rows.cos + at, rows.sin + at)
             memcpy(c.absorbed + (i * c.n_heads + h) * width + c.rank, q + c.nope, sizeof(float) * <size_t>c.rope)
 
 

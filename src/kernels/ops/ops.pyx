@@ -94,7 +94,7 @@ cdef void gate_work(void *context, int32_t begin, int32_t end) noexcept nogil:
         x[i] = x[i] / (1 + gate[i])
 
 
-cdef void rotate(float *head, int32_t dim, bint halves, const float *cos, const float *sin) noexcept nogil:
+cdef void turn(float *head, int32_t dim, bint halves, const float *cos, const float *sin) noexcept nogil:
     cdef int32_t half = dim // 2, j
     cdef float a, b
     if halves:
@@ -139,7 +139,7 @@ cdef void rope_work(void *context, int32_t begin, int32_t end) noexcept nogil:
             if norm != NULL and not c.norm_after:
                 table.rms_norm(q + h * dim, norm, dim, c.eps, q + h * dim)
             if c.rope_dim:
-                rotate(q + h * dim, c.rope_dim, c.halves, c.cos + at, c.sin + at)
+                turn(q + h * dim, c.rope_dim, c.halves, c.cos + at, c.sin + at)
             if norm != NULL and c.norm_after:
                 table.rms_norm(q + h * dim, norm, dim, c.eps, q + h * dim)
         for j in range(n_heads * dim):

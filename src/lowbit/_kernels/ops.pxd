@@ -86,7 +86,7 @@ cdef struct GateWork:
 
 cdef void unrotate(const Rotation *rotation, float *x, int32_t n) noexcept nogil
 # Turns the first `dim` channels.
-cdef void rotate(float *head, int32_t dim, bint halves, const float *cos, const float *sin) noexcept nogil
+cdef void turn(float *head, int32_t dim, bint halves, const float *cos, const float *sin) noexcept nogil
 cdef void gate_work(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void scale_by(float *x, float factor, int64_t n) noexcept nogil
 cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil
