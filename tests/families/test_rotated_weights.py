@@ -253,7 +253,7 @@ def plan(architecture="qwen35", tensors=("output.weight",), sizes=SIZES, **keys)
 def test_the_keys_that_the_others_are_made_of_are_right():
     rotation = plan().rotation
     assert (rotation.block, rotation.latent, rotation.grouped) == (32, True, True)
-    assert rotation.signs[96] == (1, -1, -1, 1) * 24
+    assert rotation.signs[96] == bytes([1, 255, 255, 1]) * 24
     assert plan(weight_names=[*KEYS["weight_names"], b"blk.4.attn_q.weight"]).rotation is not None  # nothing reads it
     tied = plan(tensors=(), version=2, tied_output=True, weight_names=KEYS["weight_names"][:3])
     assert tied.is_folded(tied.token_embd)
