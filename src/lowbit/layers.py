@@ -385,8 +385,8 @@ class Rotation:
 
     block: int
     """A power of two that divides the width of each input."""
-    signs: Mapping[int, tuple[int, ...]]
-    """-1 or 1 for each channel, by width; empty if all are 1."""
+    signs: Mapping[int, bytes]
+    """-1 or 1 for each channel, as int8, by width; empty if all are 1."""
     folded: frozenset[str]
     """Names of the tensors that read such inputs."""
     latent: bool = False
@@ -397,7 +397,9 @@ class Rotation:
     def factors(self, width: int) -> list[float]:
         """Return what the channels are multiplied by, before sums and differences alone make the transform."""
         root = 1 / math.sqrt(self.block)
-        return [root * sign for sign in self.signs[width]] if self.signs else [root] * width
+        if not self.signs:
+            return [root] * width
+        return [root * sign for sign in memoryview(self.signs[width]).cast("b")]
 
 
 INPUT_NORM = "blk.0.attn_q_norm_in.weight"

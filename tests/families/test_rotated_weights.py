@@ -207,8 +207,8 @@ def test_inputs_that_count_are_chosen_among_the_rotated_ones(bonsai, name, share
 @pytest.mark.parametrize("kind", ["PQ2_0", "PTQ1_0"])
 def test_weights_that_stay_in_the_file_give_the_same_bits(bonsai, stay_in_file, kind, tied):
     paged = lowbit.load(bonsai(kind, tied), max_ram="40MB", kv_type="f32")
-    assert paged.info()["memory"]["misses"] > 0
     assert np.array_equal(paged.logits(IDS), lowbit.load(bonsai(kind, tied), kv_type="f32").logits(IDS))
+    assert paged.info()["memory"]["misses"] > 0
 
 
 def test_a_converted_file_is_rotated_as_before(bonsai, tmp_path):
@@ -253,7 +253,7 @@ def plan(architecture="qwen35", tensors=("output.weight",), sizes=SIZES, **keys)
 def test_the_keys_that_the_others_are_made_of_are_right():
     rotation = plan().rotation
     assert (rotation.block, rotation.latent, rotation.grouped) == (32, True, True)
-    assert rotation.signs[96] == (1, -1, -1, 1) * 24
+    assert rotation.signs[96] == bytes([1, 255, 255, 1]) * 24
     assert plan(weight_names=[*KEYS["weight_names"], b"blk.4.attn_q.weight"]).rotation is not None  # nothing reads it
     tied = plan(tensors=(), version=2, tied_output=True, weight_names=KEYS["weight_names"][:3])
     assert tied.is_folded(tied.token_embd)

@@ -193,6 +193,9 @@ CRAFTED: dict[str, dict[str, Any]] = {
                 ("tied_output", "a number", (U32, 1)),
             )
         },
+        "a rotation with signs for a million channels that nothing has": lambda: seeds.rotated(
+            sign_widths=(I32, [32, 64, 16, 1 << 20]), sign_values=(I32, [1] * ((1 << 20) + 112))
+        ).encode(),
         "power of two beyond float32": lambda: model(("blk.0.ffn_up.weight", (32, 64), 39, (b"\xff" + bytes(16)) * 64)),
         "scale of IQ4_NL that is infinite": lambda: model(
             ("blk.0.ffn_up.weight", (32, 64), 20, (b"\0\x7c" + bytes(16)) * 64)

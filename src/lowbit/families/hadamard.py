@@ -49,9 +49,9 @@ def rotation_of(keys: Any, architecture: str, plan: ModelPlan) -> Rotation | Non
         return None
     for key in found:
         if key.removeprefix(PREFIX) not in KEYS:
-            raise UnsupportedModelError(f"{key[:60]}: this Hadamard transform of weights is not supported")
+            raise UnsupportedModelError(f"{key[:60]!r}: this Hadamard transform of weights is not supported")
     if PREFIX + "version" not in found:
-        raise UnsupportedModelError(f"{found[0][:60]}: a Hadamard transform without a version is not supported")
+        raise UnsupportedModelError(f"{found[0][:60]!r}: a Hadamard transform without a version is not supported")
     version = keys.whole("version", 0, 1 << 32)
     if version not in (1, 2):
         raise UnsupportedModelError(f"{PREFIX}version: version {version} of the Hadamard transform is not supported")
@@ -117,7 +117,7 @@ def _check(plan: ModelPlan, name: str, tied: bool) -> None:
         raise UnsupportedModelError(f"{PREFIX}weight_names: rotated inputs of {name} are not supported")
 
 
-def _signs(keys: Any, block: int) -> dict[int, tuple[int, ...]]:
+def _signs(keys: Any, block: int) -> dict[int, bytes]:
     """The signs of the channels, by width; empty if all are 1."""
     mode = _text(keys, "sign_mode")
     widths, values = (keys.metadata.get(PREFIX + key, []) for key in ("sign_widths", "sign_values"))
@@ -133,10 +133,11 @@ def _signs(keys: Any, block: int) -> dict[int, tuple[int, ...]]:
     sizes = [int(width) for width in widths]
     if any(width < 1 or width % block for width in sizes) or len(set(sizes)) != len(sizes):
         raise FormatError(f"{PREFIX}sign_widths are not different multiples of the block of {block}")
-    if sum(sizes) != len(values) or not np.isin(values, (-1, 1)).all():
+    values = np.asarray(values)
+    if sum(sizes) != len(values) or not ((values == 1) | (values == -1)).all():
         raise FormatError(f"{PREFIX}sign_values are not {sum(sizes)} times -1 or 1")
     signs, at = {}, 0
     for width in sizes:
-        signs[width] = tuple(int(sign) for sign in values[at : at + width])
+        signs[width] = values[at : at + width].astype(np.int8).tobytes()
         at += width
     return signs

@@ -192,7 +192,7 @@ def _is_folded(plan: ModelPlan, role: str) -> bool:
 
 
 def _signs(rotation: Rotation, width: int) -> np.ndarray:
-    return np.array(rotation.signs.get(width, (1,) * width), np.float64)
+    return np.frombuffer(rotation.signs[width], np.int8) if rotation.signs else np.ones(width)
 
 
 def _turned(plan: ModelPlan, role: str, x: np.ndarray) -> np.ndarray:
