@@ -260,9 +260,9 @@ NEWER = OLDER | {
 }  # fmt: skip
 
 
-def plan(keys, **changes):
+def plan(keys, tensors=(), **changes):
     values = {key: value for key, value in {**keys, **changes}.items() if value is not None}
-    return find_family("deepseek2").plan({f"deepseek2.{key}": v for key, v in values.items()}, "deepseek2", ())
+    return find_family("deepseek2").plan({f"deepseek2.{key}": v for key, v in values.items()}, "deepseek2", tensors)
 
 
 @pytest.mark.parametrize("keys", [OLDER, NEWER])
@@ -317,6 +317,14 @@ def test_files_that_do_not_count_groups_have_those_of_their_model():
         experts = plan(OLDER, expert_count=n, expert_gating_func=gating).layers[2].feed_forward
         assert (experts.groups, experts.top_groups) == groups
     assert plan(OLDER, expert_count=256, expert_group_count=1).layers[2].feed_forward.groups == 1
+
+
+def test_a_bias_means_a_sigmoid_where_the_file_does_not_say_the_router():
+    for tensors, gating, router in (
+        ((), None, "softmax"), (("blk.1.exp_probs_b.bias",), None, "sigmoid"),
+        (("blk.1.exp_probs_b.bias",), 1, "softmax"), ((), 2, "sigmoid"),
+    ):  # fmt: skip
+        assert plan(OLDER, tensors, expert_gating_func=gating).layers[2].feed_forward.router == router
 
 
 def test_groups_compete_by_their_best_or_their_two_best():

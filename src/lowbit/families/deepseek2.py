@@ -12,5 +12,5 @@ FAMILY = Family(
     architectures=("deepseek2",),
     rope_pairing="adjacent",
     latent=True,
-    experts=Routing(softmax_group_best=1, usual_groups={160: (8, 3), 256: (8, 4)}),
+    experts=Routing(sigmoid_if_biased=True, softmax_group_best=1, usual_groups={160: (8, 3), 256: (8, 4)}),
 )

@@ -29,6 +29,8 @@ class Routing:
     size_key: str = "expert_feed_forward_length"
     clamp: float = 0.0
     """Of gates and what they multiply, if the file does not say; 0 is none."""
+    sigmoid_if_biased: bool = False
+    """Where the file does not say the router, a bias means that each expert has a probability of its own."""
     softmax_group_best: Literal[1, 2] = 2
     """Groups compete by the sum of so many, their best, if probabilities are of all experts together."""
     usual_groups: Mapping[int, tuple[int, int]] = field(default_factory=dict)
@@ -77,7 +79,9 @@ class Routing:
             raise UnsupportedModelError(f"experts chosen by the gating function {gating} are not supported")
         shared = keys.whole("expert_shared_feed_forward_length", 0, 1 << 18, default=0)
         shared = shared or size * keys.whole("expert_shared_count", 0, 1 << 10, default=0)
-        router: Literal["softmax", "sigmoid"] = "sigmoid" if gating == 2 else "softmax" if gating == 1 else self.router
+        bias = any(name.endswith(".exp_probs_b.bias") for name in tensors)
+        usually: Literal["softmax", "sigmoid"] = "sigmoid" if bias and self.sigmoid_if_biased else self.router
+        router: Literal["softmax", "sigmoid"] = "sigmoid" if gating == 2 else "softmax" if gating == 1 else usually
         return Experts(
             n=n,
             top_k=top_k,
@@ -88,7 +92,7 @@ class Routing:
             groups=groups,
             top_groups=top_groups,
             group_best=self.softmax_group_best if router == "softmax" else 2,
-            bias=any(name.endswith(".exp_probs_b.bias") for name in tensors),
+            bias=bias,
             shared=shared,
             shared_gate=bool(shared) and self.shared_gate,
             clamp=keys.real("swiglu_clamp_exp", 0.0, 1e6, default=self.clamp) or math.inf,
