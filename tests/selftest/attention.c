@@ -8,10 +8,10 @@
 #include "selftest.h"
 
 typedef struct {
-    int32_t type, n_heads, n_kv_heads, head_dim, n_positions, window;
+    int32_t type, n_heads, n_kv_heads, head_dim, n_positions, window, sinks;
 } shape;
 
-enum { MOST_BLOCKS = 16 };
+enum { MOST_BLOCKS = 16, MOST_HEADS = 8 };
 
 /* Blocks of LB_KV_SPAN positions, apart from each other, of two layers, of which the second is used. */
 typedef struct {
@@ -100,13 +100,13 @@ static void reference_store(float *k, float *v, const cache *c, const shape *s, 
     }
 }
 
-static void exact_attention(const shape *s, const float *q, const float *k, const float *v, int32_t position,
-                            double *out) {
+static void exact_attention(const shape *s, const float *q, const float *k, const float *v, const float *sinks,
+                            int32_t position, double *out) {
     const int32_t dim = s->head_dim, width = s->n_kv_heads * dim;
     double *scores = allocate((size_t)(position + 1) * sizeof *scores);
     for (int32_t head = 0; head < s->n_heads; head++, q += dim, out += dim) {
         const int32_t kv_head = head / (s->n_heads / s->n_kv_heads);
-        double most = -INFINITY, total = 0;
+        double most = s->sinks ? sinks[head] : -INFINITY, total = 0;
         const int32_t first = s->window && position >= s->window ? position + 1 - s->window : 0;
         for (int32_t p = first; p <= position; p++) {
             scores[p] = 0;
@@ -114,6 +114,7 @@ static void exact_attention(const shape *s, const float *q, const float *k, cons
             most = fmax(most, scores[p]);
         }
         for (int32_t i = 0; i < dim; i++) out[i] = 0;
+        if (s->sinks) total = exp(sinks[head] - most);
         for (int32_t p = first; p <= position; p++) {
             const double weight = exp(scores[p] - most);
             total += weight;
@@ -129,9 +130,9 @@ static void check_attention(const shape *s) {
     enum { ROWS = 9, AFTER = 8 };
     const int32_t width = s->n_kv_heads * s->head_dim, q_width = s->n_heads * s->head_dim, q_stride = q_width + 1;
     const size_t kv_bytes = (size_t)s->n_positions * width * sizeof(float);
-    snprintf(text, sizeof text, "attention: %s cache, %d heads, %d kv heads of %d, %d positions, window %d",
-             types[s->type], (int)s->n_heads, (int)s->n_kv_heads, (int)s->head_dim, (int)s->n_positions,
-             (int)s->window);
+    snprintf(text, sizeof text, "attention: %s cache, %d heads, %d kv heads of %d, %d positions, window %d%s",
+             types[s->type], (int)s->n_heads, (int)s->n_kv_heads, (int)s->head_dim, (int)s->n_positions, (int)s->window,
+             s->sinks ? ", sinks" : "");
     float *k = allocate(kv_bytes), *v = allocate(kv_bytes), *q = allocate((size_t)ROWS * q_stride * sizeof *q);
     fill_random(k, s->n_positions * width, -3.0f, 3.0f), fill_random(v, s->n_positions * width, -3.0f, 3.0f);
     fill_random(q, ROWS * q_stride, -0.5f, 0.5f);
@@ -149,8 +150,10 @@ static void check_attention(const shape *s) {
     const size_t n_out = (size_t)ROWS * q_width, out_bytes = (n_out + AFTER) * sizeof(float);
     float *got = allocate(out_bytes), *expected = allocate(out_bytes);
     double *exact = allocate((size_t)q_width * sizeof *exact);
-    lb_attention_args args = {q,          got,           blocks,      positions, c.kv,     q_stride,
-                              s->n_heads, s->n_kv_heads, s->head_dim, s->type,   s->window};
+    float sinks[MOST_HEADS]; /* scores reach 20: some sinks are above all of them */
+    fill_random(sinks, s->n_heads, -10.0f, 25.0f);
+    lb_attention_args args = {q,          got,           blocks,      positions, c.kv,      q_stride,
+                              s->n_heads, s->n_kv_heads, s->head_dim, s->type,   s->window, s->sinks ? sinks : NULL};
 
     for (int32_t p = 0; p < s->n_positions; p++) {
         lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, c.blocks[p / LB_KV_SPAN], &args, p);
@@ -166,7 +169,7 @@ static void check_attention(const shape *s) {
     if (!guards_hold(got + n_out, AFTER * sizeof *got)) report(text, "bytes after the output were written");
     if (is_portable) {
         for (int32_t row = 0; row < ROWS; row++) {
-            exact_attention(s, q + (ptrdiff_t)row * q_stride, k, v, positions[row], exact);
+            exact_attention(s, q + (ptrdiff_t)row * q_stride, k, v, sinks, positions[row], exact);
             check_near(text, "output", got + (ptrdiff_t)row * q_width, exact, q_width, tolerance, tolerance);
         }
     }
@@ -197,8 +200,10 @@ static void check_wild(const shape *s, int32_t wild) {
     cache c = new_cache(s), expected_cache = new_cache(s);
     const int32_t position = s->n_positions - 1;
     char *const *blocks = c.blocks;
-    lb_attention_args args = {q,          got,           &blocks,     &position, c.kv,     q_width,
-                              s->n_heads, s->n_kv_heads, s->head_dim, s->type,   s->window};
+    float sinks[MOST_HEADS];
+    fill_random(sinks, s->n_heads, -10.0f, 25.0f);
+    lb_attention_args args = {q,          got,           &blocks,     &position, c.kv,      q_width,
+                              s->n_heads, s->n_kv_heads, s->head_dim, s->type,   s->window, s->sinks ? sinks : NULL};
     for (int32_t p = 0; p < s->n_positions; p++) {
         lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, c.blocks[p / LB_KV_SPAN], &args, p);
         reference_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &expected_cache, s, p);
@@ -222,18 +227,19 @@ void test_attention(void) {
         for (int i = 0; i < COUNT(positions); i++) {
             for (int j = 0; j < COUNT(dims); j++, n++) {
                 const int32_t *h = heads[n % COUNT(heads)];
-                check_attention(&(shape){type, h[0], h[1], dims[j], positions[i], 0});
-                check_attention(&(shape){type, h[0], h[1], dims[j], positions[i], windows[n % COUNT(windows)]});
+                check_attention(&(shape){type, h[0], h[1], dims[j], positions[i], 0, n % 2});
+                check_attention(
+                    &(shape){type, h[0], h[1], dims[j], positions[i], windows[n % COUNT(windows)], n / 2 % 2});
             }
         }
-        check_attention(&(shape){type, 2, 1, LB_MAX_HEAD_DIM, 70, 0});
+        check_attention(&(shape){type, 2, 1, LB_MAX_HEAD_DIM, 70, 0, 1});
         for (int32_t n_positions = 193; n_positions <= 600; n_positions += n_positions == 193 ? 64 : 343) {
-            check_attention(&(shape){type, 4, 2, 21, n_positions, n_positions / 3});
-            check_attention(&(shape){type, 3, 1, 64, n_positions, 0});
+            check_attention(&(shape){type, 4, 2, 21, n_positions, n_positions / 3, n_positions % 2});
+            check_attention(&(shape){type, 3, 1, 64, n_positions, 0, n_positions % 2});
         }
         for (int32_t wild = 1; wild < 2000; wild *= 3) {
-            check_wild(&(shape){type, 1, 1, 21, 17, 0}, wild);
-            check_wild(&(shape){type, 4, 2, 32, 130, 70}, wild);
+            check_wild(&(shape){type, 1, 1, 21, 17, 0, 0}, wild);
+            check_wild(&(shape){type, 4, 2, 32, 130, 70, 1}, wild);
         }
     }
 }
