@@ -17,7 +17,10 @@ from lowbit.formats import open_model
 from lowbit.formats.blocks import dequantize
 from lowbit.reference import TernaryLinear, quantize_weights_absmean
 
-NAMES = ["mistral", "smollm3", "hunyuan", "minicpm", "gemma3", "qwen3_embedding", "gemma3_embedding", "qwen35"]
+NAMES = [
+    "mistral", "smollm3", "hunyuan", "minicpm", "gemma3", "qwen3_embedding", "gemma3_embedding", "qwen35", "qwen35moe",
+    "qwen3next", "gpt_oss",
+]  # fmt: skip
 IDS = np.random.default_rng(6).integers(0, checkpoints.VOCAB, 100).astype(np.int32)
 EXACT = {"kv_type": "f32", "head": "file", "weights": "file", "threads": 1}
 

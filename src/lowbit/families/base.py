@@ -165,7 +165,8 @@ class Family:
             keys.check_sections(attention)
             yield from (delta if recurrent[i] else attention for i in range(n_layers))
             return
-        window = keys.whole("attention.sliding_window", 0, MAX_CONTEXT, default=0)
+        # gpt-oss is never without: a file that does not say how long it is would be run with another
+        window = keys.whole("attention.sliding_window", 0, MAX_CONTEXT, default=None if self.sinks else 0)
         period = self.windows
         if period is None and 0 < window < keys.whole("context_length", 1, MAX_CONTEXT):
             raise FormatError(f"attention in a sliding window is not supported in the family {self.name}")
