@@ -1,6 +1,7 @@
 """What lies between the projections of a recurrent layer (gated delta net).
 
-1. What one projection made for each key head is put in order. Decay and learning rate of every head, in double on the calling thread: few numbers, and the same bits on every set.
+1. What one projection made for each key head is put in order. Decay and learning rate of every head, in double on the
+   calling thread: few numbers, and the same bits on every set.
 2. The convolution over the last tokens, SiLU, and the lengths of queries and keys: a unit is a row.
 3. The delta rule: a unit is a head of a sequence, whose rows come one after the other. A state is read from one memory
    and written to another, so that a pass that fails, or whose proposed tokens were wrong, has changed nothing.

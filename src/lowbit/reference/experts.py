@@ -36,9 +36,10 @@ def route(logits: np.ndarray, plan: Experts, bias: np.ndarray | None = None) -> 
     -----
     Source: DeepSeek-V3 (arXiv 2412.19437), section 2.1.2, for the sigmoid, the groups and the bias.
     """
-    probabilities = {
-        "softmax": softmax, "sigmoid": lambda x: 1 / (1 + np.exp(-x)), "softmax_chosen": np.asarray,
-    }[plan.router](logits)  # fmt: skip
+    if plan.router == "softmax_chosen":
+        probabilities = logits  # which become some when the experts are chosen
+    else:
+        probabilities = softmax(logits) if plan.router == "softmax" else 1 / (1 + np.exp(-logits))
     scores = probabilities + (0.0 if bias is None else bias)
     if plan.groups > 1:
         grouped = scores.reshape(len(scores), plan.groups, -1)  # (n_tokens, groups, experts of a group)
