@@ -135,14 +135,16 @@ typedef struct {
     lb_kv kv;
     ptrdiff_t q_stride;
     int32_t n_heads, n_kv_heads, head_dim, kv_type;
-    int32_t value_dim; /* channels of a value; head_dim are those of a key */
-    int32_t window; /* else only to the positions that are less than this far back */
+    int32_t value_dim;  /* channels of a value; head_dim are those of a key */
+    int32_t window;     /* else only to the positions that are less than this far back */
+    const float *sinks; /* (n_heads,): one more score of each head, which has no value; or NULL */
 } lb_attention_args;
 
 #define LB_MAX_HEAD_DIM 512 /* of a value, and of a key that is no latent one */
 
-/* Of a gate: SiLU, squared ReLU, or GELU by its approximation with tanh. */
-enum { LB_SILU = 0, LB_RELU2 = 1, LB_GELU = 2 };
+/* Of a gate: SiLU, squared ReLU, GELU by its approximation with tanh, or gpt-oss's: g / (1 + exp(-1.702 g)), and what
+ * it multiplies has 1 added to it first. */
+enum { LB_SILU = 0, LB_RELU2 = 1, LB_GELU = 2, LB_SWIGLU_OAI = 3 };
 
 typedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end);
 typedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end);

@@ -183,6 +183,7 @@ cdef class LatentScratch:
         attention.args.q, attention.args.q_stride, attention.args.out = self.absorbed, heads * width, self.queries
         attention.args.blocks, attention.args.positions, attention.args.window = rows.blocks, rows.positions, 0
         attention.args.n_heads, attention.args.n_kv_heads = heads, units
+        attention.args.sinks = NULL
         attention.n_rows = rows.n
         for i in range(rows.n):
             work += <int64_t>(rows.positions[i] + 1) * heads * width

@@ -20,6 +20,7 @@ cdef extern from "kernels.h":
         LB_SILU
         LB_RELU2
         LB_GELU
+        LB_SWIGLU_OAI
         LB_LINE_ROWS
         LB_CHANNELS
 
@@ -85,6 +86,7 @@ cdef extern from "kernels.h":
         int32_t kv_type
         int32_t value_dim
         int32_t window
+        const float *sinks
 
     ctypedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end) noexcept nogil
     ctypedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end) noexcept nogil

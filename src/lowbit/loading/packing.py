@@ -107,7 +107,7 @@ def read_weights(
                 continue
             layer[part.name] = read.linear(part)
             if part.biases:
-                layer[part.name + "_bias"] = np.concatenate([read.vector(bias) for bias in part.biases])
+                layer[part.name + "_bias"] = np.concatenate([read.vector(bias) for bias in part.biases], axis=-1)
             if part.norms:
                 layer[part.name + "_norms"] = [read.vector(norm) for norm in part.norms]
             folded = [plan.is_folded(weight) for weight in part.weights]
