@@ -8,7 +8,7 @@
  *     LB_LONGEST_TILE       that of an LB_TILED_INT_MATMUL, if one serves more tokens than LB_TILE
  *     LB_FLOAT_TILE         the same for float weights, if it has products of these
  *     LB_U8_OFFSET          128 if u8_tile reads unsigned codes, 0 if it subtracts the offset itself
- *     u2_tile, u4_tile, u8_tile
+ *     u2_tile, u4_tile, u8_tile (which also serve the formats with minima)
  *                           add the products of one scale group, for sixteen rows and `tokens` tokens, to acc:
  *                               (const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, int tokens,
  *                                i32x16 *acc)
@@ -18,8 +18,10 @@
  * such a stream at 95 % of the speed of memory, and with prefetches of 1 to 16 KB ahead it was always slower. With more
  * tokens the stream is slow, and a line that is prefetched LB_AHEAD bytes ahead saves the wait for the second cache.
  *
- * A token's result does not depend on which tile it was in: integer sums are exact, and the float scaling of
- * the groups is done in the order of the groups, a multiplication and an addition each, never fused.
+ * A token's result does not depend on which tile it was in: integer sums are exact, and the groups are scaled and added
+ * up in their order, in float32 and never fused. What a group adds is
+ *     sum * (scale * x_scale)                                  sum of (code - offset) * q
+ *     sum * (scale * x_scale) + minimum * (x_scale * x_sum)    with minima; x_sum is the sum of q
  */
 #ifndef LB_MATMUL_TEMPLATE_H
 #define LB_MATMUL_TEMPLATE_H
@@ -42,7 +44,7 @@ typedef struct {
 
 typedef void lb_tile_fn(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, int tokens, i32x16 *acc);
 
-static const int32_t lb_bits[3] = {2, 4, 8};
+static const int32_t lb_bits[5] = {2, 4, 8, 4, 8};
 
 LB_INLINE void lb_store_rows(float *y, f32x16 value, int32_t rows) {
     if (rows >= LB_ROWS) {
@@ -60,10 +62,15 @@ LB_INLINE void lb_store_sums(int32_t *y, i32x16 value, int32_t rows) {
     memcpy(y, all, (size_t)(rows < LB_ROWS ? rows : LB_ROWS) * sizeof *y);
 }
 
+LB_INLINE f32x16 lb_load_scales(const lb_matrix *m, size_t at) {
+    return m->scales_f16 ? v_load_f16((const uint16_t *)m->scales + at) : v_load((const float *)m->scales + at);
+}
+
 LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_t token, const int tokens,
                            const int32_t format, const int32_t offset, lb_tile_fn *tile) {
     const lb_matrix *m = args->w;
     const lb_activations *a = args->x;
+    const int minima = lb_has_minima(format);
     const int32_t fields = 8 / lb_bits[format], block_words = m->block_cols / (4 * fields);
     const int32_t group_blocks = m->n_groups == 1 ? m->n_cols / m->block_cols : m->group_cols / m->block_cols;
     const int32_t rows = m->n_rows - row_group * LB_ROWS;
@@ -95,12 +102,14 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
             }
             return;
         }
-        const size_t at = ((size_t)row_group * m->n_groups + g) * LB_ROWS;
-        const f32x16 w_scale =
-            m->scales_f16 ? v_load_f16((const uint16_t *)m->scales + at) : v_load((const float *)m->scales + at);
+        const size_t at = ((size_t)row_group * m->n_groups + g) * LB_ROWS * (minima ? 2 : 1);
+        const f32x16 w_scale = lb_load_scales(m, at), w_minimum = minima ? lb_load_scales(m, at + LB_ROWS) : w_scale;
         for (int j = 0; j < tokens; j++) {
-            const float x_scale = a->scale[(ptrdiff_t)(token + j) * a->n_groups + g];
-            y[j] = v_add(y[j], v_mul(v_from_i32(acc[j]), v_mul(w_scale, v_set1(x_scale))));
+            const ptrdiff_t i = (ptrdiff_t)(token + j) * a->n_groups + g;
+            const float x_scale = a->scale[i];
+            f32x16 part = v_mul(v_from_i32(acc[j]), v_mul(w_scale, v_set1(x_scale)));
+            if (minima) part = v_add(part, v_mul(w_minimum, v_set1(x_scale * (float)a->sum[i])));
+            y[j] = v_add(y[j], part);
         }
     }
     for (int j = 0; j < tokens; j++) {

@@ -16,15 +16,18 @@ cdef int32_t padded_cols(const lb_matrix *m) noexcept nogil
 cdef int32_t row_stride(const lb_matrix *m) noexcept nogil
 cdef bint is_float(int32_t format) noexcept nogil
 cdef size_t group_code_bytes(const lb_matrix *m) noexcept nogil
+cdef size_t group_scale_bytes(const lb_matrix *m) noexcept nogil
 
 
-# How a stored block (of a TQ2_0, I2_S, Q4_0 or Q8_0 tensor) becomes words.
+# How a stored block (of a tensor of one of BLOCK_TYPES) becomes words.
 cdef struct BlockLayout:
     int32_t cols        # weights in it
     int32_t block_bytes
     int32_t codes_at    # offset of the codes in the stored block
     int32_t scale_at    # offset of the float16 scale, -1 if there is none
-    int32_t words       # 32-bit words of codes in the stored block
+    int32_t minimum_at  # offset of the float16 minimum, 0 if there is none
+    int32_t fifths_at   # offset of 32 fifth bits, which make five-bit codes of nibbles; 0 if there are none
+    int32_t words       # 32-bit words that its codes become
     bint reverse        # the first of four 2-bit fields is the highest
     uint32_t flip       # turns signed codes into unsigned ones
 
