@@ -62,15 +62,41 @@ LB_INLINE void lb_store_sums(int32_t *y, i32x16 value, int32_t rows) {
     memcpy(y, all, (size_t)(rows < LB_ROWS ? rows : LB_ROWS) * sizeof *y);
 }
 
-LB_INLINE f32x16 lb_load_scales(const lb_matrix *m, size_t at) {
+/* Scales of a row group and a scale group, and their minima where the format has them. */
+typedef struct {
+    f32x16 scale, minimum;
+} lb_scales;
+
+LB_INLINE f32x16 lb_load_16(const lb_matrix *m, size_t at) {
     return m->scales_f16 ? v_load_f16((const uint16_t *)m->scales + at) : v_load((const float *)m->scales + at);
+}
+
+LB_INLINE lb_scales lb_load_scales(const lb_matrix *m, int32_t row_group, int32_t group, const int32_t format) {
+    const size_t at = ((size_t)row_group * m->n_groups + group) * LB_ROWS * (lb_has_minima(format) ? 2 : 1);
+    lb_scales s = {lb_load_16(m, at), v_set1(0.0f)};
+    if (lb_has_minima(format)) s.minimum = lb_load_16(m, at + LB_ROWS);
+    return s;
+}
+
+/* Adds a group to y; `i` is its place among the scales of the activations. */
+LB_INLINE f32x16 lb_add_group(f32x16 y, i32x16 sum, lb_scales s, const lb_activations *a, ptrdiff_t i,
+                              const int32_t format) {
+    const float x_scale = a->scale[i];
+    f32x16 part = v_mul(v_from_i32(sum), v_mul(s.scale, v_set1(x_scale)));
+    if (lb_has_minima(format)) part = v_add(part, v_mul(s.minimum, v_set1(x_scale * (float)a->sum[i])));
+    return v_add(y, part);
+}
+
+/* Whether all scale groups are whole blocks of 32 columns. */
+LB_INLINE int lb_is_blocks_of_32(const lb_matmul_args *args) {
+    const lb_matrix *m = args->w;
+    return m->group_cols == 32 && m->block_cols == 32 && m->n_cols % 32 == 0 && !args->sums;
 }
 
 LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_t token, const int tokens,
                            const int32_t format, const int32_t offset, lb_tile_fn *tile) {
     const lb_matrix *m = args->w;
     const lb_activations *a = args->x;
-    const int minima = lb_has_minima(format);
     const int32_t fields = 8 / lb_bits[format], block_words = m->block_cols / (4 * fields);
     const int32_t group_blocks = m->n_groups == 1 ? m->n_cols / m->block_cols : m->group_cols / m->block_cols;
     const int32_t rows = m->n_rows - row_group * LB_ROWS;
@@ -102,14 +128,9 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
             }
             return;
         }
-        const size_t at = ((size_t)row_group * m->n_groups + g) * LB_ROWS * (minima ? 2 : 1);
-        const f32x16 w_scale = lb_load_scales(m, at), w_minimum = minima ? lb_load_scales(m, at + LB_ROWS) : w_scale;
+        const lb_scales scales = lb_load_scales(m, row_group, g, format);
         for (int j = 0; j < tokens; j++) {
-            const ptrdiff_t i = (ptrdiff_t)(token + j) * a->n_groups + g;
-            const float x_scale = a->scale[i];
-            f32x16 part = v_mul(v_from_i32(acc[j]), v_mul(w_scale, v_set1(x_scale)));
-            if (minima) part = v_add(part, v_mul(w_minimum, v_set1(x_scale * (float)a->sum[i])));
-            y[j] = v_add(y[j], part);
+            y[j] = lb_add_group(y[j], acc[j], scales, a, (ptrdiff_t)(token + j) * a->n_groups + g, format);
         }
     }
     for (int j = 0; j < tokens; j++) {
