@@ -2,8 +2,8 @@
 
 1. A matrix is cut into blocks of whole row groups. A block is a span, a matrix of its own: all codes, then all scales,
    so that the kernels take it with their tiles as they take a matrix in memory.
-2. A block is read as it lies in the file; that of a stored TQ2_0, I2_S, Q4_0, Q4_1 or Q8_0 tensor takes no more bytes packed.
-   It is packed into scratch memory, and goes back into the cache's unless it only passes through. Memory is changed
+2. A block is read as it lies in the file; that of a stored TQ2_0, I2_S, Q4_0, Q4_1 or Q8_0 tensor takes no more bytes
+   packed. It is packed into scratch memory, and goes back into the cache's unless it only passes through. Memory is changed
    only if all codes and scales are good; if one is not, every pass that comes to it fails alike.
 3. What no kernel can read from the file is packed at load into a spill file, row group by row group.
 4. Rows beyond the last whole row group stay resident.
@@ -19,9 +19,8 @@ from lowbit._kernels.blockcache cimport BlockCache, acquire, mark, passes_throug
 from lowbit._kernels.dispatch cimport (
     LB_ROWS, alloc_aligned, free_aligned, lb_activations, lb_matmul_args, lb_matrix, parallel,
 )
-from lowbit._kernels.matrix cimport (
-    FillBlocks, PackedMatrix, block_layout, fill_blocks, group_code_bytes, group_scale_bytes, matrix_row,
-)
+from lowbit._kernels.filling cimport Fill, fill_blocks
+from lowbit._kernels.matrix cimport PackedMatrix, block_layout, group_code_bytes, group_scale_bytes, matrix_row
 from lowbit._kernels.products cimport multiply, multiply_all
 
 import numpy as np
@@ -45,7 +44,7 @@ def trim_heap():
 
 cdef void split_groups(void *context, int32_t begin, int32_t end) noexcept nogil:
     """Row groups with their codes and scales become all codes and all scales."""
-    cdef FillBlocks *c = <FillBlocks *>context
+    cdef Fill *c = <Fill *>context
     cdef size_t codes = group_code_bytes(c.m), scales = group_scale_bytes(c.m)
     cdef int32_t i
     for i in range(begin, end):
@@ -195,7 +194,7 @@ cdef class PagedMatrix:
 
     cdef int span(self, int32_t block, int32_t groups, int32_t threads, lb_matrix *out) noexcept nogil:
         """Get hold of a block as a matrix of its row groups; 0, to be followed by `release`, or a status."""
-        cdef FillBlocks fill = self.fill
+        cdef Fill fill = self.fill
         cdef uint8_t *memory = <uint8_t *>acquire(self.pager.blocks, block, &self.pager.error)
         cdef uint8_t *packed
         if memory == NULL:
