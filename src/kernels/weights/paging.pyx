@@ -3,8 +3,8 @@
 1. A matrix is cut into blocks of whole row groups. A block is a span, a matrix of its own: all codes, then all scales,
    so that the kernels take it with their tiles as they take a matrix in memory.
 2. A block is read as it lies in the file; that of a stored TQ2_0, I2_S, Q4_0, Q4_1 or Q8_0 tensor takes no more bytes
-   packed. It is packed into scratch memory, and goes back into the cache's unless it only passes through. Memory is changed
-   only if all codes and scales are good; if one is not, every pass that comes to it fails alike.
+   packed. It is packed into scratch memory, and goes back into the cache's unless it only passes through. Memory is
+   changed only if all codes and scales are good; if one is not, every pass that comes to it fails alike.
 3. What no kernel can read from the file is packed at load into a spill file, row group by row group.
 4. Rows beyond the last whole row group stay resident.
 5. One thread walks through the blocks and the pool shares their row groups, those of neighbouring blocks that stay in
