@@ -78,12 +78,21 @@ LB_INLINE lb_scales lb_load_scales(const lb_matrix *m, int32_t row_group, int32_
     return s;
 }
 
-/* Adds a group to y; `i` is its place among the scales of the activations. */
-LB_INLINE f32x16 lb_add_group(f32x16 y, i32x16 sum, lb_scales s, const lb_activations *a, ptrdiff_t i,
-                              const int32_t format) {
-    const float x_scale = a->scale[i];
+/* x_scale * x_sum of the next groups of some tokens: made in vectors, read one by one. */
+enum { LB_SUMS_AHEAD = 16 };
+LB_INLINE void lb_make_x_sums(const lb_activations *a, int32_t token, const int tokens, int32_t group,
+                              float (*x_sums)[LB_SUMS_AHEAD]) {
+    const int32_t n = a->n_groups - group < LB_SUMS_AHEAD ? a->n_groups - group : LB_SUMS_AHEAD;
+    for (int j = 0; j < tokens; j++) {
+        const ptrdiff_t at = (ptrdiff_t)(token + j) * a->n_groups + group;
+        for (int32_t i = 0; i < n; i++) x_sums[j][i] = a->scale[at + i] * (float)a->sum[at + i];
+    }
+}
+
+/* Adds a group to y. */
+LB_INLINE f32x16 lb_add_group(f32x16 y, i32x16 sum, lb_scales s, float x_scale, float x_sum, const int32_t format) {
     f32x16 part = v_mul(v_from_i32(sum), v_mul(s.scale, v_set1(x_scale)));
-    if (lb_has_minima(format)) part = v_add(part, v_mul(s.minimum, v_set1(x_scale * (float)a->sum[i])));
+    if (lb_has_minima(format)) part = v_add(part, v_mul(s.minimum, v_set1(x_sum)));
     return v_add(y, part);
 }
 
@@ -103,6 +112,8 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
     const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
     int32_t words_left = m->words;
+    const int minima = lb_has_minima(format);
+    float x_sums[LB_LONGEST_TILE][LB_SUMS_AHEAD];
     f32x16 y[LB_LONGEST_TILE];
     for (int j = 0; j < tokens; j++) y[j] = v_set1(0.0f);
 
@@ -129,8 +140,10 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
             return;
         }
         const lb_scales scales = lb_load_scales(m, row_group, g, format);
+        if (minima && g % LB_SUMS_AHEAD == 0) lb_make_x_sums(a, token, tokens, g, x_sums);
         for (int j = 0; j < tokens; j++) {
-            y[j] = lb_add_group(y[j], acc[j], scales, a, (ptrdiff_t)(token + j) * a->n_groups + g, format);
+            const float x_scale = a->scale[(ptrdiff_t)(token + j) * a->n_groups + g];
+            y[j] = lb_add_group(y[j], acc[j], scales, x_scale, x_sums[j][g % LB_SUMS_AHEAD], format);
         }
     }
     for (int j = 0; j < tokens; j++) {

@@ -152,6 +152,7 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
     const int words = lb_bits[format];
     const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
+    float x_sums[LB_TILE][LB_SUMS_AHEAD];
     f32x16 y[LB_TILE];
     for (int j = 0; j < tokens; j++) y[j] = v_set1(0.0f);
     for (int32_t g = 0; g < m->n_groups; g++, w += 64 * words, x += 32) {
@@ -165,6 +166,7 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
             codes[t] = _mm512_and_si512(codes[t], _mm512_set1_epi8(15));
         }
         const lb_scales scales = lb_load_scales(m, row_group, g, format);
+        if (lb_has_minima(format) && g % LB_SUMS_AHEAD == 0) lb_make_x_sums(a, token, tokens, g, x_sums);
         LB_UNROLL(16)
         for (int j = 0; j < tokens; j++) {
             const ptrdiff_t i = (ptrdiff_t)(token + j) * a->n_groups + g;
@@ -177,7 +179,7 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
             }
             if (tokens == 1) sum = _mm512_add_epi32(sum, turn);
             if (offset) sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(vi_set1(a->sum[i]), vi_set1(offset)));
-            y[j] = lb_add_group(y[j], sum, scales, a, i, format);
+            y[j] = lb_add_group(y[j], sum, scales, a->scale[i], x_sums[j][g % LB_SUMS_AHEAD], format);
         }
     }
     for (int j = 0; j < tokens; j++) {
