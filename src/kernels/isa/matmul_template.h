@@ -89,10 +89,11 @@ LB_INLINE void lb_make_x_sums(const lb_activations *a, int32_t token, const int 
     }
 }
 
-/* Adds a group to y. */
-LB_INLINE f32x16 lb_add_group(f32x16 y, i32x16 sum, lb_scales s, float x_scale, float x_sum, const int32_t format) {
+/* Adds a group to y; x_sum is read where there are minima. */
+LB_INLINE f32x16 lb_add_group(f32x16 y, i32x16 sum, lb_scales s, float x_scale, const float *x_sum,
+                              const int32_t format) {
     f32x16 part = v_mul(v_from_i32(sum), v_mul(s.scale, v_set1(x_scale)));
-    if (lb_has_minima(format)) part = v_add(part, v_mul(s.minimum, v_set1(x_sum)));
+    if (lb_has_minima(format)) part = v_add(part, v_mul(s.minimum, v_set1(*x_sum)));
     return v_add(y, part);
 }
 
@@ -143,7 +144,7 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
         if (minima && g % LB_SUMS_AHEAD == 0) lb_make_x_sums(a, token, tokens, g, x_sums);
         for (int j = 0; j < tokens; j++) {
             const float x_scale = a->scale[(ptrdiff_t)(token + j) * a->n_groups + g];
-            y[j] = lb_add_group(y[j], acc[j], scales, x_scale, x_sums[j][g % LB_SUMS_AHEAD], format);
+            y[j] = lb_add_group(y[j], acc[j], scales, x_scale, &x_sums[j][g % LB_SUMS_AHEAD], format);
         }
     }
     for (int j = 0; j < tokens; j++) {

@@ -179,7 +179,7 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
             }
             if (tokens == 1) sum = _mm512_add_epi32(sum, turn);
             if (offset) sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(vi_set1(a->sum[i]), vi_set1(offset)));
-            y[j] = lb_add_group(y[j], sum, scales, a->scale[i], x_sums[j][g % LB_SUMS_AHEAD], format);
+            y[j] = lb_add_group(y[j], sum, scales, a->scale[i], &x_sums[j][g % LB_SUMS_AHEAD], format);
         }
     }
     for (int j = 0; j < tokens; j++) {
