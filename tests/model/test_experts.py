@@ -19,7 +19,7 @@ from lowbit.formats.gguf_writer import GGUFWriter
 from lowbit.loading.load import build
 from lowbit.reference import forward
 
-KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "TQ1_0", "TQ2_0", "I2_S")
+KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "TQ1_0", "TQ2_0", "I2_S")
 SIZES = {
     "vocab_size": 300, "context_length": 200, "embedding_length": 256, "feed_forward_length": 256, "block_count": 2,
     "attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 64,

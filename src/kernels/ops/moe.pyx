@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memset
 from lowbit._kernels.dispatch cimport (
     LB_ROWS, checked, lb_activations, lb_matmul_args, lb_matrix, lb_plus, lb_times, parallel, table,
 )
-from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, is_float, padded_cols, row_stride
+from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, group_scale_bytes, is_float, padded_cols, row_stride
 from lowbit._kernels.ops cimport NormWork, norm_work
 from lowbit._kernels.paging cimport PagedMatrix
 from lowbit._kernels.products cimport multiply_all
@@ -195,7 +195,7 @@ cdef class ExpertLayer:
             self.used_bytes += matrix.nbytes // self.n * self.top_k
         out.m.n_rows = n_out
         out.codes = groups * group_code_bytes(&out.m)
-        out.scales = 0 if is_float(out.m.format) else groups * out.m.n_groups * LB_ROWS * (2 if out.m.scales_f16 else 4)
+        out.scales = groups * group_scale_bytes(&out.m)
         self.nbytes += matrix.nbytes
         return 0
 
