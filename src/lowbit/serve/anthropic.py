@@ -133,7 +133,7 @@ async def messages(call: Call, service: Service) -> None:
 
 
 def _end(result: Generation, asked: Messages, service: Service, parser: ToolCalls) -> dict[str, Any]:
-    word = service.stopping_word(result, asked.stop_sequences)
+    word = result.stopped_by if result.stopped_by in asked.stop_sequences else None
     if result.finish_reason == "length":
         reason = "max_tokens"
     elif word is not None:
