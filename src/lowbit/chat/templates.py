@@ -295,9 +295,9 @@ def write(
     eos = "" if tokenizer.eos_id is None else tokenizer.piece(tokenizer.eos_id)
     disguise = Disguise("".join(tokenizer.special_texts()))
     spoken, run = check_messages(messages), template.write
-    if values:
-        _check_values(values, template)
-        run = _by_jinja(template.source, None, values) if template.source else run
+    told = _told(values or {}, template)
+    if told:
+        run = _by_jinja(template.source, None, told)
     if tools or any(message["role"] == "tool" or "tool_calls" in message for message in spoken):
         source, form = template.source, choose_format(template.source)
         if tools and (form.name == PLAIN.name or not re.search(r"\btools\b", source)):
@@ -305,7 +305,7 @@ def write(
         if form.name == PLAIN.name:
             spoken = in_plain_words(spoken)
         else:
-            run, spoken = _by_jinja(source, tools or None, values), as_taught(spoken, source)
+            run, spoken = _by_jinja(source, tools or None, told), as_taught(spoken, source)
     text = run(spoken, bos, eos, disguise)
     if values and values.get("enable_thinking") is False:
         opening, closing = choose_format(template.source).reasoning
@@ -313,8 +313,10 @@ def write(
     return text + disguise.hide(without_surrogates(begun)), disguise
 
 
-def _check_values(values: Mapping[str, Any], template: Template) -> None:
-    """Raise ValueError for a value that would not be looked at."""
+def _told(values: Mapping[str, Any], template: Template) -> dict[str, Any]:
+    """Return the values that a template asks for; ValueError for one that it does not."""
+    told = {name: value for name, value in values.items() if re.search(rf"\b{re.escape(name)}\b", template.source)}
     for name, value in values.items():
-        if not re.search(rf"\b{re.escape(name)}\b", template.source) and (name, value) != ("enable_thinking", False):
+        if name not in told and (name, value) != ("enable_thinking", False):
             raise ValueError(f"the chat template does not ask for {name}")
+    return told

@@ -70,6 +70,8 @@ class Engine(Driven):
         for name, value in (("max_sequences", max_sequences), ("max_queue", max_queue)):
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 20:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch must be a whole number of at least 1, not {batch!r}")
         if not 0 < step_ms <= 60_000:
             raise ValueError(f"step_ms must be above 0 and at most 60000, not {step_ms!r}")
         self.model = model if thread else weakref.proxy(model)  # which then holds this engine

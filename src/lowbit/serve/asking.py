@@ -160,6 +160,8 @@ class Sampled:
                 chosen[name] = getattr(self, name)
         if not self.cache_prompt:
             chosen["cache_salt"] = os.urandom(12).hex()
+        if self.return_progress and not getattr(self, "stream", False):
+            raise Problem(400, "return_progress needs stream: true", param="return_progress")
         chosen["progress"] = self.return_progress
         return chosen
 

@@ -11,6 +11,7 @@ from .answers import Piece
 from .asking import FORBIDDEN, Sampled, logprobs_kind, one_constraint
 from .fields import flag, list_of, need, option, parse, text, whole
 from .http import Call
+from .problems import Problem
 from .prompts import mixed_ids, mixed_kind
 from .service import Service
 from .written import chance_object, event_of, extras, generation_settings, text_of, timings, token_object
@@ -29,9 +30,7 @@ class NativeCompletion(Sampled):
     return_tokens: bool = option(flag, "report token ids", False)
     ignore_eos: bool = option(flag, "never end before the last token", False)
     response_fields: Any = option(list_of(text, 64), "leave out all but these, such as generation_settings/seed")
-    post_sampling_probs: bool = option(
-        flag, "with n_probs: probabilities that tokens were drawn by, after all cuts", False
-    )
+    post_sampling_probs: bool = option(flag, "n_probs are those by which tokens were drawn, after all cuts", False)
 
 
 async def completion(call: Call, service: Service) -> None:
@@ -49,6 +48,8 @@ async def completion(call: Call, service: Service) -> None:
         chosen["logit_bias"] = {**(chosen.get("logit_bias") or {}), **dict.fromkeys(ends, FORBIDDEN)}
     ids = [await mixed_ids(service, prompt) for prompt in prompts]
     shape = _Shape(asked, chosen, service, ids, ends)
+    if asked.post_sampling_probs and not asked.n_probs:
+        raise Problem(400, "post_sampling_probs needs n_probs", param="post_sampling_probs")
     chosen["chances"] = asked.post_sampling_probs
     with service.submit(ids, 1, chosen, asked.n_probs or None) as answers:
         if asked.stream:

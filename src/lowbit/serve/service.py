@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..chat.templates import TEMPLATES, Template, find_template, render, write
+from ..chat.toolformats import choose_format
 from ..engine import Engine, Generation, Stream, Timings
 from ..errors import LowbitError, UnsupportedModelError
 from ..tokenizers import Tokenizer
@@ -123,6 +123,12 @@ class Service:
         assert self._template is not None
         return self._template
 
+    @property
+    def thinks(self) -> bool:
+        """Whether answers may begin with thoughts."""
+        source = self.template.source
+        return "enable_thinking" in source or choose_format(source).reasoning[0] in source
+
     def check_model(self, name: str | None) -> None:
         """Raise a Problem if a request names another model."""
         if name is not None and name not in self.names and "*" not in self.settings.aliases:
@@ -164,11 +170,9 @@ class Service:
 
     def _values(self, values: Mapping[str, Any] | None) -> dict[str, Any]:
         thinking = self.settings.reasoning
-        known = re.search(r"\benable_thinking\b", self.template.source)
-        return {
-            **({"enable_thinking": thinking} if thinking is False or (thinking and known) else {}),
-            **(values or {}),
-        }
+        if thinking and "enable_thinking" not in self.template.source:
+            thinking = None  # and it is as the template has it
+        return {**({} if thinking is None else {"enable_thinking": thinking}), **(values or {})}
 
     # --- texts ---
 
