@@ -318,5 +318,5 @@ def _told(values: Mapping[str, Any], template: Template) -> dict[str, Any]:
     told = {name: value for name, value in values.items() if re.search(rf"\b{re.escape(name)}\b", template.source)}
     for name, value in values.items():
         if name not in told and (name, value) != ("enable_thinking", False):
-            raise ValueError(f"the chat template does not ask for {name}")
+            raise ValueError(f"chat_template_kwargs: the template does not ask for {name}")
     return told

@@ -152,7 +152,7 @@ class Service:
         except LowbitError as error:
             raise problem_of(error) from None
         except ValueError as error:
-            raise Problem(400, str(error), param="messages") from None
+            raise _wrong_talk(error) from None
 
     async def conversation_text(
         self, messages: list[dict[str, Any]], begun: str = "", tools: list[Any] | None = None,
@@ -165,7 +165,7 @@ class Service:
         except LowbitError as error:
             raise problem_of(error) from None
         except ValueError as error:
-            raise Problem(400, str(error), param="messages") from None
+            raise _wrong_talk(error) from None
         return disguise.show(text)
 
     def _values(self, values: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -238,6 +238,11 @@ class Service:
         self.first_token.add(times.first_token_seconds)
         if times.decode_tokens > 1:
             self.between_tokens.add(times.decode_seconds / times.decode_tokens)
+
+
+def _wrong_talk(error: ValueError) -> Problem:
+    name = "chat_template_kwargs"
+    return Problem(400, str(error), param=name if str(error).startswith(name) else "messages")
 
 
 class Times:
