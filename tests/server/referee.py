@@ -5,7 +5,8 @@
 LLAMA is an unpacked source of llama.cpp, such as that in the source distribution of llama-cpp-python 0.3.36; nothing of
 it is changed or kept. MODEL is the model stories260K that these tests are made for. They run on a copy with
 
-* a program in place of `llama-server` that maps its options to those of `lowbit serve`, and fails for what has no
+* a program in place of `llama-server` that maps its options to those of `lowbit serve`, gives llama.cpp's own choice
+  where one is left out (pages of any origin may read, no metrics, the template chatml), and fails for what has no
   counterpart;
 * a `conftest.py` that does not start servers with other models first;
 * texts that depend on llama.cpp's random generator, and the build's name, compared for their form only: every
