@@ -188,6 +188,14 @@ def test_instructions_may_come_between_other_messages(tokenizer):
     )
 
 
+def test_instructions_that_a_template_has_no_place_for_are_refused(tokenizer):
+    told = {"role": "system", "content": "b"}
+    text, disguise = write([told, told, user("c")], tokenizer, TEMPLATES["llama2"])
+    assert disguise.show(text).count("<<SYS>>\nb\n<</SYS>>") == 2
+    with pytest.raises(ValueError, match="before what the user says"):
+        write([user("a"), told], tokenizer, TEMPLATES["llama2"])
+
+
 OPEN = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]<think>\n{% endif %}"

@@ -86,7 +86,7 @@ FIELDS = [
     (CHAT, "chat_template_kwargs", {"no_such": 1}), (CHAT, "chat_template_kwargs", {"messages": []}),
     (CHAT, "chat_template_kwargs", {"a b": 1}), (CHAT, "chat_template_kwargs", "x"),
     (CHAT, "chat_template_kwargs", {"enable_thinking": True}), (APPLY, "chat_template_kwargs", {"enable_thinking": 1}),
-    (RESPONSES, "chat_template_kwargs", {"x": 1}),
+    (RESPONSES, "chat_template_kwargs", {"x": 1}), (CHAT, "chat_template_kwargs", {"enable_thinking": 0}),
     (CHAT, "\u202eevil\n", 1), (CHAT, "x" * 10000, 1),
     # completions
     (TEXT, "prompt", MISSING), (TEXT, "prompt", []), (TEXT, "prompt", 5), (TEXT, "prompt", {}), (TEXT, "prompt", [[]]),

@@ -81,13 +81,15 @@ def _llama2(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> s
     for message in messages:
         content = message["content"]
         if message["role"] == "system":
-            system = f"<<SYS>>\n{say.hide(content)}\n<</SYS>>\n\n"
+            system += f"<<SYS>>\n{say.hide(content)}\n<</SYS>>\n\n"
         elif message["role"] == "user":
             said = (system + say.hide(content.rstrip() if system else content.strip())).rstrip()
             out += f"{bos}[INST] {said} [/INST]"
             system = ""
         else:
             out += f" {say.hide(content.strip())} {eos}"
+    if system:
+        raise ValueError("messages: instructions come before what the user says in this template")
     return out
 
 

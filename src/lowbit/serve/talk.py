@@ -35,6 +35,8 @@ def _take_values(value: Any) -> dict[str, Any]:
     values: dict[str, Any] = mapping.take(value)
     if not all(re.fullmatch(r"[a-z]\w{0,63}", name) and name not in _OURS for name in values):
         raise ValueError
+    if not isinstance(values.get("enable_thinking", False), bool):
+        raise ValueError
     return values
 
 
