@@ -12,11 +12,12 @@ from .settings import Settings
 
 __all__ = ["check_host", "check_key", "cors_headers", "is_loopback"]
 
+# Written with capitals, as nearly all servers do: some clients look for them so.
 _PREFLIGHT = {
-    "access-control-allow-methods": "GET, POST, OPTIONS",
-    "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, "
+    "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+    "Access-Control-Allow-Headers": "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, "
     "anthropic-dangerous-direct-browser-access",
-    "access-control-max-age": "600",
+    "Access-Control-Max-Age": "600",
 }
 
 
@@ -67,7 +68,7 @@ def cors_headers(call: Call, settings: Settings, preflight: bool) -> dict[str, s
     named = "*" in settings.cors or origin in settings.cors or ("localhost" in settings.cors and _is_local(origin))
     if not named:
         return {"vary": "Origin"}
-    allowed = {"access-control-allow-origin": origin, "vary": "Origin"}
+    allowed = {"Access-Control-Allow-Origin": origin, "vary": "Origin"}
     return {**allowed, **_PREFLIGHT} if preflight else allowed
 
 
