@@ -22,6 +22,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -127,7 +128,11 @@ def prepare(tests: pathlib.Path, model: str, most: int, folder: pathlib.Path) ->
 def run(copy: pathlib.Path, name: str) -> list[dict[str, str]]:
     """Run one file; return what became of each case."""
     report = copy / f"{name}.xml"
-    environment = {**os.environ, "LLAMA_SERVER_BIN_PATH": str(copy.parents[2] / "llama-server"), "LOWBIT_API_KEY": ""}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "LLAMA_SERVER_BIN_PATH": str(copy.parents[2] / "llama-server"), "LOWBIT_API_KEY": "",
+                   "PORT": str(port)}  # fmt: skip
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", f"--junitxml={report}",
          f"unit/{name}"], cwd=copy, env=environment, check=False, stdout=subprocess.DEVNULL,
