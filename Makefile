@@ -16,7 +16,7 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard cmake src tests bench examples tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train-demo test check lint types format selftest sanitize stress bench wheel sdist clang clean \
+.PHONY: help demo train-demo test check lint types format selftest sanitize stress soak bench wheel sdist clang clean \
 	wheel-i686 test-i386 test-i386-native retro retro-shell
 
 help:  ## list the targets
@@ -72,6 +72,9 @@ stress: $(RACES)/.installed  ## run block cache, pool and engine under ThreadSan
 	$(PYTHON) tests/stress/run.py engine $(RACES)/venv --seconds 600
 	$(PYTHON) tests/stress/run.py blockcache $(BUILD)/stress --seconds 600 --threads 16
 	$(PYTHON) tests/stress/run.py pool $(BUILD)/stress --seconds 600
+
+soak: $(VENV)/.tools  ## a server with 1,000 clients that ask, dawdle, leave and send rubbish, 20 minutes
+	$(BIN)/python tests/stress/server.py 1200 1000 1
 
 bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[bench]"

@@ -33,7 +33,7 @@ from lowbit._kernels import dispatch
 from lowbit._kernels.decoder import Decoder
 from lowbit._kernels.sampler import Sampler
 from lowbit._kernels.sequence import Sequence
-from lowbit._kernels.topk import SparseScratch
+from lowbit._kernels.sparse import SparseScratch
 from lowbit.benchmark import RandomModel
 from lowbit.convert.calibration import calibrate
 from lowbit.kernels import channel_major, pack_ternary, sparse_ternary_matmul, ternary_matmul

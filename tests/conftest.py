@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lowbit import isa as instruction_sets
-from lowbit._kernels import decoder, graph, matrix, products
+from lowbit._kernels import decoder, forward, graph, matrix, products
 
 sys.path.insert(0, str(Path(__file__).parent))  # for work.py
 
@@ -86,7 +86,7 @@ class GuardedNumPy:
 def guards(monkeypatch):
     """Guard bytes around results and scratch memory; `guards.intact()` tells whether they still stand."""
     guarded = GuardedNumPy()
-    for module in (matrix, products, graph, decoder):
+    for module in (matrix, products, graph, forward, decoder):
         monkeypatch.setattr(module, "np", guarded)
     return guarded
 

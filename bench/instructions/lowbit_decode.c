@@ -1,5 +1,5 @@
 /*
- * One decode step of the same Llama with lowbit's kernels: the calls that decoder.pyx makes for one row on one
+ * One decode step of the same Llama with lowbit's kernels: the calls that forward.pyx makes for one row on one
  * thread, in the same order, without Python around them.
  *
  *     lowbit_decode SHAPE POSITION LOGITS_FILE f32|int8 [INSTRUCTION_SET]

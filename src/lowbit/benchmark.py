@@ -210,7 +210,6 @@ def run(
             decoder.make([text], decode_tokens)
             end = time.perf_counter()
             text.close()
-            decoder.pool.clear()
             prefill, decode = min(prefill, between - start), min(decode, end - between)
         memory = max(memory, read_bandwidth(n))
         results.append(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from ._kernels.blockcache import BlockCache
 from ._kernels.matrix import PackedMatrix
 from ._kernels.products import matmul, matmul_sums, quantize_activations
+from ._kernels.sparse import channel_major, sparse_matmul, sparse_ternary_matmul
 from ._kernels.ternary import pack_ternary, ternary_matmul, unpack_ternary
-from ._kernels.topk import channel_major, sparse_matmul, sparse_ternary_matmul, top_k
+from ._kernels.topk import top_k
 
 __all__ = [
     "BlockCache",

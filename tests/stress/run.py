@@ -22,7 +22,7 @@ INCLUDE = [f"-I{KERNELS / room}" for room in ("base", "cache")]
 FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fno-omit-frame-pointer", "-frounding-math"]
 SANITIZERS = {"none": [], "thread": ["-fsanitize=thread"], "address": ["-fsanitize=address,undefined"]}
 SOURCES = {
-    "blockcache": [KERNELS / "cache" / "blockcache.c", KERNELS / "cache" / "blockplan.c"],
+    "blockcache": sorted((KERNELS / "cache").glob("*.c")),
     "pool": [],  # it includes pool.c
 }
 

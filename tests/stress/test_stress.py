@@ -48,3 +48,9 @@ def test_many_threads_at_random_find_no_fault(
 def test_clients_of_an_engine_at_random_get_what_they_get_alone_and_leave_nothing_behind() -> None:
     out = subprocess.run([sys.executable, HERE / "engine.py", "2", "6", "3"], capture_output=True, text=True)
     assert out.stdout.strip().endswith("no fault"), out.stdout + out.stderr
+
+
+def test_clients_of_a_server_at_random_get_what_python_gets_and_leave_nothing_behind() -> None:
+    pytest.importorskip("uvicorn", reason="the server needs the extra 'serve'")
+    out = subprocess.run([sys.executable, HERE / "server.py", "4", "12", "3"], capture_output=True, text=True)
+    assert out.stdout.strip().endswith("no fault"), out.stdout + out.stderr

@@ -1,12 +1,10 @@
 """A cache of file blocks under a hard budget of memory: the Python edge of `blockcache.c`, where all of it happens.
 
-1. `BlockCache` opens files (twice where direct reads work), checks the table of blocks and owns the C cache.
+1. `BlockCache` checks what it is given and owns the C cache; `blocksources.pyx` has the files.
 2. `pinned` lends the cache's own memory as a read-only buffer; the block stays in place until the last view is gone.
    What a view needs lives as long as the view, in whatever order the garbage collector takes a cycle apart
    (`no_gc_clear`), and before it begins with that the cache's threads have ended (`__del__`).
-3. Sources that are Python objects are called back with the GIL, from reader threads too: for tests, and for data that
-   is in no file.
-4. Whoever waits looks every now and then whether a signal came, with the GIL, callers without it too. What its handler
+3. Whoever waits looks every now and then whether a signal came, with the GIL, callers without it too. What its handler
    raises is kept until `raise_error`.
 """
 cimport cython
@@ -16,10 +14,9 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
 
-import errno
+from lowbit._kernels.blocksources cimport Sources, lb_source
+
 import os
 import threading
 
@@ -30,25 +27,9 @@ from lowbit.errors import FormatError, LowbitError, MemoryBudgetError
 
 cdef extern from "blockcache.h":
     ctypedef struct lb_cache_stats:
-        int64_t hits
-        int64_t misses
-        int64_t late
-        int64_t reads
-        int64_t prefetched
-        int64_t wasted
-        int64_t evictions
-        int64_t errors
-        int64_t bytes_read
-        int64_t wait_ns
-        int64_t memory
-        int64_t peak_memory
-        int64_t budget
-        int64_t pinned_blocks
-        int64_t pinned_bytes
-        int64_t ring_slots
-        int64_t ring_slot_bytes
-        int64_t lru_slots
-        int64_t lru_slot_bytes
+        int64_t hits, misses, late, reads, prefetched, wasted, evictions, errors, bytes_read, wait_ns
+        int64_t memory, peak_memory, budget
+        int64_t pinned_blocks, pinned_bytes, ring_slots, ring_slot_bytes, lru_slots, lru_slot_bytes
 
     lb_cache *lb_cache_new(const lb_source *sources, int32_t n_sources, const int64_t *table, int32_t n_blocks,
                            int64_t budget, int32_t n_readers, int32_t *error, int64_t *smallest) noexcept
@@ -94,15 +75,6 @@ cdef bint prefetch(lb_cache *c, int32_t block, int32_t n) noexcept nogil:
     return all
 
 
-# --- sources that are Python objects ----------------------------------------------------------------------------
-
-@cython.final
-@cython.no_gc_clear
-cdef class _Source:
-    cdef object read_at
-    cdef dict failures      # of the cache
-
-
 cdef int is_interrupted(void *context) noexcept with gil:
     try:
         PyErr_CheckSignals()
@@ -110,35 +82,6 @@ cdef int is_interrupted(void *context) noexcept with gil:
     except BaseException as failure:
         (<BlockCache>context)._failures[PyThread_get_thread_ident()] = failure
         return 1
-
-
-cdef int64_t read_object(void *context, void *buffer, int64_t n_bytes, int64_t offset) noexcept with gil:
-    cdef _Source source = <_Source>context
-    cdef const unsigned char[::1] view
-    try:
-        view = source.read_at(offset, n_bytes)
-        if view.shape[0] > n_bytes:
-            raise ValueError(f"read_at returned {view.shape[0]} bytes for {n_bytes}")
-        if view.shape[0]:
-            memcpy(buffer, &view[0], view.shape[0])
-        return view.shape[0]
-    except BaseException as failure:
-        source.failures[PyThread_get_thread_ident()] = failure
-        code = getattr(failure, "errno", None)
-        return -(code if isinstance(code, int) and 0 < code < 1 << 31 else errno.EIO)
-
-
-# --- files ------------------------------------------------------------------------------------------------------
-
-def _open_direct(path):
-    """Open a file so that reads bypass the page cache; None where the system or the file system cannot."""
-    flag = getattr(os, "O_DIRECT", 0)
-    if not flag:
-        return None
-    try:
-        return os.open(path, os.O_RDONLY | flag | getattr(os, "O_CLOEXEC", 0))
-    except OSError:
-        return None
 
 
 def _numbers(name, values, int64_t columns):
@@ -227,17 +170,14 @@ cdef class BlockCache:
         self._failures = {}
 
     def __init__(self, sources, blocks, budget, *, direct=None, int32_t readers=READERS):
-        cdef int64_t[:, ::1] table
-        cdef lb_source *c_sources
-        cdef int32_t error = 0, i, n_sources
+        cdef const int64_t[:, ::1] table
+        cdef int32_t error = 0
         cdef int64_t smallest = 0, limit
         if self.c != NULL:
             raise LowbitError("a cache is made once")
         if isinstance(sources, (str, bytes, os.PathLike)):
             raise FormatError("sources must be a sequence of them")
-        sources = list(sources)
         self._table = _numbers("blocks", blocks, 3)
-        self._sources, self._names = [], []
         if len(self._table) == 0 or len(self._table) > 1 << 30:
             raise FormatError(f"a cache of {len(self._table)} blocks")
         if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)):
@@ -245,82 +185,22 @@ cdef class BlockCache:
         if not 0 <= readers <= 16:
             raise FormatError(f"readers must be from 0 to 16, not {readers}")
         limit = min(max(int(budget), 0), 1 << 62)
-        n_sources = len(sources)
-        c_sources = <lb_source *>malloc((n_sources + 1) * sizeof(lb_source))
-        if c_sources == NULL:
-            raise MemoryError
+        table = self._table
+        self.n_blocks = table.shape[0]
+        self._sources = Sources(list(sources), direct, self._failures)
         try:
-            sizes = []
-            for i in range(n_sources):
-                sizes.append(self._open(sources[i], direct, &c_sources[i]))
-            self._check(sizes)
-            table = self._table
-            self.n_blocks = table.shape[0]
-            self.c = lb_cache_new(c_sources, n_sources, &table[0, 0], self.n_blocks, limit, readers, &error, &smallest)
+            self._sources.check(self._table)
+            self.c = lb_cache_new(self._sources.c, self._sources.n, &table[0, 0], self.n_blocks, limit, readers, &error,
+                                  &smallest)
+            if self.c == NULL:
+                if error == LB_CACHE_BUDGET:
+                    raise MemoryBudgetError(
+                        f"a budget of {budget} bytes is too small for this cache: it needs {smallest}", smallest)
+                raise MemoryError(f"no memory for a cache of {budget} bytes")
         except BaseException:
-            self._close_files()
+            self._sources.close()
             raise
-        finally:
-            free(c_sources)
-        if self.c == NULL:
-            self._close_files()
-            if error == LB_CACHE_BUDGET:
-                raise MemoryBudgetError(
-                    f"a budget of {budget} bytes is too small for this cache: it needs {smallest}", smallest)
-            raise MemoryError(f"no memory for a cache of {budget} bytes")
         lb_cache_on_wait(self.c, is_interrupted, <void *>self)
-
-    cdef object _open(self, source, direct, lb_source *out):
-        """Prepare a source; return its size, None if that is unknown."""
-        cdef _Source wrapper
-        out.read, out.context, out.fd, out.direct_fd = NULL, NULL, -1, -1
-        if hasattr(source, "read_at"):
-            if direct:
-                raise FormatError("direct reads need a file")
-            wrapper = _Source.__new__(_Source)
-            wrapper.read_at, wrapper.failures = source.read_at, self._failures
-            self._sources.append(wrapper)
-            self._names.append(getattr(source, "name", None) or type(source).__name__)
-            out.read, out.context = read_object, <void *>wrapper
-            return None
-        if isinstance(source, (int, np.integer)) and not isinstance(source, bool):
-            out.fd = source
-            self._names.append(f"file descriptor {source}")
-            path = f"/proc/self/fd/{source}"
-        else:
-            path = os.fspath(source)
-            self._names.append(os.fsdecode(path))
-            out.fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-            self._sources.append(out.fd)
-        if direct is None or direct:
-            opened = _open_direct(path)
-            if opened is not None:
-                self._sources.append(opened)
-                out.direct_fd = opened
-        size = os.fstat(out.fd).st_size
-        if direct:
-            if out.direct_fd < 0:
-                raise OSError(errno.EINVAL, "direct reads do not work here", self._names[-1])
-            out.fd = -1
-        return size
-
-    def _check(self, sizes):
-        which, offsets, lengths = self._table.T
-        bad = (which < 0) | (which >= len(sizes)) | (offsets < 0) | (lengths <= 0) | (offsets >= 1 << 61)
-        bad |= lengths >= 1 << 40
-        for i, size in enumerate(sizes):
-            if size is not None:
-                bad |= (which == i) & (offsets > size - lengths)
-        if bad.any():
-            b = int(bad.argmax())
-            name = self._names[which[b]] if 0 <= which[b] < len(sizes) else f"source {which[b]}"
-            raise FormatError(f"{name}: block {b}, {lengths[b]} bytes at {offsets[b]}, lies outside")
-
-    def _close_files(self):
-        for source in self._sources:
-            if isinstance(source, int):
-                os.close(source)
-        self._sources = []
 
     def __dealloc__(self):
         if self.c != NULL:
@@ -331,7 +211,7 @@ cdef class BlockCache:
         """End the reader threads before anything that they use is taken apart; blocks that are pinned stay."""
         if self.closed or self.c == NULL:
             return
-        if not any([isinstance(source, _Source) for source in self._sources]):
+        if not self._sources.objects:
             try:
                 self._end()
             except Exception:
@@ -348,7 +228,7 @@ cdef class BlockCache:
         with nogil:
             lb_cache_end(self.c)
         self.closed = True
-        self._close_files()
+        self._sources.close()
 
     cdef int raise_error(self, int32_t block, int32_t error) except -1:
         failure = self._failures.pop(PyThread_get_thread_ident(), None)
@@ -367,7 +247,7 @@ cdef class BlockCache:
         if error == LB_CACHE_BUSY:
             raise LowbitError("blocks are still pinned")
         source, offset, length = self._table[block].tolist()
-        name = self._names[source]
+        name = self._sources.names[source]
         if error == LB_CACHE_TRUNCATED:
             place = f"{length} bytes at {offset}"
             raise FormatError(f"{name}: the file has become shorter, block {block} ({place}) is cut off")
@@ -531,7 +411,7 @@ cdef class BlockCache:
         if result:
             self.raise_error(0, result)
         self.closed = True
-        self._close_files()
+        self._sources.close()
 
     def __enter__(self):
         return self

@@ -15,7 +15,7 @@ from lowbit._kernels.dispatch cimport (
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, row_stride
 from lowbit._kernels.moe cimport ExpertLayer, Projection
 from lowbit._kernels.paging cimport PagedMatrix, Pager
-from lowbit._kernels.topk cimport SparseScratch
+from lowbit._kernels.sparse cimport SparseScratch
 
 import numpy as np
 

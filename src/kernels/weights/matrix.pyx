@@ -2,9 +2,7 @@
 
 1. `PackedMatrix` owns the memory. It is made empty, and filled by rows: several tensors of a file can become one
    matrix (query, key and value; gate and up), so that one pass over the activations serves them all.
-2. The formats of files whose bytes already hold the right columns together (TQ2_0, I2_S, Q4_0, Q8_0) are packed by
-   transposing 32-bit words; anything else comes as codes, one byte each.
-3. Filling checks what the kernels rely on: codes in range, finite scales.
+2. Filling, whose loops are in `filling.pyx`, checks what the kernels rely on: codes in range, finite scales.
 """
 from libc.math cimport isfinite
 from libc.stddef cimport size_t
@@ -13,7 +11,11 @@ from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
     LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_weights, begin_floats, checked, end_floats,
-    free_aligned, lb_float_mode, lb_matrix, lb_plus, lb_row_groups, lb_times, parallel,
+    free_aligned, lb_float_mode, lb_matrix, lb_plus, lb_row_groups, lb_times, parallel, work_fn,
+)
+from lowbit._kernels.filling cimport (
+    LB_Q4_1, LB_Q5_0, LB_Q5_1, BlockLayout, Fill, fields_of, fill_blocks, fill_codes, fill_floats, fill_rounded,
+    offset_of, value_size,
 )
 
 import numpy as np
@@ -24,29 +26,11 @@ from lowbit.errors import FormatError
 cdef extern from "half.h":
     float lb_half_to_float(uint16_t h) noexcept nogil
     float lb_bits_to_float(uint32_t bits) noexcept nogil
-    uint16_t lb_float_to_half(float f) noexcept nogil
-
-cdef extern from "rounding.h":
-    int32_t LB_Q4_1, LB_Q5_0, LB_Q5_1
-    void lb_block_weights(int32_t type, const uint8_t *block, float *w) noexcept nogil
-    int lb_round_weights(const float *w, int32_t n, uint8_t *codes, uint16_t *scale) noexcept nogil
 
 FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "f32": LB_F32, "f16": LB_F16, "bf16": LB_BF16}
 BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32}
 MAX_COLS = 1 << 18  # int32 sums: see the bounds in isa/*/matmul.c
 MAX_GROUP_COLS = {"u2": 1 << 18, "u4": 1 << 18, "u8": 1 << 16}
-
-
-cdef inline int32_t fields_of(int32_t format) noexcept nogil:
-    return 4 if format == LB_U2 else 2 if format == LB_U4 else 1
-
-
-cdef inline int32_t offset_of(int32_t format) noexcept nogil:
-    return 1 if format == LB_U2 else 8 if format == LB_U4 else 128
-
-
-cdef inline size_t value_size(int32_t format) noexcept nogil:
-    return 4 if format == LB_F32 else 2
 
 
 cdef bint is_float(int32_t format) noexcept nogil:
@@ -120,170 +104,6 @@ cdef const float[:, ::1] aligned(const float[:, ::1] x):
     return np.array(x) if x.size and <size_t>&x[0, 0] % sizeof(float) else x
 
 
-# --- filling -----------------------------------------------------------------------------------------------------
-
-cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil:
-    cdef FillBlocks *c = <FillBlocks *>context
-    cdef const lb_matrix *m = c.m
-    cdef BlockLayout layout = c.layout
-    cdef size_t row_bytes = <size_t>c.blocks_per_row * layout.block_bytes
-    cdef uint32_t empty = 0x55555555u if m.format == LB_U2 else 0x88888888u if m.format == LB_U4 else 0x80808080u
-    cdef uint32_t w, invalid = 0
-    cdef uint16_t scale
-    cdef int32_t group, lane, block, t
-    cdef const uint8_t *source
-    cdef uint8_t *target
-    cdef uint16_t *scales
-    cdef bint zero
-    for group in range(begin, end):
-        target = <uint8_t *>m.codes + <size_t>(c.first_group + group) * m.words * 64
-        scales = NULL
-        if m.scales_f16:
-            scales = <uint16_t *>m.scales + <size_t>(c.first_group + group) * m.n_groups * LB_ROWS
-        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
-            source = c.source + (<size_t>group * LB_ROWS + lane) * row_bytes
-            for block in range(c.blocks_per_row):
-                zero = False
-                if layout.scale_at >= 0:
-                    memcpy(&scale, source + layout.scale_at, 2)
-                    if scale & 0x7c00u == 0x7c00u:
-                        c.bad_scale = True
-                    if c.one_scale:
-                        zero = scale & 0x7fffu == 0
-                    else:
-                        scales[block * LB_ROWS + lane] = scale
-                for t in range(layout.words):
-                    memcpy(&w, source + layout.codes_at + 4 * t, 4)
-                    w ^= layout.flip
-                    if layout.reverse:
-                        w = ((w & 0x03030303u) << 6 | (w & 0x0c0c0c0cu) << 2 | (w >> 2 & 0x0c0c0c0cu)
-                             | (w >> 6 & 0x03030303u))
-                    if m.format == LB_U2:
-                        invalid |= w & (w >> 1) & 0x55555555u
-                    if zero:
-                        w = empty
-                    memcpy(target + (<size_t>block * layout.words + t) * 64 + lane * 4, &w, 4)
-                source += layout.block_bytes
-    if invalid:
-        c.bad_code = True
-
-
-cdef struct FillCodes:
-    const lb_matrix *m
-    const uint8_t *codes    # (rows, n_cols)
-    int32_t first_group
-    int32_t rows
-    int32_t bad
-
-
-cdef void fill_codes(void *context, int32_t begin, int32_t end) noexcept nogil:
-    cdef FillCodes *c = <FillCodes *>context
-    cdef const lb_matrix *m = c.m
-    cdef int32_t fields = fields_of(m.format), bits = 8 // fields, block_words = m.block_cols // (4 * fields)
-    cdef int32_t top = 2 if m.format == LB_U2 else (1 << bits) - 1
-    cdef int32_t group, lane, words_left, words, start, column, f, t, b, byte, code
-    cdef const uint8_t *source
-    cdef uint8_t *target
-    for group in range(begin, end):
-        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
-            source = c.codes + (<size_t>group * LB_ROWS + lane) * m.n_cols
-            target = <uint8_t *>m.codes + <size_t>(c.first_group + group) * m.words * 64 + lane * 4
-            words_left = m.words
-            start = 0
-            while words_left > 0:
-                words = min(words_left, block_words)
-                for t in range(words):
-                    for b in range(4):
-                        byte = 0
-                        for f in range(fields):
-                            column = start + 4 * words * f + 4 * t + b
-                            code = source[column] if column < m.n_cols else offset_of(m.format)
-                            if code > top:
-                                c.bad = 1
-                            byte |= (code & ((1 << bits) - 1)) << (bits * f)
-                        target[t * 64 + b] = <uint8_t>byte
-                target += words * 64
-                words_left -= words
-                start += words * 4 * fields
-
-
-cdef struct FillFloats:
-    const lb_matrix *m
-    const uint8_t *source
-    int32_t first_group
-    int32_t rows
-
-
-cdef void fill_floats(void *context, int32_t begin, int32_t end) noexcept nogil:
-    cdef FillFloats *c = <FillFloats *>context
-    cdef const lb_matrix *m = c.m
-    cdef size_t size = value_size(m.format)
-    cdef int32_t group, lane, column
-    cdef const uint8_t *source
-    cdef uint8_t *target
-    for group in range(begin, end):
-        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
-            source = c.source + (<size_t>group * LB_ROWS + lane) * m.n_cols * size
-            target = <uint8_t *>m.codes + (<size_t>(c.first_group + group) * m.n_cols * LB_ROWS + lane) * size
-            if size == 4:
-                for column in range(m.n_cols):
-                    memcpy(target + <size_t>column * 64, source + <size_t>column * 4, 4)
-            else:
-                for column in range(m.n_cols):
-                    memcpy(target + <size_t>column * 32, source + <size_t>column * 2, 2)
-
-
-cdef struct FillRounded:
-    const lb_matrix *m
-    const uint8_t *source
-    int32_t source_format
-    int32_t block_bytes     # of a stored block of 32 weights; 0 for floats
-    int32_t first_group
-    int32_t rows
-    int32_t bad
-
-
-cdef inline float float_at(const uint8_t *source, int32_t format, size_t i) noexcept nogil:
-    """One of the stored floats, which can lie at any byte."""
-    cdef uint16_t half
-    memcpy(&half, source + 2 * i, 2)
-    if format == LB_F16:
-        return lb_half_to_float(half)
-    return lb_bits_to_float(<uint32_t>half << 16)
-
-
-cdef void fill_rounded(void *context, int32_t begin, int32_t end) noexcept nogil:
-    """Round 32 weights after the other as `rounding.h` does."""
-    cdef FillRounded *c = <FillRounded *>context
-    cdef const lb_matrix *m = c.m
-    cdef int32_t group, lane, g, i, n
-    cdef float w[32]
-    cdef uint8_t codes[32]
-    cdef uint16_t scale = 0
-    cdef size_t at
-    cdef uint8_t *target
-    for group in range(begin, end):
-        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
-            at = (<size_t>group * LB_ROWS + lane) * m.n_cols
-            for g in range(m.n_groups):
-                n = min(32, m.n_cols - 32 * g)
-                if c.block_bytes:
-                    lb_block_weights(c.source_format, c.source + at // 32 * c.block_bytes, w)
-                elif c.source_format == LB_F32:
-                    memcpy(w, c.source + 4 * at, 4 * n)
-                else:
-                    for i in range(n):
-                        w[i] = float_at(c.source, c.source_format, at + i)
-                at += n
-                if not lb_round_weights(w, n, codes, &scale):
-                    c.bad = 1
-                    continue
-                (<uint16_t *>m.scales)[(<size_t>(c.first_group + group) * m.n_groups + g) * LB_ROWS + lane] = scale
-                target = <uint8_t *>m.codes + (<size_t>(c.first_group + group) * m.words + 8 * g) * 64 + lane * 4
-                for i in range((n + 3) // 4):
-                    memcpy(target + 64 * i, codes + 4 * i, 4)
-
-
 cdef dict LAYOUTS = {
     # type: (format, columns per stored block, bytes, codes at, scale at, words, reverse, flip)
     "TQ2_0": ("u2", 256, 66, 0, 64, 16, False, 0),
@@ -301,6 +121,12 @@ cdef BlockLayout block_layout(str type, const lb_matrix *m) except *:
     if FORMATS[format] != m.format or m.n_cols % cols:
         raise FormatError(f"{type} needs rows of a multiple of {cols} weights, not {m.n_cols}")
     return BlockLayout(cols, block_bytes, codes_at, scale_at, words, reverse, flip)
+
+
+cdef int check_bytes(const uint8_t[::1] raw, int64_t rows, size_t row_bytes, str what) except -1:
+    if <size_t>raw.shape[0] < <size_t>rows * row_bytes:
+        raise FormatError(f"{raw.shape[0]} bytes are too few for {rows} rows of {what}")
+    return 0
 
 
 FLOAT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
@@ -414,6 +240,13 @@ cdef class PackedMatrix:
         if rows % LB_ROWS and first_row + rows != self.m.n_rows:
             raise FormatError(f"{rows} rows do not end at a row group")
 
+    cdef void _fill(self, work_fn *work, Fill *c, const uint8_t *source, int64_t rows, int64_t first_row,
+                    int32_t threads) noexcept:
+        c.m, c.source, c.first_group, c.rows = &self.m, source, <int32_t>(first_row // LB_ROWS), <int32_t>rows
+        c.bad_code = c.bad_scale = False
+        with nogil:
+            parallel(work, c, lb_row_groups(c.rows), 4, threads)
+
     def fill_blocks(self, str type, const uint8_t[::1] raw, int64_t rows, scale=None, int64_t first_row=0,
                     int32_t threads=1):
         """Fill rows from the stored bytes of a TQ2_0, I2_S, Q4_0 or Q8_0 tensor.
@@ -428,7 +261,7 @@ cdef class PackedMatrix:
         first_row : int
             A multiple of 16.
         """
-        cdef FillBlocks c
+        cdef Fill c
         self._check_rows(first_row, rows)
         c.layout = block_layout(type, &self.m)
         c.one_scale = scale is not None
@@ -437,15 +270,8 @@ cdef class PackedMatrix:
         if not c.one_scale and (self.m.group_cols != min(c.layout.cols, self.m.n_cols) or c.layout.scale_at < 0):
             raise FormatError(f"{type} does not store a scale for each {self.m.group_cols} weights")
         c.blocks_per_row = self.m.n_cols // c.layout.cols
-        if <size_t>raw.shape[0] < <size_t>rows * c.blocks_per_row * c.layout.block_bytes:
-            raise FormatError(f"{raw.shape[0]} bytes are too few for {rows} rows of {type}")
-        c.m = &self.m
-        c.source = &raw[0]
-        c.first_group = first_row // LB_ROWS
-        c.rows = rows
-        c.bad_code = c.bad_scale = False
-        with nogil:
-            parallel(fill_blocks, &c, lb_row_groups(c.rows), 4, threads)
+        check_bytes(raw, rows, <size_t>c.blocks_per_row * c.layout.block_bytes, type)
+        self._fill(fill_blocks, &c, &raw[0], rows, first_row, threads)
         if c.bad_code:
             raise FormatError("a ternary weight has the code 3, which does not exist")
         if c.bad_scale:
@@ -456,18 +282,12 @@ cdef class PackedMatrix:
 
     def fill_codes(self, const uint8_t[:, ::1] codes, int64_t first_row=0, int32_t threads=1):
         """Fill rows from codes of shape (rows, n_cols): 0..2 for ``u2``, 0..15 for ``u4``, 0..255 for ``u8``."""
-        cdef FillCodes c
+        cdef Fill c
         self._check_rows(first_row, codes.shape[0])
         if is_float(self.m.format) or codes.shape[1] != self.m.n_cols:
             raise FormatError(f"codes of {codes.shape[1]} columns do not fit a matrix of {self.m.n_cols}")
-        c.m = &self.m
-        c.codes = &codes[0, 0]
-        c.first_group = first_row // LB_ROWS
-        c.rows = codes.shape[0]
-        c.bad = 0
-        with nogil:
-            parallel(fill_codes, &c, lb_row_groups(c.rows), 4, threads)
-        if c.bad:
+        self._fill(fill_codes, &c, &codes[0, 0], codes.shape[0], first_row, threads)
+        if c.bad_code:
             raise FormatError("a weight has a code that does not exist")
 
     def fill_scales(self, const float[:, ::1] scales, int64_t first_row=0):
@@ -486,18 +306,12 @@ cdef class PackedMatrix:
 
     def fill_floats(self, const uint8_t[::1] raw, int64_t rows, int64_t first_row=0, int32_t threads=1):
         """Fill rows of a float matrix from their stored bytes, in the matrix's own format."""
-        cdef FillFloats c
+        cdef Fill c
         self._check_rows(first_row, rows)
         if not is_float(self.m.format):
             raise FormatError("float bytes do not fit a matrix of codes")
-        if <size_t>raw.shape[0] < <size_t>rows * self.m.n_cols * value_size(self.m.format):
-            raise FormatError(f"{raw.shape[0]} bytes are too few for {rows} rows of floats")
-        c.m = &self.m
-        c.source = &raw[0]
-        c.first_group = first_row // LB_ROWS
-        c.rows = rows
-        with nogil:
-            parallel(fill_floats, &c, lb_row_groups(c.rows), 4, threads)
+        check_bytes(raw, rows, self.m.n_cols * value_size(self.m.format), "floats")
+        self._fill(fill_floats, &c, &raw[0], rows, first_row, threads)
 
     def fill_rounded(self, str type, const uint8_t[::1] raw, int64_t rows, int64_t first_row=0, int32_t threads=1):
         """Fill rows of a ``u8`` matrix with 32 columns per float16 scale from F32, F16, BF16, Q4_1, Q5_0 or Q5_1, as
@@ -505,7 +319,7 @@ cdef class PackedMatrix:
 
         Raises FormatError if a weight is not finite, or too large for a float16 scale.
         """
-        cdef FillRounded c
+        cdef Fill c
         cdef size_t row_bytes
         self._check_rows(first_row, rows)
         if type in ROUNDED_TYPES:
@@ -520,16 +334,9 @@ cdef class PackedMatrix:
             raise FormatError(f"{type} is not rounded from its stored bytes")
         if self.m.format != LB_U8 or not self.m.scales_f16 or self.m.group_cols != min(32, self.m.n_cols):
             raise FormatError("rounding to 8 bits needs a u8 matrix with a float16 scale for each 32 weights")
-        if <size_t>raw.shape[0] < <size_t>rows * row_bytes:
-            raise FormatError(f"{raw.shape[0]} bytes are too few for {rows} rows of {type}")
-        c.m = &self.m
-        c.source = &raw[0]
-        c.first_group = first_row // LB_ROWS
-        c.rows = rows
-        c.bad = 0
-        with nogil:
-            parallel(fill_rounded, &c, lb_row_groups(c.rows), 4, threads)
-        if c.bad:
+        check_bytes(raw, rows, row_bytes, type)
+        self._fill(fill_rounded, &c, &raw[0], rows, first_row, threads)
+        if c.bad_scale:
             raise FormatError("a weight is not finite, or too large")
 
     def groups(self):

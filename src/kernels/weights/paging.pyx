@@ -19,9 +19,8 @@ from lowbit._kernels.blockcache cimport BlockCache, acquire, mark, passes_throug
 from lowbit._kernels.dispatch cimport (
     LB_ROWS, alloc_aligned, free_aligned, lb_activations, lb_matmul_args, lb_matrix, parallel,
 )
-from lowbit._kernels.matrix cimport (
-    FillBlocks, PackedMatrix, block_layout, fill_blocks, group_code_bytes, matrix_row,
-)
+from lowbit._kernels.filling cimport Fill, fill_blocks
+from lowbit._kernels.matrix cimport PackedMatrix, block_layout, group_code_bytes, matrix_row
 from lowbit._kernels.products cimport multiply, multiply_all
 
 import numpy as np
@@ -45,7 +44,7 @@ def trim_heap():
 
 cdef void split_groups(void *context, int32_t begin, int32_t end) noexcept nogil:
     """Row groups with their codes and scales become all codes and all scales."""
-    cdef FillBlocks *c = <FillBlocks *>context
+    cdef Fill *c = <Fill *>context
     cdef size_t codes = group_code_bytes(c.m), scales = <size_t>c.m.n_groups * LB_ROWS * (2 if c.m.scales_f16 else 4)
     cdef int32_t i
     for i in range(begin, end):
@@ -195,7 +194,7 @@ cdef class PagedMatrix:
 
     cdef int span(self, int32_t block, int32_t groups, int32_t threads, lb_matrix *out) noexcept nogil:
         """Get hold of a block as a matrix of its row groups; 0, to be followed by `release`, or a status."""
-        cdef FillBlocks fill = self.fill
+        cdef Fill fill = self.fill
         cdef uint8_t *memory = <uint8_t *>acquire(self.pager.blocks, block, &self.pager.error)
         cdef uint8_t *packed
         if memory == NULL:

@@ -1,18 +1,12 @@
 # The block cache for other modules: functions without the GIL, on the `c` of a BlockCache that the caller keeps alive.
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, uint8_t
+
+from lowbit._kernels.blocksources cimport Sources
 
 
 cdef extern from "blockcache.h":
     ctypedef struct lb_cache:
         pass
-
-    ctypedef int64_t lb_source_read(void *context, void *buffer, int64_t n_bytes, int64_t offset) noexcept
-
-    ctypedef struct lb_source:
-        lb_source_read *read
-        void *context
-        int fd
-        int direct_fd
 
     enum:
         LB_CACHE_TRUNCATED
@@ -30,14 +24,12 @@ cdef class BlockCache:
     cdef lb_cache *c
     cdef readonly int32_t n_blocks
     cdef readonly bint closed
-    cdef list _sources          # file descriptors opened here, and the objects that blocks are read from
-    cdef list _names
+    cdef Sources _sources
     cdef object _table
     cdef dict _failures         # what was raised last in each thread: by an object that was asked, by Ctrl-C in a wait
 
     cdef lb_cache *_engine(self) except NULL
     cdef const void *_acquire(self, int32_t block) except NULL
-    cdef object _open(self, source, direct, lb_source *out)
     # Raises what `acquire` reported in `error`.
     cdef int raise_error(self, int32_t block, int32_t error) except -1
 

@@ -2,6 +2,7 @@ import threading
 
 import numpy as np
 
+from .forward import ForwardPass
 from .graph import Graph
 from .kvpool import KVPool
 from .sequence import Sequence
@@ -15,14 +16,9 @@ class Batch:
     def add(self, sequence: Sequence, rows: int = 1, want: str = "last", ahead: int = 0, drafts: int = 0) -> None: ...
     def place(self, index: int) -> slice: ...
 
-class Decoder:
-    graph: Graph
-    pool: KVPool
-    threads: int
-    batch: int
+class Decoder(ForwardPass):
     most_logits: int
     sparse_prefill: bool
-    scratch_bytes: int
     lock: threading.Lock
     def __init__(self, graph: Graph, pool: KVPool, threads: int, batch: int = 256) -> None: ...
     @property

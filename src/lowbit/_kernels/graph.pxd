@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, uint32_t
 from lowbit._kernels.deltanet cimport Delta
 from lowbit._kernels.dispatch cimport lb_matrix
 from lowbit._kernels.paging cimport Pager
-from lowbit._kernels.topk cimport SparseScratch
+from lowbit._kernels.sparse cimport SparseScratch
 
 cdef enum:
     MAX_PARTS = 4       # matrices that read the same input

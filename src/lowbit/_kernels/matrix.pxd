@@ -1,13 +1,17 @@
 from libc.stddef cimport size_t
-from libc.stdint cimport int8_t, int32_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 
-from lowbit._kernels.dispatch cimport lb_matrix
+from lowbit._kernels.dispatch cimport lb_matrix, work_fn
+from lowbit._kernels.filling cimport BlockLayout, Fill
 
 
 cdef class PackedMatrix:
     cdef lb_matrix m
     cdef readonly size_t nbytes
     cdef readonly str source_type
+
+    cdef void _fill(self, work_fn *work, Fill *c, const uint8_t *source, int64_t rows, int64_t first_row,
+                    int32_t threads) noexcept
 
 
 cdef const float[:, ::1] aligned(const float[:, ::1] x)
@@ -16,29 +20,4 @@ cdef int32_t padded_cols(const lb_matrix *m) noexcept nogil
 cdef int32_t row_stride(const lb_matrix *m) noexcept nogil
 cdef bint is_float(int32_t format) noexcept nogil
 cdef size_t group_code_bytes(const lb_matrix *m) noexcept nogil
-
-
-# How a stored block (of a TQ2_0, I2_S, Q4_0 or Q8_0 tensor) becomes words.
-cdef struct BlockLayout:
-    int32_t cols        # weights in it
-    int32_t block_bytes
-    int32_t codes_at    # offset of the codes in the stored block
-    int32_t scale_at    # offset of the float16 scale, -1 if there is none
-    int32_t words       # 32-bit words of codes in the stored block
-    bint reverse        # the first of four 2-bit fields is the highest
-    uint32_t flip       # turns signed codes into unsigned ones
-
-# Stored rows that become row groups of a matrix.
-cdef struct FillBlocks:
-    const lb_matrix *m
-    const uint8_t *source
-    BlockLayout layout
-    int32_t first_group     # where the rows go
-    int32_t rows
-    int32_t blocks_per_row
-    bint one_scale          # the scale is set apart; blocks whose stored scale is 0 become zeros
-    bint bad_code, bad_scale    # one does not exist, or is not finite
-
-
 cdef BlockLayout block_layout(str type, const lb_matrix *m) except *
-cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil

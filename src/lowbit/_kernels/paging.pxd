@@ -3,7 +3,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 
 from lowbit._kernels.blockcache cimport BlockCache, lb_cache
 from lowbit._kernels.dispatch cimport lb_activations, lb_matrix
-from lowbit._kernels.matrix cimport FillBlocks, PackedMatrix
+from lowbit._kernels.filling cimport Fill
+from lowbit._kernels.matrix cimport PackedMatrix
 
 
 cdef enum:
@@ -34,7 +35,7 @@ cdef class PagedMatrix:
     cdef readonly size_t nbytes     # resident
     cdef Pager pager
     cdef PackedMatrix tail
-    cdef FillBlocks fill
+    cdef Fill fill
     cdef bint stored, own_scales    # a tensor as it lies in the file; scales come with the codes, else m has those
     cdef bint packs                 # a block is packed before its use
     cdef object scales              # memory of those that all blocks share

@@ -18,7 +18,7 @@ import numpy as np
 
 from .._kernels.decoder import Decoder
 from .._kernels.matrix import PackedMatrix
-from .._kernels.topk import make_channel_major
+from .._kernels.sparse import make_channel_major
 from ..errors import FormatError, UnsupportedModelError
 from ..formats.base import ModelFile
 from ..formats.files import reading

@@ -2,3 +2,4 @@
 
 #define LB_ISA avx512vnni
 #include "../float_template.h"
+#include "../mixer_template.h"

@@ -2,3 +2,4 @@
 
 #define LB_ISA sse2
 #include "../float_template.h"
+#include "../mixer_template.h"

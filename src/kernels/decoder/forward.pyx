@@ -1,0 +1,233 @@
+"""The one forward pass: rows through all layers of a graph.
+
+1. Rows may be sparse: of the inputs of a linear layer, after its norm and before they become int8, only the largest
+   count. Matrices for these are channel-major (`sparse.pyx`), and inputs that are 0 cost nothing.
+2. Work is handed to the pool in row groups (products), rows (norms) and (row, head) pairs (attention). Small work
+   stays on the calling thread, where it is done sooner than a thread wakes up.
+"""
+from libc.stddef cimport size_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
+
+from lowbit._kernels.dispatch cimport (
+    Interrupts, begin_doubles, checked, end_floats, lb_activations, lb_float_mode, lb_matrix, lb_plus, lb_times,
+    parallel,
+)
+from lowbit._kernels.deltanet cimport DeltaWork, Segment, mix
+from lowbit._kernels.graph cimport Graph, Layer, Linear
+from lowbit._kernels.kvpool cimport KVPool
+from lowbit._kernels.matrix cimport is_float, matrix_row, padded_cols, row_stride
+from lowbit._kernels.moe cimport ExpertLayer, ExpertScratch, Rows
+from lowbit._kernels.ops cimport (
+    ATTENTION_ROWS, AddWork, AttentionWork, GateWork, GluWork, NormWork, RopeWork, add_work, attention_work, gate_work,
+    glu_work, norm_work, rope_work, scale_by,
+)
+from lowbit._kernels.paging cimport PagedMatrix
+from lowbit._kernels.products cimport multiply
+
+import numpy as np
+
+
+cdef enum:
+    ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
+    LOOK_ROWS = 8                   # of a pass in which Ctrl-C is looked for before every layer
+
+
+cdef class ForwardPass:
+    """The walk through a graph, with the scratch memory that it needs and the rows that it takes; see `Decoder`."""
+
+    def __cinit__(self, Graph graph not None, KVPool pool not None, int32_t threads, int32_t batch=256):
+        cdef size_t rows = batch
+        cdef int32_t q_size = graph.q_size, wide
+        self.graph, self.pool, self.threads, self.batch = graph, pool, threads, batch
+        self.keep = []
+        self.interrupts = Interrupts()
+        wide = max(graph.qkv_size, 2 * graph.intermediate, graph.hidden)
+        self.x = <float *>self._scratch(rows, <size_t>graph.hidden * 4)
+        self.h = <float *>self._scratch(rows, <size_t>max(graph.hidden, q_size, graph.intermediate) * 4)
+        self.normed = <float *>self._scratch(rows, <size_t>graph.inner * 4)
+        self.wide = <float *>self._scratch(rows, <size_t>wide * 4)
+        self.attended = <float *>self._scratch(rows, <size_t>max(q_size, graph.hidden) * 4)
+        self.gates = <float *>self._scratch(rows, <size_t>(q_size if graph.gated else 0) * 4)
+        self.mixed = <float *>self._scratch(rows, <size_t>graph.channels * 4)
+        self.segments = <Segment *>self._scratch(rows, sizeof(Segment))
+        self.segment_of = <int32_t *>self._scratch(rows, 4)
+        self.q8 = <int8_t *>self._scratch(rows, graph.q_stride)
+        self.scales = <float *>self._scratch(rows, <size_t>graph.n_groups * 4)
+        self.sums = <int32_t *>self._scratch(rows, <size_t>graph.n_groups * 4)
+        self.tokens = <int32_t *>self._scratch(rows, 4)
+        self.positions = <int32_t *>self._scratch(rows, 4)
+        self.blocks = <char ***>self._scratch(rows, sizeof(char **))
+        self.sparse = <uint8_t *>self._scratch(rows, 1)
+        self.experts = ExpertScratch(graph.experts, rows) if graph.experts else None
+        self.scratch_bytes += graph.sparse.nbytes + (self.experts.nbytes if graph.experts else 0)
+
+    cdef void *_scratch(self, size_t rows, size_t row_bytes) except NULL:
+        cdef char[::1] view
+        owner = np.empty(checked(lb_plus(lb_times(rows, row_bytes), 64), "scratch memory"), np.int8)
+        self.keep.append(owner)
+        self.scratch_bytes += rows * row_bytes
+        view = owner
+        return <void *>((<size_t>&view[0] + 63) // 64 * 64)
+
+    cdef void _forward(self) noexcept nogil:
+        """Take the rows through all layers; the result is in x."""
+        cdef int32_t i
+        cdef bint look = self.n_rows >= LOOK_ROWS or self.graph.pager is not None
+        cdef lb_float_mode mode = begin_doubles()
+        for i in range(self.n_rows):
+            self._embed(self.tokens[i], self.x + <size_t>i * self.graph.hidden)
+        scale_by(self.x, self.graph.embedding_scale, <int64_t>self.n_rows * self.graph.hidden)
+        for i in range(self.graph.n_layers):
+            if self.status == 0 and (look or i == 0) and self.interrupts.wanted():
+                self.status = INTERRUPTED
+            if self.status == 0:
+                self._layer(i)
+        end_floats(mode)
+
+    cdef void _embed(self, int32_t token, float *out) noexcept nogil:
+        if self.graph.token_embd.paged == NULL:
+            matrix_row(self.graph.token_embd.m, token, out)
+        elif self.status == 0:
+            self.status = (<PagedMatrix>self.graph.token_embd.paged).row(token, out)
+
+    cdef void _apply(self, Linear *linear, const float *x, int64_t x_stride, int32_t n_in, const float *norm,
+                     int32_t n_rows, float *y) noexcept nogil:
+        """y = linear(norm(x)); the input is quantised once for all parts that read it alike."""
+        cdef NormWork work, inner
+        cdef lb_activations a
+        cdef const lb_matrix *m
+        cdef const float *own
+        cdef const lb_matrix *before = NULL
+        cdef int32_t part, chunk = 1 if n_rows < 4 * self.threads else 4
+        cdef float *out = y
+        work.x, work.x_stride, work.n, work.weight, work.out, work.eps = x, x_stride, n_in, norm, self.h, self.graph.eps
+        work.q, work.scale, work.sum, work.per_token = self.q8, self.scales, self.sums, self.graph.per_token
+        work.keep, work.threshold, work.sparse = linear.keep, linear.threshold, self.sparse
+        work.histogram = linear.histogram
+        for part in range(linear.n_parts):
+            m = linear.parts[part].m
+            own = linear.parts[part].norm
+            work.reader = NULL if is_float(m.format) or own != NULL else m
+            work.q_stride = 0 if is_float(m.format) else row_stride(m)
+            work.n_groups = m.n_groups
+            if before == NULL or (work.reader != NULL and not same_input(before, m)):
+                parallel(norm_work, &work, n_rows, chunk, self.threads)
+            if norm != NULL:
+                work.x, work.x_stride, work.weight = self.h, n_in, NULL
+            work.keep, work.threshold, work.histogram = 0, 0, NULL
+            a.q, a.scale, a.sum, a.n_groups, a.n_tokens = self.q8, self.scales, self.sums, m.n_groups, n_rows
+            a.x, a.stride = work.x, <int32_t>work.x_stride
+            if own != NULL:
+                inner = work
+                inner.weight, inner.out, inner.reader = own, self.normed, NULL if is_float(m.format) else m
+                parallel(norm_work, &inner, n_rows, chunk, self.threads)
+                a.x, a.stride = self.normed, n_in
+            if not is_float(m.format):
+                a.stride = <int32_t>work.q_stride
+            if m.tiles:
+                self.graph.sparse.multiply(m, &a, out, NULL, linear.n_out, self.threads)
+            elif linear.parts[part].paged == NULL:
+                multiply(m, &a, out, NULL, linear.n_out, self.threads)
+            elif self.status == 0:
+                self.status = (<PagedMatrix>linear.parts[part].paged).multiply_paged(
+                    &a, out, linear.n_out, self.threads)
+            out += m.n_rows
+            before = m
+
+    cdef void _layer(self, int32_t index) noexcept nogil:
+        cdef Layer *layer = &self.graph.layers[index]
+        cdef AddWork add
+        cdef int32_t n_rows = self.n_rows, hidden = self.graph.hidden
+        cdef int32_t chunk = 1 if n_rows < 4 * self.threads else 4
+
+        add.x, add.n, add.eps, add.scale = self.x, hidden, self.graph.eps, self.graph.residual_scale
+        self._apply(&layer.qkv, self.x, hidden, hidden, layer.attn_norm, n_rows, self.wide)
+        if layer.recurrent:
+            self._recur(layer)
+            add.y = self.attended
+        else:
+            self._attend(layer)
+            add.y = self.wide
+        add.norm = layer.attn_post_norm
+        parallel(add_work, &add, n_rows, chunk, self.threads)
+
+        if layer.experts != NULL:
+            self._experts(layer)
+            return
+        self._dense(layer, self.x, layer.ffn_norm)
+        add.y, add.norm = self.attended, layer.ffn_post_norm
+        parallel(add_work, &add, n_rows, chunk, self.threads)
+
+    cdef void _attend(self, Layer *layer) noexcept nogil:
+        """From queries, keys and values in `wide` to what is added to the residual stream, in `wide` too."""
+        cdef RopeWork rope
+        cdef AttentionWork attention
+        cdef GateWork gate
+        cdef int32_t n_rows = self.n_rows, q_size = layer.n_heads * layer.head_dim, seen, i
+        cdef int32_t chunk = 1 if n_rows < 4 * self.threads else 4
+        cdef int32_t tiles = (n_rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS
+        cdef int64_t work = 0
+        attention.args.q_stride = layer.qkv.n_out
+        attention.args.q, attention.args.out = self.wide, self.attended
+        attention.args.blocks, attention.args.positions = self.blocks, self.positions
+        attention.args.kv = self.pool.layer(layer.kv_index)
+        attention.args.n_heads, attention.args.n_kv_heads = layer.n_heads, layer.n_kv_heads
+        attention.args.head_dim, attention.args.kv_type = layer.head_dim, self.pool.kv_type
+        attention.args.window = layer.window
+        attention.n_rows = n_rows
+        rope.qkv, rope.gates = self.wide, self.gates if layer.gated else NULL
+        rope.bias, rope.q_norm, rope.k_norm = layer.qkv.bias, layer.q_norm, layer.k_norm
+        rope.cos, rope.sin, rope.shape, rope.n_out = layer.cos, layer.sin, attention.args, layer.qkv.n_out
+        rope.rope_dim, rope.halves, rope.norm_after = layer.rope_dim, layer.halves, layer.norm_after_rope
+        rope.eps, rope.q_scale = self.graph.eps, layer.q_scale
+        rope.whole_norm = layer.whole_norm
+        parallel(rope_work, &rope, n_rows, chunk, self.threads)
+        for i in range(n_rows):
+            seen = self.positions[i] + 1
+            work += <int64_t>(min(seen, layer.window) if layer.window else seen) * q_size
+        parallel(attention_work, &attention, tiles * layer.n_kv_heads, 1,
+                 self.threads if work > ATTENTION_GRAIN else 1)
+        if layer.gated:
+            gate.x, gate.gate, gate.n = self.attended, self.gates, q_size
+            parallel(gate_work, &gate, n_rows, chunk, self.threads)
+        self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)
+
+    cdef void _recur(self, Layer *layer) noexcept nogil:
+        """From the inputs of a recurrent layer in `wide` to what is added to the residual stream, in `attended`."""
+        cdef DeltaWork work
+        work.layer, work.segments, work.segment_of = &layer.delta, self.segments, self.segment_of
+        work.wide, work.stride, work.mixed, work.eps = self.wide, layer.qkv.n_out, self.mixed, self.graph.eps
+        mix(&work, self.n_rows, self.n_segments, self.threads)
+        self._apply(&layer.attn_output, self.wide + layer.delta.channels, layer.qkv.n_out,
+                    layer.delta.n_value_heads * layer.delta.dim, NULL, self.n_rows, self.attended)
+
+    cdef void _dense(self, Layer *layer, const float *x, const float *norm) noexcept nogil:
+        """attended = the gated feed-forward, or the shared expert, of norm(x)."""
+        cdef GluWork glu
+        cdef int32_t n_rows = self.n_rows, hidden = self.graph.hidden, wide = layer.wide
+        self._apply(&layer.gate_up, x, hidden, hidden, norm, n_rows, self.wide)
+        glu.gate_up, glu.n, glu.activation = self.wide, wide, layer.activation
+        parallel(glu_work, &glu, n_rows, 1 if n_rows < 4 * self.threads else 4, self.threads)
+        self._apply(&layer.ffn_down, self.wide, 2 * wide, wide, layer.ffn_sub_norm, n_rows, self.attended)
+
+    cdef void _experts(self, Layer *layer) noexcept nogil:
+        """x += the experts of norm(x), which the router's product leaves in h."""
+        cdef Rows rows
+        cdef int32_t hidden = self.graph.hidden
+        self._apply(&layer.router, self.x, hidden, hidden, layer.ffn_norm, self.n_rows, self.experts.logits)
+        rows.x, rows.out, rows.shared, rows.gates = self.h, self.x, NULL, NULL
+        rows.q8, rows.scales, rows.sums = self.q8, self.scales, self.sums
+        rows.n, rows.threads, rows.per_token = self.n_rows, self.threads, self.graph.per_token
+        if layer.wide:
+            self._dense(layer, self.h, NULL)
+            rows.shared = self.attended
+        if layer.shared_gate.n_parts:
+            self._apply(&layer.shared_gate, self.h, hidden, hidden, NULL, self.n_rows, self.experts.gates)
+            rows.gates = self.experts.gates
+        if self.status == 0:
+            self.status = self.experts.run(<ExpertLayer>layer.experts, &rows)
+
+
+cdef bint same_input(const lb_matrix *a, const lb_matrix *b) noexcept nogil:
+    """Whether the int8 activations made for one matrix serve the other."""
+    return (not is_float(a.format) and a.group_cols == b.group_cols and padded_cols(a) == padded_cols(b))

@@ -1,0 +1,156 @@
+"""Filling packed matrices: from stored rows to the order in which the kernels read them, row group by row group.
+
+The formats of files whose bytes already hold the right columns together (TQ2_0, I2_S, Q4_0, Q8_0) are packed by
+transposing 32-bit words; floats go as they are, or are rounded to 8 bits; anything else comes as codes, one byte each.
+"""
+from libc.stddef cimport size_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy
+
+from lowbit._kernels.dispatch cimport LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, lb_matrix
+
+
+cdef extern from "half.h":
+    float lb_half_to_float(uint16_t h) noexcept nogil
+    float lb_bits_to_float(uint32_t bits) noexcept nogil
+
+cdef extern from "rounding.h":
+    void lb_block_weights(int32_t type, const uint8_t *block, float *w) noexcept nogil
+    int lb_round_weights(const float *w, int32_t n, uint8_t *codes, uint16_t *scale) noexcept nogil
+
+
+cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef Fill *c = <Fill *>context
+    cdef const lb_matrix *m = c.m
+    cdef BlockLayout layout = c.layout
+    cdef size_t row_bytes = <size_t>c.blocks_per_row * layout.block_bytes
+    cdef uint32_t empty = 0x55555555u if m.format == LB_U2 else 0x88888888u if m.format == LB_U4 else 0x80808080u
+    cdef uint32_t w, invalid = 0
+    cdef uint16_t scale
+    cdef int32_t group, lane, block, t
+    cdef const uint8_t *source
+    cdef uint8_t *target
+    cdef uint16_t *scales
+    cdef bint zero
+    for group in range(begin, end):
+        target = <uint8_t *>m.codes + <size_t>(c.first_group + group) * m.words * 64
+        scales = NULL
+        if m.scales_f16:
+            scales = <uint16_t *>m.scales + <size_t>(c.first_group + group) * m.n_groups * LB_ROWS
+        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
+            source = c.source + (<size_t>group * LB_ROWS + lane) * row_bytes
+            for block in range(c.blocks_per_row):
+                zero = False
+                if layout.scale_at >= 0:
+                    memcpy(&scale, source + layout.scale_at, 2)
+                    if scale & 0x7c00u == 0x7c00u:
+                        c.bad_scale = True
+                    if c.one_scale:
+                        zero = scale & 0x7fffu == 0
+                    else:
+                        scales[block * LB_ROWS + lane] = scale
+                for t in range(layout.words):
+                    memcpy(&w, source + layout.codes_at + 4 * t, 4)
+                    w ^= layout.flip
+                    if layout.reverse:
+                        w = ((w & 0x03030303u) << 6 | (w & 0x0c0c0c0cu) << 2 | (w >> 2 & 0x0c0c0c0cu)
+                             | (w >> 6 & 0x03030303u))
+                    if m.format == LB_U2:
+                        invalid |= w & (w >> 1) & 0x55555555u
+                    if zero:
+                        w = empty
+                    memcpy(target + (<size_t>block * layout.words + t) * 64 + lane * 4, &w, 4)
+                source += layout.block_bytes
+    if invalid:
+        c.bad_code = True
+
+
+cdef void fill_codes(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef Fill *c = <Fill *>context
+    cdef const lb_matrix *m = c.m
+    cdef int32_t fields = fields_of(m.format), bits = 8 // fields, block_words = m.block_cols // (4 * fields)
+    cdef int32_t top = 2 if m.format == LB_U2 else (1 << bits) - 1
+    cdef int32_t group, lane, words_left, words, start, column, f, t, b, byte, code
+    cdef const uint8_t *source
+    cdef uint8_t *target
+    for group in range(begin, end):
+        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
+            source = c.source + (<size_t>group * LB_ROWS + lane) * m.n_cols
+            target = <uint8_t *>m.codes + <size_t>(c.first_group + group) * m.words * 64 + lane * 4
+            words_left = m.words
+            start = 0
+            while words_left > 0:
+                words = min(words_left, block_words)
+                for t in range(words):
+                    for b in range(4):
+                        byte = 0
+                        for f in range(fields):
+                            column = start + 4 * words * f + 4 * t + b
+                            code = source[column] if column < m.n_cols else offset_of(m.format)
+                            if code > top:
+                                c.bad_code = True
+                            byte |= (code & ((1 << bits) - 1)) << (bits * f)
+                        target[t * 64 + b] = <uint8_t>byte
+                target += words * 64
+                words_left -= words
+                start += words * 4 * fields
+
+
+cdef void fill_floats(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef Fill *c = <Fill *>context
+    cdef const lb_matrix *m = c.m
+    cdef size_t size = value_size(m.format)
+    cdef int32_t group, lane, column
+    cdef const uint8_t *source
+    cdef uint8_t *target
+    for group in range(begin, end):
+        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
+            source = c.source + (<size_t>group * LB_ROWS + lane) * m.n_cols * size
+            target = <uint8_t *>m.codes + (<size_t>(c.first_group + group) * m.n_cols * LB_ROWS + lane) * size
+            if size == 4:
+                for column in range(m.n_cols):
+                    memcpy(target + <size_t>column * 64, source + <size_t>column * 4, 4)
+            else:
+                for column in range(m.n_cols):
+                    memcpy(target + <size_t>column * 32, source + <size_t>column * 2, 2)
+
+
+cdef inline float float_at(const uint8_t *source, int32_t format, size_t i) noexcept nogil:
+    """One of the stored floats, which can lie at any byte."""
+    cdef uint16_t half
+    memcpy(&half, source + 2 * i, 2)
+    if format == LB_F16:
+        return lb_half_to_float(half)
+    return lb_bits_to_float(<uint32_t>half << 16)
+
+
+cdef void fill_rounded(void *context, int32_t begin, int32_t end) noexcept nogil:
+    """Round 32 weights after the other as `rounding.h` does."""
+    cdef Fill *c = <Fill *>context
+    cdef const lb_matrix *m = c.m
+    cdef int32_t group, lane, g, i, n
+    cdef float w[32]
+    cdef uint8_t codes[32]
+    cdef uint16_t scale = 0
+    cdef size_t at
+    cdef uint8_t *target
+    for group in range(begin, end):
+        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
+            at = (<size_t>group * LB_ROWS + lane) * m.n_cols
+            for g in range(m.n_groups):
+                n = min(32, m.n_cols - 32 * g)
+                if c.block_bytes:
+                    lb_block_weights(c.source_format, c.source + at // 32 * c.block_bytes, w)
+                elif c.source_format == LB_F32:
+                    memcpy(w, c.source + 4 * at, 4 * n)
+                else:
+                    for i in range(n):
+                        w[i] = float_at(c.source, c.source_format, at + i)
+                at += n
+                if not lb_round_weights(w, n, codes, &scale):
+                    c.bad_scale = True
+                    continue
+                (<uint16_t *>m.scales)[(<size_t>(c.first_group + group) * m.n_groups + g) * LB_ROWS + lane] = scale
+                target = <uint8_t *>m.codes + (<size_t>(c.first_group + group) * m.words + 8 * g) * 64 + lane * 4
+                for i in range((n + 3) // 4):
+                    memcpy(target + 64 * i, codes + 4 * i, 4)

@@ -1,0 +1,52 @@
+# From stored rows to row groups: what is run on the pool, with a Fill, for row groups begin to end.
+from libc.stddef cimport size_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+
+from lowbit._kernels.dispatch cimport LB_F32, LB_U2, LB_U4, lb_matrix
+
+
+cdef extern from "rounding.h":
+    int32_t LB_Q4_1, LB_Q5_0, LB_Q5_1
+
+
+# How a stored block (of a TQ2_0, I2_S, Q4_0 or Q8_0 tensor) becomes words.
+cdef struct BlockLayout:
+    int32_t cols        # weights in it
+    int32_t block_bytes
+    int32_t codes_at    # offset of the codes in the stored block
+    int32_t scale_at    # offset of the float16 scale, -1 if there is none
+    int32_t words       # 32-bit words of codes in the stored block
+    bint reverse        # the first of four 2-bit fields is the highest
+    uint32_t flip       # turns signed codes into unsigned ones
+
+
+# Stored rows, and where they go.
+cdef struct Fill:
+    const lb_matrix *m
+    const uint8_t *source
+    int32_t first_group
+    int32_t rows
+    BlockLayout layout      # of stored blocks, like the next two
+    int32_t blocks_per_row
+    bint one_scale          # the scale is set apart; blocks whose stored scale is 0 become zeros
+    int32_t source_format   # of weights that are rounded
+    int32_t block_bytes     # of 32 of them; 0 for floats
+    bint bad_code, bad_scale    # one does not exist, or is not finite
+
+
+cdef inline int32_t fields_of(int32_t format) noexcept nogil:
+    return 4 if format == LB_U2 else 2 if format == LB_U4 else 1
+
+
+cdef inline int32_t offset_of(int32_t format) noexcept nogil:
+    return 1 if format == LB_U2 else 8 if format == LB_U4 else 128
+
+
+cdef inline size_t value_size(int32_t format) noexcept nogil:
+    return 4 if format == LB_F32 else 2
+
+
+cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil
+cdef void fill_codes(void *context, int32_t begin, int32_t end) noexcept nogil
+cdef void fill_floats(void *context, int32_t begin, int32_t end) noexcept nogil
+cdef void fill_rounded(void *context, int32_t begin, int32_t end) noexcept nogil

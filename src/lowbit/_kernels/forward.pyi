@@ -1,0 +1,10 @@
+from .graph import Graph
+from .kvpool import KVPool
+
+class ForwardPass:
+    graph: Graph
+    pool: KVPool
+    threads: int
+    batch: int
+    scratch_bytes: int
+    def __init__(self, graph: Graph, pool: KVPool, threads: int, batch: int = 256) -> None: ...
