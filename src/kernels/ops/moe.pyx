@@ -151,6 +151,7 @@ cdef class ExpertLayer:
         self.groups, self.top_groups = plan.groups, plan.top_groups
         self.sigmoid, self.chosen_only, self.normalized = (
             plan.router == "sigmoid", plan.router == "softmax_chosen", plan.normalized)
+        self.by_two = plan.group_best == 2
         self.activation = activation
         self.scale, self.clamp = plan.scale, plan.clamp
         if not (1 <= self.top_k <= min(self.n, <int32_t>MAX_CHOSEN)
@@ -266,6 +267,7 @@ cdef class ExpertScratch:
         route.logit_bias, route.chosen_only = layer.logit_bias, layer.chosen_only
         route.n, route.top_k, route.groups, route.top_groups = layer.n, layer.top_k, layer.groups, layer.top_groups
         route.sigmoid, route.normalized, route.scale = layer.sigmoid, layer.normalized, layer.scale
+        route.by_two = layer.by_two
         parallel(route_work, &route, rows.n, chunk, threads)
         sort_rows(self.chosen, rows.n, layer.top_k, layer.n, self.starts, self.slot, self.row, self.expert)
         if layer.down.paged != NULL:

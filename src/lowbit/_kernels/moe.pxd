@@ -37,7 +37,7 @@ cdef class ExpertLayer:
     cdef const float *logit_bias        # (n,), or NULL, like the next two
     cdef const float *gate_up_bias      # (n, 2 size)
     cdef const float *down_bias         # (n, hidden)
-    cdef bint sigmoid, chosen_only, normalized
+    cdef bint sigmoid, chosen_only, normalized, by_two
     cdef int32_t activation
     cdef float scale, clamp
     cdef readonly int64_t asked, found  # experts that were to be had from a file, and those that were in memory

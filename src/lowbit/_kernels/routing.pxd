@@ -13,6 +13,7 @@ cdef struct RouteWork:
     const float *bias
     int32_t n, top_k, groups, top_groups
     bint sigmoid, chosen_only, normalized       # probabilities of each alone, or over the chosen; else over all
+    bint by_two             # groups count by the sum of their two best, and not by their best
     float scale
 
 

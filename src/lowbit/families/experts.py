@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..errors import FormatError, UnsupportedModelError
@@ -35,6 +35,12 @@ class Routing:
     """Of gates and what they multiply, if the file does not say; 0 is none."""
     biases: bool = False
     """Routers and the projections of experts have biases."""
+    sigmoid_if_biased: bool = False
+    """Where the file does not say the router, a bias means that each expert has a probability of its own."""
+    softmax_group_best: Literal[1, 2] = 2
+    """Groups compete by the sum of so many, their best, if probabilities are of all experts together."""
+    usual_groups: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """By number of experts: groups, and those chosen, if the file does not say."""
 
     def plan(
         self, keys: Any, layers: int, hidden: int, tensors: Collection[str], activation: Activation = "silu",
@@ -75,8 +81,9 @@ class Routing:
             raise UnsupportedModelError(
                 f"experts of {size} channels in a model of {hidden}: not both multiples of {ROWS}"
             )
-        groups = keys.whole("expert_group_count", 0, min(n, MAX_CHOSEN), default=0) or 1
-        top_groups = keys.whole("expert_group_used_count", 0, groups, default=0) or groups
+        usual = (0, 0) if keys.has("expert_group_count") else self.usual_groups.get(n, (0, 0))
+        groups = keys.whole("expert_group_count", 0, min(n, MAX_CHOSEN), default=usual[0]) or 1
+        top_groups = keys.whole("expert_group_used_count", 0, groups, default=usual[1]) or groups
         if n % groups or (groups > 1 and n < 2 * groups):
             raise FormatError(f"{n} experts do not form {groups} groups of the same size, of two or more each")
         if top_k > top_groups * (n // groups):
@@ -84,8 +91,8 @@ class Routing:
         gating = keys.whole("expert_gating_func", 0, 1 << 16, default=0)
         if gating >= len(_GATINGS):
             raise UnsupportedModelError(f"experts chosen by the gating function {gating} are not supported")
-        router = _GATINGS[gating] or self.router
         bias = any(name.endswith(".exp_probs_b.bias") for name in tensors)
+        router = _GATINGS[gating] or ("sigmoid" if bias and self.sigmoid_if_biased else self.router)
         if router == "softmax_chosen" and (bias or groups > 1):
             raise UnsupportedModelError(
                 "experts chosen by the router's outputs, in groups or with a bias of the choice"
@@ -102,6 +109,7 @@ class Routing:
             scale=keys.real("expert_weights_scale", 0.0, 1e6, default=0.0) or 1.0,
             groups=groups,
             top_groups=top_groups,
+            group_best=self.softmax_group_best if router == "softmax" else 2,
             bias=bias,
             shared=shared,
             shared_gate=bool(shared) and self.shared_gate,

@@ -25,6 +25,7 @@ from lowbit.formats.files import reading
 from lowbit.formats.folder import inside
 from lowbit.formats.huggingface_config import LINEARS, Translation, translate
 from lowbit.formats.huggingface_experts import Made, expert_of, from_columns, stacked
+from lowbit.formats.huggingface_latent import FLOAT8, as_floats, from_float8
 from lowbit.formats.safetensors import DTYPE_BYTES, SafetensorsFile
 from lowbit.formats.strict_json import parse_object
 from lowbit.quantize.ggml_types import tensor_nbytes
@@ -46,6 +47,8 @@ _BARE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.(linear_attn\.A_log|lin
 _BARE_NAMES = {
     "linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias", "self_attn.sinks": "attn_sinks.weight",
 }  # fmt: skip
+_CHOICE_BIAS = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.mlp\.gate\.e_score_correction_bias")
+_FURTHER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.")
 _PREFIX = re.compile(r"^(model\.language_model|language_model\.model)\.")
 _BESIDE = re.compile(r"(model\.)?(visual|vision_tower|multi_modal_projector)\.|mtp\.")
 """Of models that also see: what is not the language model."""
@@ -76,12 +79,12 @@ class HuggingFaceFolder:
         self._folder = Path(self.path)
         self._shards: list[SafetensorsFile] = []
         self._source: dict[str, tuple[SafetensorsFile, str]] = {}  # by name in `tensors`
+        self._stored: dict[str, SafetensorsFile] = {}  # all that there is
         self._scales: dict[str, float] = {}  # of packed tensors, to multiply by
         self._changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         self._orders: dict[str, tuple[int, np.ndarray]] = {}  # axis, and what becomes of the places along it
         self._made: dict[str, np.ndarray] = {}  # bytes of tensors that are not in a file as they are
         self._makers: dict[str, Made] = {}
-        self._stored: dict[str, SafetensorsFile] = {}
         try:
             translation = self._config()
             stored = self._stored = self._open_shards()
@@ -104,13 +107,16 @@ class HuggingFaceFolder:
             return self._made[name]
         if name in self._makers:
             maker = self._makers[name]
-            raw = self._made[name] = maker.make(*(self._stored[source].read(source) for source in maker.sources))
+            sources = (self._floats(self._stored[source], source) for source in maker.sources)
+            raw = self._made[name] = maker.make(*sources)
             raw.flags.writeable = False
             return raw
         shard, stored = self._source[name]
-        raw = shard.read(stored)
         info = self.tensors[name]
-        if name in self._changes:
+        raw = self._floats(shard, stored)
+        if shard.tensors[stored].type == FLOAT8:
+            self._made[name] = raw
+        elif name in self._changes:
             values = dequantize(shard.tensors[stored].type, raw, shard.tensors[stored].shape)
             raw = self._made[name] = self._changes[name](values).astype("<f4").reshape(-1).view(np.uint8)
         elif name in self._orders:
@@ -123,6 +129,14 @@ class HuggingFaceFolder:
             raw = raw.copy()
         raw.flags.writeable = False
         return raw
+
+    def _floats(self, shard: SafetensorsFile, stored: str) -> np.ndarray:
+        """Bytes of a tensor in a file; of a float8 one those of its weights, which are float32."""
+        raw, info = shard.read(stored), shard.tensors[stored]
+        if info.type != FLOAT8:
+            return raw
+        beside, name = self._stored[stored + "_scale_inv"], stored + "_scale_inv"
+        return from_float8(stored, raw, info, beside.read(name), beside.tensors[name])
 
     def release(self, name: str) -> None:
         """Tell the system that a tensor's bytes are not needed in memory for now; they can still be read."""
@@ -217,6 +231,7 @@ class HuggingFaceFolder:
     def _take(self, stored: dict[str, SafetensorsFile], translation: Translation) -> None:
         """Give every tensor its GGUF name. One without keeps its own, and is then refused by the family."""
         packed = translation.linears in ("divide", "multiply")
+        n_layers = translation.metadata[f"{translation.architecture}.block_count"]
         experts: dict[str, dict[int, str]] = {}
         infos = {name: shard.tensors[name] for name, shard in stored.items()}
         for stored_name, shard in stored.items():
@@ -225,6 +240,18 @@ class HuggingFaceFolder:
                 name = _PREFIX.sub("model.", name).removeprefix("language_model.")
             if (translation.inside or translation.recurrent) and _BESIDE.match(name):
                 continue
+            if translation.latent:
+                further = _FURTHER.match(name)
+                if further is not None and int(further[1]) >= n_layers:
+                    continue  # predicts tokens further ahead
+                if name.endswith("_scale_inv"):
+                    if stored_name.removesuffix("_scale_inv") not in stored:
+                        raise FormatError(f"the tensor {name} has nothing to scale")
+                    continue
+                if info.type == FLOAT8 and len(info.shape) == 2:
+                    if stored_name + "_scale_inv" not in stored:
+                        raise FormatError(f"the tensor {name} has no weight_scale_inv")
+                    info = as_floats(info)
             made = from_columns(name, infos) if translation.experts == "columns" else None
             if made is not None:
                 self._make(made)
@@ -237,6 +264,9 @@ class HuggingFaceFolder:
             bare = _BARE.fullmatch(name)
             if bare is not None:
                 target = f"blk.{bare[1]}.{_BARE_NAMES[bare[2]]}"
+            choice = _CHOICE_BIAS.fullmatch(name)
+            if choice is not None and translation.latent:
+                target = f"blk.{choice[1]}.exp_probs_b.bias"
             if _DERIVED.fullmatch(name) or (target == "output.weight" and translation.tied):
                 continue
             if layer is not None and layer[2] in translation.layer_names:
@@ -263,7 +293,7 @@ class HuggingFaceFolder:
                 self._change(target, lambda weight: weight + np.float32(1))
         for target, parts in experts.items():
             if len(parts) > 1 or -1 not in parts:
-                info = stacked(target, {e: stored[name].tensors[name] for e, name in parts.items()})
+                info = stacked(target, {e: as_floats(infos[name]) for e, name in parts.items()})
                 sources = tuple(parts[e] for e in range(len(parts)))
                 self._make([Made(info, sources, lambda *raw: np.concatenate(raw))])
         if translation.recurrent:

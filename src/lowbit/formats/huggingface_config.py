@@ -17,6 +17,7 @@ import numpy as np
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.config_keys import Keys
 from lowbit.formats.huggingface_experts import EXPERT_NAMES, expert_keys
+from lowbit.formats.huggingface_latent import LATENT_NAMES, check_float8, latent_keys, latent_rope
 from lowbit.formats.huggingface_layers import recurrent_keys, window_keys
 
 __all__ = ["LINEARS", "Translation", "translate"]
@@ -72,6 +73,8 @@ class _ModelClass:
     """Feed-forwards are of experts, whose outputs are rows of the stored matrices, or columns."""
     recurrent: Literal["", "tiled", "grouped"] = ""
     """Some layers are recurrent; how GGUF has the value heads that share a key head."""
+    latent: bool = False
+    """Latent attention, and experts as DeepSeek has them."""
 
 
 _GEMMA_NORMS = {
@@ -144,6 +147,10 @@ _CLASSES = {
         windows=True,
         experts="columns",
     ),
+    "DeepseekV2ForCausalLM": _ModelClass("deepseek2", ("deepseek_v2",), LATENT_NAMES, experts="rows", latent=True),
+    "DeepseekV3ForCausalLM": _ModelClass(
+        "deepseek2", ("deepseek_v3", "kimi_k2"), LATENT_NAMES, experts="rows", latent=True
+    ),
 }
 _CLASSES["Qwen3_5ForCausalLM"] = _ModelClass(
     "qwen35",
@@ -206,6 +213,8 @@ class Translation:
     """Feed-forwards are of experts, whose outputs are rows of the stored matrices, or columns."""
     recurrent: Literal["", "tiled", "grouped"]
     """Some layers are recurrent; how GGUF has the value heads that share a key head."""
+    latent: bool
+    """Attention is latent."""
 
 
 def translate(config: Mapping[str, Any]) -> Translation:
@@ -237,7 +246,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
         raise UnsupportedModelError(f"{name} with the activation {activation[:40]!r} is not supported")
 
     hidden, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
-    head_dim = keys.whole("head_dim", kind.head_dim or hidden // heads)
+    head_dim = keys.whole("qk_rope_head_dim" if kind.latent else "head_dim", kind.head_dim or hidden // heads)
     if head_dim > MAX_HEAD:  # tables are made of it before the families see it
         raise FormatError(f"config.json has a head_dim of {head_dim}, limit {MAX_HEAD}")
     context = keys.whole("max_position_embeddings")
@@ -254,14 +263,15 @@ def translate(config: Mapping[str, Any]) -> Translation:
         "context_length": context,
     }
     if kind.experts:
-        values |= expert_keys(keys, normalized=bool(kind.recurrent))
+        own = bool(kind.recurrent)
+        values |= latent_keys(keys, name) if kind.latent else expert_keys(keys, normalized=own)
     rope, factors = _rope(keys, head_dim, context, kind)
     values |= _special(keys, kind, values)
     linears = _linears(keys, name)
     metadata = {f"{kind.architecture}.{key}": value for key, value in {**values, **rope}.items()}
     metadata |= {
         "general.architecture": kind.architecture,
-        "lowbit.rope_pairing": "halves",
+        "lowbit.rope_pairing": "adjacent" if kind.latent else "halves",
         "lowbit.bit_linear": linears == "masters",
         "lowbit.activation_quant": "group" if linears == "float" else "token",
     }
@@ -273,7 +283,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
     layer_names = {**LINEARS, **_NORMS, **kind.norms, **(EXPERT_NAMES if kind.experts else {})}
     return Translation(
         kind.architecture, metadata, keys.flag("tie_word_embeddings", kind.tied), layer_names, linears, factors,
-        kind.plus_one, bool(kind.inside), kind.experts, kind.recurrent,
+        kind.plus_one, bool(kind.inside), kind.experts, kind.recurrent, kind.latent,
     )  # fmt: skip
 
 
@@ -333,6 +343,9 @@ def _linears(keys: Keys, name: str) -> Literal["float", "masters", "divide", "mu
             raise UnsupportedModelError("config.json has no quantization_config, which BitNet needs")
         return "float"
     method = quantization.text("quant_method", "none")
+    if method == "fp8" and name.startswith("Deepseek"):
+        check_float8(quantization)
+        return "float"
     if method != "bitnet":
         raise UnsupportedModelError(f"weights quantised by {method[:40]!r} are not supported")
     if quantization.flag("use_rms_norm"):
@@ -389,7 +402,7 @@ def _rope(keys: Keys, head_dim: int, context: int, of: _ModelClass) -> tuple[dic
             "rope.scaling.attn_factor": _yarn_magnitude(scaling, factor) / (0.1 * math.log(max(factor, 1.0)) + 1.0),
             "rope.scaling.yarn_truncate": scaling.flag("truncate", True),  # lowbit's own: GGUF has no key for it
         }
-    return rope, None
+    return latent_rope(rope, scaling) if of.latent else rope, None
 
 
 def _llama3_factors(head_dim: int, theta: float, factor: float, low: float, high: float, original: int) -> np.ndarray:

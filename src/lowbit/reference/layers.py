@@ -109,6 +109,7 @@ def attention(
     ----------
     q : ndarray of float64, shape (n, n_heads, head_dim)
     k, v : ndarray of float64, shape (t, n_kv_heads, head_dim), t >= n
+        Values may be of another size.
     window : int
         A query sees the keys that are less than this many positions before it; 0: all.
     scale : float
@@ -118,7 +119,7 @@ def attention(
 
     Returns
     -------
-    ndarray of float64, shape (n, n_heads * head_dim)
+    ndarray of float64, shape (n, n_heads * size of a value)
     """
     n, n_heads, head_dim = q.shape
     t, n_kv_heads, _ = k.shape
@@ -131,7 +132,7 @@ def attention(
     if sinks is not None:
         scores = np.concatenate([scores, np.broadcast_to(sinks[:, None, None], (n_heads, n, 1))], axis=2)
     mixed = softmax(scores)[..., :t] @ v  # (n_heads, n, head_dim)
-    return mixed.swapaxes(0, 1).reshape(n, n_heads * head_dim)
+    return mixed.swapaxes(0, 1).reshape(n, -1)
 
 
 def silu(x: np.ndarray) -> np.ndarray:
