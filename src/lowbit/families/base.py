@@ -128,7 +128,7 @@ class Family:
         else:
             feed_forwards = self.experts.plan(keys, n_layers, hidden, tensors, self.activation, self.ffn_norm)
         embedding = math.sqrt(hidden) if self.root_embedding else 1.0
-        scales = keys.scales(hidden, n_layers) if self.scales else {"embedding_scale": embedding}
+        scales: dict[str, Any] = keys.scales(hidden, n_layers) if self.scales else {"embedding_scale": embedding}
         plan = ModelPlan(
             family=self.name,
             vocab_size=keys.vocabulary(),

@@ -85,7 +85,6 @@ class HuggingFaceFolder:
         self._orders: dict[str, tuple[int, np.ndarray]] = {}  # axis, and what becomes of the places along it
         self._made: dict[str, np.ndarray] = {}  # bytes of tensors that are not in a file as they are
         self._makers: dict[str, Made] = {}
-        self._stored: dict[str, SafetensorsFile] = {}
         try:
             translation = self._config()
             stored = self._stored = self._open_shards()

@@ -149,21 +149,17 @@ def hidden_states(
         return [part.reshape(n, -1) for part in np.split(y.reshape(n, keys, -1), ends, axis=2)]
 
     def recur(layer: DeltaNet, block: str, normed: np.ndarray) -> np.ndarray:
-        heads, keys = layer.n_value_heads, layer.n_key_heads
-        shared = heads // keys * layer.head_dim
-        roles = ("ssm_in",) if layer.fused else ("attn_qkv", "attn_gate")
-        roles += ("ssm_ba",) if layer.grouped else ("ssm_alpha", "ssm_beta")
-        made = linears("qkv", block, roles, normed)
+        keys, shared = layer.n_key_heads, layer.n_value_heads // layer.n_key_heads
+        inputs = ("ssm_in",) if layer.fused else ("attn_qkv", "attn_gate")
+        rates = ("ssm_ba",) if layer.grouped else ("ssm_beta", "ssm_alpha")
+        made = linears("qkv", block, (*inputs, *rates), normed)
+        qkv, z, (b, a) = made[0], made[1], made[-2:]
         if layer.fused:
-            parts = [layer.head_dim, 2 * layer.head_dim, 2 * layer.head_dim + shared]
-            q, k, v, z = by_key_head(made[0], keys, parts)
-            qkv = np.concatenate([q, k, v], axis=1)
-        else:
-            qkv, z = made[:2]
+            ends = layer.head_dim * np.cumsum([1, 1, shared])
+            *parts, z = by_key_head(qkv, keys, ends.tolist())
+            qkv = np.concatenate(parts, axis=1)
         if layer.grouped:
-            b, a = by_key_head(made[-1], keys, [heads // keys])
-        else:
-            a, b = made[-2:]
+            b, a = by_key_head(a, keys, [shared])
         conv, dt, decay, weight = (
             vector(f"{block}.{name}") for name in ("ssm_conv1d", "ssm_dt_bias", "ssm_a", "ssm_norm")
         )

@@ -128,7 +128,7 @@ def asked_for(documents: Sequence[np.ndarray], tokenizer: Tokenizer) -> list[np.
         Of bool, as long as the documents; all False in a document without messages.
     """
     begin = tokenizer.encode(MESSAGE, add_bos=False, parse_special=True)
-    starts = [np.flatnonzero(ids == begin[0]) if len(begin) == 1 else () for ids in documents]
+    starts = [np.flatnonzero(ids == begin[0]) if len(begin) == 1 else np.empty(0, np.intp) for ids in documents]
     answers = [int(places[-1]) if len(places) else 0 for places in starts]
     requests = [np.unique(ids[:at]) for ids, at in zip(documents, answers, strict=True)]
     count = np.bincount(np.concatenate([np.empty(0, np.int64), *requests]).astype(np.int64), minlength=1)
