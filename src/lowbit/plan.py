@@ -27,12 +27,13 @@ from .layers import (
     Linear,
     Parts,
     Rope,
+    Rotation,
     Weight,
 )  # fmt: skip
 
 __all__ = [
     "INPUT_NORM", "JOINED_HEADS", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind",
-    "LatentAttention", "LayerPlan", "Linear", "ModelPlan", "Rope", "Weight",
+    "LatentAttention", "LayerPlan", "Linear", "ModelPlan", "Rope", "Rotation", "Weight",
 ]  # fmt: skip
 
 
@@ -70,6 +71,9 @@ class ModelPlan:
     """Layers that the file has behind these, and that nothing reads: they predict tokens further ahead."""
     pooling: Literal["last", "mean", "first"] | None = None
     """What makes one vector of a text, whose length is then made 1; None if the model was not made for that."""
+
+    rotation: Rotation | None = None
+    """A Hadamard transform of what some weights read."""
 
     # --- weights ---
 
@@ -126,6 +130,10 @@ class ModelPlan:
         """Tell whether a tensor belongs to one of the layers that nothing reads."""
         behind = range(self.n_layers, self.n_layers + self.unused_layers)
         return name.startswith(tuple(f"blk.{i}." for i in behind))
+
+    def is_folded(self, weight: Weight) -> bool:
+        """Tell whether a weight reads rotated inputs."""
+        return self.rotation is not None and weight.name in self.rotation.folded
 
     def with_rope_factors(self, factors: tuple[float, ...]) -> ModelPlan:
         """Return the plan with the factors of the file's tensor in every layer."""

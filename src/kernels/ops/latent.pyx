@@ -17,8 +17,8 @@ from lowbit._kernels.dispatch cimport (
     parallel, table,
 )
 from lowbit._kernels.dispatch cimport LB_KV_SPAN
-from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, is_float, padded_cols, row_stride
-from lowbit._kernels.ops cimport ATTENTION_GRAIN, ATTENTION_ROWS, AttentionWork, attention_work, rotate
+from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, group_scale_bytes, is_float, padded_cols, row_stride
+from lowbit._kernels.ops cimport ATTENTION_GRAIN, ATTENTION_ROWS, AttentionWork, attention_work, turn
 from lowbit._kernels.products cimport multiply_all
 
 import numpy as np
@@ -49,13 +49,13 @@ cdef void prepare_work(void *context, int32_t begin, int32_t end) noexcept nogil
         kv, position = rows.kv + i * rows.kv_stride, rows.positions[i]
         at = <int64_t>position * (c.rope // 2)
         table.rms_norm(kv, c.norm, c.rank, rows.eps, kv)
-        rotate(kv + c.rank, c.rope, rows.halves, rows.cos + at, rows.sin + at)
+        turn(kv + c.rank, c.rope, rows.halves, rows.cos + at, rows.sin + at)
         table.kv_store(kv, kv, rows.blocks[i][position // <int32_t>LB_KV_SPAN], &c.shape, position)
         for h in range(c.n_heads):
             q = rows.q + i * rows.q_stride + h * dim
             for j in range(dim):
                 q[j] = q[j] * rows.q_scale
-            rotate(q + c.nope, c.rope, rows.halves, rows.cos + at, rows.sin + at)
+            turn(q + c.nope, c.rope, rows.halves, rows.cos + at, rows.sin + at)
             memcpy(c.absorbed + (i * c.n_heads + h) * width + c.rank, q + c.nope, sizeof(float) * <size_t>c.rope)
 
 
@@ -116,7 +116,7 @@ cdef class LatentLayer:
         out.m = (<PackedMatrix?>matrix).m
         out.m.n_rows = n_out
         out.codes = groups * group_code_bytes(&out.m)
-        out.scales = 0 if is_float(out.m.format) else groups * out.m.n_groups * LB_ROWS * (2 if out.m.scales_f16 else 4)
+        out.scales = groups * group_scale_bytes(&out.m)
         return 0
 
 
@@ -183,6 +183,7 @@ cdef class LatentScratch:
         attention.args.q, attention.args.q_stride, attention.args.out = self.absorbed, heads * width, self.queries
         attention.args.blocks, attention.args.positions, attention.args.window = rows.blocks, rows.positions, 0
         attention.args.n_heads, attention.args.n_kv_heads = heads, units
+        attention.args.sinks = NULL
         attention.n_rows = rows.n
         for i in range(rows.n):
             work += <int64_t>(rows.positions[i] + 1) * heads * width

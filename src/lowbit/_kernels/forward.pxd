@@ -33,7 +33,7 @@ cdef class ForwardPass:
     cdef int32_t n_segments
     cdef float *x                       # the residual stream
     cdef float *h
-    cdef float *normed                  # by a matrix's own norm
+    cdef float *normed                  # by a matrix's own norm, or rotated
     cdef float *wide                    # q, k and v; or gate and up
     cdef float *attended
     cdef float *gates                   # of gated attention

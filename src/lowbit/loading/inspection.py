@@ -113,14 +113,15 @@ def _tokens(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _scratch_bytes(plan: ModelPlan) -> int:
     """Activations of a batch of rows, as floats and as int8 with their scales; and the logits of one row."""
-    hidden, row = plan.hidden_size, 0
+    hidden = plan.hidden_size
     linears = [linear for i in range(plan.n_layers) for linear in plan.linears(i)]
     widest_in, widest_out = max(one.n_in for one in linears), max(one.n_out for one in linears)
     heads = max(
         mixer.n_heads * (2 * mixer.head_dim if isinstance(mixer, LatentAttention) else mixer.head_dim)
         for mixer in plan.attentions
     )
-    row = 4 * (hidden + widest_in + max(widest_out, hidden) + max(heads, hidden)) + widest_in + 8 * (widest_in // 32)
+    row = 0 if plan.rotation is None else 4 * widest_in
+    row += 4 * (hidden + widest_in + max(widest_out, hidden) + max(heads, hidden)) + widest_in + 8 * (widest_in // 32)
     row += max(
         feed_forward.top_k * (5 * hidden + 9 * feed_forward.size) + 8 * feed_forward.n
         if isinstance(feed_forward, Experts) else 0
