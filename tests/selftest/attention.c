@@ -263,26 +263,26 @@ void test_attention(void) {
         for (int i = 0; i < COUNT(positions); i++) {
             for (int j = 0; j < COUNT(dims); j++, n++) {
                 const int32_t *h = heads[n % COUNT(heads)];
-                check_attention(&(shape){type, h[0], h[1], dims[j], positions[i], 0, n % 2});
+                check_attention(&(shape){type, h[0], h[1], dims[j], positions[i], 0, n % 2, 0, 0});
                 check_attention(
-                    &(shape){type, h[0], h[1], dims[j], positions[i], windows[n % COUNT(windows)], n / 2 % 2});
+                    &(shape){type, h[0], h[1], dims[j], positions[i], windows[n % COUNT(windows)], n / 2 % 2, 0, 0});
             }
         }
-        check_attention(&(shape){type, 2, 1, LB_MAX_HEAD_DIM, 70, 0, 1});
-        check_attention(&(shape){type, 4, 2, 48, 70, 0, 0, 21}); /* values of another size than keys */
-        check_attention(&(shape){type, 3, 1, 24, 200, 20, 1, 80});
+        check_attention(&(shape){type, 2, 1, LB_MAX_HEAD_DIM, 70, 0, 1, 0, 0});
+        check_attention(&(shape){type, 4, 2, 48, 70, 0, 0, 21, 0}); /* values of another size than keys */
+        check_attention(&(shape){type, 3, 1, 24, 200, 20, 1, 80, 0});
         check_attention(&(shape){type, 8, 1, LB_MAX_HEAD_DIM + 64, 70, 0, 0, LB_MAX_HEAD_DIM, 2});
         check_attention(&(shape){type, 6, 1, 40, 193, 0, 0, 32, 6});
         check_attention(&(shape){type, 6, 1, 40, 193, 0, 0, 32, 2});
         check_attention(&(shape){type, 3, 1, 21, 17, 0, 0, 5, 1});
         for (int i = 0; i < COUNT(positions); i++) check_attention(&(shape){type, 4, 1, 80, positions[i], 0, 0, 64, 2});
         for (int32_t n_positions = 193; n_positions <= 600; n_positions += n_positions == 193 ? 64 : 343) {
-            check_attention(&(shape){type, 4, 2, 21, n_positions, n_positions / 3, n_positions % 2});
-            check_attention(&(shape){type, 3, 1, 64, n_positions, 0, n_positions % 2});
+            check_attention(&(shape){type, 4, 2, 21, n_positions, n_positions / 3, n_positions % 2, 0, 0});
+            check_attention(&(shape){type, 3, 1, 64, n_positions, 0, n_positions % 2, 0, 0});
         }
         for (int32_t wild = 1; wild < 2000; wild *= 3) {
-            check_wild(&(shape){type, 1, 1, 21, 17, 0, 0}, wild);
-            check_wild(&(shape){type, 4, 2, 32, 130, 70, 1}, wild);
+            check_wild(&(shape){type, 1, 1, 21, 17, 0, 0, 0, 0}, wild);
+            check_wild(&(shape){type, 4, 2, 32, 130, 70, 1, 0, 0}, wild);
             check_wild(&(shape){type, 4, 1, 32, 130, 0, 0, 32, 1}, wild);
         }
     }
