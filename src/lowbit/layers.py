@@ -2,7 +2,7 @@
 
 A layer has a mixer, which lets tokens look at each other, and a feed-forward, which does not. Each kind of these is a
 class here with its numbers as fields, and `parts` lists what it consists of, in the order of the computation. A new
-kind (latent attention, say) is one more such class, beside the kernels that compute it.
+kind is one more such class, beside the kernels that compute it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
-    "INPUT_NORM", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind", "LayerPlan", "Linear",
-    "Parts", "Rope", "Weight",
+    "INPUT_NORM", "JOINED_HEADS", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind",
+    "LatentAttention", "LayerPlan", "Linear", "Parts", "Rope", "Rotation", "Weight",
 ]  # fmt: skip
 
 Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors", "recurrence"]
 """What a weight is for: a vector to scale by or to add, rows to multiply with (of a layer, of what chooses experts, of
 the output head), rows to look up, divisors of the rotary frequencies, the few numbers of a recurrent mixer."""
 
-Activation = Literal["silu", "relu2", "gelu"]
-"""Of a gate: SiLU, squared ReLU, or GELU by its approximation with tanh."""
+Activation = Literal["silu", "relu2", "gelu", "swiglu_oai"]
+"""Of a gate: SiLU, squared ReLU, GELU by its approximation with tanh, or gpt-oss's x sigmoid(1.702 x), where what the
+gate multiplies has 1 added to it first."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Linear:
 
     name: str
     """``qkv``, ``attn_output``, ``gate_up`` or ``ffn_down``; where there are experts also ``router``,
-    ``expert_gate_up``, ``expert_down``, ``shared_gate``."""
+    ``expert_gate_up``, ``expert_down``, ``shared_gate``; where attention is latent ``q_b``, ``k_b``, ``v_b``,
+    ``kv_b``."""
     weights: tuple[Weight, ...]
     biases: tuple[Weight, ...] = ()
     """Either none, or one for each weight."""
@@ -60,7 +62,7 @@ class Linear:
 
     @property
     def n_out(self) -> int:
-        """Outputs of all weights together; of one expert."""
+        """Outputs of all weights together; of one expert, or one head."""
         return sum(weight.shape[-2] for weight in self.weights)
 
 
@@ -86,17 +88,28 @@ class _Layer:
             tuple(self.norm(f"{role}_norm_in", n_in) for role in rows) if norms else (),
         )  # fmt: skip
 
-    def router(self, role: str, *shape: int) -> Weight:
-        return Weight(role, f"blk.{self.number}.{role}.weight", shape, "router", self.number)
+    def router(self, name: str, role: str, n: int, bias: bool = False) -> Linear:
+        block = f"blk.{self.number}.{role}"
+        return Linear(
+            name,
+            (Weight(role, f"{block}.weight", (n, self.hidden), "router", self.number),),
+            (Weight(f"{role}_bias", f"{block}.bias", (n,), "bias", self.number),) if bias else (),
+        )
 
-    def experts(self, name: str, rows: Mapping[str, int], n_in: int, n: int) -> Linear:
+    def stack(self, name: str, rows: Mapping[str, int], n_in: int, n: int, bias: bool = False) -> Linear:
+        """Matrices of n experts, or n heads."""
+        block = f"blk.{self.number}."
         return Linear(
             name,
             tuple(
-                Weight(role, f"blk.{self.number}.{role}.weight", (n, out, n_in), "linear", self.number)
+                Weight(role, f"{block}{role}.weight", (n, out, n_in), "linear", self.number)
                 for role, out in rows.items()
             ),
-        )
+            tuple(
+                Weight(f"{role}_bias", f"{block}{role}.bias", (n, out), "bias", self.number)
+                for role, out in rows.items()
+            ) if bias else (),
+        )  # fmt: skip
 
 
 Parts = Iterator[Weight | Linear]
@@ -147,9 +160,18 @@ class Attention:
     """Each linear layer has an RMSNorm of its input."""
     whole_norm: bool = False
     """RMSNorm over all query heads together, and over all key heads, before RoPE."""
+    output_bias: bool = False
+    """The output projection has a bias."""
+    sinks: bool = False
+    """Each query head has one more score, which takes part in the softmax and brings no value."""
     gated: bool = False
     """The query projection has `head_dim` more rows behind those of each head: what the heads give is multiplied by
     the logistic function of these."""
+
+    @property
+    def value_dim(self) -> int:
+        """Channels that are kept of a value."""
+        return self.head_dim
 
     def parts(self, layer: _Layer) -> Parts:
         """List norms and linear layers in the order of the computation."""
@@ -162,17 +184,75 @@ class Attention:
             yield layer.norm("attn_k_norm", kv if self.whole_norm else self.head_dim)
         if self.sub_norm:
             yield layer.norm("attn_sub_norm", q)
-        yield layer.linear("attn_output", {"attn_output": layer.hidden}, q, norms=self.input_norms)
+        if self.sinks:
+            yield Weight(
+                "attn_sinks", f"blk.{layer.number}.attn_sinks.weight", (self.n_heads,), "bias", layer.number
+            )  # fmt: skip
+        yield layer.linear("attn_output", {"attn_output": layer.hidden}, q, self.output_bias, self.input_norms)
         if self.post_norm:
             yield layer.norm("attn_post_norm", layer.hidden, "post_attention_norm")
 
 
 @dataclass(frozen=True)
-class DeltaNet:
-    """A recurrent mixer: a short convolution, and a matrix per head that follows the gated delta rule.
+class LatentAttention:
+    """A mixer: attention whose keys and values all heads make of one short vector per token, the latent (DeepSeek).
 
-    Value head h reads key head h mod `n_key_heads`.
+    A key is what a head's matrix makes of the latent, and beside that rotated channels that all heads share. Kept of a
+    token are its latent and these.
     """
+
+    n_heads: int
+    rank: int
+    """Channels of the latent, which is normalised."""
+    nope_dim: int
+    """Channels of a query that meet those made of the latent; the rotated ones are beside them."""
+    value_size: int
+    """Channels that a head makes of the latents that it attends to."""
+    rope: Rope
+    """Of as many channels as are beside the others."""
+    q_rank: int = 0
+    """Channels of a vector, normalised too, that the queries are made of; 0: they are made of the layer's input."""
+    scale: float = 0.0
+    """Factor of the scores; 0 is 1 / sqrt(channels of a query)."""
+    joined: bool = False
+    """The file has the matrices of a head for keys and for values as one, and the former the other way round."""
+    window: int = 0
+    """It has none."""
+    n_kv_heads: int = 1
+    """What is kept is that of one head."""
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of what stands for a key."""
+        return self.rank + self.rope.dim
+
+    @property
+    def value_dim(self) -> int:
+        """None but those of the key, whose first ones, the latent, stand for the value."""
+        return 0
+
+    def parts(self, layer: _Layer) -> Parts:
+        """List norms and linear layers in the order of the computation."""
+        queries = self.n_heads * (self.nope_dim + self.rope.dim)
+        yield layer.norm("attn_norm", layer.hidden)
+        rows = {"attn_q_a": self.q_rank} if self.q_rank else {"attn_q": queries}
+        yield layer.linear("qkv", {**rows, "attn_kv_a_mqa": self.head_dim}, layer.hidden)
+        if self.q_rank:
+            yield layer.norm("attn_q_a_norm", self.q_rank)
+            yield layer.linear("q_b", {"attn_q_b": queries}, self.q_rank)
+        yield layer.norm("attn_kv_a_norm", self.rank)
+        if self.joined:
+            rows = {"attn_kv_b": self.n_heads * (self.nope_dim + self.value_size)}
+            yield layer.linear("kv_b", rows, self.rank)
+        else:
+            yield layer.stack("k_b", {"attn_k_b": self.rank}, self.nope_dim, self.n_heads)
+            yield layer.stack("v_b", {"attn_v_b": self.value_size}, self.rank, self.n_heads)
+        yield layer.linear("attn_output", {"attn_output": layer.hidden}, self.n_heads * self.value_size)
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """A recurrent mixer: a short convolution, and a matrix per head that follows the gated delta rule."""
 
     n_key_heads: int
     n_value_heads: int
@@ -181,6 +261,11 @@ class DeltaNet:
     """Channels of each key and of each value."""
     taps: int
     """Tokens that the convolution sees, the current one among them."""
+    grouped: bool = False
+    """Value head h reads key head h div (`n_value_heads / n_key_heads`), and not h mod `n_key_heads`. Then learning
+    rates and decays are one tensor, in which each key head has the rates of its value heads and then their decays."""
+    fused: bool = False
+    """Queries, keys, values and gates are one tensor likewise: each key head has its own, in this order."""
 
     @property
     def value_size(self) -> int:
@@ -200,7 +285,9 @@ class DeltaNet:
             return Weight(role, block + name, shape, "recurrence", layer.number)
 
         yield layer.norm("attn_norm", layer.hidden)
-        rows = {"attn_qkv": self.channels, "attn_gate": self.value_size, "ssm_alpha": heads, "ssm_beta": heads}
+        rows = {"attn_qkv": self.channels, "attn_gate": self.value_size}
+        rows = {"ssm_in": sum(rows.values())} if self.fused else rows
+        rows |= {"ssm_ba": 2 * heads} if self.grouped else {"ssm_alpha": heads, "ssm_beta": heads}
         yield layer.linear("qkv", rows, layer.hidden)
         yield numbers("ssm_conv1d", "ssm_conv1d.weight", self.channels, self.taps)
         yield numbers("ssm_dt", "ssm_dt.bias", heads)
@@ -252,16 +339,21 @@ class Experts:
     """How many work for a token."""
     size: int
     """Channels between the two projections of an expert."""
-    router: Literal["softmax", "sigmoid"] = "softmax"
-    """What makes probabilities of the router's outputs: over all experts, or of each alone."""
+    router: Literal["softmax", "sigmoid", "softmax_chosen"] = "softmax"
+    """What makes probabilities of the router's outputs: over all experts, of each alone, or over those that were
+    chosen, which then are those with the largest outputs."""
+    router_bias: bool = False
+    """The router has a bias, which is part of its outputs."""
     normalized: bool = False
     """The weights of a token's experts are divided by their sum."""
     scale: float = 1.0
     """Factor of the weights."""
     groups: int = 1
-    """Runs of neighbours that compete first: by the sum of the two best in each. Divides `n`."""
+    """Runs of neighbours that compete first. Divides `n`."""
     top_groups: int = 1
     """Groups whose experts may be chosen."""
+    group_best: Literal[1, 2] = 2
+    """Groups compete by the sum of so many, their best."""
     bias: bool = False
     """Added to the probabilities when experts are chosen, and not when they are weighted."""
     shared: int = 0
@@ -272,25 +364,26 @@ class Experts:
     """Gates are at most this large, and what they multiply is at most this far from 0."""
     fused: bool = False
     """Gate and up projection are one tensor."""
-    activation: Literal["silu"] = "silu"
-    """SiLU."""
+    expert_bias: bool = False
+    """The projections of experts have biases."""
+    activation: Activation = "silu"
     norm: str = "ffn_norm"
     """Name of the norm before it in a file."""
 
     def parts(self, layer: _Layer) -> Parts:
         """List norms and linear layers in the order of the computation."""
         yield layer.norm("ffn_norm", layer.hidden, self.norm)
-        yield Linear("router", (layer.router("ffn_gate_inp", self.n, layer.hidden),))
+        yield layer.router("router", "ffn_gate_inp", self.n, self.router_bias)
         if self.bias:
             yield Weight("exp_probs_b_bias", f"blk.{layer.number}.exp_probs_b.bias", (self.n,), "bias", layer.number)
         rows = {"ffn_gate_up_exps": 2 * self.size} if self.fused else {
             "ffn_gate_exps": self.size, "ffn_up_exps": self.size,
         }  # fmt: skip
-        yield layer.experts("expert_gate_up", rows, layer.hidden, self.n)
-        yield layer.experts("expert_down", {"ffn_down_exps": layer.hidden}, self.size, self.n)
+        yield layer.stack("expert_gate_up", rows, layer.hidden, self.n, self.expert_bias)
+        yield layer.stack("expert_down", {"ffn_down_exps": layer.hidden}, self.size, self.n, self.expert_bias)
         if self.shared:
             if self.shared_gate:
-                yield Linear("shared_gate", (layer.router("ffn_gate_inp_shexp", 1, layer.hidden),))
+                yield layer.router("shared_gate", "ffn_gate_inp_shexp", 1)
             yield layer.linear("gate_up", {"ffn_gate_shexp": self.shared, "ffn_up_shexp": self.shared}, layer.hidden)
             yield layer.linear("ffn_down", {"ffn_down_shexp": layer.hidden}, self.shared)
 
@@ -299,7 +392,7 @@ class Experts:
 class LayerPlan:
     """One layer: x += mixer(x), then x += feed_forward(x)."""
 
-    mixer: Attention | DeltaNet
+    mixer: Attention | LatentAttention | DeltaNet
     feed_forward: Dense | Experts
 
     def parts(self, number: int, hidden: int) -> Parts:
@@ -309,8 +402,37 @@ class LayerPlan:
         yield from self.feed_forward.parts(layer)
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """A Hadamard transform of what some weights read: each run of `block` channels of x becomes H (signs * x).
+
+    H[r, c] = (-1)**popcount(r & c) / sqrt(block). The weights in the file have it in them, so that a product is what it
+    would be without either.
+    """
+
+    block: int
+    """A power of two that divides the width of each input."""
+    signs: Mapping[int, bytes]
+    """-1 or 1 for each channel, as int8, by width; empty if all are 1."""
+    folded: frozenset[str]
+    """Names of the tensors that read such inputs."""
+    latent: bool = False
+    """What is looked up in the embedding is signs * (H row)."""
+    grouped: bool = False
+    """Before that, the value heads of a `DeltaNet` are put beside those of the same key head."""
+
+    def factors(self, width: int) -> list[float]:
+        """Return what the channels are multiplied by, before sums and differences alone make the transform."""
+        root = 1 / math.sqrt(self.block)
+        if not self.signs:
+            return [root] * width
+        return [root * sign for sign in memoryview(self.signs[width]).cast("b")]
+
+
 INPUT_NORM = "blk.0.attn_q_norm_in.weight"
 """A tensor of models whose linear layers have an RMSNorm of their input: no key says so."""
+JOINED_HEADS = "blk.0.attn_kv_b.weight"
+"""A tensor of models whose latent attention has the matrices of a head as one: no key says that either."""
 LINEARS = tuple(
     part.name
     for part in LayerPlan(Attention(1, 1, 2, Rope(2)), Dense(1)).parts(0, 1)

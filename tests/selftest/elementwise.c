@@ -64,6 +64,39 @@ static void check_rms_norm(int32_t n, float eps) {
     }
 }
 
+/* The definition in kernels.h, one pair after the other; every set must equal it. Twice gives the values again, `block`
+ * times as large. */
+static void check_hadamard(int32_t n, int32_t block) {
+    snprintf(text, sizeof text, "hadamard: n %d, blocks of %d", (int)n, (int)block);
+    fill_random(x, n, -9.0f, 9.0f);
+    for (int32_t i = 0; i < n; i += 7) x[i] = i % 2 ? 0.0f : -0.0f;
+    memset(got, GUARD, sizeof got);
+    memcpy(got, x, (size_t)n * sizeof *x), memcpy(expected, x, (size_t)n * sizeof *x);
+    lb_table.hadamard(got, n, block);
+    for (int32_t stride = 1; stride < block; stride *= 2) {
+        for (int32_t i = 0; i < n; i++) {
+            if (i & stride) continue;
+            const float a = expected[i], b = expected[i + stride];
+            expected[i] = a + b, expected[i + stride] = a - b;
+        }
+    }
+    check_floats(text, "transform", got, expected, n);
+    check_guard(got + n, sizeof got - (size_t)n * sizeof *got);
+    lb_table.hadamard(got, n, block);
+    for (int32_t i = 0; i < n; i++) exact[i] = (double)x[i] * block;
+    check_near(text, "inverse", got, exact, n, 0.0, 2e-5 * block);
+    memset(got, 0, (size_t)n * sizeof *got); /* a column: the signs of the formula, exactly */
+    const int32_t start = random_int(0, n / block - 1) * block, column = random_int(0, block - 1);
+    got[start + column] = 3.0f;
+    lb_table.hadamard(got, n, block);
+    for (int32_t i = 0; i < n; i++) {
+        int odd = 0;
+        for (int32_t both = (i - start) & column; both; both &= both - 1) odd ^= 1;
+        exact[i] = i < start || i >= start + block ? 0.0 : odd ? -3.0 : 3.0;
+    }
+    check_near(text, "column", got, exact, n, 0.0, 0.0);
+}
+
 static void check_count_from(int32_t n) {
     static const float limits[] = {0.0f, 1e-40f, 0.5f, 3.0f, 1e30f, INFINITY, NAN};
     snprintf(text, sizeof text, "count_from: n %d", (int)n);
@@ -83,7 +116,7 @@ static void check_count_from(int32_t n) {
 }
 
 static void check_glu(int32_t n, int32_t activation) {
-    static const char *const names[] = {"silu", "relu2", "gelu"};
+    static const char *const names[] = {"silu", "relu2", "gelu", "swiglu_oai"};
     snprintf(text, sizeof text, "glu: n %d, %s", (int)n, names[activation]);
     fill_random(x, n, -100.0f, 60.0f), fill_random(y, n, -2.0f, 2.0f);
     for (int32_t i = 0; i < n; i += 7) x[i] = i % 2 ? 0.0f : -0.0f;
@@ -95,11 +128,11 @@ static void check_glu(int32_t n, int32_t activation) {
     if (is_portable) {
         for (int32_t i = 0; i < n; i++) {
             const double g = x[i], t = 0.7978845608028654 * (g + 0.044715 * g * g * g);
-            const double a[] = {g / (1 + exp(-g)), g > 0 ? g * g : 0, g / (1 + exp(-2 * t))};
-            exact[i] = a[activation] * y[i];
+            const double a[] = {g / (1 + exp(-g)), g > 0 ? g * g : 0, g / (1 + exp(-2 * t)), g / (1 + exp(-1.702 * g))};
+            exact[i] = a[activation] * (activation == LB_SWIGLU_OAI ? y[i] + 1.0 : y[i]);
         }
-        /* the exponent of GELU reaches 80, and its rounding counts that often */
-        check_near(text, "activation", got, exact, n, activation == LB_GELU ? 1e-5 : 1e-6, 1e-35);
+        /* the exponent of GELU and of what follows it reaches 80, and its rounding counts that often */
+        check_near(text, "activation", got, exact, n, activation >= LB_GELU ? 1e-5 : 1e-6, 1e-35);
     } else {
         portable.glu(expected, y, n, activation);
         check_floats(text, "activation", got, expected, n);
@@ -184,9 +217,10 @@ void test_elementwise(void) {
             check_exp(n, again & 1 ? 3.25f : 0.0f, again & 2 ? -0.5f : 1.0f);
             check_add(n);
             check_rms_norm(n, again ? 1e-5f : 1e-6f);
-            check_glu(n, again % 3);
+            check_glu(n, again % 4);
             check_count_from(n);
         }
+        for (int32_t block = 1; block <= n; block *= 2) check_hadamard(n / block * block, block);
         for (int j = 0; j < COUNT(sizes); j++) {
             check_quantize(n, n, 1, sizes[j], 0);
             check_quantize(n, 32, 0, sizes[j], 0);

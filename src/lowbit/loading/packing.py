@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, MAX_COLS, ROUNDED_TYPES, PackedMatrix
+from .._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, GROWING_TYPES, MAX_COLS, PackedMatrix
 from .._kernels.paging import PagedMatrix
 from ..errors import FormatError, UnsupportedModelError
 from ..formats.base import ModelFile, TensorInfo
@@ -17,6 +17,7 @@ from ..formats.blocks import TERNARY, dequantize, integer_codes, is_ternary, ter
 from ..formats.iquants import GROUPS
 from ..plan import Linear, ModelPlan, Weight
 from ..quantize.ggml_types import DECODABLE, type_of
+from .latent import taken_apart
 from .paging import Paging
 from .ternary import GROUP, all_ternary, blockwise_ternary, ternary_of
 
@@ -88,13 +89,14 @@ def read_weights(
 ) -> Weights:  # fmt: skip
     """Read and pack every weight of a model; `head` is one of `HEADS`, `weights` one of `FLOAT_WEIGHTS`.
 
-    With `paging`, matrices stay in files, and only norms and biases are read.
+    With `paging`, matrices stay in files, and only norms and biases are read, and what heads have of their own.
 
     Raises
     ------
     FormatError, UnsupportedModelError
         As `check_tensors`, or if a tensor holds values that cannot be.
     """
+    file, plan = taken_apart(file, plan)
     read = _Reader(file, plan, threads, head, weights, paging)
     layers = []
     for i in range(plan.n_layers):
@@ -105,9 +107,11 @@ def read_weights(
                 continue
             layer[part.name] = read.linear(part)
             if part.biases:
-                layer[part.name + "_bias"] = np.concatenate([read.vector(bias) for bias in part.biases])
+                layer[part.name + "_bias"] = np.concatenate([read.vector(bias) for bias in part.biases], axis=-1)
             if part.norms:
                 layer[part.name + "_norms"] = [read.vector(norm) for norm in part.norms]
+            folded = [plan.is_folded(weight) for weight in part.weights]
+            layer[part.name + "_folded"] = folded[: len(layer[part.name])]
         layers.append(layer)
     output_norm = read.vector(plan.output_norm)
     tied = plan.tied_embeddings
@@ -136,6 +140,7 @@ def packed_bytes(
     ternary : set of str
         Names of the tensors that would be packed as ternary codes.
     """
+    file, plan = taken_apart(file, plan)
     read = _Reader(file, plan, 1, head, weights, glance=True)
     read.thorough = thorough
     nbytes, ternary = 0, set[str]()
@@ -157,6 +162,8 @@ def packed_bytes(
 
 def kept_as(kind: str) -> str:
     """Say what weights of a type are in memory; empty for those that are as in the file, and for floats."""
+    if kind in GROWING_TYPES:
+        return "8 bits, equal, a scale for 32"
     if kind in FLOAT_TYPES or kind in BLOCK_TYPES or kind not in DECODABLE or kind == "Q8_L2C":
         return ""
     if kind in TERNARY:
@@ -228,9 +235,10 @@ class _Reader:
         what = linear.weights[0].kind
         scales = [self.one_scale(info) if what == "linear" else None for info in infos]
         kinds = [self.kind(info, what) for info in infos]
-        if self.paging is not None:
+        if self.paging is not None and linear.name not in ("k_b", "v_b"):
             return [self._paged(self.paging, *one) for one in zip(kinds, infos, scales)]
-        if linear.norms or not _make_one(infos, kinds, scales):
+        mixed = len({self.plan.is_folded(weight) for weight in linear.weights}) > 1
+        if linear.norms or mixed or not _make_one(infos, kinds, scales):
             packed = [self.new(kind, *matrix_shape(info), scale) for kind, info, scale in zip(kinds, infos, scales)]
             for matrix, info, scale in zip(packed, infos, scales):
                 self._fill(matrix, info, scale, 0)
@@ -371,7 +379,7 @@ class _Reader:
                 codes, scales = raw[:n].reshape(-1, cols)[part], raw[n:].view("<f4").reshape(all_rows, -1)[part]
                 matrix.fill_codes(codes ^ np.uint8(128), row, self.threads)
                 matrix.fill_scales(scales.astype(np.float32), row)
-            elif info.type in FLOAT_TYPES or info.type in ROUNDED_TYPES:
+            elif info.type in FLOAT_TYPES:
                 matrix.fill_rounded(info.type, stored, rows, row, self.threads)
             else:
                 self._fill_decoded(matrix, info.type, stored.reshape(rows, -1), row)
