@@ -281,7 +281,20 @@ def test_a_conversation_becomes_a_model_that_chats(tmp_path, stories):
         ),
         encoding="utf-8",
     )
-    options = ["--context", 128, "--window", 64, "--vocab-size", 512, "--steps", 80, "--learning-rate", 5e-3]
+    options = [
+        "--context",
+        128,
+        "--window",
+        64,
+        "--vocab-size",
+        512,
+        "--steps",
+        80,
+        "--learning-rate",
+        5e-3,
+        "--emphasis",
+        2,
+    ]
     run(path, "-o", out, *TINY, *options)
     model = lowbit.load(out)
     assert "im_start" in model.info()["chat_template"]

@@ -128,8 +128,8 @@ def asked_for(documents: Sequence[np.ndarray], tokenizer: Tokenizer) -> list[np.
         Of bool, as long as the documents; all False in a document without messages.
     """
     begin = tokenizer.encode(MESSAGE, add_bos=False, parse_special=True)
-    starts = [np.flatnonzero(ids == begin[0]) if len(begin) == 1 else np.empty(0, np.intp) for ids in documents]
-    answers = [int(places[-1]) if len(places) else 0 for places in starts]
+    known = len(begin) == 1  # or the vocabulary has no messages
+    answers = [max(np.flatnonzero(ids == begin[0]).tolist(), default=0) if known else 0 for ids in documents]
     requests = [np.unique(ids[:at]) for ids, at in zip(documents, answers, strict=True)]
     count = np.bincount(np.concatenate([np.empty(0, np.int64), *requests]).astype(np.int64), minlength=1)
     rare = count <= COMMON * np.count_nonzero(answers)
