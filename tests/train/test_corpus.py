@@ -96,14 +96,9 @@ def test_a_conversation_is_read_and_written_as_the_chat_template_says(tmp_path, 
 
 def test_what_an_answer_was_asked_for_is_marked_where_it_says_it_first(stories):
     tokenizer = from_gguf_metadata(train_vocabulary(stories, 512, chat=True), "test")
-<<<<<<< HEAD
-    nouns = ["dog"] * 30 + ["ball"]
-    conversations = [(("user", f"Tell me a story about a {noun}."), CONVERSATION[1]) for noun in nouns]
-=======
     conversations = [
         (("user", f"Tell me a story about a {noun}."), CONVERSATION[1]) for noun in ["dog"] * 30 + ["ball"]
     ]
->>>>>>> requests
     documents = encode([*stories[:3], *conversations], tokenizer)
     marks = asked_for(documents, tokenizer)
     assert [len(mark) for mark in marks] == [len(ids) for ids in documents]
