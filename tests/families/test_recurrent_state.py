@@ -148,3 +148,22 @@ def test_wrong_proposals_are_taken_back(folder):
         options = {"max_tokens": 60, "temperature": 1.5, "seed": start, "top_k": 3}
         plain = lowbit.load(folder, **EXACT).generate(words, **options)
         assert lowbit.load(folder, **EXACT).generate(words, speculate=True, **options).tokens == plain.tokens
+
+
+def test_states_on_disk_give_the_same_bits_and_are_read_with_their_blocks(folder, tmp_path):
+    ids = np.resize(IDS, 1000)
+    options = {**EXACT, "kv_disk": tmp_path / "kv"}
+    plain = lowbit.load(folder, **EXACT)
+    border = plain._decoder.pool.border
+    want = last_logits(plain, ids, (1000,))
+    lowbit.load(folder, **options).generate(ids[:900].tolist(), max_tokens=0)
+    for lost in range(3):
+        model = lowbit.load(folder, **options)
+        sequence = Sequence(model._decoder.pool, ids, len(ids))
+        assert sequence.reused == (900 // border - lost) * border
+        got = model._decoder.read(sequence)[-1]
+        sequence.close()
+        assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
+        assert model._decoder.pool.held == 0
+        states = sorted((tmp_path / "kv").glob("*.state"), key=lambda path: path.stat().st_mtime_ns)
+        states[0].unlink()  # the last one's

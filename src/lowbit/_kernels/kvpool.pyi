@@ -1,3 +1,4 @@
+from hashlib import blake2b as blake2b
 from typing import Any
 
 from .sequence import Sequence
@@ -16,6 +17,7 @@ class KVPool:
     state_bytes: int
     state_blocks: int
     border: int
+    disk: Any
     def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, kv_type: str, state_bytes: int = ...) -> None: ...
     def need(self, positions: int) -> int: ...
     def resize(self, limit: int | None, kept: int | None) -> None: ...
