@@ -111,7 +111,7 @@ def test_a_pool_that_is_too_small_reads_back_what_it_gave_up(load, with_disk):
     assert kv["evictions"] > 0
     assert kv["held"] == 0
     assert kv["disk"]["written"] == 3 * 4
-    assert kv["disk"]["read"] >= 2 * 3 * 3
+    assert kv["disk"]["read"] >= 12
     assert model._decoder.pool.allocated <= 6
 
 
@@ -234,7 +234,7 @@ def test_the_folder_never_holds_more_than_its_limit(load, disk):
 
 def test_what_was_used_last_stays_and_beginnings_outlive_ends(load, disk):
     block = load()._decoder.pool.block_bytes + 1000
-    options = {"kv_disk": disk, "kv_disk_bytes": 5 * block}
+    options = {"kv_disk": disk, "kv_disk_bytes": 5 * block + block // 5}
     texts = [[1, *range(n, n + 140)] for n in (3, 4, 5)]
     for text in (texts[0], texts[1], texts[0], texts[2]):
         load(**options).generate(text, max_tokens=1)
