@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from typing import Any
 
 from .common import InputError, add_model_arguments, load_model, print_json, print_table, printable, read_file
 
@@ -31,7 +32,8 @@ def _list(args: argparse.Namespace) -> int:
     from ..loading.kvdisk import name_in
     from ..loading.kvfolder import KVFolder
 
-    folder, models = KVFolder(args.kv_disk), {}
+    folder = KVFolder(args.kv_disk)
+    models: dict[str, dict[str, Any]] = {}
     for file in sorted(folder.files() if os.path.isdir(folder.path) else [], key=lambda file: file.used):
         one = models.setdefault(file.model, {"fingerprint": file.model, "blocks": 0, "states": 0, "bytes": 0})
         one[f"{file.kind}s"] += 1

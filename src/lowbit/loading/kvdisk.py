@@ -3,8 +3,8 @@
 A file holds one full block of the pool, or the recurrent state behind one. Nothing is believed but a whole file of this
 version, model, kind, chain and size whose checksum is right; all else is removed, and computed anew.
 
-Blocks are written when they become full, by the thread that computes: that takes some milliseconds of those that 64
-tokens take, most of them for the checksum (docs/kv-disk.md).
+Blocks are written when they become full, by the thread that computes: some milliseconds of those that 64 tokens take
+(docs/kv-disk.md).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import os
 import struct
 import sys
 import warnings
+import zlib
+from importlib.metadata import version
 from typing import Any
 
 from .._kernels.kvpool import KVPool, blake2b
@@ -25,8 +27,8 @@ from .memory import parse_size
 __all__ = ["KVDisk", "fingerprint", "kv_folder", "name_in"]
 
 MAGIC, VERSION = b"lowbitKV", 1
-"""The version is raised, too, when lowbit computes other bits than before."""
-NAME, CHECKSUM = 96, 16
+"""The version is raised, too, when lowbit computes other bits than before within a version of its own."""
+NAME, CHECKSUM = 96, 4
 HEADER = struct.Struct(f"<8sIIQ16s20s{NAME}s")
 """Magic, version, kind, bytes of the payload, fingerprint, chain, name of the model. A checksum follows, then the
 payload."""
@@ -41,12 +43,13 @@ SAMPLE, SAMPLES = 4096, 64
 def fingerprint(file: ModelFile, plan: ModelPlan, *settings: object) -> bytes:
     """Return 16 bytes for all that keys and values depend on beside the tokens.
 
-    That is the plan, the settings that change weights or the way of computing, and the weights' files: name, size, time
-    of change, and samples from beginning to end. To read them whole would take longer than many a prompt; the time is
-    there for changes between the samples. So a copy is another model, unless it keeps the time of its original.
+    That is lowbit's version, the plan, the settings that change weights or the way of computing, and the weights'
+    files: name, size, time of change, and samples from beginning to end. To read them whole would take longer than many
+    a prompt; the time is there for changes between the samples. So a copy is another model, unless it keeps the time of
+    its original.
     """
     digest = blake2b(digest_size=16, person=b"lowbit model")
-    digest.update(repr((VERSION, sys.byteorder, plan, settings)).encode())
+    digest.update(repr((VERSION, version("lowbit"), sys.byteorder, plan, settings)).encode())
     for path in _files_of(file):
         with open(path, "rb", buffering=0) as data:
             about = os.fstat(data.fileno())
@@ -199,6 +202,5 @@ class KVDisk:
 
 
 def _checksum(header: bytes, payload: memoryview) -> bytes:
-    digest = blake2b(header, digest_size=CHECKSUM)
-    digest.update(payload)
-    return digest.digest()
+    """CRC-32: against what happens to disks. Who may write the folder could fit any checksum."""
+    return zlib.crc32(payload, zlib.crc32(header)).to_bytes(CHECKSUM, "little")
