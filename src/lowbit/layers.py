@@ -2,7 +2,7 @@
 
 A layer has a mixer, which lets tokens look at each other, and a feed-forward, which does not. Each kind of these is a
 class here with its numbers as fields, and `parts` lists what it consists of, in the order of the computation. A new
-kind (latent attention, say) is one more such class, beside the kernels that compute it.
+kind is one more such class, beside the kernels that compute it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
-    "INPUT_NORM", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind", "LayerPlan", "Linear",
-    "Parts", "Rope", "Weight",
+    "INPUT_NORM", "JOINED_HEADS", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind",
+    "LatentAttention", "LayerPlan", "Linear", "Parts", "Rope", "Rotation", "Weight",
 ]  # fmt: skip
 
 Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors", "recurrence"]
@@ -46,7 +46,8 @@ class Linear:
 
     name: str
     """``qkv``, ``attn_output``, ``gate_up`` or ``ffn_down``; where there are experts also ``router``,
-    ``expert_gate_up``, ``expert_down``, ``shared_gate``."""
+    ``expert_gate_up``, ``expert_down``, ``shared_gate``; where attention is latent ``q_b``, ``k_b``, ``v_b``,
+    ``kv_b``."""
     weights: tuple[Weight, ...]
     biases: tuple[Weight, ...] = ()
     """Either none, or one for each weight."""
@@ -60,7 +61,7 @@ class Linear:
 
     @property
     def n_out(self) -> int:
-        """Outputs of all weights together; of one expert."""
+        """Outputs of all weights together; of one expert, or one head."""
         return sum(weight.shape[-2] for weight in self.weights)
 
 
@@ -89,7 +90,8 @@ class _Layer:
     def router(self, role: str, *shape: int) -> Weight:
         return Weight(role, f"blk.{self.number}.{role}.weight", shape, "router", self.number)
 
-    def experts(self, name: str, rows: Mapping[str, int], n_in: int, n: int) -> Linear:
+    def stack(self, name: str, rows: Mapping[str, int], n_in: int, n: int) -> Linear:
+        """Matrices of n experts, or n heads."""
         return Linear(
             name,
             tuple(
@@ -151,6 +153,11 @@ class Attention:
     """The query projection has `head_dim` more rows behind those of each head: what the heads give is multiplied by
     the logistic function of these."""
 
+    @property
+    def value_dim(self) -> int:
+        """Channels that are kept of a value."""
+        return self.head_dim
+
     def parts(self, layer: _Layer) -> Parts:
         """List norms and linear layers in the order of the computation."""
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
@@ -165,6 +172,63 @@ class Attention:
         yield layer.linear("attn_output", {"attn_output": layer.hidden}, q, norms=self.input_norms)
         if self.post_norm:
             yield layer.norm("attn_post_norm", layer.hidden, "post_attention_norm")
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """A mixer: attention whose keys and values all heads make of one short vector per token, the latent (DeepSeek).
+
+    A key is what a head's matrix makes of the latent, and beside that rotated channels that all heads share. Kept of a
+    token are its latent and these.
+    """
+
+    n_heads: int
+    rank: int
+    """Channels of the latent, which is normalised."""
+    nope_dim: int
+    """Channels of a query that meet those made of the latent; the rotated ones are beside them."""
+    value_size: int
+    """Channels that a head makes of the latents that it attends to."""
+    rope: Rope
+    """Of as many channels as are beside the others."""
+    q_rank: int = 0
+    """Channels of a vector, normalised too, that the queries are made of; 0: they are made of the layer's input."""
+    scale: float = 0.0
+    """Factor of the scores; 0 is 1 / sqrt(channels of a query)."""
+    joined: bool = False
+    """The file has the matrices of a head for keys and for values as one, and the former the other way round."""
+    window: int = 0
+    """It has none."""
+    n_kv_heads: int = 1
+    """What is kept is that of one head."""
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of what stands for a key."""
+        return self.rank + self.rope.dim
+
+    @property
+    def value_dim(self) -> int:
+        """None but those of the key, whose first ones, the latent, stand for the value."""
+        return 0
+
+    def parts(self, layer: _Layer) -> Parts:
+        """List norms and linear layers in the order of the computation."""
+        queries = self.n_heads * (self.nope_dim + self.rope.dim)
+        yield layer.norm("attn_norm", layer.hidden)
+        rows = {"attn_q_a": self.q_rank} if self.q_rank else {"attn_q": queries}
+        yield layer.linear("qkv", {**rows, "attn_kv_a_mqa": self.head_dim}, layer.hidden)
+        if self.q_rank:
+            yield layer.norm("attn_q_a_norm", self.q_rank)
+            yield layer.linear("q_b", {"attn_q_b": queries}, self.q_rank)
+        yield layer.norm("attn_kv_a_norm", self.rank)
+        if self.joined:
+            rows = {"attn_kv_b": self.n_heads * (self.nope_dim + self.value_size)}
+            yield layer.linear("kv_b", rows, self.rank)
+        else:
+            yield layer.stack("k_b", {"attn_k_b": self.rank}, self.nope_dim, self.n_heads)
+            yield layer.stack("v_b", {"attn_v_b": self.value_size}, self.rank, self.n_heads)
+        yield layer.linear("attn_output", {"attn_output": layer.hidden}, self.n_heads * self.value_size)
 
 
 @dataclass(frozen=True)
@@ -259,9 +323,11 @@ class Experts:
     scale: float = 1.0
     """Factor of the weights."""
     groups: int = 1
-    """Runs of neighbours that compete first: by the sum of the two best in each. Divides `n`."""
+    """Runs of neighbours that compete first. Divides `n`."""
     top_groups: int = 1
     """Groups whose experts may be chosen."""
+    group_best: Literal[1, 2] = 2
+    """Groups compete by the sum of so many, their best."""
     bias: bool = False
     """Added to the probabilities when experts are chosen, and not when they are weighted."""
     shared: int = 0
@@ -286,8 +352,8 @@ class Experts:
         rows = {"ffn_gate_up_exps": 2 * self.size} if self.fused else {
             "ffn_gate_exps": self.size, "ffn_up_exps": self.size,
         }  # fmt: skip
-        yield layer.experts("expert_gate_up", rows, layer.hidden, self.n)
-        yield layer.experts("expert_down", {"ffn_down_exps": layer.hidden}, self.size, self.n)
+        yield layer.stack("expert_gate_up", rows, layer.hidden, self.n)
+        yield layer.stack("expert_down", {"ffn_down_exps": layer.hidden}, self.size, self.n)
         if self.shared:
             if self.shared_gate:
                 yield Linear("shared_gate", (layer.router("ffn_gate_inp_shexp", 1, layer.hidden),))
@@ -299,7 +365,7 @@ class Experts:
 class LayerPlan:
     """One layer: x += mixer(x), then x += feed_forward(x)."""
 
-    mixer: Attention | DeltaNet
+    mixer: Attention | LatentAttention | DeltaNet
     feed_forward: Dense | Experts
 
     def parts(self, number: int, hidden: int) -> Parts:
@@ -309,8 +375,37 @@ class LayerPlan:
         yield from self.feed_forward.parts(layer)
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """A Hadamard transform of what some weights read: each run of `block` channels of x becomes H (signs * x).
+
+    H[r, c] = (-1)**popcount(r & c) / sqrt(block). The weights in the file have it in them, so that a product is what it
+    would be without either.
+    """
+
+    block: int
+    """A power of two that divides the width of each input."""
+    signs: Mapping[int, bytes]
+    """-1 or 1 for each channel, as int8, by width; empty if all are 1."""
+    folded: frozenset[str]
+    """Names of the tensors that read such inputs."""
+    latent: bool = False
+    """What is looked up in the embedding is signs * (H row)."""
+    grouped: bool = False
+    """Before that, the value heads of a `DeltaNet` are put beside those of the same key head."""
+
+    def factors(self, width: int) -> list[float]:
+        """Return what the channels are multiplied by, before sums and differences alone make the transform."""
+        root = 1 / math.sqrt(self.block)
+        if not self.signs:
+            return [root] * width
+        return [root * sign for sign in memoryview(self.signs[width]).cast("b")]
+
+
 INPUT_NORM = "blk.0.attn_q_norm_in.weight"
 """A tensor of models whose linear layers have an RMSNorm of their input: no key says so."""
+JOINED_HEADS = "blk.0.attn_kv_b.weight"
+"""A tensor of models whose latent attention has the matrices of a head as one: no key says that either."""
 LINEARS = tuple(
     part.name
     for part in LayerPlan(Attention(1, 1, 2, Rope(2)), Dense(1)).parts(0, 1)

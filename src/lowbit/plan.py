@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 from .layers import (
     INPUT_NORM,
+    JOINED_HEADS,
     LINEARS,
     Activation,
     Attention,
@@ -21,16 +22,18 @@ from .layers import (
     Dense,
     Experts,
     Kind,
+    LatentAttention,
     LayerPlan,
     Linear,
     Parts,
     Rope,
+    Rotation,
     Weight,
 )  # fmt: skip
 
 __all__ = [
-    "INPUT_NORM", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind", "LayerPlan", "Linear",
-    "ModelPlan", "Rope", "Weight",
+    "INPUT_NORM", "JOINED_HEADS", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind",
+    "LatentAttention", "LayerPlan", "Linear", "ModelPlan", "Rope", "Rotation", "Weight",
 ]  # fmt: skip
 
 
@@ -68,6 +71,9 @@ class ModelPlan:
     """Layers that the file has behind these, and that nothing reads: they predict tokens further ahead."""
     pooling: Literal["last", "mean", "first"] | None = None
     """What makes one vector of a text, whose length is then made 1; None if the model was not made for that."""
+
+    rotation: Rotation | None = None
+    """A Hadamard transform of what some weights read."""
 
     # --- weights ---
 
@@ -125,20 +131,24 @@ class ModelPlan:
         behind = range(self.n_layers, self.n_layers + self.unused_layers)
         return name.startswith(tuple(f"blk.{i}." for i in behind))
 
+    def is_folded(self, weight: Weight) -> bool:
+        """Tell whether a weight reads rotated inputs."""
+        return self.rotation is not None and weight.name in self.rotation.folded
+
     def with_rope_factors(self, factors: tuple[float, ...]) -> ModelPlan:
         """Return the plan with the factors of the file's tensor in every layer."""
 
         def changed(layer: LayerPlan) -> LayerPlan:
-            if not isinstance(layer.mixer, Attention) or layer.mixer.rope is None:
+            if isinstance(layer.mixer, DeltaNet) or layer.mixer.rope is None:
                 return layer
             return replace(layer, mixer=replace(layer.mixer, rope=replace(layer.mixer.rope, factors=factors)))
 
         return replace(self, layers=tuple(map(changed, self.layers)))
 
     @property
-    def attentions(self) -> tuple[Attention, ...]:
+    def attentions(self) -> tuple[Attention | LatentAttention, ...]:
         """The mixers that are attention, in the order of their layers."""
-        return tuple(layer.mixer for layer in self.layers if isinstance(layer.mixer, Attention))
+        return tuple(layer.mixer for layer in self.layers if not isinstance(layer.mixer, DeltaNet))
 
     @property
     def ropes(self) -> tuple[Rope, ...]:
@@ -181,6 +191,11 @@ class ModelPlan:
     def head_dim(self) -> int:
         """Channels per head."""
         return _shared(mixer.head_dim for mixer in self.attentions)
+
+    @property
+    def value_dim(self) -> int:
+        """Channels that are kept of a value; 0: it is part of the key."""
+        return _shared(mixer.value_dim for mixer in self.attentions)
 
     @property
     def rope_theta(self) -> float:

@@ -10,7 +10,7 @@ from lowbit.errors import ContextLengthError, FormatError, UnsupportedModelError
 
 SPECIALS = [
     "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|system|>", "<|user|>",
-    "<|assistant|>", "[WEIRD]",
+    "<|assistant|>", "[WEIRD]", "<｜User｜>", "<｜Assistant｜>",
 ]  # fmt: skip
 
 
@@ -50,6 +50,9 @@ EXPECTED = {
     "plain": "«<s>»System: Be kind.\nUser: Hi\nAssistant: Hello.\nUser: Bye\nAssistant:",
 }
 EXPECTED["qwen3"] = EXPECTED["chatml"]
+EXPECTED["deepseek-r1"] = (
+    "«<s>»Be kind.«<｜User｜>»Hi«<｜Assistant｜>»Hello.«</s>»«<｜User｜>» Bye «<｜Assistant｜>»<think>\n"
+)
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
@@ -75,7 +78,7 @@ def test_names_of_special_tokens_in_messages_stay_ordinary_text(tokenizer, name,
 def test_a_prompt_begins_with_bos_once_and_only_if_somebody_wants_it(name, add_bos):
     tokenizer = vocabulary(SPECIALS, add_bos)
     ids = render([{"role": "user", "content": "Hi"}], {}, tokenizer, TEMPLATES[name])
-    by_template = name in ("llama2", "llama3", "bitnet", "plain")
+    by_template = name in ("llama2", "llama3", "bitnet", "plain", "deepseek-r1")
     assert ids.count(tokenizer.bos_id) == (add_bos or by_template)
     assert ids[0] == tokenizer.bos_id or not (add_bos or by_template)
 
@@ -86,14 +89,17 @@ def test_private_characters_in_messages_stay_what_they_are(tokenizer):
     assert f"user\n{said}«<|im_end|>»" in written
 
 
-def test_what_qwen3_thought_before_is_not_told_again(tokenizer):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("qwen3", "«<|im_start|>»assistant\nHello.«<|im_end|>»"), ("deepseek-r1", "«<｜Assistant｜>»\n\nHello.«</s>»")],
+)
+def test_what_was_thought_before_is_not_told_again(tokenizer, name, told):
     talk = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "<think>\nhm\n</think>\n\nHello."},
         {"role": "user", "content": "Bye"},
     ]
-    written = shown(tokenizer, render(talk, {}, tokenizer, TEMPLATES["qwen3"]))
-    assert "«<|im_start|>»assistant\nHello.«<|im_end|>»" in written
+    assert told in shown(tokenizer, render(talk, {}, tokenizer, TEMPLATES[name]))
 
 
 LLAMA2 = (

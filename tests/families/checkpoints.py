@@ -47,6 +47,16 @@ MAPLE = {
     "layer_types": ["sliding_attention"] * 3 + ["full_attention", "sliding_attention"], "rms_norm_eps": 1e-6,
 }  # fmt: skip
 
+DEEPSEEK = {
+    "num_hidden_layers": 3, "num_key_value_heads": 4, "moe_intermediate_size": 32, "n_routed_experts": 8,
+    "num_experts_per_tok": 2, "first_k_dense_replace": 1, "moe_layer_freq": 1, "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16, "v_head_dim": 32, "kv_lora_rank": 64, "rms_norm_eps": 1e-6, "attention_bias": False,
+}  # fmt: skip
+DEEPSEEK_YARN = {
+    "type": "yarn", "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 32,
+    "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0, "rope_theta": 10000.0,
+}  # fmt: skip
+
 # name: architecture class, model_type, keys of config.json, what the linear weights are, dtype of the floats.
 # A case's random numbers follow from its place: new ones go to the end.
 CASES = {
@@ -148,12 +158,32 @@ CASES = {
             "mrope_section": [11, 11, 10], "mrope_interleaved": True}},
         "float", "BF16",
     ),
+    "deepseek_v2_lite": (
+        "DeepseekV2ForCausalLM", "deepseek_v2",
+        {**DEEPSEEK, "q_lora_rank": None, "n_shared_experts": 2, "topk_method": "greedy", "n_group": 1, "topk_group": 1,
+         "scoring_func": "softmax", "norm_topk_prob": False, "routed_scaling_factor": 1.0,
+         "rope_parameters": {**DEEPSEEK_YARN, "mscale": 0.707, "mscale_all_dim": 0.707}},
+        "float", "BF16",
+    ),
+    "deepseek_v2": (
+        "DeepseekV2ForCausalLM", "deepseek_v2",
+        {**DEEPSEEK, "q_lora_rank": 40, "n_shared_experts": 1, "topk_method": "group_limited_greedy", "n_group": 4,
+         "topk_group": 2, "scoring_func": "softmax", "norm_topk_prob": False, "routed_scaling_factor": 4.0},
+        "float", "F32",
+    ),
+    "deepseek_v3": (
+        "DeepseekV3ForCausalLM", "deepseek_v3",
+        {**DEEPSEEK, "q_lora_rank": 48, "n_shared_experts": 1, "topk_method": "noaux_tc", "n_group": 4,
+         "topk_group": 2, "scoring_func": "sigmoid", "norm_topk_prob": True, "routed_scaling_factor": 2.5,
+         "rope_parameters": DEEPSEEK_YARN},
+        "float", "BF16",
+    ),
 }  # fmt: skip
 
 OWN = {"maple": ("MapleForCausalLM", "maple", MAPLE, "float", "BF16")}
 """Cases that transformers cannot run."""
 
-PLACES = {"qwen35": 21}
+PLACES = {"qwen35": 21, "maple": 25, "deepseek_v2_lite": 125, "deepseek_v2": 126, "deepseek_v3": 127}
 """Where a case stood when its golden was made, if not where it stands now."""
 
 SEEDS = {"llama1": 1, "llama_yarn": 1, "bitnet_2b4t": 1, "bitnet_2b4t_masters": 1, "gemma3_embedding": 3}
@@ -223,12 +253,32 @@ def tensors_of(name):
                 norm(f"{key}.norm", cols, 1.0)
             add(f"{key}.weight", 0.12 * rng.standard_normal((rows, cols)))
 
-    def feed_forward(block):
+    def latent(block):
+        heads = config["num_attention_heads"]
+        rank, q_rank, rotated = (config[key] for key in ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim"))
+        q_size = heads * (config["qk_nope_head_dim"] + rotated)
+        linear(block + ("q_a_proj" if q_rank else "q_proj"), q_rank or q_size, hidden)
+        if q_rank:
+            norm(block + "q_a_layernorm", q_rank)
+            linear(block + "q_b_proj", q_size, q_rank)
+        linear(block + "kv_a_proj_with_mqa", rank + rotated, hidden)
+        norm(block + "kv_a_layernorm", rank)
+        linear(block + "kv_b_proj", heads * (config["qk_nope_head_dim"] + config["v_head_dim"]), rank)
+        linear(block + "o_proj", hidden, heads * config["v_head_dim"])
+
+    def feed_forward(block, i=0):
         gated = {"mlp.": wide}
-        if "num_experts" in config:
+        n = config.get(
+            "num_experts", config.get("n_routed_experts", 0) if i >= config.get("first_k_dense_replace", 0) else 0
+        )
+        if n:
             size = config.get("moe_intermediate_size", wide)
-            gated = {f"mlp.experts.{e}.": size for e in range(config["num_experts"])}
-            linear(block + "mlp.gate", config["num_experts"], hidden)
+            gated = {f"mlp.experts.{e}.": size for e in range(n)}
+            linear(block + "mlp.gate", n, hidden)
+        if n and config.get("scoring_func") == "sigmoid":
+            add(block + "mlp.gate.e_score_correction_bias", 0.05 * rng.standard_normal(n))
+        if n and "n_shared_experts" in config:
+            gated["mlp.shared_experts."] = size * config["n_shared_experts"]
         if "shared_expert_intermediate_size" in config:
             gated["mlp.shared_expert."] = config["shared_expert_intermediate_size"]
             linear(block + "mlp.shared_expert_gate", 1, hidden)
@@ -264,6 +314,11 @@ def tensors_of(name):
             recurrent(block + "linear_attn.", config)
             norm(block + "post_attention_layernorm", hidden)
             feed_forward(block)
+            continue
+        if "kv_lora_rank" in config:
+            latent(block + "self_attn.")
+            norm(block + "post_attention_layernorm", hidden)
+            feed_forward(block, i)
             continue
         for key, rows in (("q_proj", (2 if qwen35 else 1) * q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
             linear(f"{block}self_attn.{key}", rows, hidden)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import checkpoints
 import numpy as np
 import pytest
+import rotated
 from pieces import read
 
 import lowbit
@@ -17,7 +18,9 @@ from lowbit.formats import open_model
 from lowbit.formats.blocks import dequantize
 from lowbit.reference import TernaryLinear, quantize_weights_absmean
 
-NAMES = ["mistral", "smollm3", "hunyuan", "minicpm", "gemma3", "qwen3_embedding", "gemma3_embedding", "qwen35"]
+EXACTLY = ["mistral", "smollm3", "hunyuan", "minicpm", "gemma3", "qwen3_embedding", "gemma3_embedding", "qwen35",
+           "deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "rotated"]  # fmt: skip
+NAMES = [*EXACTLY, "bonsai", "bonsai_tied"]
 IDS = np.random.default_rng(6).integers(0, checkpoints.VOCAB, 100).astype(np.int32)
 EXACT = {"kv_type": "f32", "head": "file", "weights": "file", "threads": 1}
 
@@ -25,10 +28,16 @@ EXACT = {"kv_type": "f32", "head": "file", "weights": "file", "threads": 1}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("layers")
-    return {name: checkpoints.write(name, root / name) for name in NAMES}
+    paths = {name: root / name for name in NAMES}
+    for name in EXACTLY[:-1]:
+        checkpoints.write(name, paths[name])
+    rotated.fold(paths["qwen35"], paths["rotated"], 16)
+    rotated.bonsai(paths["bonsai"], "PQ2_0")
+    rotated.bonsai(paths["bonsai_tied"], "PTQ1_0", tied=True)
+    return paths
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EXACTLY)
 def test_the_reference_computes_the_same(folders, name):
     with open_model(folders[name]) as file:
         plan = plan_of(file)

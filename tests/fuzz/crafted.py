@@ -137,6 +137,22 @@ CRAFTED: dict[str, dict[str, Any]] = {
         "decay that grows without bound": lambda: seeds.qwen35(
             [("blk.0.ssm_a", (4,), 0, struct.pack("<4f", *[1e38] * 4))]
         ).encode(),
+        "latents of 2**31": lambda: seeds.deepseek2(**{"deepseek2.attention.kv_lora_rank": (U32, 2**31)}).encode(),
+        "latents of 512 for each of 16384 heads": lambda: seeds.deepseek2(
+            **{
+                "deepseek2.attention.kv_lora_rank": (U32, 512),
+                "deepseek2.attention.head_count": (U32, 16384),
+                "deepseek2.attention.head_count_kv": (U32, 16384),
+            }
+        ).encode(),
+        "latents of another size": lambda: seeds.deepseek2(**{"deepseek2.attention.kv_lora_rank": (U32, 16)}).encode(),
+        "keys that are not longer than what is rotated": lambda: seeds.deepseek2(
+            newer=True, **{"deepseek2.attention.key_length_mla": (U32, 8)}
+        ).encode(),
+        "key heads of latents": lambda: seeds.deepseek2(
+            newer=True, **{"deepseek2.attention.head_count_kv": (U32, 2)}
+        ).encode(),
+        "five groups of four experts": lambda: seeds.deepseek2(**{"deepseek2.expert_group_count": (U32, 5)}).encode(),
         "tokens are a number": lambda: model(**{"llama.vocab_size": None, "tokenizer.ggml.tokens": (U32, 16)}),
         "tokens are a text": lambda: model(**{"llama.vocab_size": None, "tokenizer.ggml.tokens": (STRING, "a" * 16)}),
         "norm that is no number": lambda: model(("output_norm.weight", (32,), 0, b"\xff" * 128)),
@@ -155,8 +171,31 @@ CRAFTED: dict[str, dict[str, Any]] = {
         "code 3": lambda: seeds.llama(
             36, 128, [("blk.0.ffn_up.weight", (128, 128), 36, b"\xff" * 4096 + b"\0\0\0\x3f" + bytes(28))]
         ).encode(),
-        "weights that are rotated": lambda: model(**{"prism.hadamard.version": (U32, 1)}),
-        "weights that are rotated, though nobody says how": lambda: model(**{"prism.hadamard.x": (STRING, "y" * 999)}),
+        "a rotation, though nobody says how": lambda: model(**{"prism.hadamard.version": (U32, 1)}),
+        "a rotation of another kind": lambda: model(**{"prism.hadamard.x": (STRING, "y" * 999)}),
+        **{
+            f"a rotation whose {key} is {what}": lambda key=key, value=value: seeds.rotated(**{key: value}).encode()
+            for key, what, value in (
+                ("version", "3", (U32, 3)),
+                ("block_size", "0", (U32, 0)),
+                ("block_size", "2**31", (U32, 2**31)),
+                ("block_size", "64", (U32, 64)),
+                ("sign_widths", "one too many", (I32, [32, 64, 16, 48])),
+                ("sign_widths", "empty", (I32, [])),
+                ("sign_widths", "beyond all signs", (I32, [2**31 - 16, 64, 16])),
+                ("sign_values", "cut", (I32, [1] * 111)),
+                ("sign_values", "of size 2", (I32, [2] * 112)),
+                ("sign_values", "a million", (I32, [1] * 1_000_000)),
+                ("weight_names", "a tensor that is not there", (STRING, ["blk.7.attn_q.weight"])),
+                ("weight_names", "a hundred thousand of them", (STRING, [f"{i}" for i in range(100_000)])),
+                ("inverse_weight_names", "all", (STRING, ["blk.0.attn_qkv.weight"])),
+                ("inverse_weight_names", "none", None),
+                ("tied_output", "a number", (U32, 1)),
+            )
+        },
+        "a rotation with signs for a million channels that nothing has": lambda: seeds.rotated(
+            sign_widths=(I32, [32, 64, 16, 1 << 20]), sign_values=(I32, [1] * ((1 << 20) + 112))
+        ).encode(),
         "power of two beyond float32": lambda: model(("blk.0.ffn_up.weight", (32, 64), 39, (b"\xff" + bytes(16)) * 64)),
         "scale of IQ4_NL that is infinite": lambda: model(
             ("blk.0.ffn_up.weight", (32, 64), 20, (b"\0\x7c" + bytes(16)) * 64)

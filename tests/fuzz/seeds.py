@@ -12,8 +12,8 @@ import numpy as np
 from mutation import Count, Group, Number, Raw, Sized, Varint
 
 __all__ = [
-    "CONFIG", "CONFIGS", "INDEX", "SAFETENSORS", "TOKENIZER_JSON", "TOKENIZER_JSON_LACKING", "TREES", "gemma3", "gguf",
-    "llama", "minicpm", "qwen35", "safetensors", "vocabulary",
+    "CONFIG", "CONFIGS", "INDEX", "SAFETENSORS", "TOKENIZER_JSON", "TOKENIZER_JSON_LACKING", "TREES", "deepseek2",
+    "gemma3", "gguf", "llama", "minicpm", "qwen35", "safetensors", "vocabulary",
 ]  # fmt: skip
 
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
@@ -231,6 +231,19 @@ def qwen35(
     return gguf(_changed(keys, changes), [(name, *rest) for name, rest in tensors.items()])
 
 
+def rotated(**changes: Any) -> Group:
+    """The same with weights that read rotated inputs; changes are of the keys `prism.hadamard.*`."""
+    keys = {
+        "version": (U32, 2), "tied_output": (BOOL, 1), "block_size": (U32, 16),
+        "transform": (STRING, "normalized-sylvester-walsh-hadamard"), "axis": (STRING, "input-last-dimension"),
+        "sign_mode": (STRING, "explicit"), "sign_widths": (I32, [HIDDEN, WIDE, 16]),
+        "sign_values": (I32, [1, -1] * ((HIDDEN + WIDE + 16) // 2)), "gdn_v_grouped": (BOOL, 1),
+        "weight_names": (STRING, ["blk.0.attn_qkv.weight", "blk.0.ssm_out.weight", "blk.1.ffn_down.weight"]),
+        "inverse_weight_names": (STRING, ["token_embd.weight"]),
+    }  # fmt: skip
+    return qwen35(**{f"prism.hadamard.{key}": value for key, value in {**keys, **changes}.items()})
+
+
 def experts(kind: int) -> Group:
     """A model of one layer whose two experts both work for every token, so that no weight goes unread."""
     prefix, hidden, size = "qwen2moe.", HIDDEN, 16
@@ -437,6 +450,49 @@ def weights(shard: str) -> Group:
 STORED = {16: 66, 17: 74, 18: 98, 19: 50, 20: 144, 21: 110, 22: 82, 23: 136, 29: 56, 39: 136, 41: 36, 42: 72, 43: 42,
           142: 68, 143: 56}  # fmt: skip
 """Bytes of 256 weights of the types of PrismML and Tencent, i-quants and MXFP4, by number."""
+
+
+def deepseek2(kind: int = 0, newer: bool = False, **changes: Any) -> Group:
+    """A DeepSeek of one layer without experts, in the older or the newer layout."""
+    prefix, hidden, heads, nope, rope, value, rank = "deepseek2.", HIDDEN, 2, 32, 8, 16, 32
+    kept = {"key_length_mla": nope + rope, "value_length_mla": value} if newer else {}
+    lengths = (1, rank + rope, rank) if newer else (heads, nope + rope, value)
+    keys: Keys = {
+        "general.architecture": (STRING, "deepseek2"),
+        **{prefix + key: (U32, number) for key, number in {
+            "vocab_size": 16, "context_length": CONTEXT, "embedding_length": hidden, "block_count": 2,
+            "nextn_predict_layers": 1, "feed_forward_length": WIDE, "leading_dense_block_count": 1, "expert_count": 4,
+            "expert_used_count": 1, "expert_feed_forward_length": 16, "attention.head_count": heads,
+            "attention.kv_lora_rank": rank, "attention.q_lora_rank": 16, "rope.dimension_count": rope,
+            "rope.scaling.original_context_length": 16,
+            **dict(zip(("attention.head_count_kv", "attention.key_length", "attention.value_length"), lengths)),
+            **{f"attention.{key}": number for key, number in kept.items()}}.items()},
+        prefix + "attention.layer_norm_rms_epsilon": (F32, 1e-6),
+        prefix + "rope.scaling.type": (STRING, "yarn"),
+        prefix + "rope.scaling.factor": (F32, 4.0),
+        prefix + "rope.scaling.yarn_log_multiplier": (F32, 0.1),
+    }  # fmt: skip
+    apart: dict[str, tuple[int, ...]] = {"attn_k_b": (nope, rank, heads), "attn_v_b": (rank, value, heads)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "attn_norm": (hidden,), "attn_q_a": (hidden, 16), "attn_q_a_norm": (16,), "attn_q_b": (16, heads * 40),
+        "attn_kv_a_mqa": (hidden, rank + rope), "attn_kv_a_norm": (rank,), "attn_output": (heads * value, hidden),
+        "ffn_norm": (hidden,), "ffn_gate": (hidden, WIDE), "ffn_up": (hidden, WIDE), "ffn_down": (WIDE, hidden),
+        **(apart if newer else {"attn_kv_b": (rank, heads * (nope + value))}),
+    }  # fmt: skip
+    shapes = {f"blk.0.{name}.weight": shape for name, shape in shapes.items()}
+    shapes |= {
+        "token_embd.weight": (hidden, 16),
+        "output_norm.weight": (hidden,),
+        "blk.1.nextn.enorm.weight": (hidden,),
+    }
+    tensors = []
+    for name, shape in shapes.items():
+        stored = kind if len(shape) > 1 and shape[0] % 32 == 0 and "token" not in name else 0
+        raw = _weights(stored, int(np.prod(shape))) if stored else _floats(*shape[::-1])
+        tensors.append((name, shape, stored, raw))
+    return gguf(_changed(keys, changes), tensors)
+
+
 RAW = {
     "tokenizer.ggml.tokens": (STRING, [word for word, _ in _WORDS] + ["\n", "\n\n"]),
     "tokenizer.ggml.token_type": (I32, [kind for _, kind in _WORDS] + [1, 1]),
@@ -457,7 +513,7 @@ LACKING = [word for word in _BYTE_LEVEL if word not in ("x", "ñ", "ĳ")]
 TREES: dict[str, list[Group]] = {
     "gguf": [llama(kind, cols) for kind, cols in ((0, 0), (8, 0), (36, 128))]
     + [experts(kind) for kind in (0, 8)]
-    + [gemma3(), minicpm(), qwen35()]
+    + [gemma3(), minicpm(), qwen35(), rotated(), deepseek2(8), deepseek2(0, newer=True)]
     + [gguf([("general.architecture", STRING, "llama"), ("k", BOOL, [0, 1]), ("general.alignment", U32, 32)],
             [("a", (256, 2), 35, _weights(35, 512)), ("b", (256,), 34, _weights(34, 256)),
              ("c", (2, 1, 1, 2), 0, bytes(16))])]

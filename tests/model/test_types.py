@@ -101,18 +101,6 @@ def test_twice_the_scale_is_kept_exactly_in_4_bits(write_stored, kind, group):
     assert np.isfinite(lowbit.load(path).logits(IDS)).all()
 
 
-@pytest.mark.parametrize("key", ["prism.hadamard.version", "prism.hadamard.block_size", "onebit.hadamard_q4_0"])
-def test_rotated_weights_are_refused_by_the_name_of_their_key(write_llama, tmp_path, key):
-    with open_model(write_llama()) as file, GGUFWriter(tmp_path / "rotated.gguf", "llama") as out:
-        for name, value in [*file.metadata.items(), (key, 1)]:
-            if name.startswith(("llama.", key)):
-                out.add_metadata(name, value, "u32" if isinstance(value, int) else None)
-        for name, info in file.tensors.items():
-            out.add_tensor(name, info.type, dequantize(info.type, file.read(name), info.shape))
-    with pytest.raises(lowbit.UnsupportedModelError, match=f"{key}: .*Hadamard"):
-        lowbit.load(tmp_path / "rotated.gguf")
-
-
 def test_a_head_in_8_bits_is_that_of_a_q8_0_file(isa, write_llama, oracle):
     path = write_llama(hidden=64, wide=80, vocab=64)
     config, weights = oracle(path)

@@ -9,7 +9,12 @@
 
 typedef struct {
     int32_t type, n_heads, n_kv_heads, head_dim, n_positions, window;
+    int32_t value_dim; /* 0: as head_dim */
+    int32_t units; /* above 0: values are part of the keys, and the query heads of the one kv head shared out among so
+                      many */
 } shape;
+
+static int32_t value_dim(const shape *s) { return s->value_dim ? s->value_dim : s->head_dim; }
 
 enum { MOST_BLOCKS = 16 };
 
@@ -26,7 +31,8 @@ static char text[200];
 static size_t element(int32_t type) { return type == LB_KV_F32 ? 4 : type == LB_KV_F16 ? 2 : 1; }
 
 static cache new_cache(const shape *s) {
-    const lb_kv_layout at = lb_lay_out_kv(element(s->type), (size_t)s->n_kv_heads, (size_t)s->head_dim, LB_KV_SPAN, 2);
+    const lb_kv_layout at = lb_lay_out_kv(element(s->type), (size_t)s->n_kv_heads, (size_t)s->head_dim,
+                                          s->units ? 0 : (size_t)value_dim(s), LB_KV_SPAN, 2);
     cache c = {.nbytes = at.nbytes, .n_blocks = (s->n_positions + LB_KV_SPAN - 1) / LB_KV_SPAN};
     c.kv.keys = at.layer_bytes, c.kv.values = at.layer_bytes + at.values_at;
     c.kv.key_scales = at.layer_bytes + at.key_scales_at, c.kv.value_scales = at.layer_bytes + at.value_scales_at;
@@ -80,19 +86,23 @@ static float largest(const float *x, int32_t n) {
     return most;
 }
 
-/* The layout of kernels.h. k and v, (n_kv_heads, head_dim), become what the cache holds of them. */
+/* The layout of kernels.h. k and v, (n_kv_heads, their size), become what the cache holds of them. */
 static void reference_store(float *k, float *v, const cache *c, const shape *s, int32_t position) {
-    const int32_t dim = s->head_dim, padded = (dim + 15) / 16 * 16, at = position % LB_KV_SPAN;
+    const int32_t dim = s->head_dim, wide = value_dim(s), padded = (wide + 15) / 16 * 16, at = position % LB_KV_SPAN;
     char *block = c->blocks[position / LB_KV_SPAN];
-    for (int32_t head = 0; head < s->n_kv_heads; head++, k += dim, v += dim) {
-        const float k_most = largest(k, dim), v_most = largest(v, dim);
+    for (int32_t head = 0; head < s->n_kv_heads; head++, k += dim, v += wide) {
+        const float k_most = largest(k, dim), v_most = largest(v, wide);
         const ptrdiff_t key = head * c->kv.key_stride + (ptrdiff_t)(at / 16) * dim * 16 + at % 16;
         const ptrdiff_t value = head * c->kv.value_stride + (ptrdiff_t)at * padded;
-        for (int32_t i = 0; i < dim; i++) {
-            k[i] = put(block + c->kv.keys, key + i * 16, s->type, k[i], k_most);
-            v[i] = put(block + c->kv.values, value + i, s->type, v[i], v_most);
+        for (int32_t i = 0; i < dim; i++) k[i] = put(block + c->kv.keys, key + i * 16, s->type, k[i], k_most);
+        if (s->units) {
+            if (s->type == LB_KV_I8)
+                ((float *)(void *)(block + c->kv.key_scales))[head * LB_KV_SPAN + at] = k_most / 127.0f;
+            memcpy(v, k, (size_t)wide * sizeof *v);
+            continue;
         }
-        for (int32_t i = dim; i < padded; i++) put(block + c->kv.values, value + i, s->type, 0.0f, 0.0f);
+        for (int32_t i = 0; i < wide; i++) v[i] = put(block + c->kv.values, value + i, s->type, v[i], v_most);
+        for (int32_t i = wide; i < padded; i++) put(block + c->kv.values, value + i, s->type, 0.0f, 0.0f);
         if (s->type == LB_KV_I8) {
             ((float *)(void *)(block + c->kv.key_scales))[head * LB_KV_SPAN + at] = k_most / 127.0f;
             ((float *)(void *)(block + c->kv.value_scales))[head * LB_KV_SPAN + at] = v_most / 127.0f;
@@ -102,9 +112,9 @@ static void reference_store(float *k, float *v, const cache *c, const shape *s, 
 
 static void exact_attention(const shape *s, const float *q, const float *k, const float *v, int32_t position,
                             double *out) {
-    const int32_t dim = s->head_dim, width = s->n_kv_heads * dim;
+    const int32_t dim = s->head_dim, wide = value_dim(s), width = s->n_kv_heads * dim, v_width = s->n_kv_heads * wide;
     double *scores = allocate((size_t)(position + 1) * sizeof *scores);
-    for (int32_t head = 0; head < s->n_heads; head++, q += dim, out += dim) {
+    for (int32_t head = 0; head < s->n_heads; head++, q += dim, out += wide) {
         const int32_t kv_head = head / (s->n_heads / s->n_kv_heads);
         double most = -INFINITY, total = 0;
         const int32_t first = s->window && position >= s->window ? position + 1 - s->window : 0;
@@ -113,13 +123,13 @@ static void exact_attention(const shape *s, const float *q, const float *k, cons
             for (int32_t i = 0; i < dim; i++) scores[p] += (double)q[i] * k[p * width + kv_head * dim + i];
             most = fmax(most, scores[p]);
         }
-        for (int32_t i = 0; i < dim; i++) out[i] = 0;
+        for (int32_t i = 0; i < wide; i++) out[i] = 0;
         for (int32_t p = first; p <= position; p++) {
             const double weight = exp(scores[p] - most);
             total += weight;
-            for (int32_t i = 0; i < dim; i++) out[i] += weight * v[p * width + kv_head * dim + i];
+            for (int32_t i = 0; i < wide; i++) out[i] += weight * v[p * v_width + kv_head * wide + i];
         }
-        for (int32_t i = 0; i < dim; i++) out[i] /= total;
+        for (int32_t i = 0; i < wide; i++) out[i] /= total;
     }
     free(scores);
 }
@@ -128,15 +138,18 @@ static void check_attention(const shape *s) {
     static const char *const types[] = {"float32", "float16", "int8"};
     enum { ROWS = 9, AFTER = 8 };
     const int32_t width = s->n_kv_heads * s->head_dim, q_width = s->n_heads * s->head_dim, q_stride = q_width + 1;
-    const size_t kv_bytes = (size_t)s->n_positions * width * sizeof(float);
-    snprintf(text, sizeof text, "attention: %s cache, %d heads, %d kv heads of %d, %d positions, window %d",
-             types[s->type], (int)s->n_heads, (int)s->n_kv_heads, (int)s->head_dim, (int)s->n_positions,
-             (int)s->window);
-    float *k = allocate(kv_bytes), *v = allocate(kv_bytes), *q = allocate((size_t)ROWS * q_stride * sizeof *q);
-    fill_random(k, s->n_positions * width, -3.0f, 3.0f), fill_random(v, s->n_positions * width, -3.0f, 3.0f);
+    const int32_t v_width = s->n_kv_heads * value_dim(s), out_width = s->n_heads * value_dim(s);
+    snprintf(text, sizeof text, "attention: %s cache, %d heads, %d kv heads of %d and %d, %d positions, window %d",
+             types[s->type], (int)s->n_heads, (int)s->n_kv_heads, (int)s->head_dim, (int)value_dim(s),
+             (int)s->n_positions, (int)s->window);
+    float *k = allocate((size_t)s->n_positions * width * sizeof *k);
+    float *v = allocate((size_t)s->n_positions * v_width * sizeof *v);
+    float *q = allocate((size_t)ROWS * q_stride * sizeof *q);
+    fill_random(k, s->n_positions * width, -3.0f, 3.0f), fill_random(v, s->n_positions * v_width, -3.0f, 3.0f);
     fill_random(q, ROWS * q_stride, -0.5f, 0.5f);
-    for (int32_t i = 0; i < s->n_positions * width; i += 11) k[i] *= 1e-6f, v[i] *= 1e-7f; /* subnormal as float16 */
-    if (s->n_positions > 1) memset(v, 0, (size_t)width * sizeof *v);                       /* no largest magnitude */
+    for (int32_t i = 0; i < s->n_positions * width; i += 11) k[i] *= 1e-6f;   /* subnormal as float16 */
+    for (int32_t i = 0; i < s->n_positions * v_width; i += 11) v[i] *= 1e-7f; /* likewise */
+    if (s->n_positions > 1) memset(v, 0, (size_t)v_width * sizeof *v);        /* no largest magnitude */
 
     cache c = new_cache(s), expected_cache = new_cache(s);
     char *const *blocks[ROWS];
@@ -146,33 +159,34 @@ static void check_attention(const shape *s) {
         blocks[row] = c.blocks;
         positions[row] = row == 0 ? s->n_positions / 2 : s->n_positions > before ? s->n_positions - 1 - before : 0;
     }
-    const size_t n_out = (size_t)ROWS * q_width, out_bytes = (n_out + AFTER) * sizeof(float);
+    const size_t n_out = (size_t)ROWS * out_width, out_bytes = (n_out + AFTER) * sizeof(float);
     float *got = allocate(out_bytes), *expected = allocate(out_bytes);
-    double *exact = allocate((size_t)q_width * sizeof *exact);
-    lb_attention_args args = {q,          got,           blocks,      positions, c.kv,     q_stride,
-                              s->n_heads, s->n_kv_heads, s->head_dim, s->type,   s->window};
+    double *exact = allocate((size_t)out_width * sizeof *exact);
+    lb_attention_args args = {q,          got,           blocks,      positions, c.kv,         q_stride,
+                              s->n_heads, s->n_kv_heads, s->head_dim, s->type,   value_dim(s), s->window};
 
     for (int32_t p = 0; p < s->n_positions; p++) {
-        lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, c.blocks[p / LB_KV_SPAN], &args, p);
-        reference_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &expected_cache, s, p);
+        lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * v_width, c.blocks[p / LB_KV_SPAN], &args, p);
+        reference_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * v_width, &expected_cache, s, p);
     }
     check_cache(&c, &expected_cache, s);
+    if (s->units) args.kv.key_stride = args.kv.value_stride = 0, args.n_kv_heads = s->units;
 
     /* Scores reach 20, with a rounding error of some 1e-6 each, which weighs values of up to 3; see also check_rounded.
      */
     const double tolerance = FLT_EVAL_METHOD != 0 && s->type == LB_KV_I8 ? 1e-3 : 5e-5;
     memset(got, GUARD, out_bytes);
-    for (int32_t head = 0; head < s->n_kv_heads; head++) lb_table.attention(&args, 0, ROWS, head);
+    for (int32_t head = 0; head < args.n_kv_heads; head++) lb_table.attention(&args, 0, ROWS, head);
     if (!guards_hold(got + n_out, AFTER * sizeof *got)) report(text, "bytes after the output were written");
     if (is_portable) {
         for (int32_t row = 0; row < ROWS; row++) {
             exact_attention(s, q + (ptrdiff_t)row * q_stride, k, v, positions[row], exact);
-            check_near(text, "output", got + (ptrdiff_t)row * q_width, exact, q_width, tolerance, tolerance);
+            check_near(text, "output", got + (ptrdiff_t)row * out_width, exact, out_width, tolerance, tolerance);
         }
     }
     args.out = expected;
     for (int32_t row = 0; row < ROWS; row++) {
-        for (int32_t head = 0; head < s->n_kv_heads; head++) portable.attention(&args, row, 1, head);
+        for (int32_t head = 0; head < args.n_kv_heads; head++) portable.attention(&args, row, 1, head);
     }
     check_floats(text, "output", got, expected, (int32_t)n_out);
     free_cache(&c), free_cache(&expected_cache);
@@ -197,8 +211,8 @@ static void check_wild(const shape *s, int32_t wild) {
     cache c = new_cache(s), expected_cache = new_cache(s);
     const int32_t position = s->n_positions - 1;
     char *const *blocks = c.blocks;
-    lb_attention_args args = {q,          got,           &blocks,     &position, c.kv,     q_width,
-                              s->n_heads, s->n_kv_heads, s->head_dim, s->type,   s->window};
+    lb_attention_args args = {q,          got,           &blocks,     &position, c.kv,         q_width,
+                              s->n_heads, s->n_kv_heads, s->head_dim, s->type,   value_dim(s), s->window};
     for (int32_t p = 0; p < s->n_positions; p++) {
         lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, c.blocks[p / LB_KV_SPAN], &args, p);
         reference_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &expected_cache, s, p);
@@ -227,6 +241,13 @@ void test_attention(void) {
             }
         }
         check_attention(&(shape){type, 2, 1, LB_MAX_HEAD_DIM, 70, 0});
+        check_attention(&(shape){type, 4, 2, 48, 70, 0, 21}); /* values of another size than keys */
+        check_attention(&(shape){type, 3, 1, 24, 200, 20, 80});
+        check_attention(&(shape){type, 8, 1, LB_MAX_HEAD_DIM + 64, 70, 0, LB_MAX_HEAD_DIM, 2});
+        check_attention(&(shape){type, 6, 1, 40, 193, 0, 32, 6});
+        check_attention(&(shape){type, 6, 1, 40, 193, 0, 32, 2});
+        check_attention(&(shape){type, 3, 1, 21, 17, 0, 5, 1});
+        for (int i = 0; i < COUNT(positions); i++) check_attention(&(shape){type, 4, 1, 80, positions[i], 0, 64, 2});
         for (int32_t n_positions = 193; n_positions <= 600; n_positions += n_positions == 193 ? 64 : 343) {
             check_attention(&(shape){type, 4, 2, 21, n_positions, n_positions / 3});
             check_attention(&(shape){type, 3, 1, 64, n_positions, 0});
@@ -234,6 +255,7 @@ void test_attention(void) {
         for (int32_t wild = 1; wild < 2000; wild *= 3) {
             check_wild(&(shape){type, 1, 1, 21, 17, 0}, wild);
             check_wild(&(shape){type, 4, 2, 32, 130, 70}, wild);
+            check_wild(&(shape){type, 4, 1, 32, 130, 0, 32, 1}, wild);
         }
     }
 }

@@ -64,6 +64,39 @@ static void check_rms_norm(int32_t n, float eps) {
     }
 }
 
+/* The definition in kernels.h, one pair after the other; every set must equal it. Twice gives the values again, `block`
+ * times as large. */
+static void check_hadamard(int32_t n, int32_t block) {
+    snprintf(text, sizeof text, "hadamard: n %d, blocks of %d", (int)n, (int)block);
+    fill_random(x, n, -9.0f, 9.0f);
+    for (int32_t i = 0; i < n; i += 7) x[i] = i % 2 ? 0.0f : -0.0f;
+    memset(got, GUARD, sizeof got);
+    memcpy(got, x, (size_t)n * sizeof *x), memcpy(expected, x, (size_t)n * sizeof *x);
+    lb_table.hadamard(got, n, block);
+    for (int32_t stride = 1; stride < block; stride *= 2) {
+        for (int32_t i = 0; i < n; i++) {
+            if (i & stride) continue;
+            const float a = expected[i], b = expected[i + stride];
+            expected[i] = a + b, expected[i + stride] = a - b;
+        }
+    }
+    check_floats(text, "transform", got, expected, n);
+    check_guard(got + n, sizeof got - (size_t)n * sizeof *got);
+    lb_table.hadamard(got, n, block);
+    for (int32_t i = 0; i < n; i++) exact[i] = (double)x[i] * block;
+    check_near(text, "inverse", got, exact, n, 0.0, 2e-5 * block);
+    memset(got, 0, (size_t)n * sizeof *got); /* a column: the signs of the formula, exactly */
+    const int32_t start = random_int(0, n / block - 1) * block, column = random_int(0, block - 1);
+    got[start + column] = 3.0f;
+    lb_table.hadamard(got, n, block);
+    for (int32_t i = 0; i < n; i++) {
+        int odd = 0;
+        for (int32_t both = (i - start) & column; both; both &= both - 1) odd ^= 1;
+        exact[i] = i < start || i >= start + block ? 0.0 : odd ? -3.0 : 3.0;
+    }
+    check_near(text, "column", got, exact, n, 0.0, 0.0);
+}
+
 static void check_count_from(int32_t n) {
     static const float limits[] = {0.0f, 1e-40f, 0.5f, 3.0f, 1e30f, INFINITY, NAN};
     snprintf(text, sizeof text, "count_from: n %d", (int)n);
@@ -187,6 +220,7 @@ void test_elementwise(void) {
             check_glu(n, again % 3);
             check_count_from(n);
         }
+        for (int32_t block = 1; block <= n; block *= 2) check_hadamard(n / block * block, block);
         for (int j = 0; j < COUNT(sizes); j++) {
             check_quantize(n, n, 1, sizes[j], 0);
             check_quantize(n, 32, 0, sizes[j], 0);

@@ -21,18 +21,20 @@ static void check_pair(size_t a, size_t b) {
     if (lb_plus(a, b) != (lost ? LB_TOO_LARGE : expected(sum < a, sum))) report(text, "the sum is %zu", lb_plus(a, b));
 }
 
-static void check_kv(uint64_t element, uint64_t heads, uint64_t head_dim, uint64_t span, uint64_t layers, int whole) {
+static void check_kv(uint64_t element, uint64_t heads, uint64_t head_dim, uint64_t value_dim, uint64_t span,
+                     uint64_t layers, int whole) {
     char text[160];
-    const lb_kv_layout l =
-        lb_lay_out_kv((size_t)element, (size_t)heads, (size_t)head_dim, (size_t)span, (size_t)layers);
-    const uint64_t padded = (head_dim + 15) / 16 * 16, scales = element == 1 ? 8 * heads * span : 0;
+    const lb_kv_layout l = lb_lay_out_kv((size_t)element, (size_t)heads, (size_t)head_dim, (size_t)value_dim,
+                                         (size_t)span, (size_t)layers);
+    const uint64_t padded = (value_dim + 15) / 16 * 16, scales = element == 1 ? (value_dim ? 8 : 4) * heads * span : 0;
     const uint64_t layer = (element * heads * span * (head_dim + padded) + scales + 63) / 64 * 64;
     const size_t want = whole ? expected(0, layer * layers) : LB_TOO_LARGE; /* else 64 bits do not hold it either */
     snprintf(text, sizeof text, "keys and values: %d bytes, %lu heads of %lu, %lu positions, %lu layers", (int)element,
              (unsigned long)heads, (unsigned long)head_dim, (unsigned long)span, (unsigned long)layers);
     n_checks++;
     if (l.nbytes != want) report(text, "%zu bytes, not %zu", l.nbytes, want);
-    if (want != LB_TOO_LARGE && l.value_scales_at + scales / 2 > l.layer_bytes) report(text, "parts overlap");
+    if (want != LB_TOO_LARGE && l.value_scales_at + (value_dim ? scales / 2 : scales) > l.layer_bytes)
+        report(text, "parts overlap");
 }
 
 void test_sizes(void) {
@@ -63,12 +65,14 @@ void test_sizes(void) {
             report("sizes", "%zu is rounded up to %zu", edges[i], rounded);
     }
     for (int element = 1; element <= 4; element *= 2) {
-        check_kv(element, 2, 64, 64, 3, 1);
-        check_kv(element, 512, 512, 8192, 1, 1);    /* 2 GiB and more: with 32 bits once 0 bytes */
-        check_kv(element, 16384, 512, 8192, 64, 1); /* 2 to the power 43 and more */
-        check_kv(element, 16384, 512, 1 << 24, 1024, 1);
+        check_kv(element, 2, 64, 64, 64, 3, 1);
+        check_kv(element, 1, 576, 500, 64, 61, 1);
+        check_kv(element, 1, 576, 0, 64, 61, 1); /* latents */
+        check_kv(element, 512, 512, 512, 8192, 1, 1);    /* 2 GiB and more: with 32 bits once 0 bytes */
+        check_kv(element, 16384, 512, 512, 8192, 64, 1); /* 2 to the power 43 and more */
+        check_kv(element, 16384, 512, 512, 1 << 24, 1024, 1);
     }
-    check_kv(4, 1 << 24, 1 << 15, 1 << 20, 1 << 10, 0); /* 2 to the power 72 */
-    check_kv(4, 1, 512, SIZE_MAX / 2, 1, 0);
-    check_kv(4, 1, 512, SIZE_MAX, 1, 0);
+    check_kv(4, 1 << 24, 1 << 15, 1 << 15, 1 << 20, 1 << 10, 0); /* 2 to the power 72 */
+    check_kv(4, 1, 512, 512, SIZE_MAX / 2, 1, 0);
+    check_kv(4, 1, 512, 512, SIZE_MAX, 1, 0);
 }

@@ -119,25 +119,27 @@ enum { LB_KV_F32 = 0, LB_KV_F16 = 1, LB_KV_I8 = 2 };
  *     keys:   [kv head][position / 16][channel][16 positions]     a lane is a position
  *     values: [kv head][position][channel, padded to 16]          a lane is a channel
  *     scales: [kv head][position], float32, of int8 keys and values: one per head and position
+ * Where values begin at the same place as keys, they are the first channels of these (latents), and have their scales.
  */
 #define LB_KV_SPAN 64
 typedef struct {
     size_t keys, values, key_scales, value_scales; /* bytes from the beginning of a block */
-    ptrdiff_t key_stride, value_stride;            /* elements from one kv head to the next */
+    ptrdiff_t key_stride, value_stride;            /* elements from one kv head to the next; 0: they are all one */
 } lb_kv;
 
 typedef struct {
     const float *q;             /* (n_rows, q_stride): n_heads x head_dim, already scaled */
-    float *out;                 /* (n_rows, n_heads, head_dim) */
+    float *out;                 /* (n_rows, n_heads, value_dim) */
     char *const *const *blocks; /* (n_rows,): those of each row's sequence, in the order of their positions */
     const int32_t *positions;   /* (n_rows,): attends to 0..position, if window is 0 */
     lb_kv kv;
     ptrdiff_t q_stride;
     int32_t n_heads, n_kv_heads, head_dim, kv_type;
+    int32_t value_dim; /* channels of a value; head_dim are those of a key */
     int32_t window; /* else only to the positions that are less than this far back */
 } lb_attention_args;
 
-#define LB_MAX_HEAD_DIM 512
+#define LB_MAX_HEAD_DIM 512 /* of a value, and of a key that is no latent one */
 
 /* Of a gate: SiLU, squared ReLU, or GELU by its approximation with tanh. */
 enum { LB_SILU = 0, LB_RELU2 = 1, LB_GELU = 2 };
@@ -170,6 +172,12 @@ typedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n,
  */
 typedef void lb_delta_fn(const float *from_, float *to, const float *q, const float *k, const float *v, float decay,
                          float beta, int32_t size, float *out);
+/*
+ * The Hadamard transform of each run of `block` values, a power of two that divides n, without the factor
+ * 1 / sqrt(block): for the strides 1, 2, 4, ... up to block / 2, in this order, values that far apart become their sum
+ * and their difference.
+ */
+typedef void lb_hadamard_fn(float *x, int32_t n, int32_t block);
 /* How many magnitudes, as the 31 bits of a float without its sign, are at least `limit`. NaN is above infinity. */
 typedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit);
 
@@ -201,6 +209,7 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(add, lb_add_fn)                     \
     X(exp, lb_exp_fn)                     \
     X(delta, lb_delta_fn)                 \
+    X(hadamard, lb_hadamard_fn)           \
     X(count_from, lb_count_from_fn)       \
     X(read, lb_read_fn)                   \
     X(dot_peak, lb_dot_peak_fn)

@@ -34,14 +34,16 @@ typedef struct {
     size_t nbytes; /* of all layers, LB_TOO_LARGE if it is more than there are addresses for */
 } lb_kv_layout;
 
-/* For elements of `element` bytes, with scales if it is 1. */
-static inline lb_kv_layout lb_lay_out_kv(size_t element, size_t heads, size_t head_dim, size_t span, size_t layers) {
+/* For elements of `element` bytes, with scales if it is 1. Without channels of their own, values are part of the keys.
+ */
+static inline lb_kv_layout lb_lay_out_kv(size_t element, size_t heads, size_t key_dim, size_t value_dim, size_t span,
+                                         size_t layers) {
     const size_t scales = element == 1 ? lb_times(lb_times(sizeof(float), heads), span) : 0;
     lb_kv_layout l;
-    l.stride = lb_times(span, lb_plus(head_dim, lb_round_up(head_dim, 16)));
-    l.values_at = lb_times(element, lb_times(span, head_dim));
+    l.stride = lb_times(span, lb_plus(key_dim, lb_round_up(value_dim, 16)));
+    l.values_at = value_dim ? lb_times(element, lb_times(span, key_dim)) : 0;
     l.key_scales_at = lb_times(lb_times(element, heads), l.stride);
-    l.value_scales_at = lb_plus(l.key_scales_at, scales);
+    l.value_scales_at = value_dim ? lb_plus(l.key_scales_at, scales) : l.key_scales_at;
     l.layer_bytes = lb_round_up(lb_plus(l.value_scales_at, scales), 64);
     l.nbytes = lb_times(l.layer_bytes, layers);
     return l;

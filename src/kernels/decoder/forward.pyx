@@ -1,12 +1,13 @@
 """The one forward pass: rows through all layers of a graph.
 
 1. Rows may be sparse: of the inputs of a linear layer, after its norm and before they become int8, only the largest
-   count. Matrices for these are channel-major (`sparse.pyx`), and inputs that are 0 cost nothing.
+   count. Where weights read rotated inputs, the choice is among these, and weights beside them that do not read all.
+   Matrices for sparse rows are channel-major (`sparse.pyx`), and inputs that are 0 cost nothing.
 2. Work is handed to the pool in row groups (products), rows (norms) and (row, head) pairs (attention). Small work
    stays on the calling thread, where it is done sooner than a thread wakes up.
 """
 from libc.stddef cimport size_t
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 
 from lowbit._kernels.dispatch cimport (
     Interrupts, begin_doubles, checked, end_floats, lb_activations, lb_float_mode, lb_matrix, lb_plus, lb_times,
@@ -15,11 +16,12 @@ from lowbit._kernels.dispatch cimport (
 from lowbit._kernels.deltanet cimport DeltaWork, Segment, mix
 from lowbit._kernels.graph cimport Graph, Layer, Linear
 from lowbit._kernels.kvpool cimport KVPool
+from lowbit._kernels.latent cimport LatentLayer, LatentRows, LatentScratch
 from lowbit._kernels.matrix cimport is_float, matrix_row, padded_cols, row_stride
 from lowbit._kernels.moe cimport ExpertLayer, ExpertScratch, Rows
 from lowbit._kernels.ops cimport (
-    ATTENTION_ROWS, AddWork, AttentionWork, GateWork, GluWork, NormWork, RopeWork, add_work, attention_work, gate_work,
-    glu_work, norm_work, rope_work, scale_by,
+    ATTENTION_GRAIN, ATTENTION_ROWS, AddWork, AttentionWork, GateWork, GluWork, NormWork, RopeWork, add_work,
+    attention_work, gate_work, glu_work, norm_work, rope_work, scale_by, unrotate,
 )
 from lowbit._kernels.paging cimport PagedMatrix
 from lowbit._kernels.products cimport multiply
@@ -28,7 +30,6 @@ import numpy as np
 
 
 cdef enum:
-    ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
     LOOK_ROWS = 8                   # of a pass in which Ctrl-C is looked for before every layer
 
 
@@ -59,7 +60,9 @@ cdef class ForwardPass:
         self.blocks = <char ***>self._scratch(rows, sizeof(char **))
         self.sparse = <uint8_t *>self._scratch(rows, 1)
         self.experts = ExpertScratch(graph.experts, rows) if graph.experts else None
+        self.latents = LatentScratch(graph.latents, rows) if graph.latents else None
         self.scratch_bytes += graph.sparse.nbytes + (self.experts.nbytes if graph.experts else 0)
+        self.scratch_bytes += self.latents.nbytes if graph.latents else 0
 
     cdef void *_scratch(self, size_t rows, size_t row_bytes) except NULL:
         cdef char[::1] view
@@ -89,36 +92,48 @@ cdef class ForwardPass:
             matrix_row(self.graph.token_embd.m, token, out)
         elif self.status == 0:
             self.status = (<PagedMatrix>self.graph.token_embd.paged).row(token, out)
+        if self.graph.latent.factors != NULL:
+            unrotate(&self.graph.latent, out, self.graph.hidden)
 
     cdef void _apply(self, Linear *linear, const float *x, int64_t x_stride, int32_t n_in, const float *norm,
                      int32_t n_rows, float *y) noexcept nogil:
-        """y = linear(norm(x)); the input is quantised once for all parts that read it alike."""
+        """y = linear(norm(x)); the input is rotated and quantised once for all parts that read it alike."""
         cdef NormWork work, inner
         cdef lb_activations a
         cdef const lb_matrix *m
         cdef const float *own
         cdef const lb_matrix *before = NULL
+        cdef bint counts, rotated, turns
+        cdef uint32_t *histogram = linear.histogram
         cdef int32_t part, chunk = 1 if n_rows < 4 * self.threads else 4
         cdef float *out = y
         work.x, work.x_stride, work.n, work.weight, work.out, work.eps = x, x_stride, n_in, norm, self.h, self.graph.eps
         work.q, work.scale, work.sum, work.per_token = self.q8, self.scales, self.sums, self.graph.per_token
-        work.keep, work.threshold, work.sparse = linear.keep, linear.threshold, self.sparse
-        work.histogram = linear.histogram
+        work.rotation.factors, work.rotated, work.sparse = NULL, self.normed, self.sparse
         for part in range(linear.n_parts):
             m = linear.parts[part].m
             own = linear.parts[part].norm
             work.reader = NULL if is_float(m.format) or own != NULL else m
             work.q_stride = 0 if is_float(m.format) else row_stride(m)
             work.n_groups = m.n_groups
-            if before == NULL or (work.reader != NULL and not same_input(before, m)):
+            rotated = linear.parts[part].rotation.factors != NULL
+            turns = rotated != (work.rotation.factors != NULL)
+            work.rotation = linear.parts[part].rotation
+            if before == NULL or turns or (work.reader != NULL and not same_input(before, m)):
+                counts = rotated == linear.rotates and (rotated or before == NULL)
+                work.keep, work.threshold = linear.keep if counts else 0, linear.threshold if counts else 0
+                work.histogram = histogram if counts else NULL
                 parallel(norm_work, &work, n_rows, chunk, self.threads)
+                histogram = NULL if counts else histogram
             if norm != NULL:
                 work.x, work.x_stride, work.weight = self.h, n_in, NULL
-            work.keep, work.threshold, work.histogram = 0, 0, NULL
             a.q, a.scale, a.sum, a.n_groups, a.n_tokens = self.q8, self.scales, self.sums, m.n_groups, n_rows
             a.x, a.stride = work.x, <int32_t>work.x_stride
+            if rotated:
+                a.x, a.stride = self.normed, n_in
             if own != NULL:
                 inner = work
+                inner.keep, inner.threshold, inner.histogram = 0, 0, NULL
                 inner.weight, inner.out, inner.reader = own, self.normed, NULL if is_float(m.format) else m
                 parallel(norm_work, &inner, n_rows, chunk, self.threads)
                 a.x, a.stride = self.normed, n_in
@@ -146,7 +161,10 @@ cdef class ForwardPass:
             self._recur(layer)
             add.y = self.attended
         else:
-            self._attend(layer)
+            if layer.latent == NULL:
+                self._attend(layer)
+            else:
+                self._attend_latents(layer, <LatentLayer>layer.latent)
             add.y = self.wide
         add.norm = layer.attn_post_norm
         parallel(add_work, &add, n_rows, chunk, self.threads)
@@ -173,6 +191,7 @@ cdef class ForwardPass:
         attention.args.kv = self.pool.layer(layer.kv_index)
         attention.args.n_heads, attention.args.n_kv_heads = layer.n_heads, layer.n_kv_heads
         attention.args.head_dim, attention.args.kv_type = layer.head_dim, self.pool.kv_type
+        attention.args.value_dim = layer.head_dim
         attention.args.window = layer.window
         attention.n_rows = n_rows
         rope.qkv, rope.gates = self.wide, self.gates if layer.gated else NULL
@@ -191,6 +210,23 @@ cdef class ForwardPass:
             gate.x, gate.gate, gate.n = self.attended, self.gates, q_size
             parallel(gate_work, &gate, n_rows, chunk, self.threads)
         self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)
+
+    cdef void _attend_latents(self, Layer *layer, LatentLayer latent) noexcept nogil:
+        """The same for latent attention: `wide` has queries, or what they are made of, and latents."""
+        cdef LatentRows rows
+        cdef int32_t size = latent.n_heads * latent.value_size
+        rows.q, rows.q_stride = self.wide, layer.qkv.n_out
+        if latent.q_rank:
+            rows.q, rows.q_stride = self.latents.queries, layer.q_b.n_out
+            self._apply(&layer.q_b, self.wide, layer.qkv.n_out, latent.q_rank, layer.q_a_norm, self.n_rows, rows.q)
+        rows.kv, rows.kv_stride = self.wide + layer.qkv.n_out - latent.rank - latent.rope, layer.qkv.n_out
+        rows.out, rows.blocks, rows.positions = self.attended, self.blocks, self.positions
+        rows.cos, rows.sin, rows.halves = layer.cos, layer.sin, layer.halves
+        rows.place, rows.kv_type = self.pool.layer(layer.kv_index), self.pool.kv_type
+        rows.n, rows.threads, rows.per_token = self.n_rows, self.threads, self.graph.per_token
+        rows.eps, rows.q_scale = self.graph.eps, layer.q_scale
+        self.latents.run(latent, &rows)
+        self._apply(&layer.attn_output, self.attended, size, size, NULL, self.n_rows, self.wide)
 
     cdef void _recur(self, Layer *layer) noexcept nogil:
         """From the inputs of a recurrent layer in `wide` to what is added to the residual stream, in `attended`."""

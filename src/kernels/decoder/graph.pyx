@@ -12,6 +12,7 @@ from lowbit._kernels.dispatch cimport (
     LB_GELU, LB_MAX_HEAD_DIM, LB_RELU2, LB_SILU, alloc_aligned, checked, free_aligned, lb_matrix, lb_plus, lb_round_up,
     lb_times,
 )
+from lowbit._kernels.latent cimport LatentLayer
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, row_stride
 from lowbit._kernels.moe cimport ExpertLayer, Projection
 from lowbit._kernels.paging cimport PagedMatrix, Pager
@@ -20,7 +21,7 @@ from lowbit._kernels.sparse cimport SparseScratch
 import numpy as np
 
 from lowbit.errors import FormatError
-from lowbit.plan import DeltaNet, Experts
+from lowbit.plan import DeltaNet, Experts, LatentAttention
 
 
 cdef class Graph:
@@ -34,8 +35,10 @@ cdef class Graph:
         ``attn_q_norm``, ``attn_k_norm``, ``attn_post_norm``, ``ffn_post_norm``, ``qkv_bias``, ``ssm_conv1d``,
         ``ssm_dt``, ``ssm_a``, ``ssm_norm`` (float32 arrays);
         ``qkv``, ``attn_output``, ``gate_up``, ``ffn_down`` (lists of PackedMatrix or PagedMatrix whose outputs lie side
-        by side), and with ``_norms`` behind the name a list of the norms of their inputs. Where there are
-        experts, also ``router``, ``expert_gate_up``, ``expert_down`` and what else `lowbit.plan.Experts` lists.
+        by side), and with ``_norms`` behind the name a list of the norms of their inputs, with ``_folded`` one of
+        whether the plan's rotation is applied to them. Where there are experts, also ``router``, ``expert_gate_up``,
+        ``expert_down`` and what else `lowbit.plan.Experts` lists; where attention is latent, ``k_b``, ``v_b`` and what
+        else `lowbit.plan.LatentAttention` lists.
     token_embd, output : PackedMatrix or PagedMatrix
         (vocab_size, hidden_size); the same object if tied.
     output_norm : ndarray of float32, shape (hidden_size,)
@@ -49,10 +52,10 @@ cdef class Graph:
 
     def __cinit__(self, config, list layers, token_embd, output, output_norm, int32_t context, int32_t threads,
                   Pager pager=None):
-        cdef int32_t i, q_size, kv_size = 0, qkv_size, n_attentions = 0
+        cdef int32_t i, k, q_size, kv_size = 0, qkv_size, n_attentions = 0
         cdef size_t state = 0       # floats
         cdef Layer *one
-        self.keep, self.experts = [], []
+        self.keep, self.experts, self.latents = [], [], []
         if len(layers) != config.n_layers or config.n_layers < 1:
             raise FormatError(f"{len(layers)} layers given for a model of {config.n_layers}")
         self.n_layers, self.hidden, self.vocab, self.context = (
@@ -69,7 +72,7 @@ cdef class Graph:
         if self.layers == NULL:
             raise MemoryError("no memory for the layers")
         memset(self.layers, 0, sizeof(Layer) * <size_t>self.n_layers)
-        self.tables = {}
+        self.tables, self.factors, self.rotation = {}, {}, config.rotation
         for i, layer in enumerate(layers):
             one, mixer = &self.layers[i], config.layers[i].mixer
             one.recurrent = isinstance(mixer, DeltaNet)
@@ -77,6 +80,11 @@ cdef class Graph:
                 self._delta_net(one, mixer, layer, &state)
                 q_size, qkv_size = mixer.value_size, mixer.channels + mixer.value_size + 2 * mixer.n_value_heads
                 self.channels = max(self.channels, mixer.channels)
+            elif isinstance(mixer, LatentAttention):
+                one.kv_index = n_attentions
+                n_attentions += 1
+                qkv_size = self._latent_attention(one, mixer, layer, threads)
+                q_size = mixer.n_heads * mixer.value_size
             else:
                 self._attention(one, mixer)
                 one.kv_index = n_attentions
@@ -92,17 +100,25 @@ cdef class Graph:
             one.k_norm = self._vector(layer.get("attn_k_norm"), kv_size if one.whole_norm else one.head_dim)
             one.attn_post_norm = self._vector(layer.get("attn_post_norm"), self.hidden)
             one.ffn_post_norm = self._vector(layer.get("ffn_post_norm"), self.hidden)
-            one.qkv = self._linear(layer["qkv"], self.hidden, qkv_size, threads, layer.get("qkv_norms"))
+            one.qkv = self._linear(
+                layer["qkv"], self.hidden, qkv_size, threads, layer.get("qkv_norms"), layer.get("qkv_folded"))
             one.qkv.bias = self._vector(layer.get("qkv_bias"), qkv_size)
             one.attn_output = self._linear(
-                layer["attn_output"], q_size, self.hidden, threads, layer.get("attn_output_norms"))
+                layer["attn_output"], q_size, self.hidden, threads, layer.get("attn_output_norms"),
+                layer.get("attn_output_folded"))
+            if one.recurrent and self.rotation is not None and self.rotation.grouped:
+                for k in range(one.attn_output.n_parts):
+                    one.attn_output.parts[k].rotation.key_heads = one.delta.n_key_heads
+                    one.attn_output.parts[k].rotation.head_dim = one.delta.dim
             self._feed_forward(one, layer, config.layers[i].feed_forward, threads)
         self.state_bytes = checked(lb_times(state, 4), "the state of recurrent layers") if state else 0
-        self.output = self._linear([output], self.hidden, self.vocab, threads)
+        self.output = self._linear([output], self.hidden, self.vocab, threads, None, [config.is_folded(config.output)])
         self.token_embd = self.output.parts[0]
         if token_embd is not output:
             self.token_embd = self._linear([token_embd], self.hidden, self.vocab, threads).parts[0]
             self.embedding_bytes = token_embd.nbytes
+        if self.rotation is not None and self.rotation.latent:
+            self.latent = self._rotation(self.hidden)
         self.output_norm = self._vector(output_norm, self.hidden)
 
     def __dealloc__(self):
@@ -130,6 +146,21 @@ cdef class Graph:
             d.n_value_heads, lb_times(d.dim, lb_round_up(d.dim, 16)))), "the state of recurrent layers")
         return 0
 
+    cdef int32_t _latent_attention(self, Layer *one, mixer, dict layer, int32_t threads) except -1:
+        """Take over the numbers and matrices of latent attention; return how much its first matrices give."""
+        cdef LatentLayer latent = LatentLayer(mixer, layer["k_b"][0], layer["v_b"][0], layer["attn_kv_a_norm"])
+        cdef int32_t queries = latent.n_heads * (latent.nope + latent.rope)
+        self.latents.append(latent)
+        self.weight_bytes += latent.nbytes
+        one.latent, one.head_dim = <void *>latent, latent.rank + latent.rope
+        one.q_scale = <float>(mixer.scale or 1.0 / sqrt(<double>(latent.nope + latent.rope)))
+        self._turn(one, mixer.rope)
+        if latent.q_rank:
+            one.q_a_norm = self._vector(layer["attn_q_a_norm"], latent.q_rank)
+            one.q_b = self._linear(layer["q_b"], latent.q_rank, queries, threads)
+            self.q_size = max(self.q_size, latent.q_rank)
+        return (latent.q_rank or queries) + one.head_dim
+
     cdef int _feed_forward(self, Layer *one, layer, plan, int32_t threads) except -1:
         cdef ExpertLayer experts
         cdef Projection *p
@@ -156,9 +187,11 @@ cdef class Graph:
             self.intermediate = max(self.intermediate, one.wide)
             one.ffn_sub_norm = self._vector(layer.get("ffn_sub_norm"), one.wide)
             one.gate_up = self._linear(
-                layer["gate_up"], self.hidden, 2 * one.wide, threads, layer.get("gate_up_norms"))
+                layer["gate_up"], self.hidden, 2 * one.wide, threads, layer.get("gate_up_norms"),
+                layer.get("gate_up_folded"))
             one.ffn_down = self._linear(
-                layer["ffn_down"], one.wide, self.hidden, threads, layer.get("ffn_down_norms"))
+                layer["ffn_down"], one.wide, self.hidden, threads, layer.get("ffn_down_norms"),
+                layer.get("ffn_down_folded"))
         return 0
 
     cdef int _attention(self, Layer *one, mixer) except -1:
@@ -213,11 +246,24 @@ cdef class Graph:
         view = values
         return &view[0]
 
-    cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out, int32_t threads, list norms=None) except *:
+    cdef Rotation _rotation(self, int32_t n) except *:
+        """The plan's rotation of inputs of this width."""
+        cdef Rotation rotation
+        cdef int32_t block = self.rotation.block
+        if block < 1 or block & (block - 1) or n % block:
+            raise FormatError(f"a rotation in blocks of {block} does not fit {n} channels")
+        if n not in self.factors:
+            self.factors[n] = np.asarray(self.rotation.factors(n), np.float32)
+        rotation.factors, rotation.block = self._vector(self.factors[n], n), block
+        rotation.key_heads = rotation.head_dim = 0
+        return rotation
+
+    cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out, int32_t threads, list norms=None,
+                        list folded=None) except *:
         cdef Linear linear
         cdef const lb_matrix *m
         linear.n_parts, linear.n_out, linear.bias = len(parts), n_out, NULL
-        linear.keep, linear.threshold, linear.histogram = 0, 0, NULL
+        linear.keep, linear.threshold, linear.histogram, linear.rotates = 0, 0, NULL, False
         if not 1 <= len(parts) <= MAX_PARTS or sum(part.shape[0] for part in parts) != n_out:
             raise FormatError(f"matrices {parts} do not have {n_out} rows together")
         for i, matrix in enumerate(parts):
@@ -231,7 +277,10 @@ cdef class Graph:
             if m.n_cols != n_in:
                 raise FormatError(f"{matrix!r} stands where {n_in} inputs belong")
             linear.parts[i].m = m
-            if norms is not None:
+            linear.parts[i].rotation.factors = NULL
+            if folded is not None and folded[i]:
+                linear.parts[i].rotation, linear.rotates = self._rotation(n_in), True
+            if norms is not None or linear.rotates:
                 self.inner = max(self.inner, n_in)
             self.keep.append(matrix)
             self.weight_bytes += matrix.nbytes

@@ -62,11 +62,13 @@ cdef class KVPool:
     Parameters
     ----------
     n_layers, n_kv_heads, head_dim : int
-        Of the layers with attention.
+        Of the layers with attention; a head is as wide as its key.
     kv_type : str
         ``f32``, ``f16`` or ``int8``.
     state_bytes : int
         Of the recurrent layers, for one sequence.
+    value_dim : int, optional
+        Channels of a value, if it has not as many as a key; 0: it is the first channels of the key.
 
     Raises
     ------
@@ -76,13 +78,14 @@ cdef class KVPool:
         If a block is larger than the address space.
     """
 
-    def __cinit__(self, size_t n_layers, size_t n_kv_heads, size_t head_dim, str kv_type, size_t state_bytes=0):
+    def __cinit__(self, size_t n_layers, size_t n_kv_heads, size_t head_dim, str kv_type, size_t state_bytes=0,
+                  value_dim=None):
         cdef lb_kv_layout at
         if kv_type not in KV_TYPES:
             raise ValueError(f"kv_type must be one of {', '.join(KV_TYPES)}, not {kv_type!r}")
         self.kv_type = KV_TYPES[kv_type]
-        at = lb_lay_out_kv({LB_KV_F32: 4, LB_KV_F16: 2, LB_KV_I8: 1}[self.kv_type], n_kv_heads, head_dim, LB_KV_SPAN,
-                           n_layers)
+        at = lb_lay_out_kv({LB_KV_F32: 4, LB_KV_F16: 2, LB_KV_I8: 1}[self.kv_type], n_kv_heads, head_dim,
+                           head_dim if value_dim is None else value_dim, LB_KV_SPAN, n_layers)
         self.block_bytes = checked(at.nbytes, f"keys and values of {SPAN} positions")
         self.layer_bytes = at.layer_bytes
         self.shape = lb_kv(0, at.values_at, at.key_scales_at, at.value_scales_at, at.stride, at.stride)

@@ -221,3 +221,5 @@ uint64_t LB_NAME(lb_read)(const uint64_t *memory, size_t n) {
     for (; i < n; i++) total += memory[i];
     return total;
 }
+
+#include "hadamard_template.h"

@@ -28,30 +28,37 @@ static inline void store_kv(void *base, ptrdiff_t at, ptrdiff_t step, f32x16 x, 
 
 void LB_NAME(lb_kv_store)(const float *k, const float *v, char *block, const lb_attention_args *shape,
                           int32_t position) {
-    const int32_t dim = shape->head_dim, padded = (dim + 15) / 16 * 16, type = shape->kv_type;
+    const int32_t dim = shape->head_dim, wide = shape->value_dim, padded = (wide + 15) / 16 * 16;
+    const int32_t type = shape->kv_type;
     const lb_kv *kv = &shape->kv;
     float *key_scales = (float *)(void *)(block + kv->key_scales);
     float *value_scales = (float *)(void *)(block + kv->value_scales);
     position %= LB_KV_SPAN;
-    for (int32_t head = 0; head < shape->n_kv_heads; head++, k += dim, v += dim) {
+    for (int32_t head = 0; head < shape->n_kv_heads; head++, k += dim, v += wide) {
         const ptrdiff_t key = head * kv->key_stride + (ptrdiff_t)(position / 16) * dim * 16 + position % 16;
         const ptrdiff_t value = head * kv->value_stride + (ptrdiff_t)position * padded;
         f32x16 k_factor = v_set1(1.0f), v_factor = k_factor;
         int wild_k = 0, wild_v = 0;
         if (type == LB_KV_I8) {
-            const float k_most = largest_magnitude(k, dim, &wild_k), v_most = largest_magnitude(v, dim, &wild_v);
+            const float k_most = largest_magnitude(k, dim, &wild_k);
             key_scales[head * LB_KV_SPAN + position] = k_most / 127.0f;
-            value_scales[head * LB_KV_SPAN + position] = v_most / 127.0f;
             k_factor = v_set1(k_most > 0 ? 127.0f / k_most : 0.0f);
-            v_factor = v_set1(v_most > 0 ? 127.0f / v_most : 0.0f);
         }
         for (int32_t i = 0; i < dim; i += 16) {
             const int32_t n = dim - i < 16 ? dim - i : 16;
-            const f32x16 key_part = load_upto16(k + i, n), value_part = load_upto16(v + i, n);
-            store_kv(block + kv->keys, key + (ptrdiff_t)i * 16, 16, v_mul(wild_k ? tame(key_part) : key_part, k_factor),
-                     n, type);
-            store_kv(block + kv->values, value + i, 1, v_mul(wild_v ? tame(value_part) : value_part, v_factor), 16,
+            const f32x16 part = load_upto16(k + i, n);
+            store_kv(block + kv->keys, key + (ptrdiff_t)i * 16, 16, v_mul(wild_k ? tame(part) : part, k_factor), n,
                      type);
+        }
+        if (kv->values == kv->keys) continue;
+        if (type == LB_KV_I8) {
+            const float v_most = largest_magnitude(v, wide, &wild_v);
+            value_scales[head * LB_KV_SPAN + position] = v_most / 127.0f;
+            v_factor = v_set1(v_most > 0 ? 127.0f / v_most : 0.0f);
+        }
+        for (int32_t i = 0; i < wide; i += 16) {
+            const f32x16 part = load_upto16(v + i, wide - i);
+            store_kv(block + kv->values, value + i, 1, v_mul(wild_v ? tame(part) : part, v_factor), 16, type);
         }
     }
 }
@@ -176,7 +183,7 @@ LB_INLINED void add_all_values(const void *values, ptrdiff_t at, int32_t chunks,
 LB_INLINED void attend(const lb_attention_args *a, char *const *block, const float *q, ptrdiff_t q_step, float *out,
                        ptrdiff_t out_step, int32_t kv_head, int32_t first, int32_t count, const int heads,
                        const int more, const int32_t type) {
-    const int32_t dim = a->head_dim, chunks = (dim + 15) / 16;
+    const int32_t dim = a->head_dim, wide = a->value_dim, chunks = (wide + 15) / 16;
     const lb_kv *kv = &a->kv;
     const ptrdiff_t key_base = kv_head * kv->key_stride, value_base = kv_head * kv->value_stride;
     f32x16 total[LB_HEADS * LB_MAX_HEAD_DIM / 16];
@@ -219,10 +226,12 @@ LB_INLINED void attend(const lb_attention_args *a, char *const *block, const flo
     for (int h = 0; h < heads; h++) {
         for (int32_t c = 0; c < chunks; c++) {
             store_upto16(out + h * out_step + 16 * c, v_div(total[h * chunks + c], v_set1(weight_sum[h])),
-                         dim - 16 * c);
+                         wide - 16 * c);
         }
     }
 }
+
+#include "latent_template.h"
 
 /* Whether LB_HEADS rows follow each other in one sequence, begin at 0 and end in the same span. */
 static inline int are_neighbours(const lb_attention_args *a, int32_t row) {
@@ -240,27 +249,39 @@ static inline int32_t first_seen(const lb_attention_args *a, int32_t count) {
 
 LB_INLINED void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head,
                             const int32_t type) {
-    const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim, whole = shared / LB_HEADS * LB_HEADS;
-    const ptrdiff_t out_stride = (ptrdiff_t)a->n_heads * dim;
+    const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim, wide = a->value_dim;
+    const int32_t whole = shared / LB_HEADS * LB_HEADS, stored = a->kv.key_stride ? kv_head : 0;
+    const ptrdiff_t out_stride = (ptrdiff_t)a->n_heads * wide;
+    if (a->kv.values == a->kv.keys) {
+        for (int32_t end = row + rows; row < end; row++) {
+            const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
+            float *out = a->out + row * out_stride + (ptrdiff_t)kv_head * shared * wide;
+            int32_t head = 0;
+            for (; head + 2 <= shared; head += 2, q += 2 * dim, out += 2 * wide)
+                attend_latents(a, a->blocks[row], q, out, stored, a->positions[row] + 1, 2, type);
+            if (head < shared) attend_latents(a, a->blocks[row], q, out, stored, a->positions[row] + 1, 1, type);
+        }
+        return;
+    }
     for (int32_t end = row + rows; row < end;) {
         const int together = whole < shared && end - row >= LB_HEADS && are_neighbours(a, row);
         const int32_t n = together ? LB_HEADS : 1;
         const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
-        float *out = a->out + row * out_stride + (ptrdiff_t)kv_head * shared * dim;
+        float *out = a->out + row * out_stride + (ptrdiff_t)kv_head * shared * wide;
         for (int32_t r = 0; r < n; r++) {
             const int32_t count = a->positions[row + r] + 1;
             for (int32_t head = 0; head < whole; head += LB_HEADS) {
-                attend(a, a->blocks[row + r], q + r * a->q_stride + head * dim, dim, out + r * out_stride + head * dim,
-                       dim, kv_head, first_seen(a, count), count, LB_HEADS, 0, type);
+                attend(a, a->blocks[row + r], q + r * a->q_stride + head * dim, dim, out + r * out_stride + head * wide,
+                       wide, stored, first_seen(a, count), count, LB_HEADS, 0, type);
             }
         }
         const int32_t count = a->positions[row] + 1;
         for (int32_t head = whole; head < shared; head++) {
             if (together) {
-                attend(a, a->blocks[row], q + head * dim, a->q_stride, out + head * dim, out_stride, kv_head, 0, count,
+                attend(a, a->blocks[row], q + head * dim, a->q_stride, out + head * wide, out_stride, stored, 0, count,
                        LB_HEADS, 1, type);
             } else {
-                attend(a, a->blocks[row], q + head * dim, 0, out + head * dim, 0, kv_head, first_seen(a, count), count,
+                attend(a, a->blocks[row], q + head * dim, 0, out + head * wide, 0, stored, first_seen(a, count), count,
                        1, 0, type);
             }
         }

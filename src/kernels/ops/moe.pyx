@@ -136,6 +136,7 @@ cdef class ExpertLayer:
         self.n, self.top_k, self.size, self.hidden = plan.n, plan.top_k, plan.size, hidden
         self.groups, self.top_groups = plan.groups, plan.top_groups
         self.sigmoid, self.normalized = plan.router == "sigmoid", plan.normalized
+        self.by_two = plan.group_best == 2
         self.scale, self.clamp = plan.scale, plan.clamp
         if not (1 <= self.top_k <= min(self.n, <int32_t>MAX_CHOSEN)
                 and 1 <= self.top_groups <= self.groups <= MAX_CHOSEN
@@ -241,6 +242,7 @@ cdef class ExpertScratch:
         route.chosen, route.weights, route.bias = self.chosen, self.weights, layer.bias
         route.n, route.top_k, route.groups, route.top_groups = layer.n, layer.top_k, layer.groups, layer.top_groups
         route.sigmoid, route.normalized, route.scale = layer.sigmoid, layer.normalized, layer.scale
+        route.by_two = layer.by_two
         parallel(route_work, &route, rows.n, chunk, threads)
         sort_rows(self.chosen, rows.n, layer.top_k, layer.n, self.starts, self.slot, self.row)
         if layer.down.paged != NULL:

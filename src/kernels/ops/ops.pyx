@@ -13,6 +13,29 @@ cdef void scale_by(float *x, float factor, int64_t n) noexcept nogil:
         x[i] = x[i] * factor
 
 
+cdef void rotate(const Rotation *c, const float *x, int32_t n, float *out) noexcept nogil:
+    cdef int32_t heads, ratio, h, j
+    cdef float *group
+    if c.head_dim:
+        heads = n // c.head_dim
+        ratio = heads // c.key_heads
+        for h in range(heads):
+            group = out + (h // c.key_heads + h % c.key_heads * ratio) * c.head_dim
+            memcpy(group, x + h * c.head_dim, sizeof(float) * <size_t>c.head_dim)
+        x = out
+    for j in range(n):
+        out[j] = x[j] * c.factors[j]
+    table.hadamard(out, n, c.block)
+
+
+cdef void unrotate(const Rotation *rotation, float *x, int32_t n) noexcept nogil:
+    """x = factors * (H x), which is the inverse."""
+    cdef int32_t j
+    table.hadamard(x, n, rotation.block)
+    for j in range(n):
+        x[j] = x[j] * rotation.factors[j]
+
+
 cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef NormWork *c = <NormWork *>context
     cdef int64_t i
@@ -22,6 +45,9 @@ cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
         if c.weight != NULL:
             table.rms_norm(x, c.weight, c.n, c.eps, c.out + i * c.n)
             x = c.out + i * c.n
+        if c.rotation.factors != NULL:
+            rotate(&c.rotation, x, c.n, c.rotated + i * c.n)
+            x = c.rotated + i * c.n
         if c.histogram != NULL:
             count_magnitudes(x, c.n, c.histogram)
         if c.keep > 0 and c.sparse[i]:      # what is not normalised is scratch memory too
@@ -68,10 +94,10 @@ cdef void gate_work(void *context, int32_t begin, int32_t end) noexcept nogil:
         x[i] = x[i] / (1 + gate[i])
 
 
-cdef void rotate_head(const RopeWork *c, float *head, const float *cos, const float *sin) noexcept nogil:
-    cdef int32_t half = c.rope_dim // 2, j
+cdef void turn(float *head, int32_t dim, bint halves, const float *cos, const float *sin) noexcept nogil:
+    cdef int32_t half = dim // 2, j
     cdef float a, b
-    if c.halves:
+    if halves:
         for j in range(half):
             a = head[j]
             b = head[j + half]
@@ -113,7 +139,7 @@ cdef void rope_work(void *context, int32_t begin, int32_t end) noexcept nogil:
             if norm != NULL and not c.norm_after:
                 table.rms_norm(q + h * dim, norm, dim, c.eps, q + h * dim)
             if c.rope_dim:
-                rotate_head(c, q + h * dim, c.cos + at, c.sin + at)
+                turn(q + h * dim, c.rope_dim, c.halves, c.cos + at, c.sin + at)
             if norm != NULL and c.norm_after:
                 table.rms_norm(q + h * dim, norm, dim, c.eps, q + h * dim)
         for j in range(n_heads * dim):

@@ -33,8 +33,8 @@ cdef void choose(const float *score, int32_t n, int32_t k, int32_t *chosen) noex
         chosen[j] = i
 
 
-cdef void leave_groups(float *score, int32_t n, int32_t groups, int32_t top_groups) noexcept nogil:
-    """Set the scores in all but the best groups to -infinity. A group counts by the sum of its two best."""
+cdef void leave_groups(float *score, int32_t n, int32_t groups, int32_t top_groups, bint by_two) noexcept nogil:
+    """Set the scores in all but the best groups to -infinity. A group counts by its best, or its two best."""
     cdef float sums[MAX_CHOSEN]
     cdef int32_t best[MAX_CHOSEN]
     cdef int32_t size = n // groups, g, i, r
@@ -49,7 +49,7 @@ cdef void leave_groups(float *score, int32_t n, int32_t groups, int32_t top_grou
                 first = s
             elif s > second:
                 second = s
-        sums[g] = first + second
+        sums[g] = first + second if by_two else first
     choose(sums, groups, top_groups, best)
     for g in range(groups):
         stays = False
@@ -91,7 +91,7 @@ cdef void route_work(void *context, int32_t begin, int32_t end) noexcept nogil:
             for j in range(n):
                 scores[j] = p[j] + c.bias[j] if c.bias != NULL else p[j]
             if c.groups > 1:
-                leave_groups(scores, n, c.groups, c.top_groups)
+                leave_groups(scores, n, c.groups, c.top_groups, c.by_two)
             choose(scores, n, k, chosen)
         total = 0
         for j in range(k):

@@ -83,6 +83,7 @@ cdef extern from "kernels.h":
         int32_t n_kv_heads
         int32_t head_dim
         int32_t kv_type
+        int32_t value_dim
         int32_t window
 
     ctypedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end) noexcept nogil
@@ -100,6 +101,7 @@ cdef extern from "kernels.h":
     ctypedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n, float *out) noexcept nogil
     ctypedef void lb_delta_fn(const float *from_, float *to, const float *q, const float *k, const float *v,
                               float decay, float beta, int32_t size, float *out) noexcept nogil
+    ctypedef void lb_hadamard_fn(float *x, int32_t n, int32_t block) noexcept nogil
     ctypedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit) noexcept nogil
 
     ctypedef uint64_t lb_read_fn(const uint64_t *memory, size_t n) noexcept nogil
@@ -118,6 +120,7 @@ cdef extern from "kernels.h":
         lb_add_fn *add
         lb_exp_fn *exp
         lb_delta_fn *delta
+        lb_hadamard_fn *hadamard
         lb_count_from_fn *count_from
         lb_read_fn *read
         lb_dot_peak_fn *dot_peak
@@ -143,7 +146,7 @@ cdef extern from "sizes.h":
         size_t layer_bytes
         size_t nbytes
 
-    lb_kv_layout lb_lay_out_kv(size_t element, size_t heads, size_t head_dim, size_t span,
+    lb_kv_layout lb_lay_out_kv(size_t element, size_t heads, size_t key_dim, size_t value_dim, size_t span,
                                size_t layers) noexcept nogil
 
 ctypedef void work_fn(void *context, int32_t begin, int32_t end) noexcept nogil

@@ -5,6 +5,7 @@ from lowbit._kernels.dispatch cimport Interrupts
 from lowbit._kernels.deltanet cimport Segment
 from lowbit._kernels.graph cimport Graph, Layer, Linear
 from lowbit._kernels.kvpool cimport KVPool
+from lowbit._kernels.latent cimport LatentLayer, LatentScratch
 from lowbit._kernels.moe cimport ExpertScratch
 
 cdef enum:
@@ -18,7 +19,8 @@ cdef class ForwardPass:
     cdef readonly int32_t batch         # most rows of a pass
     cdef readonly size_t scratch_bytes
     cdef list keep                      # scratch memory
-    cdef ExpertScratch experts          # None if the model has none
+    cdef ExpertScratch experts          # None if the model has none, like the next
+    cdef LatentScratch latents
     cdef int status                     # why a pass was given up, 0 if it was not
     cdef Interrupts interrupts
     cdef int32_t n_rows                 # of this pass
@@ -31,7 +33,7 @@ cdef class ForwardPass:
     cdef int32_t n_segments
     cdef float *x                       # the residual stream
     cdef float *h
-    cdef float *normed                  # by a matrix's own norm
+    cdef float *normed                  # by a matrix's own norm, or rotated
     cdef float *wide                    # q, k and v; or gate and up
     cdef float *attended
     cdef float *gates                   # of gated attention
@@ -47,6 +49,7 @@ cdef class ForwardPass:
                      int32_t n_rows, float *y) noexcept nogil
     cdef void _layer(self, int32_t index) noexcept nogil
     cdef void _attend(self, Layer *layer) noexcept nogil
+    cdef void _attend_latents(self, Layer *layer, LatentLayer latent) noexcept nogil
     cdef void _recur(self, Layer *layer) noexcept nogil
     cdef void _dense(self, Layer *layer, const float *x, const float *norm) noexcept nogil
     cdef void _experts(self, Layer *layer) noexcept nogil

@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t, uint32_t
 
 from lowbit._kernels.deltanet cimport Delta
 from lowbit._kernels.dispatch cimport lb_matrix
+from lowbit._kernels.ops cimport Rotation
 from lowbit._kernels.paging cimport Pager
 from lowbit._kernels.sparse cimport SparseScratch
 
@@ -15,6 +16,7 @@ cdef struct Part:
     const lb_matrix *m
     void *paged             # NULL if resident
     const float *norm       # of its own input, or NULL
+    Rotation rotation       # of its input, if it has factors
 
 
 # Matrices that read the same input, and write their outputs side by side.
@@ -23,6 +25,7 @@ cdef struct Linear:
     int32_t n_parts
     int32_t n_out
     const float *bias       # (n_out,), or NULL
+    bint rotates            # some part has a rotation: inputs that count are chosen behind it, for these parts alone
     int32_t keep            # inputs of largest magnitude that count, 0 for all
     float threshold         # magnitude from which on inputs count
     uint32_t *histogram     # of the inputs' magnitudes, or NULL
@@ -52,6 +55,9 @@ cdef struct Layer:
     bint halves
     bint whole_norm         # norms of queries and keys are over all heads together
     bint norm_after_rope
+    void *latent                    # a LatentLayer, or NULL
+    const float *q_a_norm           # of what its queries are made of, like the next; else without parts
+    Linear q_b
     Linear qkv
     Linear attn_output
     Linear gate_up                  # without parts where there are experts, but for those of the shared one
@@ -65,7 +71,8 @@ cdef struct Layer:
 
 cdef class Graph:
     cdef readonly int32_t n_layers, hidden, intermediate, vocab, context
-    cdef int32_t q_size, qkv_size, inner    # the largest of all layers; `inner` is of inputs that have norms
+    cdef int32_t q_size, qkv_size   # the largest of all layers
+    cdef int32_t inner              # likewise, of inputs that a matrix normalises or rotates by itself
     cdef int32_t channels               # likewise, of convolutions
     cdef readonly size_t state_bytes    # of the recurrent layers, for one sequence
     cdef bint gated                     # some attention is
@@ -76,12 +83,16 @@ cdef class Graph:
     cdef float eps
     cdef Layer *layers
     cdef Part token_embd
+    cdef Rotation latent                # of the rows of the embedding, if it has factors
     cdef Linear output
     cdef const float *output_norm
+    cdef object rotation                # the plan's, or None
+    cdef dict factors                   # of it, by width
     cdef dict tables                    # cosines and sines by what they follow from
     cdef SparseScratch sparse
     cdef readonly Pager pager
     cdef readonly list experts          # ExpertLayers, of the layers that have one
+    cdef list latents                   # LatentLayers, likewise
     cdef list keep                      # owners of all that is pointed to
     cdef readonly size_t weight_bytes
     cdef size_t embedding_bytes
@@ -89,7 +100,10 @@ cdef class Graph:
     cdef const float *_vector(self, values, int32_t size) except? NULL
     cdef int _delta_net(self, Layer *one, mixer, dict layer, size_t *state) except -1
     cdef int _attention(self, Layer *one, mixer) except -1
+    cdef int32_t _latent_attention(self, Layer *one, mixer, dict layer, int32_t threads) except -1
     cdef int _turn(self, Layer *one, rope) except -1
-    cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out, int32_t threads, list norms=*) except *
+    cdef Rotation _rotation(self, int32_t n) except *
+    cdef Linear _linear(self, list parts, int32_t n_in, int32_t n_out, int32_t threads, list norms=*,
+                        list folded=*) except *
     cdef int _feed_forward(self, Layer *one, layer, plan, int32_t threads) except -1
     cdef Linear *linear(self, int32_t layer, str name) except NULL

@@ -18,7 +18,15 @@ class KVPool:
     state_blocks: int
     border: int
     disk: Any
-    def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, kv_type: str, state_bytes: int = ...) -> None: ...
+    def __init__(
+        self,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        kv_type: str,
+        state_bytes: int = ...,
+        value_dim: int | None = ...,
+    ) -> None: ...
     def need(self, positions: int) -> int: ...
     def resize(self, limit: int | None, kept: int | None) -> None: ...
     def fit(self, n_bytes: int) -> None: ...

@@ -34,7 +34,7 @@ cdef class ExpertLayer:
     cdef Projection parts[2]            # gate and up, or both in one
     cdef Projection down
     cdef const float *bias              # (n,), or NULL
-    cdef bint sigmoid, normalized
+    cdef bint sigmoid, normalized, by_two
     cdef float scale, clamp
     cdef readonly int64_t asked, found  # experts that were to be had from a file, and those that were in memory
     cdef list keep

@@ -3,14 +3,25 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 from lowbit._kernels.dispatch cimport lb_attention_args, lb_matrix
 
 cdef enum:
+    ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
     ATTENTION_ROWS = 4              # rows of a unit: those of one prompt share what is read of their keys and values
 
 
+cdef struct Rotation:
+    # x becomes H (factors * x), in runs of `block` channels; H without its factor, which is in these.
+    const float *factors            # (n,), or NULL: no transform
+    int32_t block
+    int32_t key_heads               # head k + i * key_heads of x goes to i + k * (number of heads) / key_heads before;
+    int32_t head_dim                # 0: none does
+
+
 cdef struct NormWork:
-    # Normalise rows, keep the inputs that count, and quantise them for the matrix that reads them.
+    # Normalise rows, rotate them, keep the inputs that count, and quantise them for the matrix that reads them.
     const float *x
     const float *weight             # NULL: no norm
     float *out
+    Rotation rotation
+    float *rotated
     int8_t *q
     float *scale
     int32_t *sum
@@ -73,6 +84,9 @@ cdef struct GateWork:
     int32_t n
 
 
+cdef void unrotate(const Rotation *rotation, float *x, int32_t n) noexcept nogil
+# Turns the first `dim` channels.
+cdef void turn(float *head, int32_t dim, bint halves, const float *cos, const float *sin) noexcept nogil
 cdef void gate_work(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void scale_by(float *x, float factor, int64_t n) noexcept nogil
 cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil

@@ -12,6 +12,7 @@ cdef struct RouteWork:
     const float *bias
     int32_t n, top_k, groups, top_groups
     bint sigmoid, normalized
+    bint by_two             # groups count by the sum of their two best, and not by their best
     float scale
 
 

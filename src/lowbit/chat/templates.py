@@ -124,6 +124,18 @@ def _qwen3(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> st
     return _chatml(spoken, bos, eos, say)
 
 
+def _deepseek_r1(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> str:
+    # Nor here; and the answer begins with a thought.
+    out = bos
+    for message in messages:
+        content = message["content"]
+        if message["role"] == "assistant":
+            out += f"<｜Assistant｜>{say.hide(content.rpartition('</think>')[2])}{eos}"
+        else:
+            out += f"{'<｜User｜>' if message['role'] == 'user' else ''}{say.hide(content)}"
+    return out + "<｜Assistant｜><think>\n"
+
+
 def _bitnet(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> str:
     turns = (f"{m['role'].capitalize()}: {say.hide(m['content'].strip())}<|eot_id|>" for m in messages)
     return bos + "".join(turns) + "Assistant: "
@@ -156,6 +168,7 @@ TEMPLATES = {
         Template("llama3", _llama3),
         Template("chatml", _chatml),
         Template("qwen3", _qwen3),
+        Template("deepseek-r1", _deepseek_r1),
         Template("bitnet", _bitnet),
         Template("falcon3", _falcon3),
         Template("plain", _plain, stops=("\nUser:", "\nSystem:")),

@@ -8,6 +8,7 @@ from ..plan import ModelPlan
 from . import (
     bitnet,
     bitnet_b158,
+    deepseek2,
     gemma3,
     hunyuan_dense,
     llama,
@@ -29,12 +30,8 @@ __all__ = ["FAMILIES", "Family", "find_family", "plan_of"]
 FAMILIES = (
     llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY, qwen2.FAMILY, qwen3.FAMILY, mistral.FAMILY, smollm3.FAMILY,
     hunyuan_dense.FAMILY, minicpm.FAMILY, gemma3.FAMILY, qwen35.FAMILY, qwen2moe.FAMILY, qwen3moe.FAMILY, olmoe.FAMILY,
-    maple.FAMILY,
+    maple.FAMILY, deepseek2.FAMILY,
 )  # fmt: skip
-
-
-_ROTATED = ("prism.hadamard.", "onebit.hadamard")
-"""Keys of files whose weights are multiplied by a Hadamard matrix: run as they are, they make fluent nonsense."""
 
 
 def find_family(architecture: str) -> Family:
@@ -54,9 +51,6 @@ def plan_of(file: ModelFile) -> ModelPlan:
     FormatError
         If a key of its metadata is missing, of the wrong type, or out of range.
     UnsupportedModelError
-        If its architecture is not known, or its weights are rotated.
+        If its architecture is not known, or asks for what lowbit does not do.
     """
-    for key in file.metadata:
-        if key.startswith(_ROTATED):
-            raise UnsupportedModelError(f"{key[:60]}: weights that are rotated by a Hadamard matrix are not supported")
     return find_family(file.architecture).plan(file.metadata, file.architecture, file.tensors)

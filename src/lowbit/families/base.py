@@ -5,13 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from ..errors import FormatError, UnsupportedModelError
-from ..plan import INPUT_NORM, Activation, Attention, DeltaNet, Dense, Experts, LayerPlan, ModelPlan, Rope
+from ..plan import (
+    INPUT_NORM,
+    Activation,
+    Attention,
+    DeltaNet,
+    Dense,
+    Experts,
+    LatentAttention,
+    LayerPlan,
+    ModelPlan,
+    Rope,
+)
 from .experts import Routing
+from .hadamard import PREFIX, rotation_of
+from .latent import latent_attention
 from .rope import yarn_factors, yarn_magnitude
 
 __all__ = ["Family"]
@@ -51,6 +65,8 @@ class Family:
     """The embedding, what is added to the residual stream, and the logits have factors (MiniCPM)."""
     recurrent: bool = False
     """Most layers are recurrent (`DeltaNet`), and the others gate their attention."""
+    latent: bool = False
+    """All layers have latent attention (`LatentAttention`)."""
     layers_of_wide_scale: int = 0
     """Models of so many layers divide scores by the root of hidden size over heads, whatever the heads' size."""
     activation_quant: Literal["token", "group"] = "group"
@@ -81,41 +97,20 @@ class Family:
         """
         keys = _Keys(metadata, architecture)
         hidden = keys.whole("embedding_length", 1, 1 << 18)
-        heads = keys.whole("attention.head_count", 1, 1 << 14)
-        kv_heads = keys.whole("attention.head_count_kv", 1, heads, default=heads)
-        head_dim = keys.whole("attention.key_length", 2, MAX_HEAD, default=hidden // heads)
-        if keys.whole("attention.value_length", 1, 1 << 14, default=head_dim) != head_dim:
-            raise FormatError("keys and values have different lengths")
-        if heads % kv_heads:
-            raise FormatError(f"{heads} query heads cannot share {kv_heads} key heads")
         for key in ("final_logit_softcapping", "attn_logit_softcapping", "attention.temperature_scale"):
             if keys.real(key, 0.0, 1e9, default=0.0):
                 raise UnsupportedModelError(f"{architecture}.{key} is not supported")
-        unused = keys.whole("nextn_predict_layers", 0, MAX_LAYERS, default=0) if self.recurrent else 0
+        further = self.recurrent or self.latent
+        unused = keys.whole("nextn_predict_layers", 0, MAX_LAYERS, default=0) if further else 0
         n_layers = keys.whole("block_count", 1 + unused, MAX_LAYERS) - unused
         input_norms = INPUT_NORM in tensors
-        scale = math.sqrt(heads / hidden) if n_layers == self.layers_of_wide_scale else 0.0
-        attention = Attention(
-            n_heads=heads,
-            n_kv_heads=kv_heads,
-            head_dim=head_dim,
-            rope=Rope(
-                dim=keys.rope_dim(head_dim),
-                theta=keys.real("rope.freq_base", 1.0, 1e12, default=10000.0),
-                pairing=keys.choice("lowbit.rope_pairing", ("adjacent", "halves"), self.rope_pairing),
-                factors=keys.rope_factors(head_dim),
-                scale=keys.rope_scale(),
-            ),
-            bias=self.attn_bias,
-            qk_norm=self.qk_norm,
-            whole_norm=self.whole_norm,
-            sub_norm=self.sub_norms,
-            norm_after_rope=self.norm_after_rope,
-            scale=keys.real("attention.scale", 0.0, 1e6, default=scale),
-            post_norm=self.post_norms,
-            input_norms=input_norms,
-            gated=self.recurrent,
-        )
+        if self.latent:
+            rope = self._rope(keys, keys.whole("rope.dimension_count", 2, MAX_HEAD))
+            mixers: Iterator[Attention | LatentAttention | DeltaNet] = repeat(
+                latent_attention(keys, rope, tensors), n_layers
+            )
+        else:
+            mixers = self._mixers(keys, self._attention(keys, hidden, n_layers, input_norms), n_layers)
         norm = "post_attention_norm" if self.recurrent else "ffn_norm"
         if self.experts is None:
             wide = keys.whole("feed_forward_length", 1, 1 << 18)
@@ -125,12 +120,12 @@ class Family:
             feed_forwards = self.experts.plan(keys, n_layers, hidden, tensors)
         embedding = math.sqrt(hidden) if self.root_embedding else 1.0
         scales = keys.scales(hidden, n_layers) if self.scales else {"embedding_scale": embedding}
-        return ModelPlan(
+        plan = ModelPlan(
             family=self.name,
             vocab_size=keys.vocabulary(),
             hidden_size=hidden,
             context_length=keys.whole("context_length", 1, MAX_CONTEXT),
-            layers=tuple(map(LayerPlan, self._mixers(keys, attention, n_layers), feed_forwards)),
+            layers=tuple(map(LayerPlan, mixers, feed_forwards)),
             unused_layers=unused,
             norm_eps=keys.real("attention.layer_norm_rms_epsilon", 0.0, 1.0),
             tied_embeddings="output.weight" not in tensors,
@@ -142,6 +137,43 @@ class Family:
             pooling=keys.pooling("last" if input_norms else None),
             **scales,
         )  # fmt: skip
+        rotation = rotation_of(_Keys(metadata, PREFIX.removesuffix(".")), architecture, plan)
+        return plan if rotation is None else replace(plan, rotation=rotation)
+
+    def _rope(self, keys: _Keys, dim: int) -> Rope:
+        """Rotary positions, without scalings."""
+        return Rope(
+            dim=dim,
+            theta=keys.real("rope.freq_base", 1.0, 1e12, default=10000.0),
+            pairing=keys.choice("lowbit.rope_pairing", ("adjacent", "halves"), self.rope_pairing),
+        )
+
+    def _attention(self, keys: _Keys, hidden: int, n_layers: int, input_norms: bool) -> Attention:
+        """Attention as most of the layers have it that are not recurrent."""
+        heads = keys.whole("attention.head_count", 1, 1 << 14)
+        kv_heads = keys.whole("attention.head_count_kv", 1, heads, default=heads)
+        head_dim = keys.whole("attention.key_length", 2, MAX_HEAD, default=hidden // heads)
+        if keys.whole("attention.value_length", 1, 1 << 14, default=head_dim) != head_dim:
+            raise FormatError("keys and values have different lengths")
+        if heads % kv_heads:
+            raise FormatError(f"{heads} query heads cannot share {kv_heads} key heads")
+        scale = math.sqrt(heads / hidden) if n_layers == self.layers_of_wide_scale else 0.0
+        rope = self._rope(keys, keys.rope_dim(head_dim))
+        return Attention(
+            n_heads=heads,
+            n_kv_heads=kv_heads,
+            head_dim=head_dim,
+            rope=replace(rope, factors=keys.rope_factors(head_dim), scale=keys.rope_scale()),
+            bias=self.attn_bias,
+            qk_norm=self.qk_norm,
+            whole_norm=self.whole_norm,
+            sub_norm=self.sub_norms,
+            norm_after_rope=self.norm_after_rope,
+            scale=keys.real("attention.scale", 0.0, 1e6, default=scale),
+            post_norm=self.post_norms,
+            input_norms=input_norms,
+            gated=self.recurrent,
+        )
 
     def _mixers(self, keys: _Keys, attention: Attention, n_layers: int) -> Iterator[Attention | DeltaNet]:
         """The mixer of every layer: recurrent, or attention with a window and another base, or without RoPE."""
@@ -195,6 +227,10 @@ class _Keys:
         if value is None:
             raise FormatError(f"the key {self.prefix + key} is missing")
         return value
+
+    def has(self, key: str) -> bool:
+        """Whether the file says it."""
+        return self.prefix + key in self.metadata
 
     def whole(self, key: str, low: int, high: int, default: int | None = None) -> int:
         value = self._get(key, default)

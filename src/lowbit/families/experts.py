@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import FormatError, UnsupportedModelError
@@ -29,6 +29,12 @@ class Routing:
     size_key: str = "expert_feed_forward_length"
     clamp: float = 0.0
     """Of gates and what they multiply, if the file does not say; 0 is none."""
+    sigmoid_if_biased: bool = False
+    """Where the file does not say the router, a bias means that each expert has a probability of its own."""
+    softmax_group_best: Literal[1, 2] = 2
+    """Groups compete by the sum of so many, their best, if probabilities are of all experts together."""
+    usual_groups: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """By number of experts: groups, and those chosen, if the file does not say."""
 
     def plan(self, keys: Any, layers: int, hidden: int, tensors: Collection[str]) -> tuple[Dense | Experts, ...]:
         """Return the feed-forward of each layer: dense ones first, if the file says so, and then experts.
@@ -61,8 +67,9 @@ class Routing:
             raise UnsupportedModelError(
                 f"experts of {size} channels in a model of {hidden}: not both multiples of {ROWS}"
             )
-        groups = keys.whole("expert_group_count", 0, min(n, MAX_CHOSEN), default=0) or 1
-        top_groups = keys.whole("expert_group_used_count", 0, groups, default=0) or groups
+        usual = (0, 0) if keys.has("expert_group_count") else self.usual_groups.get(n, (0, 0))
+        groups = keys.whole("expert_group_count", 0, min(n, MAX_CHOSEN), default=usual[0]) or 1
+        top_groups = keys.whole("expert_group_used_count", 0, groups, default=usual[1]) or groups
         if n % groups or (groups > 1 and n < 2 * groups):
             raise FormatError(f"{n} experts do not form {groups} groups of the same size, of two or more each")
         if top_k > top_groups * (n // groups):
@@ -72,16 +79,20 @@ class Routing:
             raise UnsupportedModelError(f"experts chosen by the gating function {gating} are not supported")
         shared = keys.whole("expert_shared_feed_forward_length", 0, 1 << 18, default=0)
         shared = shared or size * keys.whole("expert_shared_count", 0, 1 << 10, default=0)
+        bias = any(name.endswith(".exp_probs_b.bias") for name in tensors)
+        usually: Literal["softmax", "sigmoid"] = "sigmoid" if bias and self.sigmoid_if_biased else self.router
+        router: Literal["softmax", "sigmoid"] = "sigmoid" if gating == 2 else "softmax" if gating == 1 else usually
         return Experts(
             n=n,
             top_k=top_k,
             size=size,
-            router="sigmoid" if gating == 2 else "softmax" if gating == 1 else self.router,
+            router=router,
             normalized=keys.flag("expert_weights_norm", self.normalized),
             scale=keys.real("expert_weights_scale", 0.0, 1e6, default=0.0) or 1.0,
             groups=groups,
             top_groups=top_groups,
-            bias=any(name.endswith(".exp_probs_b.bias") for name in tensors),
+            group_best=self.softmax_group_best if router == "softmax" else 2,
+            bias=bias,
             shared=shared,
             shared_gate=bool(shared) and self.shared_gate,
             clamp=keys.real("swiglu_clamp_exp", 0.0, 1e6, default=self.clamp) or math.inf,

@@ -25,6 +25,7 @@ from lowbit.formats.files import reading
 from lowbit.formats.folder import inside
 from lowbit.formats.huggingface_config import LINEARS, Translation, translate
 from lowbit.formats.huggingface_experts import expert_of, stacked
+from lowbit.formats.huggingface_latent import FLOAT8, as_floats, from_float8
 from lowbit.formats.safetensors import DTYPE_BYTES, SafetensorsFile
 from lowbit.formats.strict_json import parse_object
 from lowbit.quantize.ggml_types import tensor_nbytes
@@ -43,6 +44,8 @@ _WHOLE = {
 }
 _IN_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.(.+)\.(weight|bias|weight_scale)")
 _BARE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.linear_attn\.(A_log|dt_bias)")
+_CHOICE_BIAS = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.mlp\.gate\.e_score_correction_bias")
+_FURTHER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.")
 _PREFIX = re.compile(r"^(model\.language_model|language_model\.model)\.")
 _BESIDE = re.compile(r"(model\.)?(visual|vision_tower|multi_modal_projector)\.|mtp\.")
 """Of models that also see: what is not the language model."""
@@ -73,6 +76,7 @@ class HuggingFaceFolder:
         self._folder = Path(self.path)
         self._shards: list[SafetensorsFile] = []
         self._source: dict[str, tuple[SafetensorsFile, str]] = {}  # by name in `tensors`
+        self._stored: dict[str, SafetensorsFile] = {}  # all that there is
         self._scales: dict[str, float] = {}  # of packed tensors, to multiply by
         self._changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         self._orders: dict[str, tuple[int, np.ndarray]] = {}  # axis, and what becomes of the places along it
@@ -99,13 +103,15 @@ class HuggingFaceFolder:
         if name in self._made:
             return self._made[name]
         if name in self._stacks:
-            self._made[name] = np.concatenate([shard.read(stored) for shard, stored in self._stacks[name]])
+            self._made[name] = np.concatenate([self._floats(*part) for part in self._stacks[name]])
             self._made[name].flags.writeable = False
             return self._made[name]
         shard, stored = self._source[name]
-        raw = shard.read(stored)
         info = self.tensors[name]
-        if name in self._changes:
+        raw = self._floats(shard, stored)
+        if shard.tensors[stored].type == FLOAT8:
+            self._made[name] = raw
+        elif name in self._changes:
             values = dequantize(shard.tensors[stored].type, raw, shard.tensors[stored].shape)
             raw = self._made[name] = self._changes[name](values).astype("<f4").reshape(-1).view(np.uint8)
         elif name in self._orders:
@@ -118,6 +124,14 @@ class HuggingFaceFolder:
             raw = raw.copy()
         raw.flags.writeable = False
         return raw
+
+    def _floats(self, shard: SafetensorsFile, stored: str) -> np.ndarray:
+        """Bytes of a tensor in a file; of a float8 one those of its weights, which are float32."""
+        raw, info = shard.read(stored), shard.tensors[stored]
+        if info.type != FLOAT8:
+            return raw
+        beside, name = self._stored[stored + "_scale_inv"], stored + "_scale_inv"
+        return from_float8(stored, raw, info, beside.read(name), beside.tensors[name])
 
     def release(self, name: str) -> None:
         """Tell the system that a tensor's bytes are not needed in memory for now; they can still be read."""
@@ -208,6 +222,7 @@ class HuggingFaceFolder:
     def _take(self, stored: dict[str, SafetensorsFile], translation: Translation) -> None:
         """Give every tensor its GGUF name. One without keeps its own, and is then refused by the family."""
         packed = translation.linears in ("divide", "multiply")
+        self._stored, n_layers = stored, translation.metadata[f"{translation.architecture}.block_count"]
         experts: dict[str, dict[int, str]] = {}
         for stored_name, shard in stored.items():
             info, name = shard.tensors[stored_name], stored_name
@@ -215,6 +230,18 @@ class HuggingFaceFolder:
                 name = _PREFIX.sub("model.", name).removeprefix("language_model.")
             if (translation.inside or translation.architecture == "qwen35") and _BESIDE.match(name):
                 continue
+            if translation.latent:
+                further = _FURTHER.match(name)
+                if further is not None and int(further[1]) >= n_layers:
+                    continue  # predicts tokens further ahead
+                if name.endswith("_scale_inv"):
+                    if stored_name.removesuffix("_scale_inv") not in stored:
+                        raise FormatError(f"the tensor {name} has nothing to scale")
+                    continue
+                if info.type == FLOAT8 and len(info.shape) == 2:
+                    if stored_name + "_scale_inv" not in stored:
+                        raise FormatError(f"the tensor {name} has no weight_scale_inv")
+                    info = as_floats(info)
             part = expert_of(name) if translation.experts else None
             if part is not None:
                 experts.setdefault(part[0], {})[part[1]] = stored_name
@@ -223,6 +250,9 @@ class HuggingFaceFolder:
             bare = _BARE.fullmatch(name)
             if bare is not None and translation.architecture == "qwen35":
                 target = f"blk.{bare[1]}.{'ssm_a' if bare[2] == 'A_log' else 'ssm_dt.bias'}"
+            choice = _CHOICE_BIAS.fullmatch(name)
+            if choice is not None and translation.latent:
+                target = f"blk.{choice[1]}.exp_probs_b.bias"
             if _DERIVED.fullmatch(name) or (target == "output.weight" and translation.tied):
                 continue
             if layer is not None and layer[2] in translation.layer_names:
@@ -249,7 +279,9 @@ class HuggingFaceFolder:
                 self._change(target, lambda weight: weight + np.float32(1))
         for target, parts in experts.items():
             if len(parts) > 1 or -1 not in parts:
-                self._tensors[target] = stacked(target, {e: stored[name].tensors[name] for e, name in parts.items()})
+                self._tensors[target] = stacked(target, {
+                    e: as_floats(stored[name].tensors[name]) for e, name in parts.items()
+                })  # fmt: skip
                 self._stacks[target] = [(stored[parts[e]], parts[e]) for e in range(len(parts))]
         if translation.architecture == "qwen35":
             self._arrange_recurrent(translation.metadata)

@@ -17,6 +17,7 @@ import numpy as np
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.config_keys import Keys
 from lowbit.formats.huggingface_experts import EXPERT_NAMES, expert_keys
+from lowbit.formats.huggingface_latent import LATENT_NAMES, check_float8, latent_keys, latent_rope
 
 __all__ = ["LINEARS", "Translation", "translate"]
 
@@ -67,6 +68,8 @@ class _ModelClass:
     """Key of the object in config.json that describes the language model, and what its tensors' names begin with."""
     experts: bool = False
     """Feed-forwards of experts."""
+    latent: bool = False
+    """Latent attention, and experts as DeepSeek has them."""
 
 
 _GEMMA_NORMS = {
@@ -129,6 +132,10 @@ _CLASSES = {
         _QK_NORMS,
         experts=True,
     ),
+    "DeepseekV2ForCausalLM": _ModelClass("deepseek2", ("deepseek_v2",), LATENT_NAMES, experts=True, latent=True),
+    "DeepseekV3ForCausalLM": _ModelClass(
+        "deepseek2", ("deepseek_v3", "kimi_k2"), LATENT_NAMES, experts=True, latent=True
+    ),
 }
 _CLASSES["Qwen3_5ForCausalLM"] = _ModelClass(
     "qwen35",
@@ -177,6 +184,8 @@ class Translation:
     """The folder may hold more than the language model, whose tensors then have longer names."""
     experts: bool
     """Feed-forwards are of experts."""
+    latent: bool
+    """Attention is latent."""
 
 
 def translate(config: Mapping[str, Any]) -> Translation:
@@ -205,7 +214,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
         raise UnsupportedModelError(f"{name} with the activation {activation[:40]!r} is not supported")
 
     hidden, heads = keys.whole("hidden_size"), keys.whole("num_attention_heads")
-    head_dim = keys.whole("head_dim", kind.head_dim or hidden // heads)
+    head_dim = keys.whole("qk_rope_head_dim" if kind.latent else "head_dim", kind.head_dim or hidden // heads)
     if head_dim > MAX_HEAD:  # tables are made of it before the families see it
         raise FormatError(f"config.json has a head_dim of {head_dim}, limit {MAX_HEAD}")
     context = keys.whole("max_position_embeddings")
@@ -222,14 +231,14 @@ def translate(config: Mapping[str, Any]) -> Translation:
         "context_length": context,
     }
     if kind.experts:
-        values |= expert_keys(keys)
+        values |= latent_keys(keys, name) if kind.latent else expert_keys(keys)
     rope, factors = _rope(keys, head_dim, context, kind)
     values |= _special(keys, kind, values)
     linears = _linears(keys, name)
     metadata = {f"{kind.architecture}.{key}": value for key, value in {**values, **rope}.items()}
     metadata |= {
         "general.architecture": kind.architecture,
-        "lowbit.rope_pairing": "halves",
+        "lowbit.rope_pairing": "adjacent" if kind.latent else "halves",
         "lowbit.bit_linear": linears == "masters",
         "lowbit.activation_quant": "group" if linears == "float" else "token",
     }
@@ -241,7 +250,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
     layer_names = {**LINEARS, **_NORMS, **kind.norms, **(EXPERT_NAMES if kind.experts else {})}
     return Translation(
         kind.architecture, metadata, keys.flag("tie_word_embeddings", kind.tied), layer_names, linears, factors,
-        kind.plus_one, bool(kind.inside), kind.experts,
+        kind.plus_one, bool(kind.inside), kind.experts, kind.latent,
     )  # fmt: skip
 
 
@@ -342,6 +351,9 @@ def _linears(keys: Keys, name: str) -> Literal["float", "masters", "divide", "mu
             raise UnsupportedModelError("config.json has no quantization_config, which BitNet needs")
         return "float"
     method = quantization.text("quant_method", "none")
+    if method == "fp8" and name.startswith("Deepseek"):
+        check_float8(quantization)
+        return "float"
     if method != "bitnet":
         raise UnsupportedModelError(f"weights quantised by {method[:40]!r} are not supported")
     if quantization.flag("use_rms_norm"):
@@ -397,7 +409,7 @@ def _rope(keys: Keys, head_dim: int, context: int, of: _ModelClass) -> tuple[dic
         }
         if not scaling.flag("truncate", True):
             raise UnsupportedModelError("YaRN without whole-numbered bounds (truncate) is not supported")
-    return rope, None
+    return latent_rope(rope, scaling) if of.latent else rope, None
 
 
 def _llama3_factors(head_dim: int, theta: float, factor: float, low: float, high: float, original: int) -> np.ndarray:

@@ -21,10 +21,10 @@ from lowbit.formats.strict_json import MAX_BYTES, parse_object
 __all__ = ["DTYPE_BYTES", "SafetensorsFile"]
 
 DTYPE_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8,
-    "I64": 8, "F64": 8,
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4,
+    "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
-"""Bytes per value of the types that can be sized; others (8 bits and less per float, complex) are refused."""
+"""Bytes per value of the types that can be sized; others (most of 8 bits and less per float, complex) are refused."""
 MAX_TENSORS = 16384
 MAX_DIMS = 8
 MAX_NAME = 512

@@ -9,7 +9,7 @@ from .._kernels import dispatch
 from ..assets import EMBEDDED_MODEL
 from ..families import plan_of
 from ..formats import open_model
-from ..plan import DeltaNet, Experts, ModelPlan
+from ..plan import DeltaNet, Experts, LatentAttention, ModelPlan
 from ..tokenizers import Tokenizer
 from .load import (
     BATCH,
@@ -91,6 +91,8 @@ def _network(plan: ModelPlan) -> dict[str, int]:
         mixer, feed_forward = layer.mixer, layer.feed_forward
         if isinstance(mixer, DeltaNet):
             words = f"gated delta net of {mixer.n_value_heads} heads of {mixer.head_dim} on {mixer.n_key_heads}"
+        elif isinstance(mixer, LatentAttention):
+            words = f"attention of {mixer.n_heads} heads to latents of {mixer.rank} and {mixer.rope.dim} rotated"
         else:
             words = f"attention of {mixer.n_heads} heads of {mixer.head_dim} on {mixer.n_kv_heads}"
             words += f"{f' in a window of {mixer.window}' if mixer.window else ''} for keys and values"
@@ -111,11 +113,15 @@ def _tokens(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _scratch_bytes(plan: ModelPlan) -> int:
     """Activations of a batch of rows, as floats and as int8 with their scales; and the logits of one row."""
-    hidden, row = plan.hidden_size, 0
+    hidden = plan.hidden_size
     linears = [linear for i in range(plan.n_layers) for linear in plan.linears(i)]
     widest_in, widest_out = max(one.n_in for one in linears), max(one.n_out for one in linears)
-    heads = max(mixer.n_heads * mixer.head_dim for mixer in plan.attentions)
-    row = 4 * (hidden + widest_in + max(widest_out, hidden) + max(heads, hidden)) + widest_in + 8 * (widest_in // 32)
+    heads = max(
+        mixer.n_heads * (2 * mixer.head_dim if isinstance(mixer, LatentAttention) else mixer.head_dim)
+        for mixer in plan.attentions
+    )
+    row = 0 if plan.rotation is None else 4 * widest_in
+    row += 4 * (hidden + widest_in + max(widest_out, hidden) + max(heads, hidden)) + widest_in + 8 * (widest_in // 32)
     row += max(
         feed_forward.top_k * (5 * hidden + 9 * feed_forward.size) + 8 * feed_forward.n
         if isinstance(feed_forward, Experts) else 0

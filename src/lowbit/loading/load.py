@@ -174,8 +174,8 @@ def kv_bytes_per_token(plan: ModelPlan, kv_type: str) -> int:
     element = {"f32": 4, "f16": 2, "int8": 1}[kv_type]
     total = 0
     for mixer in plan.attentions:
-        values = -(-mixer.head_dim // 16) * 16  # lie in whole vectors
-        scales = 8 if kv_type == "int8" else 0
+        values = -(-mixer.value_dim // 16) * 16  # lie in whole vectors
+        scales = (8 if values else 4) if kv_type == "int8" else 0
         total += mixer.n_kv_heads * (element * (mixer.head_dim + values) + scales)
     return total
 
@@ -192,7 +192,7 @@ def state_bytes(plan: ModelPlan) -> int:
 
 def automatic_kv_type(plan: ModelPlan) -> str:
     """Return what ``kv_type="auto"`` is for a model."""
-    numbers = sum(2 * mixer.n_kv_heads * mixer.head_dim for mixer in plan.attentions)
+    numbers = sum(mixer.n_kv_heads * (mixer.head_dim + mixer.value_dim) for mixer in plan.attentions)
     return "f32" if 4 * numbers <= EXACT_KV_BYTES else "f16"
 
 
@@ -222,7 +222,9 @@ def build(
             plan, read.layers, read.token_embd, read.output, read.output_norm, context, threads,
             None if paging is None else paging.pager,
         )  # fmt: skip
-        pool = KVPool(len(plan.attentions), plan.n_kv_heads, plan.head_dim, kv_type, graph.state_bytes)
+        pool = KVPool(
+            len(plan.attentions), plan.n_kv_heads, plan.head_dim, kv_type, graph.state_bytes, plan.value_dim
+        )  # fmt: skip
         return Decoder(graph, pool, threads, min(batch, context))
 
     if budget is None:

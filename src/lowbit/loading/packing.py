@@ -17,6 +17,7 @@ from ..formats.blocks import TERNARY, dequantize, integer_codes, is_ternary, ter
 from ..formats.iquants import GROUPS
 from ..plan import Linear, ModelPlan, Weight
 from ..quantize.ggml_types import DECODABLE, type_of
+from .latent import taken_apart
 from .paging import Paging
 from .ternary import GROUP, all_ternary, blockwise_ternary, ternary_of
 
@@ -88,13 +89,14 @@ def read_weights(
 ) -> Weights:  # fmt: skip
     """Read and pack every weight of a model; `head` is one of `HEADS`, `weights` one of `FLOAT_WEIGHTS`.
 
-    With `paging`, matrices stay in files, and only norms and biases are read.
+    With `paging`, matrices stay in files, and only norms and biases are read, and what heads have of their own.
 
     Raises
     ------
     FormatError, UnsupportedModelError
         As `check_tensors`, or if a tensor holds values that cannot be.
     """
+    file, plan = taken_apart(file, plan)
     read = _Reader(file, plan, threads, head, weights, paging)
     layers = []
     for i in range(plan.n_layers):
@@ -108,6 +110,8 @@ def read_weights(
                 layer[part.name + "_bias"] = np.concatenate([read.vector(bias) for bias in part.biases])
             if part.norms:
                 layer[part.name + "_norms"] = [read.vector(norm) for norm in part.norms]
+            folded = [plan.is_folded(weight) for weight in part.weights]
+            layer[part.name + "_folded"] = folded[: len(layer[part.name])]
         layers.append(layer)
     output_norm = read.vector(plan.output_norm)
     tied = plan.tied_embeddings
@@ -136,6 +140,7 @@ def packed_bytes(
     ternary : set of str
         Names of the tensors that would be packed as ternary codes.
     """
+    file, plan = taken_apart(file, plan)
     read = _Reader(file, plan, 1, head, weights, glance=True)
     read.thorough = thorough
     nbytes, ternary = 0, set[str]()
@@ -228,9 +233,10 @@ class _Reader:
         what = linear.weights[0].kind
         scales = [self.one_scale(info) if what == "linear" else None for info in infos]
         kinds = [self.kind(info, what) for info in infos]
-        if self.paging is not None:
+        if self.paging is not None and linear.name not in ("k_b", "v_b"):
             return [self._paged(self.paging, *one) for one in zip(kinds, infos, scales)]
-        if linear.norms or not _make_one(infos, kinds, scales):
+        mixed = len({self.plan.is_folded(weight) for weight in linear.weights}) > 1
+        if linear.norms or mixed or not _make_one(infos, kinds, scales):
             packed = [self.new(kind, *matrix_shape(info), scale) for kind, info, scale in zip(kinds, infos, scales)]
             for matrix, info, scale in zip(packed, infos, scales):
                 self._fill(matrix, info, scale, 0)

@@ -20,7 +20,7 @@ from ..chat.templates import find_template
 from ..errors import LowbitError
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize, is_ternary, ternary_codes
-from ..plan import ModelPlan
+from ..plan import Attention, ModelPlan
 from ..quantize.ggml_types import type_of
 from ..tokenizers import Tokenizer
 from ..tokenizers.base import END_MARKERS, FILL_IN_MARKERS
@@ -208,7 +208,7 @@ def _numbers(look: _Look) -> Iterator[str]:
 
 def _head_dim(look: _Look) -> Iterator[str]:
     plan, mixer = look.plan, look.plan.attentions[0]
-    if mixer.head_dim * mixer.n_heads != plan.hidden_size:
+    if isinstance(mixer, Attention) and mixer.head_dim * mixer.n_heads != plan.hidden_size:
         yield (
             f"heads have {mixer.head_dim} channels, and not the {plan.hidden_size / mixer.n_heads:g} that hidden size "
             "over heads gives; a program that derives them reads another model"

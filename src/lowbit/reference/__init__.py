@@ -7,7 +7,7 @@ Nothing here is fast and nothing here shares code with the kernels. Read it in t
 3. `experts`: which of many feed-forwards a token takes;
 4. `model`: the forward pass, and what follows from it (greedy text, loss);
 5. `sampling`: from logits to the probabilities that the next token is drawn from;
-6. `hadamard`: rotated activations, which no model that runs has yet.
+6. `hadamard`: rotated activations.
 
 All arithmetic is float64 except where a result has to be reproduced bit by bit; those few lines are float32 and say so.
 """

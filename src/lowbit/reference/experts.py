@@ -40,7 +40,7 @@ def route(logits: np.ndarray, plan: Experts, bias: np.ndarray | None = None) -> 
     scores = probabilities + (0.0 if bias is None else bias)
     if plan.groups > 1:
         grouped = scores.reshape(len(scores), plan.groups, -1)  # (n_tokens, groups, experts of a group)
-        sums = np.sort(grouped, axis=-1)[..., -2:].sum(axis=-1)
+        sums = np.sort(grouped, axis=-1)[..., -plan.group_best :].sum(axis=-1)
         best = np.argsort(-sums, axis=-1, kind="stable")[:, : plan.top_groups]
         out = np.full_like(grouped, -np.inf)
         np.put_along_axis(out, best[..., None], np.take_along_axis(grouped, best[..., None], axis=1), axis=1)

@@ -108,6 +108,7 @@ def attention(
     ----------
     q : ndarray of float64, shape (n, n_heads, head_dim)
     k, v : ndarray of float64, shape (t, n_kv_heads, head_dim), t >= n
+        Values may be of another size.
     window : int
         A query sees the keys that are less than this many positions before it; 0: all.
     scale : float
@@ -115,7 +116,7 @@ def attention(
 
     Returns
     -------
-    ndarray of float64, shape (n, n_heads * head_dim)
+    ndarray of float64, shape (n, n_heads * size of a value)
     """
     n, n_heads, head_dim = q.shape
     t, n_kv_heads, _ = k.shape
@@ -125,7 +126,7 @@ def attention(
     back = np.arange(t - n, t)[:, None] - np.arange(t)  # (n, t)
     unseen = (back < 0) | (back >= (window or t))
     mixed = softmax(np.where(unseen, -np.inf, scores)) @ v  # (n_heads, n, head_dim)
-    return mixed.swapaxes(0, 1).reshape(n, n_heads * head_dim)
+    return mixed.swapaxes(0, 1).reshape(n, -1)
 
 
 def silu(x: np.ndarray) -> np.ndarray:

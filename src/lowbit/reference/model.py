@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..plan import Attention, DeltaNet, Experts, ModelPlan
+from ..plan import Attention, DeltaNet, Experts, LatentAttention, ModelPlan, Rotation
 from .delta import gated_delta_net
 from .experts import expert_feed_forward
+from .hadamard import grouped_heads, rotate, unrotate
+from .latent import latent_attention
 from .layers import attention, gated_feed_forward, rms_norm, rope, softmax, sparsify
 from .quantization import FloatLinear, Linear
 
@@ -37,14 +39,16 @@ def forward(
     token_ids : sequence of int, shape (n,), n >= 1
     sparsity : mapping of str to float, optional
         Shares of the inputs of ``qkv``, ``attn_output``, ``gate_up`` and ``ffn_down`` that do not count: of n inputs,
-        the floor(share n) smallest magnitudes, after the norm and before quantisation.
+        the floor(share n) smallest magnitudes, after norm and rotation and before quantisation. Weights that read the
+        plain input beside others that read a rotated one read all of it.
 
     Returns
     -------
     ndarray of float64, shape (n, vocab)
     """
-    head = _as_linear(weights["token_embd" if plan.tied_embeddings else "output"])
-    return head(hidden_states(plan, weights, token_ids, sparsity), plan.activation_quant) * plan.logit_scale
+    role = "token_embd" if plan.tied_embeddings else "output"
+    states = _turned(plan, role, hidden_states(plan, weights, token_ids, sparsity))
+    return _as_linear(weights[role])(states, plan.activation_quant) * plan.logit_scale
 
 
 def hidden_states(
@@ -73,11 +77,18 @@ def hidden_states(
     def norm(role: str, x: np.ndarray) -> np.ndarray:
         return rms_norm(x, vector(role), plan.norm_eps)
 
-    def linear(role: str, x: np.ndarray) -> np.ndarray:
-        layer = _as_linear(weights[role])
-        if f"{role}_norm_in" in weights:
-            x = norm(f"{role}_norm_in", x)
-        return layer(x, plan.activation_quant)
+    def linears(name: str, block: str, roles: Sequence[str], x: np.ndarray) -> list[np.ndarray]:
+        """What some weights make of the same input, of which a share may not count."""
+        share = (sparsity or {}).get(name, 0.0)
+        keep = max(x.shape[-1] - int(share * x.shape[-1]), 1)
+        rotated = [_is_folded(plan, f"{block}.{role}") for role in roles]
+        results = []
+        for role, turns in zip((f"{block}.{role}" for role in roles), rotated):
+            y = _turned(plan, role, x)
+            y = sparsify(y, keep) if share and turns == any(rotated) else y
+            y = norm(f"{role}_norm_in", y) if f"{role}_norm_in" in weights else y
+            results.append(_as_linear(weights[role])(y, plan.activation_quant))
+        return results
 
     def one_of(block: str, role: str, x: np.ndarray, expert: int | None) -> np.ndarray:
         layer: Any = weights[f"{block}.{role}"]
@@ -85,11 +96,7 @@ def hidden_states(
             layer = layer[expert]
         elif isinstance(layer, np.ndarray):
             layer = np.atleast_2d(layer)  # one output
-        return _as_linear(layer)(x, plan.activation_quant)
-
-    def kept(name: str, x: np.ndarray) -> np.ndarray:
-        share = (sparsity or {}).get(name, 0.0)
-        return sparsify(x, max(x.shape[-1] - int(share * x.shape[-1]), 1)) if share else x
+        return _as_linear(layer)(_turned(plan, f"{block}.{role}", x), plan.activation_quant)
 
     def heads(layer: Attention, block: str, name: str, y: np.ndarray) -> np.ndarray:
         if layer.bias:
@@ -109,54 +116,95 @@ def hidden_states(
         return y
 
     def attend(layer: Attention, block: str, normed: np.ndarray) -> np.ndarray:
-        q, k, v = (linear(f"{block}.attn_{name}", normed) for name in "qkv")
+        q, k, v = linears("qkv", block, ("attn_q", "attn_k", "attn_v"), normed)
         gate = np.array(np.inf)
         if layer.gated:
             q, gate = (a.reshape(n, -1) for a in np.split(q.reshape(n, layer.n_heads, -1), 2, axis=2))
         q, k, v = (heads(layer, block, name, y) for name, y in zip("qkv", (q, k, v)))
         mixed = attention(q, k, v, layer.window, layer.scale) / (1 + np.exp(-gate))  # (n, n_heads * head_dim)
         mixed = norm(f"{block}.attn_sub_norm", mixed) if layer.sub_norm else mixed
-        y = linear(f"{block}.attn_output", kept("attn_output", mixed))
+        (y,) = linears("attn_output", block, ("attn_output",), mixed)
         return norm(f"{block}.post_attention_norm", y) if layer.post_norm else y
 
+    def attend_latents(layer: LatentAttention, block: str, normed: np.ndarray) -> np.ndarray:
+        q, kv = linears("qkv", block, ("attn_q_a" if layer.q_rank else "attn_q", "attn_kv_a_mqa"), normed)
+        if layer.q_rank:
+            (q,) = linears("q_b", block, ("attn_q_b",), norm(f"{block}.attn_q_a_norm", q))
+        latents = norm(f"{block}.attn_kv_a_norm", kv[:, : layer.rank])
+        if layer.joined:
+            (both,) = linears("kv_b", block, ("attn_kv_b",), latents)
+            k, v = np.split(both.reshape(n, layer.n_heads, -1), [layer.nope_dim], axis=2)
+        else:
+            k = np.einsum("tr,hrc->thc", latents, vector(f"{block}.attn_k_b"))
+            v = np.einsum("tr,hcr->thc", latents, vector(f"{block}.attn_v_b"))
+        mixed = latent_attention(layer, q, kv[:, layer.rank :], k, v, positions)
+        (y,) = linears("attn_output", block, ("attn_output",), mixed)
+        return y
+
     def recur(layer: DeltaNet, block: str, normed: np.ndarray) -> np.ndarray:
-        qkv, z, a, b = (
-            linear(f"{block}.{name}", normed) for name in ("attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta")
-        )
+        qkv, z, a, b = linears("qkv", block, ("attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta"), normed)
         conv, dt, decay, weight = (
             vector(f"{block}.{name}") for name in ("ssm_conv1d", "ssm_dt_bias", "ssm_a", "ssm_norm")
         )
         mixed = gated_delta_net(qkv, z, a, b, conv, dt, decay, weight, layer.n_key_heads, plan.norm_eps)
-        return linear(f"{block}.ssm_out", kept("attn_output", mixed))
+        return linears("attn_output", block, ("ssm_out",), mixed)[0]
 
     ids = np.asarray(token_ids, dtype=np.int64)
     n = len(ids)
     positions = np.arange(n)
-    x = _as_linear(weights["token_embd"]).weight[ids].astype(np.float64) * plan.embedding_scale  # (n, hidden)
+    x = _as_linear(weights["token_embd"]).weight[ids].astype(np.float64)  # (n, hidden)
+    if plan.rotation is not None and plan.rotation.latent:
+        x = unrotate(x, plan.rotation.block, _signs(plan.rotation, plan.hidden_size))
+    x = x * plan.embedding_scale
 
     for number, layer in enumerate(plan.layers):
         block = f"blk.{number}"
         mixer, feed_forward = layer.mixer, layer.feed_forward
 
-        normed = kept("qkv", norm(f"{block}.attn_norm", x))
-        y = attend(mixer, block, normed) if isinstance(mixer, Attention) else recur(mixer, block, normed)
+        normed = norm(f"{block}.attn_norm", x)
+        if isinstance(mixer, DeltaNet):
+            y = recur(mixer, block, normed)
+        elif isinstance(mixer, LatentAttention):
+            y = attend_latents(mixer, block, normed)
+        else:
+            y = attend(mixer, block, normed)
         x = x + plan.residual_scale * y
 
-        normed = kept("gate_up", norm(f"{block}.{feed_forward.norm}", x))
+        normed = norm(f"{block}.{feed_forward.norm}", x)
         if isinstance(feed_forward, Experts):
             bias = vector(f"{block}.exp_probs_b_bias") if feed_forward.bias else None
             x = x + expert_feed_forward(normed, feed_forward, partial(one_of, block), bias)
             continue
-        gate, up = linear(f"{block}.ffn_gate", normed), linear(f"{block}.ffn_up", normed)  # (n, intermediate)
+        gate, up = linears("gate_up", block, ("ffn_gate", "ffn_up"), normed)  # (n, intermediate)
         gated = gated_feed_forward(gate, up, feed_forward.activation)
         if feed_forward.sub_norm:
             gated = norm(f"{block}.ffn_sub_norm", gated)
-        y = linear(f"{block}.ffn_down", kept("ffn_down", gated))
+        (y,) = linears("ffn_down", block, ("ffn_down",), gated)
         if feed_forward.post_norm:
             y = norm(f"{block}.post_ffw_norm", y)
         x = x + plan.residual_scale * y
 
     return norm("output_norm", x)
+
+
+def _is_folded(plan: ModelPlan, role: str) -> bool:
+    return plan.rotation is not None and f"{role}.weight" in plan.rotation.folded
+
+
+def _signs(rotation: Rotation, width: int) -> np.ndarray:
+    return np.frombuffer(rotation.signs[width], np.int8) if rotation.signs else np.ones(width)
+
+
+def _turned(plan: ModelPlan, role: str, x: np.ndarray) -> np.ndarray:
+    """What weights read in place of x, if their plan rotates it."""
+    rotation = plan.rotation
+    if rotation is None or not _is_folded(plan, role):
+        return x
+    if rotation.grouped and role.endswith(".ssm_out"):
+        mixer = plan.layers[plan.by_name[f"{role}.weight"].layer].mixer
+        assert isinstance(mixer, DeltaNet)
+        x = grouped_heads(x, mixer.n_key_heads, mixer.head_dim)
+    return rotate(x, rotation.block, _signs(rotation, x.shape[-1]))
 
 
 def _as_linear(layer: np.ndarray | Linear) -> Linear:

@@ -159,28 +159,35 @@ static void store_one(void *base, ptrdiff_t at, float x, int32_t type) {
 
 void LB_NAME(lb_kv_store)(const float *k, const float *v, char *block, const lb_attention_args *shape,
                           int32_t position) {
-    const int32_t dim = shape->head_dim, padded = (dim + 15) / 16 * 16, type = shape->kv_type;
+    const int32_t dim = shape->head_dim, wide = shape->value_dim, padded = (wide + 15) / 16 * 16;
+    const int32_t type = shape->kv_type;
     const lb_kv *kv = &shape->kv;
     float *key_scales = (float *)(void *)(block + kv->key_scales);
     float *value_scales = (float *)(void *)(block + kv->value_scales);
     position %= LB_KV_SPAN;
-    for (int32_t head = 0; head < shape->n_kv_heads; head++, k += dim, v += dim) {
+    for (int32_t head = 0; head < shape->n_kv_heads; head++, k += dim, v += wide) {
         const ptrdiff_t key = head * kv->key_stride + (ptrdiff_t)(position / 16) * dim * 16 + position % 16;
         const ptrdiff_t value = head * kv->value_stride + (ptrdiff_t)position * padded;
         float k_factor = 1.0f, v_factor = 1.0f;
         int wild_k = 0, wild_v = 0;
         if (type == LB_KV_I8) {
-            const float k_most = largest_magnitude(k, dim, &wild_k), v_most = largest_magnitude(v, dim, &wild_v);
+            const float k_most = largest_magnitude(k, dim, &wild_k);
             key_scales[head * LB_KV_SPAN + position] = k_most / 127.0f;
-            value_scales[head * LB_KV_SPAN + position] = v_most / 127.0f;
             k_factor = k_most > 0 ? 127.0f / k_most : 0.0f;
-            v_factor = v_most > 0 ? 127.0f / v_most : 0.0f;
         }
         for (int32_t i = 0; i < dim; i++) {
             store_one(block + kv->keys, key + (ptrdiff_t)i * 16, (wild_k ? tame(k[i]) : k[i]) * k_factor, type);
+        }
+        if (kv->values == kv->keys) continue;
+        if (type == LB_KV_I8) {
+            const float v_most = largest_magnitude(v, wide, &wild_v);
+            value_scales[head * LB_KV_SPAN + position] = v_most / 127.0f;
+            v_factor = v_most > 0 ? 127.0f / v_most : 0.0f;
+        }
+        for (int32_t i = 0; i < wide; i++) {
             store_one(block + kv->values, value + i, (wild_v ? tame(v[i]) : v[i]) * v_factor, type);
         }
-        for (int32_t i = dim; i < padded; i++) store_one(block + kv->values, value + i, 0.0f, type);
+        for (int32_t i = wide; i < padded; i++) store_one(block + kv->values, value + i, 0.0f, type);
     }
 }
 
@@ -226,10 +233,10 @@ static void soften(float *weights, int32_t begin, int32_t n, int32_t dim, float 
 
 LB_INLINE void attend(const lb_attention_args *a, char *const *block, const float *q, float *out, int32_t kv_head,
                       int32_t first, int32_t count, const int32_t type) {
-    const int32_t dim = a->head_dim, padded = (dim + 15) / 16 * 16;
+    const int32_t dim = a->head_dim, wide = a->value_dim, padded = (wide + 15) / 16 * 16;
     const lb_kv *kv = &a->kv;
     float total[LB_MAX_HEAD_DIM], weights[SPAN], highest = -INFINITY, weight_sum = 0.0f;
-    memset(total, 0, (size_t)dim * sizeof *total);
+    memset(total, 0, (size_t)wide * sizeof *total);
     block += first / SPAN;
     for (int32_t start = first / SPAN * SPAN; start < count; start += SPAN, block++) {
         const int32_t begin = first > start ? first - start : 0;
@@ -244,11 +251,11 @@ LB_INLINE void attend(const lb_attention_args *a, char *const *block, const floa
                 weights[i] = type == LB_KV_I8 ? one * key_scales[i] : one;
             }
         }
-        soften(weights, begin, n, dim, total, &highest, &weight_sum);
+        soften(weights, begin, n, wide, total, &highest, &weight_sum);
         if (type == LB_KV_I8) {
             for (int32_t i = 0; i < n; i++) weights[i] = weights[i] * value_scales[i];
         }
-        for (int32_t c = 0; c < dim; c++) {
+        for (int32_t c = 0; c < wide; c++) {
             ptrdiff_t at = values + c + (ptrdiff_t)begin * padded;
             float sum = total[c];
             int32_t i = begin;
@@ -260,18 +267,53 @@ LB_INLINE void attend(const lb_attention_args *a, char *const *block, const floa
             total[c] = sum;
         }
     }
-    for (int32_t c = 0; c < dim; c++) out[c] = total[c] / weight_sum;
+    for (int32_t c = 0; c < wide; c++) out[c] = total[c] / weight_sum;
+}
+
+/* The same where values are the first channels of the keys: sixteen sums of each, as in the template. */
+LB_INLINE void attend_latents(const lb_attention_args *a, char *const *block, const float *q, float *out,
+                              int32_t kv_head, int32_t count, const int32_t type) {
+    const int32_t dim = a->head_dim, wide = a->value_dim;
+    float total[LB_MAX_HEAD_DIM * 16], weights[SPAN], highest = -INFINITY, weight_sum = 0.0f;
+    memset(total, 0, (size_t)wide * 16 * sizeof *total);
+    for (int32_t start = 0; start < count; start += SPAN, block++) {
+        const int32_t n = count - start < SPAN ? count - start : SPAN;
+        const void *keys = *block + a->kv.keys;
+        const float *scales = (const float *)(const void *)(*block + a->kv.key_scales) + kv_head * SPAN;
+        const ptrdiff_t base = kv_head * a->kv.key_stride;
+        for (int32_t i = 0; i < n; i++) {
+            const float one = score(keys, base + (ptrdiff_t)(i / 16) * 16 * dim + i % 16, q, dim, type);
+            weights[i] = type == LB_KV_I8 ? one * scales[i] : one;
+        }
+        soften(weights, 0, n, wide * 16, total, &highest, &weight_sum);
+        if (type == LB_KV_I8) {
+            for (int32_t i = 0; i < n; i++) weights[i] = weights[i] * scales[i];
+        }
+        for (int32_t c = 0; c < wide * 16; c++) {
+            ptrdiff_t at = base + c;
+            float sum = total[c];
+            for (int32_t i = c % 16; i < n; i += 16, at += (ptrdiff_t)16 * dim)
+                sum = sum + cached(keys, at, type) * weights[i];
+            total[c] = sum;
+        }
+    }
+    for (int32_t c = 0; c < wide; c++) out[c] = add_lanes(total + (ptrdiff_t)c * 16) / weight_sum;
 }
 
 LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, const int32_t type) {
-    const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim;
+    const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim, wide = a->value_dim;
+    const int32_t stored = a->kv.key_stride ? kv_head : 0;
     for (int32_t end = row + rows; row < end; row++) {
         const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
-        float *out = a->out + ((ptrdiff_t)row * a->n_heads + (ptrdiff_t)kv_head * shared) * dim;
+        float *out = a->out + ((ptrdiff_t)row * a->n_heads + (ptrdiff_t)kv_head * shared) * wide;
         const int32_t count = a->positions[row] + 1;
         const int32_t first = a->window && count > a->window ? count - a->window : 0;
-        for (int32_t head = 0; head < shared; head++, q += dim, out += dim) {
-            attend(a, a->blocks[row], q, out, kv_head, first, count, type);
+        for (int32_t head = 0; head < shared; head++, q += dim, out += wide) {
+            if (a->kv.values == a->kv.keys) {
+                attend_latents(a, a->blocks[row], q, out, stored, count, type);
+            } else {
+                attend(a, a->blocks[row], q, out, stored, first, count, type);
+            }
         }
     }
 }
