@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from random_gguf import write_random_gguf
@@ -25,16 +27,38 @@ import lowbit
 from lowbit.benchmark import SHAPES
 
 
+class Cost:
+    """Processor time of calls."""
+
+    seconds, calls = 0.0, 0
+
+    def of(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
+            start = time.thread_time()
+            out = call(*args)
+            self.seconds += time.thread_time() - start
+            self.calls += 1
+            return out
+
+        return timed
+
+
 def turn(path: str, tokens: int, seed: int, folder: str | None) -> dict[str, float]:
     """Load the model, and time the first token of a prompt."""
     start = time.perf_counter()
     model = lowbit.load(path, context=tokens + 64, kv_disk=folder)
     loaded = time.perf_counter() - start
+    cost = Cost()
+    if folder is not None:
+        disk = model._decoder.pool.disk
+        disk.put, disk.get = cost.of(disk.put), cost.of(disk.get)
     prompt = np.random.default_rng(seed).integers(3, model.config.vocab_size, tokens).tolist()
     model.generate(prompt[-40:], max_tokens=2, temperature=0)  # wakes up threads and page cache
     out = model.generate(prompt, max_tokens=1, temperature=0)
-    return {"load": loaded, "first": out.timings.first_token_seconds, "known": out.timings.reused_tokens,
-            "token": out.tokens[0] if out.tokens else -1}  # fmt: skip
+    return {
+        "load": loaded, "disk": cost.seconds, "calls": cost.calls, "first": out.timings.first_token_seconds,
+        "known": out.timings.reused_tokens, "token": out.tokens[0] if out.tokens else -1,
+    }  # fmt: skip
 
 
 def forget(folder: str) -> None:
@@ -72,6 +96,10 @@ def main() -> None:
     record = {
         "uptime": os.getloadavg(), "isa": lowbit.isa.active(), "folder_bytes": size,
         "known": found["read"][-1]["known"],
+        "disk_ms_per_block": {
+            name: 1e3 * statistics.median(one["disk"] / one["calls"] for one in turns)
+            for name, turns in found.items() if turns[-1]["calls"]
+        },
         "load_seconds": {n: statistics.median(one["load"] for one in turns) for n, turns in found.items()},
         "first_token_seconds": first, "ratio": {name: seconds / first["computed"] for name, seconds in first.items()},
     }  # fmt: skip

@@ -329,10 +329,12 @@ def test_two_processes_share_a_folder_and_its_limit(path, load, disk):
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        most = max(most, size(disk) if disk.is_dir() else 0)
-        time.sleep(0.001)
+        if disk.is_dir():
+            with KVFolder(disk)._locked(1) as lock:  # else a file could go, and another come, while they are counted
+                most = max(most, 0 if lock is None else size(disk))
+        time.sleep(0.005)
     assert found == {number: [want[number]] * 2 for number in (0, 1)}
-    assert most <= 6 * block
+    assert 0 < most <= 6 * block
     with open(disk / "lock", "rb") as lock:
         assert int(lock.read()) == size(disk)
 
