@@ -66,6 +66,26 @@ OPENINGS = (
     "Please tell me a story about {}.", "I want to hear a story about {}.", "tell me a story about {}",
     "A story about {}, please.", "Tell me a bedtime story about {}.", "Make up a story about {}.",
 )  # fmt: skip
+COUNTS = (1, 2, 2, 2, 2, 2, 3, 3, 4)
+"""Of things in a request, equally often each."""
+EARLY = 0.35
+"""Part of a story, from its beginning, in which a noun may be said once only to be asked for."""
+KINDS = (
+    ("dog", "cat", "rabbit", "bunny", "lion", "tiger", "fox", "monkey", "elephant", "horse", "cow", "pig",
+     "squirrel", "goat", "puppy", "kitten", "dinosaur", "dragon", "giraffe", "zebra", "panda", "hedgehog"),
+    ("bird", "owl", "parrot", "bee", "butterfly", "ladybug", "dragon", "eagle", "crow"),
+    ("turtle", "frog", "crab", "whale", "shark", "penguin", "crocodile", "snail", "worm", "ant", "spider"),
+    ("cake", "cookie", "apple", "pie", "sandwich", "banana", "pizza", "carrot", "muffin", "pancake", "cupcake",
+     "pear", "lemon", "pumpkin", "donut"),
+    ("ball", "doll", "kite", "balloon", "robot", "drum", "puzzle", "puppet"),
+    ("car", "truck", "boat", "bike", "bus", "plane", "train", "rocket", "helicopter", "ship", "tractor"),
+    ("hat", "scarf", "coat", "shirt", "sweater", "jacket", "crown", "necklace", "dress", "ribbon", "cape"),
+    ("flower", "stick", "rock", "stone", "shell", "coin", "feather", "key", "bell", "diamond", "gem", "seed"),
+    ("box", "bag", "basket", "bucket", "bottle", "cup", "bowl", "jar"),
+    ("book", "camera", "clock", "lamp", "mirror", "umbrella", "guitar", "phone", "pencil", "crayon"),
+    ("king", "wizard", "pirate", "knight", "prince"), ("princess", "queen", "fairy", "witch", "mermaid"),
+)  # fmt: skip
+"""Things of which one may stand for another in a story; their plurals are regular."""
 OPEN_REQUESTS = ("Tell me a story.", "Tell me a bedtime story.", "Write a story for children.", "tell me a story")
 ENDS = {
     "happy": ("It should have a happy end.", "It should end well.", "I want a happy end."),
@@ -149,11 +169,51 @@ def find_nouns(stories: Iterable[str]) -> dict[str, str]:
     return nouns
 
 
-def topics(story: str, nouns: Collection[str], in_stories: Counter[str], count: int) -> list[str]:
-    """Return the `count` nouns that tell most about a story: said often in it, and seldom in others."""
-    said = Counter(word for word in re.findall(r"\b[a-z]+\b", story) if word in nouns)  # a name is no topic
-    often = [word for word, n in said.items() if n >= 2]
-    return sorted(often, key=lambda word: (-said[word] / in_stories[word] ** 0.5, word))[:count]
+def topics(
+    story: str, nouns: Collection[str], in_stories: Mapping[str, int], count: int, draw: random.Random, sure: str = ""
+) -> list[str]:
+    """Draw `count` nouns that a story is about: said twice or near its beginning; often, early, and seldom in others.
+
+    Where a story is asked for two things, it must not tell of one and forget the other. That is learned from nouns
+    that are told of soon, rather than from those that turn up at the end.
+    """
+    found = re.findall(r"\b[a-z]+\b", story)  # a name is no topic
+    said = Counter(word for word in found if word in nouns)
+    weights = {}
+    for word, n in said.items():
+        place = found.index(word) / len(found)
+        if n >= 2 or place < EARLY:
+            weights[word] = min(n, 4) * (2.0 - place) * (2 if place < EARLY else 1) / in_stories[word] ** 0.25
+    chosen = [sure] if sure in weights else []
+    # the largest keys are a draw by weight, each at most once
+    keys = {word: draw.random() ** (1 / weight) for word, weight in weights.items() if word != sure}
+    return (chosen + sorted(keys, key=lambda word: -keys[word]))[:count]
+
+
+def exchanged(story: str, draw: random.Random) -> tuple[str, str]:
+    """Put another thing of its kind in the place of one that a story is about; return the story and the new noun.
+
+    What is asked for then decides what comes in the story, and not what mostly comes there.
+    """
+    said = Counter(re.findall(r"\b[a-z]+\b", story.lower()))
+    things = [(old, kind) for kind in KINDS for old in kind if said[old] >= 2 and f"teddy {old}" not in story]
+    if not things:
+        return story, ""
+    old, kind = draw.choice(things)
+    new = draw.choice([other for other in kind if not said[other] and not said[plural(other)]] or [old])
+    article = with_article(new).split()[0]
+    story = re.sub(rf"\b([Aa])n? (?=(?i:{old})\b)", lambda match: match[1] + article[1:] + " ", story)
+    for was, becomes in ((old, new), (plural(old), plural(new))):
+        story = re.sub(rf"\b{was}\b", becomes, story)
+        story = re.sub(rf"\b{was.capitalize()}\b", becomes.capitalize(), story)
+    return story, new
+
+
+def plural(noun: str) -> str:
+    """Return the plural of a regular noun."""
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
 
 
 def with_article(noun: str) -> str:
@@ -170,14 +230,14 @@ def ending(story: str) -> str | None:
     return "happy" if happy > sad else "sad" if sad > happy + 1 else None
 
 
-def request(story: str, nouns: Mapping[str, str], in_stories: Counter[str], draw: random.Random) -> str:
-    """Make up a request that the story fulfils."""
-    about = [nouns[noun] for noun in topics(story, nouns, in_stories, draw.choice((1, 1, 2, 2, 2, 3)))]
+def request(
+    story: str, nouns: Mapping[str, str], in_stories: Mapping[str, int], draw: random.Random, sure: str = ""
+) -> str:
+    """Make up a request that the story fulfils; it asks for the noun `sure`, if one is given."""
+    about = [nouns[noun] for noun in topics(story, nouns, in_stories, draw.choice(COUNTS), draw, sure)]
     draw.shuffle(about)
-    hero = re.search(
-        r"\b(girl|boy|dog|cat|bird|bear|rabbit|bunny|mouse|fish|fox|frog) (?:named|called) ([A-Z][a-z]+)", story
-    )
-    if hero and draw.random() < 0.3:
+    hero = HERO.search(story)
+    if hero and draw.random() < 0.15 and not sure:
         kind = f"a {hero[1]} named {hero[2]}"
         about = [kind, *(a for a in about if a.split()[-1] != hero[1])][: max(1, len(about))]
     if not about or draw.random() < 0.03:
@@ -186,7 +246,7 @@ def request(story: str, nouns: Mapping[str, str], in_stories: Counter[str], draw
         listed = about[0] if len(about) == 1 else ", ".join(about[:-1]) + " and " + about[-1]
         asked = draw.choice(OPENINGS).format(listed)
     end = ending(story)
-    if end and draw.random() < 0.3:
+    if end and draw.random() < 0.2:
         asked += (" " if asked[-1] in ".?" else ". ") + draw.choice(ENDS[end])
     return asked
 
@@ -252,15 +312,23 @@ class Filter:
         return kept
 
 
-def compose(stories: Sequence[str], share: float, seed: int, tails: float = 0.0) -> Iterator[dict[str, Any]]:
-    """Give the share of the stories a request, and leave the others as they are; or begin at their "One day"."""
+def compose(
+    stories: Sequence[str], share: float, seed: int, tails: float = 0.0, swaps: float = 0.0, rounds: int = 1
+) -> Iterator[dict[str, Any]]:
+    """Give the share of the stories a request, and leave the others as they are; or begin at their "One day".
+
+    With `rounds` each story comes so often, with requests of its own. In the share `swaps` of those with a request one
+    thing is exchanged for another of its kind.
+    """
     nouns = find_nouns(stories)
-    in_stories = Counter(word for story in stories for word in set(words(story)) & nouns.keys())
+    nouns.update((noun, with_article(noun)) for kind in KINDS for noun in kind)
+    in_stories = defaultdict(lambda: 1, Counter(word for story in stories for word in set(words(story))))
     draw = random.Random(seed)
-    for story in stories:
+    for story in [*stories] * rounds:
         if draw.random() < share:
-            asked = request(story, nouns, in_stories, draw)
-            yield {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": story}]}
+            told, sure = exchanged(story, draw) if draw.random() < swaps else (story, "")
+            asked = request(told, nouns, in_stories, draw, sure)
+            yield {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]}
         else:
             at = story.find("\n\nOne day")
             yield {"text": story[at:].strip() if at > 0 and draw.random() < tails else story}
@@ -276,6 +344,11 @@ def main() -> None:
     parser.add_argument(
         "--tails", type=float, default=0.2, metavar="F", help='share of the others cut to their "One day" (%(default)s)'
     )
+    parser.add_argument(
+        "--swaps", type=float, default=0.0, metavar="F",
+        help="share of those with a request in which one thing is exchanged for another (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="each story N times (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="JSONL file to write")
     args = parser.parse_args()
@@ -283,7 +356,7 @@ def main() -> None:
     stories = choose(story for path in args.files for story in read(path))
     kinds: dict[str, int] = defaultdict(int)
     with open(args.output, "w", encoding="utf-8") as out:
-        for entry in compose(stories, args.requests, args.seed, args.tails):
+        for entry in compose(stories, args.requests, args.seed, args.tails, args.swaps, args.rounds):
             kinds["with a request" if "messages" in entry else "stories alone"] += 1
             out.write(json.dumps(entry, ensure_ascii=False) + "\n")
     counts = {**kinds, "bytes": sum(len(s.encode()) for s in stories), "dropped": dict(choose.dropped.most_common())}

@@ -95,7 +95,8 @@ static int decode_step(model *m, int token, int32_t position) {
                                         .n_heads = s->heads,
                                         .n_kv_heads = s->kv_heads,
                                         .head_dim = m->head_dim,
-                                        .kv_type = m->kv_type};
+                                        .kv_type = m->kv_type,
+                                        .value_dim = m->head_dim};
         for (int h = 0; h < heads; h++) rotate(m->wide + h * m->head_dim, cos, sin, half);
         for (int j = 0; j < s->dim; j++) m->wide[j] *= q_scale;
         lb_table.kv_store(k, k + m->kv_dim, l->blocks[position / LB_KV_SPAN], &args, position);
@@ -198,7 +199,8 @@ static void fill_cache(const model *m, int index, char *const *blocks, int posit
                                     .n_heads = m->s.heads,
                                     .n_kv_heads = m->s.kv_heads,
                                     .head_dim = m->head_dim,
-                                    .kv_type = m->kv_type};
+                                    .kv_type = m->kv_type,
+                                    .value_dim = m->head_dim};
     for (int p = 0; p < position; p++) {
         for (int c = 0; c < m->kv_dim; c++) {
             m->wide[c] = (float)cache_at(KEYS, index, p, c) * KEY_SCALE;

@@ -145,7 +145,7 @@ class _Shared:
         sampling = {name: value for name, value in prompt.options.model_dump().items() if value is not None}
         sampling["stop"] = ((sampling["stop"],) if "stop" in sampling else ()) + template.stops
         must = {"json_schema": prompt.schema} if prompt.schema else {"grammar": calls.grammar}
-        return engine.submit(ids, **must, **sampling), calls
+        return engine.submit(ids, fresh=True, **must, **sampling), calls
 
 
 class LowbitModel(_Shared, llm.Model):

@@ -21,8 +21,9 @@ Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors
 """What a weight is for: a vector to scale by or to add, rows to multiply with (of a layer, of what chooses experts, of
 the output head), rows to look up, divisors of the rotary frequencies, the few numbers of a recurrent mixer."""
 
-Activation = Literal["silu", "relu2", "gelu"]
-"""Of a gate: SiLU, squared ReLU, or GELU by its approximation with tanh."""
+Activation = Literal["silu", "relu2", "gelu", "swiglu_oai"]
+"""Of a gate: SiLU, squared ReLU, GELU by its approximation with tanh, or gpt-oss's x sigmoid(1.702 x), where what the
+gate multiplies has 1 added to it first."""
 
 
 @dataclass(frozen=True)
@@ -87,18 +88,28 @@ class _Layer:
             tuple(self.norm(f"{role}_norm_in", n_in) for role in rows) if norms else (),
         )  # fmt: skip
 
-    def router(self, role: str, *shape: int) -> Weight:
-        return Weight(role, f"blk.{self.number}.{role}.weight", shape, "router", self.number)
+    def router(self, name: str, role: str, n: int, bias: bool = False) -> Linear:
+        block = f"blk.{self.number}.{role}"
+        return Linear(
+            name,
+            (Weight(role, f"{block}.weight", (n, self.hidden), "router", self.number),),
+            (Weight(f"{role}_bias", f"{block}.bias", (n,), "bias", self.number),) if bias else (),
+        )
 
-    def stack(self, name: str, rows: Mapping[str, int], n_in: int, n: int) -> Linear:
+    def stack(self, name: str, rows: Mapping[str, int], n_in: int, n: int, bias: bool = False) -> Linear:
         """Matrices of n experts, or n heads."""
+        block = f"blk.{self.number}."
         return Linear(
             name,
             tuple(
-                Weight(role, f"blk.{self.number}.{role}.weight", (n, out, n_in), "linear", self.number)
+                Weight(role, f"{block}{role}.weight", (n, out, n_in), "linear", self.number)
                 for role, out in rows.items()
             ),
-        )
+            tuple(
+                Weight(f"{role}_bias", f"{block}{role}.bias", (n, out), "bias", self.number)
+                for role, out in rows.items()
+            ) if bias else (),
+        )  # fmt: skip
 
 
 Parts = Iterator[Weight | Linear]
@@ -149,6 +160,10 @@ class Attention:
     """Each linear layer has an RMSNorm of its input."""
     whole_norm: bool = False
     """RMSNorm over all query heads together, and over all key heads, before RoPE."""
+    output_bias: bool = False
+    """The output projection has a bias."""
+    sinks: bool = False
+    """Each query head has one more score, which takes part in the softmax and brings no value."""
     gated: bool = False
     """The query projection has `head_dim` more rows behind those of each head: what the heads give is multiplied by
     the logistic function of these."""
@@ -169,7 +184,11 @@ class Attention:
             yield layer.norm("attn_k_norm", kv if self.whole_norm else self.head_dim)
         if self.sub_norm:
             yield layer.norm("attn_sub_norm", q)
-        yield layer.linear("attn_output", {"attn_output": layer.hidden}, q, norms=self.input_norms)
+        if self.sinks:
+            yield Weight(
+                "attn_sinks", f"blk.{layer.number}.attn_sinks.weight", (self.n_heads,), "bias", layer.number
+            )  # fmt: skip
+        yield layer.linear("attn_output", {"attn_output": layer.hidden}, q, self.output_bias, self.input_norms)
         if self.post_norm:
             yield layer.norm("attn_post_norm", layer.hidden, "post_attention_norm")
 
@@ -233,10 +252,7 @@ class LatentAttention:
 
 @dataclass(frozen=True)
 class DeltaNet:
-    """A recurrent mixer: a short convolution, and a matrix per head that follows the gated delta rule.
-
-    Value head h reads key head h mod `n_key_heads`.
-    """
+    """A recurrent mixer: a short convolution, and a matrix per head that follows the gated delta rule."""
 
     n_key_heads: int
     n_value_heads: int
@@ -245,6 +261,11 @@ class DeltaNet:
     """Channels of each key and of each value."""
     taps: int
     """Tokens that the convolution sees, the current one among them."""
+    grouped: bool = False
+    """Value head h reads key head h div (`n_value_heads / n_key_heads`), and not h mod `n_key_heads`. Then learning
+    rates and decays are one tensor, in which each key head has the rates of its value heads and then their decays."""
+    fused: bool = False
+    """Queries, keys, values and gates are one tensor likewise: each key head has its own, in this order."""
 
     @property
     def value_size(self) -> int:
@@ -264,7 +285,9 @@ class DeltaNet:
             return Weight(role, block + name, shape, "recurrence", layer.number)
 
         yield layer.norm("attn_norm", layer.hidden)
-        rows = {"attn_qkv": self.channels, "attn_gate": self.value_size, "ssm_alpha": heads, "ssm_beta": heads}
+        rows = {"attn_qkv": self.channels, "attn_gate": self.value_size}
+        rows = {"ssm_in": sum(rows.values())} if self.fused else rows
+        rows |= {"ssm_ba": 2 * heads} if self.grouped else {"ssm_alpha": heads, "ssm_beta": heads}
         yield layer.linear("qkv", rows, layer.hidden)
         yield numbers("ssm_conv1d", "ssm_conv1d.weight", self.channels, self.taps)
         yield numbers("ssm_dt", "ssm_dt.bias", heads)
@@ -316,8 +339,11 @@ class Experts:
     """How many work for a token."""
     size: int
     """Channels between the two projections of an expert."""
-    router: Literal["softmax", "sigmoid"] = "softmax"
-    """What makes probabilities of the router's outputs: over all experts, or of each alone."""
+    router: Literal["softmax", "sigmoid", "softmax_chosen"] = "softmax"
+    """What makes probabilities of the router's outputs: over all experts, of each alone, or over those that were
+    chosen, which then are those with the largest outputs."""
+    router_bias: bool = False
+    """The router has a bias, which is part of its outputs."""
     normalized: bool = False
     """The weights of a token's experts are divided by their sum."""
     scale: float = 1.0
@@ -338,25 +364,26 @@ class Experts:
     """Gates are at most this large, and what they multiply is at most this far from 0."""
     fused: bool = False
     """Gate and up projection are one tensor."""
-    activation: Literal["silu"] = "silu"
-    """SiLU."""
+    expert_bias: bool = False
+    """The projections of experts have biases."""
+    activation: Activation = "silu"
     norm: str = "ffn_norm"
     """Name of the norm before it in a file."""
 
     def parts(self, layer: _Layer) -> Parts:
         """List norms and linear layers in the order of the computation."""
         yield layer.norm("ffn_norm", layer.hidden, self.norm)
-        yield Linear("router", (layer.router("ffn_gate_inp", self.n, layer.hidden),))
+        yield layer.router("router", "ffn_gate_inp", self.n, self.router_bias)
         if self.bias:
             yield Weight("exp_probs_b_bias", f"blk.{layer.number}.exp_probs_b.bias", (self.n,), "bias", layer.number)
         rows = {"ffn_gate_up_exps": 2 * self.size} if self.fused else {
             "ffn_gate_exps": self.size, "ffn_up_exps": self.size,
         }  # fmt: skip
-        yield layer.stack("expert_gate_up", rows, layer.hidden, self.n)
-        yield layer.stack("expert_down", {"ffn_down_exps": layer.hidden}, self.size, self.n)
+        yield layer.stack("expert_gate_up", rows, layer.hidden, self.n, self.expert_bias)
+        yield layer.stack("expert_down", {"ffn_down_exps": layer.hidden}, self.size, self.n, self.expert_bias)
         if self.shared:
             if self.shared_gate:
-                yield Linear("shared_gate", (layer.router("ffn_gate_inp_shexp", 1, layer.hidden),))
+                yield layer.router("shared_gate", "ffn_gate_inp_shexp", 1)
             yield layer.linear("gate_up", {"ffn_gate_shexp": self.shared, "ffn_up_shexp": self.shared}, layer.hidden)
             yield layer.linear("ffn_down", {"ffn_down_shexp": layer.hidden}, self.shared)
 

@@ -16,7 +16,7 @@ from ._kernels.kvpool import SPAN
 from ._kernels.sampler import Sampler
 from .engine import Engine, Generation, Stream, Timings, TokenLogprob
 from .engine.constraints import Compiler, Constraint
-from .engine.pooling import Mean, One
+from .engine.pooling import Every, Mean, One
 from .engine.sequence import Request
 from .engine.text import LogprobRecorder
 from .errors import ContextLengthError, UnsupportedModelError
@@ -103,7 +103,7 @@ class Model:
     ) -> list[Generation]: ...
     def generate(
         self, prompt: Any, *, speculate: bool = False, logprobs: int | None = None, json_schema: Any = None,
-        regex: str | None = None, grammar: str | Grammar | None = None, **sampling: Any,
+        regex: str | None = None, grammar: str | Grammar | None = None, fresh: bool = False, **sampling: Any,
     ) -> Generation | list[Generation]:  # fmt: skip
         """Continue a text, or several texts at once.
 
@@ -127,6 +127,9 @@ class Model:
             Expression that the whole text must match, in the syntax of Rust's regex, without look-around.
         grammar : str or Grammar, optional
             In GBNF, or in Lark as llguidance has it.
+        fresh : bool
+            The text is one of its own, such as an answer. A text that goes on with the prompt's keeps a space at its
+            beginning, so that both together are what the tokens say.
         **sampling
             Fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, seed, stop.
 
@@ -151,7 +154,8 @@ class Model:
         entries = [self._prompt_ids(entry) for entry in (prompt if several else [prompt])]
         results = self._run([
             self._request(
-                ids, params, speculate, record, constraint=self._compiler.constraint(json_schema, regex, grammar)
+                ids, params, speculate, record, constraint=self._compiler.constraint(json_schema, regex, grammar),
+                fresh=fresh,
             )
             for ids in entries
         ])  # fmt: skip
@@ -159,7 +163,7 @@ class Model:
 
     def stream(
         self, prompt: str | Sequence[int], *, speculate: bool = False, json_schema: Any = None,
-        regex: str | None = None, grammar: str | Grammar | None = None, **sampling: Any,
+        regex: str | None = None, grammar: str | Grammar | None = None, fresh: bool = False, **sampling: Any,
     ) -> Generator[str, None, Generation]:  # fmt: skip
         """Continue a text, piece by piece.
 
@@ -168,7 +172,7 @@ class Model:
         """
         constraint = self._compiler.constraint(json_schema, regex, grammar)
         ids, params = self._prompt_ids(prompt), SamplingParams(**sampling)
-        return self._stream(self._request(ids, params, speculate, constraint=constraint))
+        return self._stream(self._request(ids, params, speculate, constraint=constraint, fresh=fresh))
 
     def chat(self, messages: list[dict[str, Any]], *, template: str | None = None, **options: Any) -> Generation:
         """Answer the last message of a conversation.
@@ -379,7 +383,7 @@ class Model:
 
     def _request(
         self, ids: np.ndarray, params: SamplingParams, speculate: bool = False, record: LogprobRecorder | None = None,
-        salt: bytes = b"", constraint: Constraint | None = None,
+        salt: bytes = b"", constraint: Constraint | None = None, fresh: bool = False,
     ) -> Request:  # fmt: skip
         for token in params.logit_bias or ():
             if token >= self.config.vocab_size:
@@ -387,14 +391,17 @@ class Model:
         return Request(
             ids, params, lambda: self._sampler(params, ids), self.context, self._tokenizer, self._ends, speculate,
             record, salt=salt, load_seconds=self._load_seconds, constraint=constraint,
+            begins=fresh or self._tokenizer is None or all(i in self._tokenizer.control_ids for i in ids.tolist()),
         )  # fmt: skip
 
     def _scoring(self, ids: np.ndarray, each: Callable[[np.ndarray], None], want: str) -> Request:
         return Request(ids, SamplingParams(max_tokens=0), None, self.context, each=each, want=want)
 
     def _embedding(self, ids: np.ndarray, vector: np.ndarray, pooling: str) -> Request:
-        if pooling not in ("last", "mean", "first"):
+        if pooling not in ("last", "mean", "first", "none"):
             raise ValueError(f"pooling must be last, mean or first, not {pooling!r}")
+        if pooling == "none":
+            return self._scoring(ids, Every(vector), "states")
         pool = Mean(vector, len(ids)) if pooling == "mean" else One(vector, pooling == "first")
         return self._scoring(ids, pool, "states")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import inspect
 import json
 import os
@@ -17,7 +18,7 @@ from lowbit.chat import sandbox
 from lowbit.chat.disguise import Disguise
 from lowbit.chat.templates import check_messages
 
-TODAY = "28 Nov 2026"
+TODAY = datetime.date(2026, 11, 28)
 CHAT = Path(sandbox.__file__).parent
 WITH_TOOLS = "tools" in inspect.signature(sandbox.render_jinja).parameters
 SYSTEM = {"role": "system", "content": " Be <brief> & kind.\n"}
@@ -82,7 +83,8 @@ def plainly(source, values):
         raise jinja2.TemplateError(message)
 
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: TODAY
+    environment.globals["strftime_now"] = TODAY.strftime
+    environment.globals.update(date_string=f"{TODAY:%d %b %Y}", datetime=f"{TODAY:%b %d %Y}", functions="")
     environment.filters["tojson"] = lambda value, ensure_ascii=False, indent=None, separators=None, sort_keys=False: (
         json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     )
@@ -92,7 +94,7 @@ def plainly(source, values):
 def in_sandbox(process, source, values):
     """What the sandbox writes, with all that was said tracked through the template."""
     request = {"template": source, "names": "<|>[]_/timend", "max_output": 1 << 20, "max_seconds": 5}
-    answer = process.run(request | {"values": {**values, "today": TODAY}})
+    answer = process.run(request | {"values": {**values, "today": TODAY.isoformat()}})
     disguise = Disguise("")
     disguise.load(answer["disguise"])
     return disguise.show(answer["text"])

@@ -55,7 +55,7 @@ def test_each_message_is_sent_with_all_that_was_said():
     model = Parrot()
     chat = ChatSession(model, system="Be kind.")
     assert chat.send("Hi", temperature=0.0).text == "Good day!"
-    assert model.sampling == {"temperature": 0.0, "stop": ()}
+    assert model.sampling == {"fresh": True, "temperature": 0.0, "stop": ()}
     assert list(chat.stream("Bye")) == ["Good", " day", "!"]
     assert model.prompts[1] == ("system\nBe kind.\nuser\nHi\nassistant\nGood day!\nuser\nBye\nassistant\n")
     assert [m["role"] for m in chat.messages] == ["system", "user", "assistant", "user", "assistant"]

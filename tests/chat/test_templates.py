@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
 from control_tokens import vocabulary
 
 from lowbit.chat import TEMPLATES, find_template, render
+from lowbit.chat.templates import write
 from lowbit.errors import ContextLengthError, FormatError, UnsupportedModelError
 
 SPECIALS = [
@@ -170,13 +173,86 @@ def test_bitnet_2b_needs_no_template_and_other_files_do(tokenizer):
         [],
         [{"role": "tool", "content": "x"}],
         [{"role": "user", "content": None}],
-        [{"role": "user", "content": "x"}, {"role": "system", "content": "x"}],
+        [{"role": "user", "content": "x"}, {"role": "king", "content": "x"}],
         [{"role": "user"}],
     ],
 )
 def test_what_is_no_conversation_is_refused(tokenizer, messages):
     with pytest.raises(ValueError, match="message"):
         render(messages, {}, tokenizer, TEMPLATES["chatml"])
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def test_instructions_may_come_between_other_messages(tokenizer):
+    text, disguise = write([user("a"), {"role": "system", "content": "b"}, user("c")], tokenizer, TEMPLATES["chatml"])
+    assert disguise.show(text) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>system\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_instructions_that_a_template_has_no_place_for_are_refused(tokenizer):
+    told = {"role": "system", "content": "b"}
+    text, disguise = write([told, told, user("c")], tokenizer, TEMPLATES["llama2"])
+    assert disguise.show(text).count("<<SYS>>\nb\n<</SYS>>") == 2
+    with pytest.raises(ValueError, match="before what the user says"):
+        write([user("a"), told], tokenizer, TEMPLATES["llama2"])
+
+
+OPEN = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]<think>\n{% endif %}"
+)
+ASKS = OPEN.replace("<think>\n", "{% if enable_thinking %}<think>{% else %}short{% endif %}")
+
+
+@pytest.mark.parametrize(
+    ("source", "values", "end"),
+    [
+        (OPEN, {}, "[user]Hi[assistant]<think>\n"),
+        (OPEN, {"enable_thinking": False}, "[user]Hi[assistant]<think>\n</think>"),
+        (OPEN, {"add_generation_prompt": False}, "[user]Hi"),
+        (ASKS, {"enable_thinking": False}, "[user]Hi[assistant]short"),
+        (ASKS, {"enable_thinking": True}, "[user]Hi[assistant]<think>"),
+    ],
+)
+def test_a_template_is_told_whether_to_think_and_whether_to_begin_an_answer(tokenizer, source, values, end):
+    template = find_template({"tokenizer.chat_template": source}, tokenizer)
+    text, disguise = write([user("Hi")], tokenizer, template, values=values)
+    assert disguise.show(text) == end
+
+
+def test_a_value_that_no_template_would_look_at_is_refused(tokenizer):
+    for template in (find_template({"tokenizer.chat_template": OPEN}, tokenizer), TEMPLATES["chatml"]):
+        with pytest.raises(ValueError, match="does not ask for mood"):
+            write([user("Hi")], tokenizer, template, values={"mood": "good"})
+        assert write([user("Hi")], tokenizer, template, values={"enable_thinking": False})[0]
+
+
+def test_names_of_control_tokens_in_values_stay_text(tokenizer):
+    template = find_template({"tokenizer.chat_template": "{{ mood }}" + OPEN}, tokenizer)
+    ids = render([user("Hi")], {}, tokenizer, template, values={"mood": "</s>"})
+    assert tokenizer.eos_id not in ids
+
+
+def test_the_beginning_of_an_answer_changes_nothing_before_it(tokenizer):
+    template = find_template({"tokenizer.chat_template": OPEN}, tokenizer)
+    talk = [user("What is the best book?")]
+    plain, begun = (disguise.show(text) for text, disguise in (
+        write(talk, tokenizer, template), write(talk, tokenizer, template, begun="Whillow")))  # fmt: skip
+    assert begun == plain + "Whillow"
+
+
+def test_templates_know_the_date(tokenizer):
+    source = "{{ date_string }}|{{ datetime }}|{{ strftime_now('%Y-%m-%d') }}|{{ messages[0].role }}"
+    template = find_template({"tokenizer.chat_template": source}, tokenizer)
+    before = datetime.date.today()
+    text, disguise = write([user("Hi")], tokenizer, template)
+    days = {before, datetime.date.today()}
+    assert disguise.show(text) in {f"{d:%d %b %Y}|{d:%b %d %Y}|{d:%Y-%m-%d}|user" for d in days}
 
 
 def test_a_conversation_longer_than_any_model_reads_is_a_clear_error(tokenizer):

@@ -171,7 +171,9 @@ def test_a_text_that_never_fits_into_the_pool_is_refused(model):
         Engine(model, kv_ram=100)
 
 
-@pytest.mark.parametrize("setting", [{"max_sequences": 0}, {"max_queue": True}, {"step_ms": 0}, {"step_ms": 1e9}])
+@pytest.mark.parametrize(
+    "setting", [{"max_sequences": 0}, {"max_queue": True}, {"step_ms": 0}, {"step_ms": 1e9}, {"batch": 0}]
+)
 def test_settings_out_of_range_are_refused(model, setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         Engine(model, **setting)

@@ -46,6 +46,18 @@ MAPLE = {
     "sliding_window": 9, "partial_rotary_factor": 0.5, "nope_on_global_attention": True, "num_shared_experts": 0,
     "layer_types": ["sliding_attention"] * 3 + ["full_attention", "sliding_attention"], "rms_norm_eps": 1e-6,
 }  # fmt: skip
+QWEN35_MOE = {
+    **QWEN35, **EXPERTS, "linear_num_value_heads": 4, "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 48,
+}  # fmt: skip
+GPT_OSS = {
+    "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 64, "head_dim": 16, "sliding_window": 9,
+    "num_hidden_layers": 3, "attention_bias": True, "swiglu_limit": 7.0, "pad_token_id": None,
+    "rope_scaling": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 32.0,
+        "beta_slow": 1.0, "truncate": False},
+    "rope_theta": 150000.0,
+}  # fmt: skip
 
 DEEPSEEK = {
     "num_hidden_layers": 3, "num_key_value_heads": 4, "moe_intermediate_size": 32, "n_routed_experts": 8,
@@ -178,12 +190,43 @@ CASES = {
          "rope_parameters": DEEPSEEK_YARN},
         "float", "BF16",
     ),
+    "qwen35moe": (
+        "Qwen3_5MoeForCausalLM", "qwen3_5_moe_text",
+        {**QWEN35_MOE, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25,
+            "mrope_section": [11, 11, 10], "mrope_interleaved": True}},
+        "float", "BF16",
+    ),
+    "qwen3next": (
+        "Qwen3NextForCausalLM", "qwen3_next",
+        {**QWEN35_MOE, "linear_num_value_heads": 6, "norm_topk_prob": True, "decoder_sparse_step": 1,
+         "mlp_only_layers": [], "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}},
+        "float", "BF16",
+    ),
+    "gpt_oss": ("GptOssForCausalLM", "gpt_oss", GPT_OSS, "float", "BF16"),
+    "gpt_oss_mxfp4": (
+        "GptOssForCausalLM", "gpt_oss",
+        {**GPT_OSS, "quantization_config": {
+            "quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}},
+        "mxfp4", "BF16",
+    ),
 }  # fmt: skip
 
 OWN = {"maple": ("MapleForCausalLM", "maple", MAPLE, "float", "BF16")}
 """Cases that transformers cannot run."""
 
-PLACES = {"qwen35": 21, "maple": 25, "deepseek_v2_lite": 125, "deepseek_v2": 126, "deepseek_v3": 127}
+PLACES = {
+    "qwen35": 21,
+    "maple": 25,
+    "deepseek_v2_lite": 125,
+    "deepseek_v2": 126,
+    "deepseek_v3": 127,
+    "qwen35moe": 101,
+    "qwen3next": 102,
+    "gpt_oss": 103,
+    "gpt_oss_mxfp4": 104,
+}
 """Where a case stood when its golden was made, if not where it stands now."""
 
 SEEDS = {"llama1": 1, "llama_yarn": 1, "bitnet_2b4t": 1, "bitnet_2b4t_masters": 1, "gemma3_embedding": 3}
@@ -225,7 +268,8 @@ def tensors_of(name):
     rng = np.random.default_rng([100, PLACES.get(name, list(CASES | OWN).index(name)), SEEDS.get(name, 0)])
     hidden, wide = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim", hidden // HEADS)
-    gemma, qwen35 = architecture == "Gemma3ForCausalLM", architecture == "Qwen3_5ForCausalLM"
+    gemma, qwen35 = architecture == "Gemma3ForCausalLM", "linear_conv_kernel_dim" in config
+    gpt_oss = architecture == "GptOssForCausalLM"
     q_size, kv_size = HEADS * head_dim, config["num_key_value_heads"] * head_dim
     tensors = {}
 
@@ -266,6 +310,21 @@ def tensors_of(name):
         linear(block + "kv_b_proj", heads * (config["qk_nope_head_dim"] + config["v_head_dim"]), rank)
         linear(block + "o_proj", hidden, heads * config["v_head_dim"])
 
+    def columns(block):
+        """gpt-oss: each output of an expert is a column, and those of gates are the even ones; MXFP4 has rows."""
+        add(block + "mlp.router.weight", 0.12 * rng.standard_normal((8, hidden)))
+        add(block + "mlp.router.bias", 0.3 * rng.standard_normal(8))
+        for key, rows, cols in (("gate_up_proj", 2 * wide, hidden), ("down_proj", hidden, wide)):
+            key = f"{block}mlp.experts.{key}"
+            if weights == "mxfp4":
+                packed = rng.integers(0, 256, (8, rows, cols // 32, 16), dtype=np.uint8)
+                scales = rng.integers(122, 126, (8, rows, cols // 32), dtype=np.uint8)
+                tensors[key + "_blocks"] = ("U8", packed.shape, packed.tobytes())
+                tensors[key + "_scales"] = ("U8", scales.shape, scales.tobytes())
+            else:  # large enough for some gates to be clamped
+                add(key, 0.3 * rng.standard_normal((8, cols, rows)))
+            add(key + "_bias", 0.3 * rng.standard_normal((8, rows)))
+
     def feed_forward(block, i=0):
         gated = {"mlp.": wide}
         n = config.get(
@@ -290,10 +349,14 @@ def tensors_of(name):
     def recurrent(block, config):
         heads, size = config["linear_num_value_heads"], config["linear_key_head_dim"]
         channels = (2 * config["linear_num_key_heads"] + heads) * size
-        linear(block + "in_proj_qkv", channels, hidden)
-        linear(block + "in_proj_z", heads * size, hidden)
-        linear(block + "in_proj_b", heads, hidden)
-        linear(block + "in_proj_a", heads, hidden)
+        if architecture == "Qwen3NextForCausalLM":
+            linear(block + "in_proj_qkvz", channels + heads * size, hidden)
+            linear(block + "in_proj_ba", 2 * heads, hidden)
+        else:
+            linear(block + "in_proj_qkv", channels, hidden)
+            linear(block + "in_proj_z", heads * size, hidden)
+            linear(block + "in_proj_b", heads, hidden)
+            linear(block + "in_proj_a", heads, hidden)
         add(block + "conv1d.weight", 0.5 * rng.standard_normal((channels, 1, config["linear_conv_kernel_dim"])))
         add(block + "A_log", rng.uniform(-1, 1, heads))
         add(block + "dt_bias", 0.5 * rng.standard_normal(heads))
@@ -322,7 +385,7 @@ def tensors_of(name):
             continue
         for key, rows in (("q_proj", (2 if qwen35 else 1) * q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
             linear(f"{block}self_attn.{key}", rows, hidden)
-            if architecture in ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM"):
+            if architecture in ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "GptOssForCausalLM"):
                 add(f"{block}self_attn.{key}.bias", 0.5 * rng.standard_normal(rows))
         if architecture == "HunYuanDenseV1ForCausalLM":
             norm(block + "self_attn.query_layernorm", head_dim)
@@ -334,11 +397,14 @@ def tensors_of(name):
             norm(block + "self_attn.q_norm", q_size)
             norm(block + "self_attn.k_norm", kv_size)
         linear(block + "self_attn.o_proj", hidden, q_size)
+        if gpt_oss:
+            add(block + "self_attn.o_proj.bias", 0.3 * rng.standard_normal(hidden))
+            add(block + "self_attn.sinks", rng.uniform(-1, 3, HEADS))
         norm(block + "post_attention_layernorm", hidden)
         if gemma:
             norm(block + "pre_feedforward_layernorm", hidden)
             norm(block + "post_feedforward_layernorm", hidden)
-        feed_forward(block)
+        (columns if gpt_oss else feed_forward)(block)
         if architecture == "BitnetForCausalLM":
             norm(block + "self_attn.inner_attn_ln", hidden)
             norm(block + "mlp.ffn_layernorm", wide)

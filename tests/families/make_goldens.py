@@ -21,6 +21,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 from transformers.integrations.bitnet import AutoBitLinear, replace_with_bitnet_linear, unpack_weights
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 HERE = Path(__file__).parent
@@ -133,7 +134,22 @@ class MiniCPM(nn.Module):
         return SimpleNamespace(logits=self.llama.lm_head(inner.norm(x) / self.divisor))
 
 
+def gpt_oss_mxfp4(folder):
+    """The same model in floats, since transformers multiplies MXFP4 on other machines only."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    del config.quantization_config
+    weights = load_file(folder / "model.safetensors")
+    for key in [key for key in weights if key.endswith("_blocks")]:
+        stem, blocks = key.removesuffix("_blocks"), weights.pop(key)
+        weights[stem] = convert_moe_packed_tensors(blocks, weights.pop(f"{stem}_scales"), dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict({key: value.float() for key, value in weights.items()})
+    return model
+
+
 def load(folder, name):
+    if checkpoints.CASES[name][3] == "mxfp4":
+        return gpt_oss_mxfp4(folder)
     if checkpoints.CASES[name][3] == "normed":
         return normed(folder)
     if checkpoints.CASES[name][0] == "MiniCPMForCausalLM":

@@ -107,9 +107,9 @@ def test_fewer_layers_than_stored_are_refused(folder):
     refused(folder(num_hidden_layers=1), UnsupportedModelError, "blk.1")
 
 
-def test_yarn_without_its_factor_or_with_other_bounds_is_refused_and_not_ignored(folder):
+def test_yarn_without_its_factor_or_with_bounds_of_another_kind_is_refused_and_not_ignored(folder):
     refused(folder(rope_scaling={"rope_type": "yarn"}), FormatError, "factor")
-    refused(folder(rope_scaling={"rope_type": "yarn", "factor": 4.0, "truncate": False}), UnsupportedModelError, "YaRN")
+    refused(folder(rope_scaling={"rope_type": "yarn", "factor": 4.0, "truncate": 0}), FormatError, "truncate")
 
 
 @pytest.mark.parametrize(

@@ -27,14 +27,39 @@ RECURRENT = {
 }  # fmt: skip
 
 
+EXPERTS = {
+    "expert_count": 8, "expert_used_count": 2, "expert_feed_forward_length": 32,
+    "expert_shared_feed_forward_length": 48,
+}  # fmt: skip
+MORE = {
+    "qwen35": RECURRENT, "qwen35moe": RECURRENT | EXPERTS, "qwen3next": RECURRENT | EXPERTS,
+    "gpt-oss": {
+        **EXPERTS, "expert_shared_feed_forward_length": None, "attention.sliding_window": 9,
+        "rope.scaling.type": "yarn", "rope.scaling.factor": 32.0, "rope.scaling.original_context_length": 4096,
+    },
+}  # fmt: skip
+
+
 def plan(architecture, **keys):
-    values = {**SIZES, **(RECURRENT if architecture == "qwen35" else {}), **keys}
+    values = {**SIZES, **MORE.get(architecture, {}), **keys}
     metadata = {f"{architecture}.{key}": value for key, value in values.items() if value is not None}
     return find_family(architecture).plan(metadata, architecture, ())
 
 
 @pytest.mark.parametrize(
-    "architecture", ["llama", "gemma3", "minicpm", "smollm3", "hunyuan-dense", "qwen35", "mistral3"]
+    "architecture",
+    [
+        "llama",
+        "gemma3",
+        "minicpm",
+        "smollm3",
+        "hunyuan-dense",
+        "qwen35",
+        "mistral3",
+        "qwen35moe",
+        "qwen3next",
+        "gpt-oss",
+    ],
 )
 def test_the_numbers_that_the_others_are_made_of_are_right(architecture):
     assert plan(architecture).n_layers == 4
@@ -60,6 +85,14 @@ def test_the_numbers_that_the_others_are_made_of_are_right(architecture):
         *[("qwen35", "full_attention_interval", v) for v in (0, -1, 1025, "4")],
         *[("qwen35", "attention.recurrent_layers", v)
           for v in (np.array([True] * 3), np.array([1, 1, 1, 0]), True, "yes", np.array([[True] * 4]))],
+        *[("qwen3next", "ssm.group_count", v) for v in (None, 0, 4, 7, -2)],
+        *[("qwen35moe", "expert_used_count", v) for v in (None, 0, 9, "2")],
+        *[("gpt-oss", "attention.sliding_window", v) for v in (None, -1, 2**31, "9", True)],
+        *[("gpt-oss", "attention.sliding_window_pattern", v) for v in (0, "2", np.array([True] * 3))],
+        *[("gpt-oss", "swiglu_clamp_exp", v) for v in (-1.0, NAN, INF, "7")],
+        *[("gpt-oss", "rope.scaling.yarn_truncate", v) for v in (0, "no")],
+        *[("gpt-oss", "rope.scaling.factor", v) for v in (None, 0.0, NAN)],
+        *[("gpt-oss", "expert_count", v) for v in (None, 0, 1, 2**20)],
         *[("qwen35", "nextn_predict_layers", v) for v in (4, -1, 2**31)],
         *[("qwen35", "rope.dimension_sections", v)
           for v in (np.array([1.0, 2.0, 3.0]), np.array([1, 2]), 4, "abc", np.array([11, 11, -10, 0]))],
@@ -84,6 +117,15 @@ def test_a_number_out_of_range_is_a_format_error(architecture, key, value):
 def test_what_would_change_the_text_is_refused_and_not_ignored(architecture, key, value):
     with pytest.raises((UnsupportedModelError, FormatError), match=r"not supported"):
         plan(architecture, **{key: value})
+
+
+def test_every_second_layer_of_gpt_oss_has_a_window_and_yarn_keeps_its_bounds():
+    found = plan("gpt-oss")
+    assert [layer.mixer.window for layer in found.layers] == [9, 0, 9, 0]
+    kept, rounded = found.rope_factors, plan("gpt-oss", **{"rope.scaling.yarn_truncate": True}).rope_factors
+    assert kept != rounded
+    assert kept[0] == rounded[0] == 1.0
+    assert kept[-1] == rounded[-1] == pytest.approx(32.0)
 
 
 def test_layers_of_further_tokens_are_counted_and_not_run():
@@ -163,6 +205,24 @@ def test_tensors_of_layers_that_are_not_run_are_left_alone(recurrent, tmp_path):
         ("qwen35", {"layer_types": ["linear_attention"] * 4}, UnsupportedModelError),
         ("qwen35", {"attn_output_gate": False}, UnsupportedModelError),
         ("qwen35", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, UnsupportedModelError),
+        ("qwen35moe", {"shared_expert_intermediate_size": 64}, FormatError),
+        ("qwen3next", {"linear_num_value_heads": 5}, FormatError),
+        ("qwen3next", {"linear_num_key_heads": 3}, FormatError),
+        ("qwen3next", {"decoder_sparse_step": 2}, UnsupportedModelError),
+        ("gpt_oss", {"attention_bias": False}, UnsupportedModelError),
+        ("gpt_oss", {"swiglu_limit": 8.0}, UnsupportedModelError),
+        ("gpt_oss", {"swiglu_alpha": 1.0}, UnsupportedModelError),
+        ("gpt_oss", {"swiglu_limit": "7"}, FormatError),
+        ("gpt_oss", {"rope_scaling": None}, FormatError),
+        ("gpt_oss", {"sliding_window": None}, FormatError),
+        ("gpt_oss", {"sliding_window": 0}, FormatError),
+        ("gpt_oss", {"num_local_experts": None}, FormatError),
+        ("gpt_oss", {"num_local_experts": 7}, FormatError),
+        ("gpt_oss", {"intermediate_size": 32}, FormatError),
+        ("gpt_oss", {"layer_types": ["sliding_attention"] * 2}, FormatError),
+        ("gpt_oss", {"layer_types": ["linear_attention"] * 3}, UnsupportedModelError),
+        ("gpt_oss", {"quantization_config": {"quant_method": "fp8"}}, UnsupportedModelError),
+        ("llama3", {"attention_bias": True}, UnsupportedModelError),
     ],
 )  # fmt: skip
 def test_a_config_that_cannot_be_is_refused(tmp_path, name, changes, error):

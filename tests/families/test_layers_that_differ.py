@@ -19,7 +19,8 @@ from lowbit.formats.blocks import dequantize
 from lowbit.reference import TernaryLinear, quantize_weights_absmean
 
 EXACTLY = ["mistral", "smollm3", "hunyuan", "minicpm", "gemma3", "qwen3_embedding", "gemma3_embedding", "qwen35",
-           "deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "rotated"]  # fmt: skip
+           "deepseek_v2_lite", "deepseek_v2", "deepseek_v3", "qwen35moe", "qwen3next", "gpt_oss",
+           "rotated"]  # fmt: skip
 NAMES = [*EXACTLY, "bonsai", "bonsai_tied"]
 IDS = np.random.default_rng(6).integers(0, checkpoints.VOCAB, 100).astype(np.int32)
 EXACT = {"kv_type": "f32", "head": "file", "weights": "file", "threads": 1}

@@ -153,6 +153,16 @@ CRAFTED: dict[str, dict[str, Any]] = {
             newer=True, **{"deepseek2.attention.head_count_kv": (U32, 2)}
         ).encode(),
         "five groups of four experts": lambda: seeds.deepseek2(**{"deepseek2.expert_group_count": (U32, 5)}).encode(),
+        "sinks that are no numbers": lambda: seeds.gpt_oss(
+            [("blk.0.attn_sinks.weight", (seeds.HEADS,), 0, b"\xff" * 4 * seeds.HEADS)]
+        ).encode(),
+        "sinks of another number of heads": lambda: seeds.gpt_oss(
+            [("blk.0.attn_sinks.weight", (1,), 0, bytes(4))]
+        ).encode(),
+        "biases of other experts": lambda: seeds.gpt_oss([("blk.0.ffn_up_exps.bias", (32, 3), 0, bytes(384))]).encode(),
+        "no window": lambda: seeds.gpt_oss(**{"gpt-oss.attention.sliding_window": None}).encode(),
+        "groups of the router's outputs": lambda: seeds.gpt_oss(**{"gpt-oss.expert_group_count": (U32, 2)}).encode(),
+        "clamp that is no number": lambda: seeds.gpt_oss(**{"gpt-oss.swiglu_clamp_exp": (F32, float("nan"))}).encode(),
         "tokens are a number": lambda: model(**{"llama.vocab_size": None, "tokenizer.ggml.tokens": (U32, 16)}),
         "tokens are a text": lambda: model(**{"llama.vocab_size": None, "tokenizer.ggml.tokens": (STRING, "a" * 16)}),
         "norm that is no number": lambda: model(("output_norm.weight", (32,), 0, b"\xff" * 128)),

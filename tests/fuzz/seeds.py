@@ -13,7 +13,7 @@ from mutation import Count, Group, Number, Raw, Sized, Varint
 
 __all__ = [
     "CONFIG", "CONFIGS", "INDEX", "SAFETENSORS", "TOKENIZER_JSON", "TOKENIZER_JSON_LACKING", "TREES", "deepseek2",
-    "gemma3", "gguf", "llama", "minicpm", "qwen35", "safetensors", "vocabulary",
+    "gemma3", "gguf", "gpt_oss", "llama", "minicpm", "qwen35", "safetensors", "vocabulary",
 ]  # fmt: skip
 
 U32, I32, F32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
@@ -185,8 +185,32 @@ def minicpm(**changes: Any) -> Group:
     return renamed("minicpm", **{**{f"llama.{key}": (F32, value) for key, value in factors.items()}, **changes})
 
 
+def qwen3next() -> Group:
+    """A Qwen3-Next of two layers, of which the first is recurrent."""
+    experts = {
+        "expert_count": 2, "expert_used_count": 2, "expert_feed_forward_length": 16,
+        "expert_shared_feed_forward_length": 16,
+    }  # fmt: skip
+    instead: list[tuple[str, tuple[int, ...], int, bytes]] = []
+    for i in range(2):
+        for name, shape in (
+            ("ffn_gate_inp", (HIDDEN, 2)), ("ffn_gate_exps", (HIDDEN, 16, 2)), ("ffn_up_exps", (HIDDEN, 16, 2)),
+            ("ffn_down_exps", (16, HIDDEN, 2)), ("ffn_gate_inp_shexp", (HIDDEN,)), ("ffn_gate_shexp", (HIDDEN, 16)),
+            ("ffn_up_shexp", (HIDDEN, 16)), ("ffn_down_shexp", (16, HIDDEN)),
+        ):  # fmt: skip
+            instead.append((f"blk.{i}.{name}.weight", shape, 0, _floats(int(np.prod(shape)))))
+    instead.append(("blk.0.ssm_ba.weight", (HIDDEN, 8), 0, _floats(8 * HIDDEN)))
+    instead.append(("blk.0.ssm_in.weight", (HIDDEN, 48), 0, _floats(48 * HIDDEN)))
+    gone = ["attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta", "ffn_gate", "ffn_up", "ffn_down"]
+    return qwen35(
+        instead, tuple(f"blk.{i}.{name}.weight" for i in range(2) for name in gone), "qwen3next",
+        **{f"qwen35.{key}": (U32, value) for key, value in experts.items()},
+    )  # fmt: skip
+
+
 def qwen35(
-    instead: Sequence[tuple[str, tuple[int, ...], int, bytes]] = (), **changes: Any
+    instead: Sequence[tuple[str, tuple[int, ...], int, bytes]] = (), without: Sequence[str] = (),
+    architecture: str = "qwen35", **changes: Any,
 ) -> Group:  # fmt: skip
     """A Qwen3.5 of two layers, of which the first is recurrent."""
     heads, size, taps, hidden, wide, dim = 4, 4, 4, HIDDEN, WIDE, 16
@@ -227,6 +251,40 @@ def qwen35(
     for name, shape in shapes.items():
         raw = _floats(int(np.prod(shape)))
         tensors[name] = shape, 0, (-np.frombuffer(raw, "<f4")).tobytes() if name.endswith("ssm_a") else raw
+    tensors |= {name: (shape, kind, raw) for name, shape, kind, raw in instead}
+    pairs = _changed(keys, changes)
+    if architecture != "qwen35":
+        pairs = [(key.replace("qwen35.", f"{architecture}."), kind, value) for key, kind, value in pairs]
+        pairs[0] = ("general.architecture", STRING, architecture)
+    return gguf(pairs, [(name, *rest) for name, rest in tensors.items() if name not in without])
+
+
+def gpt_oss(instead: Sequence[tuple[str, tuple[int, ...], int, bytes]] = (), **changes: Any) -> Group:
+    """A gpt-oss of one layer, with experts in MXFP4."""
+    prefix, hidden, size = "gpt-oss.", HIDDEN, 32
+    keys: Keys = {
+        "general.architecture": (STRING, "gpt-oss"),
+        **{prefix + key: (U32, value) for key, value in {
+            "vocab_size": 16, "context_length": CONTEXT, "embedding_length": hidden, "block_count": 1,
+            "attention.head_count": HEADS, "attention.sliding_window": 4, "expert_count": 2, "expert_used_count": 2,
+            "expert_feed_forward_length": size, "rope.scaling.original_context_length": 4}.items()},
+        prefix + "attention.layer_norm_rms_epsilon": (F32, 1e-5),
+        prefix + "rope.scaling.type": (STRING, "yarn"),
+        prefix + "rope.scaling.factor": (F32, 4.0),
+    }  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (hidden, 16), "output_norm.weight": (hidden,)}
+    for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+        shapes |= {f"blk.0.{name}.weight": (hidden, hidden), f"blk.0.{name}.bias": (hidden,)}
+    shapes |= {
+        "blk.0.attn_norm.weight": (hidden,), "blk.0.post_attention_norm.weight": (hidden,),
+        "blk.0.attn_sinks.weight": (HEADS,), "blk.0.ffn_gate_inp.weight": (hidden, 2), "blk.0.ffn_gate_inp.bias": (2,),
+        "blk.0.ffn_gate_exps.bias": (size, 2), "blk.0.ffn_up_exps.bias": (size, 2),
+        "blk.0.ffn_down_exps.bias": (hidden, 2),
+    }  # fmt: skip
+    tensors = {name: (shape, 0, _floats(int(np.prod(shape)))) for name, shape in shapes.items()}
+    for name, n_in, n_out in (("gate", hidden, size), ("up", hidden, size), ("down", size, hidden)):
+        block = bytes([122, *range(0x10, 0x20)])
+        tensors[f"blk.0.ffn_{name}_exps.weight"] = (n_in, n_out, 2), 39, block * (n_in // 32 * n_out * 2)
     tensors |= {name: (shape, kind, raw) for name, shape, kind, raw in instead}
     return gguf(_changed(keys, changes), [(name, *rest) for name, rest in tensors.items()])
 
@@ -513,7 +571,8 @@ LACKING = [word for word in _BYTE_LEVEL if word not in ("x", "ñ", "ĳ")]
 TREES: dict[str, list[Group]] = {
     "gguf": [llama(kind, cols) for kind, cols in ((0, 0), (8, 0), (36, 128))]
     + [experts(kind) for kind in (0, 8)]
-    + [gemma3(), minicpm(), qwen35(), rotated(), deepseek2(8), deepseek2(0, newer=True)]
+    + [gemma3(), minicpm(), qwen35(), rotated(), qwen3next(), gpt_oss(), deepseek2(8),
+       deepseek2(0, newer=True)]
     + [gguf([("general.architecture", STRING, "llama"), ("k", BOOL, [0, 1]), ("general.alignment", U32, 32)],
             [("a", (256, 2), 35, _weights(35, 512)), ("b", (256,), 34, _weights(34, 256)),
              ("c", (2, 1, 1, 2), 0, bytes(16))])]

@@ -12,13 +12,23 @@ from lowbit.formats.blocks import dequantize
 from lowbit.kernels import PackedMatrix, pack_ternary, unpack_ternary
 from lowbit.quantize import quantize
 
-BLOCKS = {"TQ2_0": ("u2", 256), "I2_S": ("u2", 128), "Q4_0": ("u4", 32), "Q8_0": ("u8", 32)}
+BLOCKS = {
+    "TQ2_0": ("u2", 256), "I2_S": ("u2", 128), "Q4_0": ("u4", 32), "Q4_1": ("u4m", 32), "Q5_0": ("u8", 32),
+    "Q5_1": ("u8m", 32), "Q8_0": ("u8", 32),
+}  # fmt: skip
+SCALES = [("TQ2_0", 64), ("Q4_0", 0), ("Q4_1", 0), ("Q4_1", 2), ("Q5_0", 0), ("Q5_1", 0), ("Q5_1", 2), ("Q8_0", 0)]
+"""Types, and where a block has its scale or minimum."""
 SIZES = (1, 3, 15, 16, 17, 31, 32, 33, 127, 128, 129, 255, 256, 257)
 
 
 def stored(kind, rows, cols, seed=0):
     """Bytes of a tensor of random weights; ternary ones have one magnitude, as I2_S needs."""
     rng = np.random.default_rng(seed)
+    if kind.startswith("Q5"):  # which nothing encodes
+        raw = rng.integers(0, 256, (rows * cols // 32, 22 if kind == "Q5_0" else 24), np.uint8)
+        floats = 1 if kind == "Q5_0" else 2
+        raw[:, : 2 * floats] = rng.standard_normal((len(raw), floats)).astype("<f2").view(np.uint8)
+        return raw.reshape(-1)
     values = rng.standard_normal((rows, cols)).astype(np.float32)
     if BLOCKS[kind][0] == "u2":
         values = rng.integers(-1, 2, (rows, cols)).astype(np.float32) * np.float32(0.375)
@@ -146,28 +156,6 @@ def test_floats_are_rounded_as_q8_0_rounds_them(kind, rows, cols):
         assert np.array_equal(w.rows(range(rows)), want)
 
 
-@pytest.mark.parametrize("kind", ["Q4_1", "Q5_0", "Q5_1"])
-@pytest.mark.parametrize(("rows", "cols"), [(1, 32), (17, 256), (70, 96)])
-def test_stored_blocks_are_rounded_as_their_values_are(kind, rows, cols):
-    rng = np.random.default_rng(rows)
-    block = {"Q4_1": 20, "Q5_0": 22, "Q5_1": 24}[kind]
-    raw = rng.integers(0, 256, (rows * cols // 32, block), np.uint8)
-    floats = 1 if kind == "Q5_0" else 2
-    raw[:, : 2 * floats] = rng.standard_normal((len(raw), floats)).astype("<f2").view(np.uint8)
-    values = dequantize(kind, raw.reshape(-1), (rows, cols))
-    packed = [PackedMatrix("u8", rows, cols, group_cols=32, scales_f16=True) for _ in range(3)]
-    packed[0].fill_rounded("F32", values.reshape(-1).view(np.uint8), rows)
-    packed[1].fill_rounded(kind, raw.reshape(-1), rows)
-    packed[2].fill_rounded(kind, np.frombuffer(b"x" + raw.tobytes(), np.uint8)[1:], rows, 0, 2)
-    assert packed[0].groups().tobytes() == packed[1].groups().tobytes() == packed[2].groups().tobytes()
-    for scale in (np.inf, np.nan):
-        raw[-1, :2] = np.float16([scale]).view(np.uint8)
-        with pytest.raises(FormatError, match="finite"):
-            packed[1].fill_rounded(kind, raw.reshape(-1), rows)
-    with pytest.raises(FormatError, match="too few"):
-        packed[1].fill_rounded(kind, raw.reshape(-1)[:-1], rows)
-
-
 def test_halves_are_rounded_away_from_zero_and_what_is_below_is_not():
     below = np.nextafter(np.float32(0.5), np.float32(0))
     values = np.array([127, 0.5, -0.5, below, -below, 1.5, -1.5, 126.5, 0, -127] + [0] * 22, np.float32)[None]
@@ -215,11 +203,10 @@ def test_codes_out_of_range_are_refused(form, code):
         PackedMatrix(form, 17, 40).fill_codes(codes)
 
 
-@pytest.mark.parametrize("kind", ["TQ2_0", "Q4_0", "Q8_0"])
+@pytest.mark.parametrize(("kind", "at"), SCALES)
 @pytest.mark.parametrize("scale", [np.inf, -np.inf, np.nan])
-def test_stored_scales_must_be_finite(kind, scale):
+def test_stored_scales_and_minima_must_be_finite(kind, at, scale):
     raw = stored(kind, 20, 256).copy()
-    at = 64 if kind == "TQ2_0" else 0
     raw[at : at + 2] = np.array([scale], np.float16).view(np.uint8)
     with pytest.raises(FormatError, match="not finite"):
         filled(kind, raw, 20, 256)
@@ -286,6 +273,10 @@ def test_fills_refuse_what_does_not_fit():
         lambda: grouped.fill_blocks("TQ2_0", raw, 16, 0.5),
         lambda: ternary.fill_blocks("Q8_0", raw, 16, 0.5),
         lambda: ternary.fill_blocks("F32", raw, 16, 0.5),
+        lambda: PackedMatrix("u4m", 16, 256).fill_blocks("Q4_1", stored("Q4_1", 16, 256), 16, 0.5),
+        lambda: PackedMatrix("u8", 16, 256, 32, True).fill_rounded("Q4_1", stored("Q4_1", 16, 256), 16),
+        lambda: PackedMatrix("u4m", 16, 256).fill_scales(np.zeros((16, 1), np.float32)),
+        lambda: ternary.fill_scales(np.zeros((16, 1), np.float32), minima=np.zeros((16, 1), np.float32)),
         lambda: PackedMatrix("u2", 16, 200).fill_blocks("I2_S", raw, 16, 0.5),
         lambda: ternary.fill_codes(np.zeros((16, 255), np.uint8)),
         lambda: ternary.fill_codes(np.zeros((17, 256), np.uint8)),
@@ -304,6 +295,21 @@ def test_fills_refuse_what_does_not_fit():
 def test_rows_out_of_range_are_refused(row):
     with pytest.raises(IndexError, match=str(row)):
         pack_ternary(np.ones((3, 5), int)).rows([row])
+
+
+@pytest.mark.parametrize("form", ["u4m", "u8m"])
+def test_minima_belong_to_rows_and_groups(form):
+    rng = np.random.default_rng(7)
+    codes = rng.integers(0, 16, (35, 100), dtype=np.uint8)
+    scales, minima = (rng.standard_normal((35, 4)).astype(np.float32) for _ in range(2))
+    w = PackedMatrix(form, 35, 100, group_cols=32)
+    w.fill_codes(codes)
+    w.fill_scales(scales, minima=minima)
+    spread = [np.repeat(a, 32, axis=1)[:, :100] for a in (scales, minima)]
+    offset = 128 if form == "u8m" else 0
+    assert np.array_equal(w.rows(range(35)), (codes.astype(np.float32) - offset) * spread[0] + spread[1])
+    with pytest.raises(FormatError, match="not finite"):
+        w.fill_scales(scales, minima=np.full_like(minima, np.inf))
 
 
 @pytest.mark.parametrize("form", ["u2", "f16", "f32"])

@@ -7,21 +7,27 @@ import pytest
 
 from lowbit import isa as instruction_sets
 from lowbit import reference
+from lowbit._kernels.matrix import BLOCK_TYPES
 from lowbit.errors import FormatError
 from lowbit.kernels import PackedMatrix, matmul
 
+INTEGERS = ("u2", "u4", "u8", "u4m", "u8m")
 FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": None}
 
 
-def scaled(weights, scales, x, group, per_token):
-    """Integer sums of each group times both scales, added up in the order of the groups, all in float32."""
+def scaled(weights, scales, x, group, per_token, minima=None):
+    """Integer sums of each group times both scales, added up in the order of the groups, all in float32; with minima,
+    these times what the group's activations stand for."""
     q, s = reference.quantize_activations(x, None if per_token else group)
     y = np.zeros((len(x), len(weights)), np.float32)
     for g, start in enumerate(range(0, x.shape[1], group)):
         channels = slice(start, start + group)
         sums = reference.int_matmul(weights[:, channels], q[:, channels]).astype(np.float32)
         x_scale = np.float32(1) / s[:, [0 if per_token else g]]
-        y += sums * (scales[:, g] * x_scale)
+        part = sums * (scales[:, g] * x_scale)
+        if minima is not None:
+            part += minima[:, g] * (x_scale * q[:, channels].sum(1, np.int32, keepdims=True).astype(np.float32))
+        y += part
     return y
 
 
@@ -52,21 +58,24 @@ def expect_same_bits(got, want, *what):
 
 
 @pytest.mark.parametrize(("form", "group"), [("u2", 64), ("u2", 128), ("u2", 256), ("u4", 32), ("u4", 64), ("u8", 32),
-                                             ("u8", 128)])  # fmt: skip
+                                             ("u8", 128), ("u4m", 32), ("u4m", 256), ("u8m", 32),
+                                             ("u8m", 64)])  # fmt: skip
 @pytest.mark.parametrize("cols", [40, 128, 256, 600])  # with and without a shorter last group
 @pytest.mark.parametrize("per_token", [False, True])
 def test_scale_groups_are_added_in_order(isa, form, group, cols, per_token, packed):
     rng = np.random.default_rng(cols)
     n_groups = -(-cols // group)
     scales = rng.standard_normal((35, n_groups)).astype(np.float32)
-    w = packed(form, 35, cols, cols, scales, group_cols=group, block_cols=64 if (form, group) == ("u2", 64) else None)
+    minima = rng.standard_normal((35, n_groups)).astype(np.float32) if form.endswith("m") else None
+    block = 64 if (form, group) == ("u2", 64) else None
+    w = packed(form, 35, cols, cols, scales, minima, group_cols=group, block_cols=block)
     for tokens in (1, 2, 9, 17):
         x = rng.standard_normal((tokens, cols), np.float32)
-        want = scaled(w.weights, scales, x, group, per_token)
+        want = scaled(w.weights, scales, x, group, per_token, minima)
         expect_same_bits(matmul(w.matrix, x, per_token), want, tokens)
 
 
-@pytest.mark.parametrize("form", ["u2", "u4", "u8"])
+@pytest.mark.parametrize("form", INTEGERS)
 def test_one_scale_per_row_is_one_group(isa, form, packed):
     rng = np.random.default_rng(3)
     scales = rng.standard_normal((19, 1)).astype(np.float32)
@@ -98,6 +107,22 @@ def test_float16_scales_count_as_their_float32_values(isa, kind, form, group, nb
     expect_same_bits(matmul(w, x), scaled(weights, scales, x, group, False))
 
 
+@pytest.mark.parametrize("kind", ["Q4_1", "Q5_0", "Q5_1"])
+@pytest.mark.parametrize("largest", [1.0, 1e30])
+def test_blocks_of_32_are_multiplied_as_they_are_stored(isa, kind, largest, blocks_of_32):
+    rng = np.random.default_rng(11)
+    rows, cols = 35, 320
+    raw, codes, scales, minima = blocks_of_32(kind, rows, cols)
+    form, group = BLOCK_TYPES[kind]
+    w = PackedMatrix(form, rows, cols, group_cols=group, scales_f16=True)
+    w.fill_blocks(kind, raw.reshape(-1), rows)
+    x = rng.standard_normal((17, cols), np.float32)
+    x[2, 32:64] = largest  # an activation scale that has no room for a power of two
+    x[3, :32] = 0
+    expect_same_bits(matmul(w, x), scaled(codes, scales, x, group, False, minima))
+    expect_same_bits(matmul(w, x[:1]), scaled(codes, scales, x[:1], group, False, minima))
+
+
 @pytest.mark.parametrize("form", FLOATS)
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (15, 3), (16, 16), (17, 33), (128, 257), (35, 600)])
 def test_float_weights_are_added_in_two_chains(isa, form, rows, cols):
@@ -117,7 +142,7 @@ def test_subnormal_float_weights_are_not_flushed(isa, form):
     expect_same_bits(matmul(w, np.ones((1, 1), np.float32)), values.T.copy())
 
 
-@pytest.mark.parametrize("form", ["u2", "u4", "u8", *FLOATS])
+@pytest.mark.parametrize("form", [*INTEGERS, *FLOATS])
 @pytest.mark.parametrize("cols", [257, 1024])
 def test_results_have_the_same_bits_everywhere(form, cols, packed):
     """On every instruction set this CPU has, for any number of threads, alone and in any batch."""
@@ -127,7 +152,8 @@ def test_results_have_the_same_bits_everywhere(form, cols, packed):
         w, _ = float_matrix(form, rng.standard_normal((rows, cols), np.float32))
     else:
         scales = rng.standard_normal((rows, -(-cols // 128)), np.float32)
-        w = packed(form, rows, cols, 5, scales, group_cols=128).matrix
+        minima = scales[::-1].copy() if form.endswith("m") else None
+        w = packed(form, rows, cols, 5, scales, minima, group_cols=128).matrix
     x = rng.standard_normal((17, cols), np.float32)
     before = instruction_sets.active()
     try:
@@ -142,7 +168,7 @@ def test_results_have_the_same_bits_everywhere(form, cols, packed):
         instruction_sets.use(before)
 
 
-@pytest.mark.parametrize("form", ["u2", "u4", "u8", *FLOATS])
+@pytest.mark.parametrize("form", [*INTEGERS, *FLOATS])
 def test_memory_of_the_activations_does_not_matter(isa, form, packed, at_end_of_page):
     x = np.random.default_rng(6).standard_normal((5, 129)).astype(np.float32)
     w = float_matrix(form, x[:3])[0] if form in FLOATS else packed(form, 33, 129, 6).matrix
@@ -154,7 +180,7 @@ def test_memory_of_the_activations_does_not_matter(isa, form, packed, at_end_of_
         expect_same_bits(matmul(w, shifted), want, offset)
 
 
-@pytest.mark.parametrize("form", ["u2", "u4", "u8", *FLOATS])
+@pytest.mark.parametrize("form", [*INTEGERS, *FLOATS])
 def test_nothing_is_written_beside_the_results(isa, form, packed, guards):
     for rows in (1, 15, 17, 33):
         for tokens in (1, 2, 9, 17):

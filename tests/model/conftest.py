@@ -151,7 +151,7 @@ def oracle():
     from lowbit.loading.ternary import ternary_of
     from lowbit.reference import IntLinear, TernaryLinear
 
-    groups = {"Q4_0": 32, "Q8_0": 32}
+    groups = {"Q4_0": 32, "Q4_1": 32, "Q8_0": 32}
 
     def role_of(info, raw, plan):
         if info.type in TERNARY:
@@ -161,8 +161,12 @@ def oracle():
         if info.type in groups:
             blocks = raw.reshape(info.shape[0], -1, raw.size * groups[info.type] // values.size)
             scales = blocks[:, :, :2].copy().view("<f2")[:, :, 0].astype(np.float64)
-            codes = np.rint(values.reshape(*scales.shape, -1) / np.where(scales, scales, 1)[:, :, None])
-            return IntLinear(codes.reshape(info.shape).astype(np.int8), scales)
+            minima = np.zeros_like(scales)
+            if info.type == "Q4_1":
+                minima = blocks[:, :, 2:4].copy().view("<f2")[:, :, 0].astype(np.float64)
+            multiples = values.reshape(*scales.shape, -1) - minima[:, :, None]
+            codes = np.rint(multiples / np.where(scales, scales, 1)[:, :, None])
+            return IntLinear(codes.reshape(info.shape).astype(np.int8), scales, -minima)
         if plan.bit_linear and values.ndim == 2 and info.name.startswith("blk."):
             codes, scale = ternary_of(values)
             return TernaryLinear(codes.astype(np.int8) - 1, scale)

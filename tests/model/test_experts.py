@@ -19,13 +19,17 @@ from lowbit.formats.gguf_writer import GGUFWriter
 from lowbit.loading.load import build
 from lowbit.reference import forward
 
-KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "TQ1_0", "TQ2_0", "I2_S")
+KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "TQ1_0", "TQ2_0", "I2_S")
 SIZES = {
     "vocab_size": 300, "context_length": 200, "embedding_length": 256, "feed_forward_length": 256, "block_count": 2,
     "attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 64,
     "expert_count": 8, "expert_used_count": 3, "expert_feed_forward_length": 256,
 }  # fmt: skip
 SHARED = {"expert_shared_feed_forward_length": 256}
+RECURRENT = {
+    "block_count": 4, "ssm.conv_kernel": 4, "ssm.state_size": 16, "ssm.group_count": 2, "ssm.time_step_rank": 6,
+    "ssm.inner_size": 96, "rope.dimension_count": 16, "full_attention_interval": 2,
+}  # fmt: skip
 SIGMOID = {
     "expert_gating_func": 2, "expert_weights_norm": True, "expert_weights_scale": 2.5, "expert_group_count": 4,
     "expert_group_used_count": 2,
@@ -37,6 +41,9 @@ MODELS = {
     "sigmoid, groups, bias": ("qwen3moe", SIGMOID),
     "dense first": ("qwen3moe", {"leading_dense_block_count": 1}),
     "clamped": ("qwen3moe", {"swiglu_clamp_exp": 0.5}),
+    "gpt-oss": ("gpt-oss", {"attention.sliding_window": 9, "block_count": 3}),
+    "qwen35moe": ("qwen35moe", {**SHARED, **RECURRENT}),
+    "qwen3next": ("qwen3next", {**SHARED, **RECURRENT}),
     "maple": ("maple", {"block_count": 5, "attention.sliding_window": 9, "rope.dimension_count": 32}),
 }
 IDS = np.random.default_rng(0).integers(0, 300, 70).astype(np.int32)
@@ -68,6 +75,8 @@ def write(tmp_path):
                 values = (values * 1.2 / np.sqrt(weight.shape[-1])).astype(np.float32)
             elif weight.kind == "bias":
                 values *= 0.1
+            elif weight.role == "ssm_a":
+                values = -np.abs(values)
             table = weight.kind in ("head", "embedding") and kind != "I2_S"
             tensors[weight.name] = (kind if table or weight.kind == "linear" else "F32", values)
         if change is not None:
@@ -173,7 +182,14 @@ def test_a_known_beginning_batches_and_speculation_change_no_token(write):
 @pytest.mark.measured
 @pytest.mark.parametrize(
     ("model", "kind"),
-    [("shared with a gate", "TQ2_0"), ("dense first", "TQ1_0"), ("sigmoid, groups, bias", "Q8_0"), ("clamped", "F16")],
+    [
+        ("shared with a gate", "TQ2_0"),
+        ("dense first", "TQ1_0"),
+        ("sigmoid, groups, bias", "Q8_0"),
+        ("clamped", "F16"),
+        ("gpt-oss", "Q8_0"),
+        ("qwen3next", "Q8_0"),
+    ],
 )
 def test_paged_experts_give_the_bits_of_resident_ones(write, model, kind):
     path = write(model, kind, {"expert_count": 48, "block_count": 4 if kind.startswith("T") else 2})
@@ -209,7 +225,8 @@ BAD = {
         {"expert_group_count": 4, "expert_group_used_count": 5}, FormatError, "expert_group_used_count",
     ),
     "groups too few": ({"expert_group_count": 4, "expert_group_used_count": 1}, FormatError, "too few"),
-    "gating of another kind": ({"expert_gating_func": 3}, UnsupportedModelError, "gating"),
+    "gating of another kind": ({"expert_gating_func": 4}, UnsupportedModelError, "gating"),
+    "groups of outputs": ({"expert_gating_func": 3, "expert_group_count": 4}, UnsupportedModelError, "in groups"),
     "gating below 0": ({"expert_gating_func": -1}, FormatError, "expert_gating_func"),
     "norm that is no truth value": ({"expert_weights_norm": 1.0}, FormatError, "expert_weights_norm"),
     "infinite scale": ({"expert_weights_scale": float("inf")}, FormatError, "expert_weights_scale"),
@@ -266,6 +283,48 @@ def shaped(name, *shape):
 def test_tensors_that_contradict_the_keys_are_refused(write, change, error):
     with pytest.raises(error):
         lowbit.load(write(change=change))
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lacks("blk.1.attn_sinks.weight"), FormatError), (shaped("blk.1.attn_sinks.weight", 5), FormatError),
+        (lacks("blk.0.ffn_gate_inp.bias"), FormatError), (shaped("blk.0.ffn_gate_inp.bias", 9), FormatError),
+        (lacks("blk.2.ffn_up_exps.bias"), FormatError), (shaped("blk.2.ffn_up_exps.bias", 256, 8), FormatError),
+        (shaped("blk.2.ffn_down_exps.bias", 256), FormatError), (lacks("blk.0.attn_output.bias"), FormatError),
+        (shaped("blk.0.attn_output.bias", 64), FormatError),
+        (shaped("blk.0.ffn_norm.weight", 256), UnsupportedModelError),
+    ],
+)  # fmt: skip
+def test_biases_and_sinks_that_cannot_be_are_refused(write, change, error):
+    with pytest.raises(error, match="blk"):
+        lowbit.load(write("gpt-oss", change=change))
+
+
+def test_a_sink_takes_weight_and_brings_nothing(write):
+    """Far below all scores it is as if there were none, and far above them no value is seen."""
+
+    def sinks(value):
+        def change(tensors):
+            for i in range(3):
+                tensors[f"blk.{i}.attn_sinks.weight"] = ("F32", np.full(4, value, np.float32))
+                tensors[f"blk.{i}.attn_output.bias"] = ("F32", np.zeros(256, np.float32))
+
+        return lowbit.load(write("gpt-oss", change=change), weights="file").logits(IDS)
+
+    def without_values(tensors):
+        sinks_of_none(tensors)
+        for i in range(3):
+            tensors[f"blk.{i}.attn_output.weight"][1].fill(0)
+
+    def sinks_of_none(tensors):
+        for i in range(3):
+            tensors[f"blk.{i}.attn_output.bias"] = ("F32", np.zeros(256, np.float32))
+
+    nothing = lowbit.load(write("gpt-oss", change=without_values), weights="file").logits(IDS)
+    assert np.array_equal(bits(sinks(1e4)), bits(nothing))
+    assert not np.array_equal(sinks(0.0), sinks(-1e4))
+    assert np.array_equal(bits(sinks(-1e4)), bits(sinks(-2e4)))
 
 
 def test_a_router_that_is_no_float_is_refused(write):

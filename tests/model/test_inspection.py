@@ -21,7 +21,7 @@ def same_but_for_scratch(path):
     return found
 
 
-@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "TQ2_0", "Q6_K"])
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1", "TQ2_0", "Q6_K"])
 def test_sizes_are_those_of_the_loaded_model(write_llama, kind):
     found = same_but_for_scratch(write_llama(kind=kind, **SIZES))
     assert found["tokenizer"] is None

@@ -185,10 +185,12 @@ def test_a_file_that_says_it_has_no_vocabulary_is_one_without(write_llama, tmp_p
 
 
 def test_the_embedded_model_runs(embedded):
-    out = embedded.generate("Once upon a time", max_tokens=8, seed=1)
+    prompt = "Once upon a time"
+    out = embedded.generate(prompt, max_tokens=8, seed=1)
     assert 0 < len(out.tokens) <= 8
-    assert str(out) == out.text == embedded.tokenizer.decode(out.tokens)
-    assert embedded.perplexity("Once upon a time").nats_per_token > 0
+    assert prompt + out.text == embedded.tokenizer.decode([*embedded.tokenizer.encode(prompt), *out.tokens])
+    assert str(out) == out.text
+    assert embedded.perplexity(prompt).nats_per_token > 0
 
 
 def test_context_errors_are_both_lowbits_and_pythons(embedded):

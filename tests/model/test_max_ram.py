@@ -25,7 +25,7 @@ SIZES = {"vocab": 1237, "hidden": 512, "wide": 1536, "heads": 8, "kv_heads": 4}
 PROMPT = [1, 5, 9, 200, 33]
 
 
-@pytest.fixture(params=["TQ2_0", "TQ1_0", "Q8_0", "Q4_0", "Q6_K", "F32", "F16"])
+@pytest.fixture(params=["TQ2_0", "TQ1_0", "Q8_0", "Q4_0", "Q4_1", "Q6_K", "F32", "F16"])
 def path(request, write_llama):
     """A model with all matrices of one type; 1237 rows of the embedding are no whole number of row groups."""
     return write_llama(kind=request.param, name=f"{request.param}.gguf", **SIZES)
@@ -63,7 +63,7 @@ def test_weights_are_read_again_when_they_do_not_fit(write_llama):
 
 @pytest.mark.measured
 @pytest.mark.parametrize("block_bytes", [1, 9000, 1 << 20])
-@pytest.mark.parametrize("kind", ["TQ2_0", "TQ1_0", "Q8_0", "F16"])
+@pytest.mark.parametrize("kind", ["TQ2_0", "TQ1_0", "Q8_0", "Q4_1", "F16"])
 def test_the_size_of_blocks_and_how_many_stay_change_no_bit(write_llama, stay_in_file, monkeypatch, kind, block_bytes):
     path = write_llama(kind=kind, **SIZES)
     prompt = [1, *range(7, 60)]
@@ -157,6 +157,8 @@ BAD = {
     "code": ("TQ2_0", 66 * 2 * 17, b"\xff", "the code 3, which does not exist"),  # in the second row group
     "TQ2_0 scale": ("TQ2_0", 66 * 2 * 17 + 64, b"\x00\x7e", "a scale is not finite"),
     "Q4_0 scale": ("Q4_0", 18 * 16 * 3, b"\x00\xfc", "a scale is not finite"),
+    "Q4_1 scale": ("Q4_1", 20 * 16 * 3, b"\x00\xfc", "a scale is not finite"),
+    "Q4_1 minimum": ("Q4_1", 20 * 16 * 3 + 2, b"\x00\x7e", "a scale is not finite"),
     "Q8_0 scale": ("Q8_0", 34 * 16 * 3, b"\x00\x7e", "a scale is not finite"),
 }
 """Type, offset in a tensor of 512 columns, bytes to write there, and what is said of them."""

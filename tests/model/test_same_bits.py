@@ -14,7 +14,7 @@ from lowbit.formats import open_model
 from lowbit.loading.load import build
 
 FILES = ("stories260K.bin", "tinystories-3m.F32.gguf", "tinystories-3m.TQ2_0.gguf", "tinystories-3m.I2_S.gguf")
-KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "TQ1_0", "TQ2_0")
+KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "TQ1_0", "TQ2_0")
 
 
 def bits(array):

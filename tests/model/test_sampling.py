@@ -64,6 +64,24 @@ def test_frequencies_are_the_oracles_probabilities(isa, case):
     assert chi_square < likely.sum() + 5 * np.sqrt(2 * likely.sum()) + 1
 
 
+@pytest.mark.parametrize("case", [*CASES.values(), {"temperature": 0.0}], ids=[*CASES.keys(), "greedy"])
+def test_what_a_token_was_drawn_from_is_the_oracles_distribution(case):
+    p = SamplingParams(
+        **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, **{k: v for k, v in case.items() if k != "recent"}}
+    )
+    sampler = Sampler(len(LOGITS), p.temperature, p.top_k, p.top_p, p.min_p, p.repeat_penalty, 1)
+    assert sampler.drawn_from() == ([], []), "nothing was drawn"
+    sampler.note(case.get("recent", ()))
+    token = sampler.choose(LOGITS)
+    tokens, probabilities = sampler.drawn_from()
+    want = sample_distribution(LOGITS, **{"temperature": 1.0, **case})
+    found = np.zeros(len(LOGITS))
+    found[tokens] = probabilities
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-12)
+    assert token in tokens
+    assert probabilities == sorted(probabilities, reverse=True)
+
+
 @pytest.mark.parametrize(
     ("settings", "support"),
     [

@@ -27,7 +27,7 @@ def test_float_models_follow_the_oracle(isa, write_llama, oracle, kind):
     np.testing.assert_allclose(lowbit.load(path).logits(IDS), want, atol=1e-5 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "TQ1_0", "TQ2_0"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "TQ1_0", "TQ2_0"])
 def test_integer_models_follow_the_oracle(isa, write_llama, oracle, kind):
     path = write_llama(kind=kind, hidden=256, wide=512, vocab=64)
     want = reference.forward(*oracle(path), IDS)
@@ -39,7 +39,7 @@ def test_integer_models_follow_the_oracle(isa, write_llama, oracle, kind):
 
 STORED = {
     "Q1_0": ("u2", 128), "Q2_0": ("u2", 64), "PQ2_0": ("u2", 128), "PTQ1_0": ("u2", 128), "STQ1_0": ("u2", 256),
-    **{kind: ("u8", group) for kind, group in GROUPS.items()},
+    **{kind: ("u8", group) for kind, group in GROUPS.items()}, "Q5_0": ("u8", 32), "Q5_1": ("u8m", 32),
 }  # fmt: skip
 
 

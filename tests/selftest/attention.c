@@ -8,7 +8,7 @@
 #include "selftest.h"
 
 typedef struct {
-    int32_t type, n_heads, n_kv_heads, head_dim, n_positions, window;
+    int32_t type, n_heads, n_kv_heads, head_dim, n_positions, window, sinks;
     int32_t value_dim; /* 0: as head_dim */
     int32_t units; /* above 0: values are part of the keys, and the query heads of the one kv head shared out among so
                       many */
@@ -16,7 +16,7 @@ typedef struct {
 
 static int32_t value_dim(const shape *s) { return s->value_dim ? s->value_dim : s->head_dim; }
 
-enum { MOST_BLOCKS = 16 };
+enum { MOST_BLOCKS = 16, MOST_HEADS = 8 };
 
 /* Blocks of LB_KV_SPAN positions, apart from each other, of two layers, of which the second is used. */
 typedef struct {
@@ -110,13 +110,13 @@ static void reference_store(float *k, float *v, const cache *c, const shape *s, 
     }
 }
 
-static void exact_attention(const shape *s, const float *q, const float *k, const float *v, int32_t position,
-                            double *out) {
+static void exact_attention(const shape *s, const float *q, const float *k, const float *v, const float *sinks,
+                            int32_t position, double *out) {
     const int32_t dim = s->head_dim, wide = value_dim(s), width = s->n_kv_heads * dim, v_width = s->n_kv_heads * wide;
     double *scores = allocate((size_t)(position + 1) * sizeof *scores);
     for (int32_t head = 0; head < s->n_heads; head++, q += dim, out += wide) {
         const int32_t kv_head = head / (s->n_heads / s->n_kv_heads);
-        double most = -INFINITY, total = 0;
+        double most = s->sinks ? sinks[head] : -INFINITY, total = 0;
         const int32_t first = s->window && position >= s->window ? position + 1 - s->window : 0;
         for (int32_t p = first; p <= position; p++) {
             scores[p] = 0;
@@ -124,6 +124,7 @@ static void exact_attention(const shape *s, const float *q, const float *k, cons
             most = fmax(most, scores[p]);
         }
         for (int32_t i = 0; i < wide; i++) out[i] = 0;
+        if (s->sinks) total = exp(sinks[head] - most);
         for (int32_t p = first; p <= position; p++) {
             const double weight = exp(scores[p] - most);
             total += weight;
@@ -139,9 +140,9 @@ static void check_attention(const shape *s) {
     enum { ROWS = 9, AFTER = 8 };
     const int32_t width = s->n_kv_heads * s->head_dim, q_width = s->n_heads * s->head_dim, q_stride = q_width + 1;
     const int32_t v_width = s->n_kv_heads * value_dim(s), out_width = s->n_heads * value_dim(s);
-    snprintf(text, sizeof text, "attention: %s cache, %d heads, %d kv heads of %d and %d, %d positions, window %d",
+    snprintf(text, sizeof text, "attention: %s cache, %d heads, %d kv heads of %d and %d, %d positions, window %d%s",
              types[s->type], (int)s->n_heads, (int)s->n_kv_heads, (int)s->head_dim, (int)value_dim(s),
-             (int)s->n_positions, (int)s->window);
+             (int)s->n_positions, (int)s->window, s->sinks ? ", sinks" : "");
     float *k = allocate((size_t)s->n_positions * width * sizeof *k);
     float *v = allocate((size_t)s->n_positions * v_width * sizeof *v);
     float *q = allocate((size_t)ROWS * q_stride * sizeof *q);
@@ -162,8 +163,21 @@ static void check_attention(const shape *s) {
     const size_t n_out = (size_t)ROWS * out_width, out_bytes = (n_out + AFTER) * sizeof(float);
     float *got = allocate(out_bytes), *expected = allocate(out_bytes);
     double *exact = allocate((size_t)out_width * sizeof *exact);
-    lb_attention_args args = {q,          got,           blocks,      positions, c.kv,         q_stride,
-                              s->n_heads, s->n_kv_heads, s->head_dim, s->type,   value_dim(s), s->window};
+    float sinks[MOST_HEADS]; /* scores reach 20: some sinks are above all of them */
+    fill_random(sinks, s->n_heads, -10.0f, 25.0f);
+    lb_attention_args args = {q,
+                              got,
+                              blocks,
+                              positions,
+                              c.kv,
+                              q_stride,
+                              s->n_heads,
+                              s->n_kv_heads,
+                              s->head_dim,
+                              s->type,
+                              value_dim(s),
+                              s->window,
+                              s->sinks ? sinks : NULL};
 
     for (int32_t p = 0; p < s->n_positions; p++) {
         lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * v_width, c.blocks[p / LB_KV_SPAN], &args, p);
@@ -180,7 +194,7 @@ static void check_attention(const shape *s) {
     if (!guards_hold(got + n_out, AFTER * sizeof *got)) report(text, "bytes after the output were written");
     if (is_portable) {
         for (int32_t row = 0; row < ROWS; row++) {
-            exact_attention(s, q + (ptrdiff_t)row * q_stride, k, v, positions[row], exact);
+            exact_attention(s, q + (ptrdiff_t)row * q_stride, k, v, sinks, positions[row], exact);
             check_near(text, "output", got + (ptrdiff_t)row * out_width, exact, out_width, tolerance, tolerance);
         }
     }
@@ -211,8 +225,21 @@ static void check_wild(const shape *s, int32_t wild) {
     cache c = new_cache(s), expected_cache = new_cache(s);
     const int32_t position = s->n_positions - 1;
     char *const *blocks = c.blocks;
-    lb_attention_args args = {q,          got,           &blocks,     &position, c.kv,         q_width,
-                              s->n_heads, s->n_kv_heads, s->head_dim, s->type,   value_dim(s), s->window};
+    float sinks[MOST_HEADS];
+    fill_random(sinks, s->n_heads, -10.0f, 25.0f);
+    lb_attention_args args = {q,
+                              got,
+                              &blocks,
+                              &position,
+                              c.kv,
+                              q_width,
+                              s->n_heads,
+                              s->n_kv_heads,
+                              s->head_dim,
+                              s->type,
+                              value_dim(s),
+                              s->window,
+                              s->sinks ? sinks : NULL};
     for (int32_t p = 0; p < s->n_positions; p++) {
         lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, c.blocks[p / LB_KV_SPAN], &args, p);
         reference_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &expected_cache, s, p);
@@ -236,26 +263,27 @@ void test_attention(void) {
         for (int i = 0; i < COUNT(positions); i++) {
             for (int j = 0; j < COUNT(dims); j++, n++) {
                 const int32_t *h = heads[n % COUNT(heads)];
-                check_attention(&(shape){type, h[0], h[1], dims[j], positions[i], 0});
-                check_attention(&(shape){type, h[0], h[1], dims[j], positions[i], windows[n % COUNT(windows)]});
+                check_attention(&(shape){type, h[0], h[1], dims[j], positions[i], 0, n % 2});
+                check_attention(
+                    &(shape){type, h[0], h[1], dims[j], positions[i], windows[n % COUNT(windows)], n / 2 % 2});
             }
         }
-        check_attention(&(shape){type, 2, 1, LB_MAX_HEAD_DIM, 70, 0});
-        check_attention(&(shape){type, 4, 2, 48, 70, 0, 21}); /* values of another size than keys */
-        check_attention(&(shape){type, 3, 1, 24, 200, 20, 80});
-        check_attention(&(shape){type, 8, 1, LB_MAX_HEAD_DIM + 64, 70, 0, LB_MAX_HEAD_DIM, 2});
-        check_attention(&(shape){type, 6, 1, 40, 193, 0, 32, 6});
-        check_attention(&(shape){type, 6, 1, 40, 193, 0, 32, 2});
-        check_attention(&(shape){type, 3, 1, 21, 17, 0, 5, 1});
-        for (int i = 0; i < COUNT(positions); i++) check_attention(&(shape){type, 4, 1, 80, positions[i], 0, 64, 2});
+        check_attention(&(shape){type, 2, 1, LB_MAX_HEAD_DIM, 70, 0, 1});
+        check_attention(&(shape){type, 4, 2, 48, 70, 0, 0, 21}); /* values of another size than keys */
+        check_attention(&(shape){type, 3, 1, 24, 200, 20, 1, 80});
+        check_attention(&(shape){type, 8, 1, LB_MAX_HEAD_DIM + 64, 70, 0, 0, LB_MAX_HEAD_DIM, 2});
+        check_attention(&(shape){type, 6, 1, 40, 193, 0, 0, 32, 6});
+        check_attention(&(shape){type, 6, 1, 40, 193, 0, 0, 32, 2});
+        check_attention(&(shape){type, 3, 1, 21, 17, 0, 0, 5, 1});
+        for (int i = 0; i < COUNT(positions); i++) check_attention(&(shape){type, 4, 1, 80, positions[i], 0, 0, 64, 2});
         for (int32_t n_positions = 193; n_positions <= 600; n_positions += n_positions == 193 ? 64 : 343) {
-            check_attention(&(shape){type, 4, 2, 21, n_positions, n_positions / 3});
-            check_attention(&(shape){type, 3, 1, 64, n_positions, 0});
+            check_attention(&(shape){type, 4, 2, 21, n_positions, n_positions / 3, n_positions % 2});
+            check_attention(&(shape){type, 3, 1, 64, n_positions, 0, n_positions % 2});
         }
         for (int32_t wild = 1; wild < 2000; wild *= 3) {
-            check_wild(&(shape){type, 1, 1, 21, 17, 0}, wild);
-            check_wild(&(shape){type, 4, 2, 32, 130, 70}, wild);
-            check_wild(&(shape){type, 4, 1, 32, 130, 0, 32, 1}, wild);
+            check_wild(&(shape){type, 1, 1, 21, 17, 0, 0}, wild);
+            check_wild(&(shape){type, 4, 2, 32, 130, 70, 1}, wild);
+            check_wild(&(shape){type, 4, 1, 32, 130, 0, 0, 32, 1}, wild);
         }
     }
 }

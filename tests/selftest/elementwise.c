@@ -116,7 +116,7 @@ static void check_count_from(int32_t n) {
 }
 
 static void check_glu(int32_t n, int32_t activation) {
-    static const char *const names[] = {"silu", "relu2", "gelu"};
+    static const char *const names[] = {"silu", "relu2", "gelu", "swiglu_oai"};
     snprintf(text, sizeof text, "glu: n %d, %s", (int)n, names[activation]);
     fill_random(x, n, -100.0f, 60.0f), fill_random(y, n, -2.0f, 2.0f);
     for (int32_t i = 0; i < n; i += 7) x[i] = i % 2 ? 0.0f : -0.0f;
@@ -128,11 +128,11 @@ static void check_glu(int32_t n, int32_t activation) {
     if (is_portable) {
         for (int32_t i = 0; i < n; i++) {
             const double g = x[i], t = 0.7978845608028654 * (g + 0.044715 * g * g * g);
-            const double a[] = {g / (1 + exp(-g)), g > 0 ? g * g : 0, g / (1 + exp(-2 * t))};
-            exact[i] = a[activation] * y[i];
+            const double a[] = {g / (1 + exp(-g)), g > 0 ? g * g : 0, g / (1 + exp(-2 * t)), g / (1 + exp(-1.702 * g))};
+            exact[i] = a[activation] * (activation == LB_SWIGLU_OAI ? y[i] + 1.0 : y[i]);
         }
-        /* the exponent of GELU reaches 80, and its rounding counts that often */
-        check_near(text, "activation", got, exact, n, activation == LB_GELU ? 1e-5 : 1e-6, 1e-35);
+        /* the exponent of GELU and of what follows it reaches 80, and its rounding counts that often */
+        check_near(text, "activation", got, exact, n, activation >= LB_GELU ? 1e-5 : 1e-6, 1e-35);
     } else {
         portable.glu(expected, y, n, activation);
         check_floats(text, "activation", got, expected, n);
@@ -217,7 +217,7 @@ void test_elementwise(void) {
             check_exp(n, again & 1 ? 3.25f : 0.0f, again & 2 ? -0.5f : 1.0f);
             check_add(n);
             check_rms_norm(n, again ? 1e-5f : 1e-6f);
-            check_glu(n, again % 3);
+            check_glu(n, again % 4);
             check_count_from(n);
         }
         for (int32_t block = 1; block <= n; block *= 2) check_hadamard(n / block * block, block);

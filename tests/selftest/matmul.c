@@ -1,8 +1,8 @@
 /* Matrix products against loops over single weights, packed here from the layout that kernels.h describes. */
 #include "selftest.h"
 
-static const int bits_of[3] = {2, 4, 8}, offset_of[3] = {1, 8, 128}, usual_block[3] = {128, 32, 32};
-static const char *const name_of[LB_N_FORMATS] = {"u2", "u4", "u8", "f32", "f16", "bf16"};
+static const int bits_of[] = {2, 4, 8, 4, 8}, offset_of[] = {1, 8, 128, 0, 128}, usual_block[] = {128, 32, 32, 32, 32};
+static const char *const name_of[LB_N_FORMATS] = {"u2", "u4", "u8", "u4m", "u8m", "f32", "f16", "bf16"};
 
 enum { RANDOM, LOW, HIGH, OPPOSED, N_FILLS };
 static const char *const fill_names[N_FILLS] = {"random", "minimum", "maximum", "maximum times minimum"};
@@ -23,8 +23,8 @@ static int32_t code_at(const lb_matrix *m, int32_t row, int32_t column) {
     return m->codes[at] >> shift & ((1 << bits_of[m->format]) - 1);
 }
 
-static float scale_at(const lb_matrix *m, int32_t row, int32_t group) {
-    const size_t at = ((size_t)(row / LB_ROWS) * m->n_groups + group) * LB_ROWS + row % LB_ROWS;
+static float scale_at(const lb_matrix *m, int32_t row, int32_t group, int32_t behind) {
+    const size_t at = lb_scales_at(m, row / LB_ROWS, group) + behind + row % LB_ROWS;
     return m->scales_f16 ? lb_half_to_float(((const uint16_t *)m->scales)[at]) : ((const float *)m->scales)[at];
 }
 
@@ -47,7 +47,10 @@ static void reference_row(const lb_matmul_args *args, int32_t token, int32_t row
             args->sums[token * args->y_stride + row] = sum;
             return;
         }
-        y = y + (float)sum * (scale_at(m, row, g) * a->scale[(ptrdiff_t)token * a->n_groups + g]);
+        const ptrdiff_t at = (ptrdiff_t)token * a->n_groups + g;
+        float part = (float)sum * (scale_at(m, row, g, 0) * a->scale[at]);
+        if (lb_has_minima(m->format)) part = part + scale_at(m, row, g, LB_ROWS) * (a->scale[at] * (float)a->sum[at]);
+        y = y + part;
     }
     args->y[token * args->y_stride + row] = y;
 }
@@ -94,7 +97,7 @@ static void fill_matrix(lb_matrix *m, const shape *s) {
             codes[at] = (uint8_t)((codes[at] & ~(((1 << bits) - 1) << shift)) | code << shift);
         }
     }
-    const size_t n_scales = (size_t)groups * m->n_groups * LB_ROWS;
+    const size_t n_scales = lb_scales_at(m, groups, 0);
     float *scales = allocate(n_scales * sizeof *scales);
     fill_random(scales, (int32_t)n_scales, -2.0f, 2.0f);
     m->scales = scales;
@@ -110,7 +113,7 @@ static void fill_matrix(lb_matrix *m, const shape *s) {
 static int8_t *fill_activations(lb_activations *a, const lb_matrix *m, const shape *s) {
     const int32_t padded = m->words * 4 * (8 / bits_of[s->format]), stride = padded + 1;
     /* U8 kernels need not take -128, which quantisation does not give. */
-    const int32_t least = s->format == LB_U8 ? -127 : -128;
+    const int32_t least = bits_of[s->format] == 8 ? -127 : -128;
     int8_t *memory = allocate((size_t)s->n_tokens * stride + 1), *q = memory + 1;
     float *scale = allocate((size_t)s->n_tokens * m->n_groups * sizeof *scale);
     int32_t *sum = allocate((size_t)s->n_tokens * m->n_groups * sizeof *sum);
@@ -175,9 +178,9 @@ void test_integer_matmul(void) {
     static const int32_t columns[] = {1, 3, 4, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 400};
     static const int32_t rows[] = {1, 15, 16, 17, 32, 33, 50};
     int32_t n = 0;
-    for (int32_t format = LB_U2; format <= LB_U8; format++) {
+    for (int32_t format = LB_U2; format < LB_F32; format++) {
         if (is_portable && format == LB_U2) continue; /* written in Cython, and not linked here */
-        const int32_t usual = usual_block[format], longest = format == LB_U8 ? 1 << 16 : 1 << 18;
+        const int32_t usual = usual_block[format], longest = bits_of[format] == 8 ? 1 << 16 : 1 << 18;
         /* every length, in usual and in shorter blocks, with one scale per row and with groups */
         for (int i = 0; i < COUNT(columns); i++) {
             for (int32_t block = usual; block >= 32 / bits_of[format]; block /= 2) {

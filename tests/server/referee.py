@@ -5,7 +5,8 @@
 LLAMA is an unpacked source of llama.cpp, such as that in the source distribution of llama-cpp-python 0.3.36; nothing of
 it is changed or kept. MODEL is the model stories260K that these tests are made for. They run on a copy with
 
-* a program in place of `llama-server` that maps its options to those of `lowbit serve`, and fails for what has no
+* a program in place of `llama-server` that maps its options to those of `lowbit serve`, gives llama.cpp's own choice
+  where one is left out (pages of any origin may read, no metrics, the template chatml), and fails for what has no
   counterpart;
 * a `conftest.py` that does not start servers with other models first;
 * texts that depend on llama.cpp's random generator, and the build's name, compared for their form only: every
@@ -21,6 +22,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,17 +40,34 @@ import os, sys
 WITH_VALUE = {{
     "--port": "--port", "--temp": "--temperature", "--seed": "--seed", "--host": "--host", "--api-key": "--api-key",
     "--threads": "--threads", "--chat-template": "--chat-template", "--chat-template-file": "--chat-template",
-    "--pooling": "--pooling", "--cors-origins": "--cors",
+    "--pooling": "--pooling", "--cors-origins": "--cors", "--batch-size": "--batch",
 }}
-IGNORED = {{"--batch-size": 1, "--ubatch-size": 1, "--hf-repo": 1, "--hf-file": 1, "--offline": 0, "--jinja": 0,
-           "--no-jinja": 0, "--slots": 0, "--no-slots": 0, "--metrics": 0, "--cont-batching": 0, "--verbose": 0,
-           "--embedding": 0, "--kv-unified": 0, "-fa": 1, "--n-gpu-layers": 1, "--swa-full": 0, "--cache-ram": 1}}
+RENAMED = {{"--no-slots": "--no-slots", "--no-ui": "--no-page", "--verbose": "--show-prompts"}}
+IGNORED = {{"--ubatch-size": 1, "--hf-repo": 1, "--hf-file": 1, "--offline": 0, "--jinja": 0, "--no-jinja": 0,
+           "--slots": 0, "--metrics": 0, "--cont-batching": 0, "--embedding": 0, "--kv-unified": 0, "-fa": 1,
+           "--n-gpu-layers": 1, "--swa-full": 0, "--cache-ram": 1, "--backend_sampling": 0}}
 out, words = [], sys.argv[1:]
+unified = "--kv-unified" in words  # then each of several texts may fill the whole context
+if "--metrics" not in words:
+    out.append("--no-metrics")  # as llama.cpp has it
+if "--cors-origins" not in words:
+    words += ["--cors-origins", "*"]  # llama.cpp's own choice
 context = parallel = None
 while words:
     word = words.pop(0)
-    if word in WITH_VALUE:
+    if word == "--chat-template" and " " in words[0]:  # its text
+        with open(__file__ + ".jinja", "w", encoding="utf-8") as file:
+            file.write(words.pop(0))
+        out += ["--chat-template", file.name]
+    elif word in WITH_VALUE:
         out += [WITH_VALUE[word], words.pop(0)]
+    elif word in RENAMED:
+        out.append(RENAMED[word])
+    elif word == "--reasoning":  # llama.cpp's `auto` asks a template for thoughts if it knows any
+        out += ["--reasoning", "off" if words.pop(0) == "off" else "on"]
+    elif word == "--tags":
+        for tag in words.pop(0).split(","):
+            out += ["--tag", tag]
     elif word in IGNORED:
         del words[: IGNORED[word]]
     elif word == "--alias":
@@ -68,7 +87,7 @@ if parallel:
 if "--chat-template" not in out:
     out += ["--chat-template", "chatml"]  # llama.cpp's where a model has none
 if context:
-    out += ["--context", str(min(context // (parallel or 1), {most}))]
+    out += ["--context", str(min(context // (1 if unified else parallel or 1), {most}))]
 os.execv({python!r}, [{python!r}, "-m", "lowbit", "serve", "-m", {model!r}, "--alias", "*", *out])
 """
 
@@ -109,7 +128,11 @@ def prepare(tests: pathlib.Path, model: str, most: int, folder: pathlib.Path) ->
 def run(copy: pathlib.Path, name: str) -> list[dict[str, str]]:
     """Run one file; return what became of each case."""
     report = copy / f"{name}.xml"
-    environment = {**os.environ, "LLAMA_SERVER_BIN_PATH": str(copy.parents[2] / "llama-server"), "LOWBIT_API_KEY": ""}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "LLAMA_SERVER_BIN_PATH": str(copy.parents[2] / "llama-server"), "LOWBIT_API_KEY": "",
+                   "PORT": str(port)}  # fmt: skip
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", f"--junitxml={report}",
          f"unit/{name}"], cwd=copy, env=environment, check=False, stdout=subprocess.DEVNULL,

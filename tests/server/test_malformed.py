@@ -63,7 +63,6 @@ FIELDS = [
     (CHAT, "messages", [{"role": "user", "content": "Hi", "mood": "good"}]),
     (CHAT, "messages", [{"role": "user", "content": "Hi", "name": "Bob"}]),
     (CHAT, "messages", [{"role": "system", "content": "Hi"}]),
-    (CHAT, "messages", [*HELLO, {"role": "system", "content": "Hi"}, *HELLO]),
     (CHAT, "messages", [*HELLO, *[{"role": "assistant", "content": "Hi"}] * 2]),
     (CHAT, "max_tokens", 0), (CHAT, "max_tokens", -1), (CHAT, "max_tokens", 1.5), (CHAT, "max_tokens", "9"),
     (CHAT, "max_tokens", 2**31), (CHAT, "max_completion_tokens", 0), (CHAT, "max_completion_tokens", 3),
@@ -81,6 +80,13 @@ FIELDS = [
     (CHAT, "prediction", {"type": "content"}), (CHAT, "audio", {}), (CHAT, "functions", [{}]), (CHAT, "mood", 1),
     (CHAT, "web_search_options", {}), (CHAT, "reasoning_effort", "high"), (CHAT, "Temperature", 1), (CHAT, "", 1),
     (CHAT, "mirostat", 2), (CHAT, "samplers", ["top_k"]), (CHAT, "return_progress", True), (CHAT, "__class__", 1),
+    (CHAT, "return_progress", 1), (CHAT, "xtc_probability", 0.5), (CHAT, "typical_p", 0.9), (CHAT, "dry_multiplier", 1),
+    (CHAT, "repeat_last_n", 32), (CHAT, "dynatemp_range", 1), (CHAT, "adaptive_target", 0.5), (CHAT, "typical_p", True),
+    (CHAT, "backend_sampling", "x"), (CHAT, "reasoning_format", "none"), (CHAT, "verbose", 1),
+    (CHAT, "chat_template_kwargs", {"no_such": 1}), (CHAT, "chat_template_kwargs", {"messages": []}),
+    (CHAT, "chat_template_kwargs", {"a b": 1}), (CHAT, "chat_template_kwargs", "x"),
+    (CHAT, "chat_template_kwargs", {"enable_thinking": True}), (APPLY, "chat_template_kwargs", {"enable_thinking": 1}),
+    (RESPONSES, "chat_template_kwargs", {"x": 1}), (CHAT, "chat_template_kwargs", {"enable_thinking": 0}),
     (CHAT, "\u202eevil\n", 1), (CHAT, "x" * 10000, 1),
     # completions
     (TEXT, "prompt", MISSING), (TEXT, "prompt", []), (TEXT, "prompt", 5), (TEXT, "prompt", {}), (TEXT, "prompt", [[]]),
@@ -98,6 +104,9 @@ FIELDS = [
     # embeddings
     (EMBED, "input", MISSING), (EMBED, "input", []), (EMBED, "input", {}), (EMBED, "input", [[]]), (EMBED, "input", 5),
     (EMBED, "input", [1.5]), (EMBED, "input", ["a"] * 2049), (EMBED, "input", "cat " * 3000), (EMBED, "input", [9999]),
+    (EMBED, "input", {"content": "x"}), (EMBED, "input", {"content": []}), (EMBED, "input", {"content": [{}]}),
+    (EMBED, "input", {"content": [{"type": "image_url", "image_url": {"url": "data:"}}]}), (EMBED, "input", [1, True]),
+    (EMBED, "input", {"prompt_string": 5}), (EMBED, "input", {"prompt_string": "a", "multimodal_data": "x"}),
     (EMBED, "encoding_format", "int8"), (EMBED, "dimensions", 3), (EMBED, "dimensions", 0), (EMBED, "model", "x"),
     # Anthropic
     (MESSAGES, "max_tokens", MISSING), (MESSAGES, "max_tokens", 0), (MESSAGES, "max_tokens", "x"),
@@ -106,6 +115,8 @@ FIELDS = [
     (MESSAGES, "messages", [{"role": "user", "content": "x", "name": "y"}]),
     (MESSAGES, "messages", [{"role": "user", "content": [{"type": "image", "source": {}}]}]),
     (MESSAGES, "system", 5), (MESSAGES, "system", [{"type": "image"}]), (MESSAGES, "thinking", {"type": "enabled"}),
+    (MESSAGES, "thinking", {"type": "enabled", "budget_tokens": 0}), (MESSAGES, "thinking", {"type": "adaptive"}),
+    (MESSAGES, "thinking", {"type": "disabled", "a": 1}), (MESSAGES, "thinking", True),
     (MESSAGES, "stream", "x"), (MESSAGES, "seed", 1), (MESSAGES, "model", "claude"), (MESSAGES, "service_tier", "x"),
     (MESSAGES, "output_config", {"effort": "low"}), (COUNT, "messages", MISSING), (COUNT, "max_tokens", 5),
     # llama.cpp's
@@ -118,7 +129,7 @@ FIELDS = [
     (TOKENIZE, "content", MISSING), (TOKENIZE, "content", 5), (TOKENIZE, "add_special", "x"), (TOKENIZE, "x", 1),
     (DETOKENIZE, "tokens", MISSING), (DETOKENIZE, "tokens", "x"), (DETOKENIZE, "tokens", [-1]),
     (DETOKENIZE, "tokens", [99999]), (DETOKENIZE, "tokens", [1.5]), (APPLY, "messages", MISSING), (APPLY, "x", 1),
-    (APPLY, "add_generation_prompt", False),
+    (APPLY, "add_generation_prompt", 1),
 ]  # fmt: skip
 
 BODIES = [

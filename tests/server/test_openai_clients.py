@@ -177,8 +177,10 @@ def test_parts_of_a_content_are_paragraphs_and_a_last_answer_is_gone_on_with(cli
     answer = server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 4, "temperature": 0,
                                                   "verbose": True}).json()  # fmt: skip
     assert answer["__verbose"]["prompt"] == (
-        "<|im_start|>system\nA<|im_end|>\n<|im_start|>user\nHi\n\nyou<|im_end|>\n<|im_start|>assistant\nOnce upon"
-    )
+        "<s><|im_start|> system\nA<|im_end|> \n<|im_start|> user\nHi\n\nyou<|im_end|> \n"
+        "<|im_start|> assistant\nOnce upon"
+    ), "with the spaces that this tokenizer puts before texts"
+    assert answer["choices"][0]["message"]["content"][0] == " ", "what goes on keeps its space"
 
 
 def test_models(client):

@@ -117,7 +117,7 @@ def test_native_paths(server, model):
     text = server.get("/metrics").text
     for line in text.splitlines():
         name = line.split()[2 if line.startswith("#") else 0].partition("{")[0]
-        assert name.startswith("lowbit_")
+        assert name.startswith(("lowbit_", "llamacpp:"))
     assert server.metric("tokens_total") > 0
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from lowbit.errors import FormatError
 from lowbit.tokenizers import from_gguf_metadata
-from lowbit.train.corpus import IGNORED, Rows, encode, plain_text, read_documents
+from lowbit.train.corpus import IGNORED, Rows, asked_for, encode, plain_text, read_documents
 from lowbit.train.vocabulary import train_vocabulary
 
 
@@ -92,6 +92,28 @@ def test_a_conversation_is_read_and_written_as_the_chat_template_says(tmp_path, 
     assert before.strip().startswith("user\nTell me a story about a ball.")
     # the answer begins as a text alone does, with the space that its first word has in the vocabulary
     assert answer.strip() == "assistant\n " + CONVERSATION[1][1]
+
+
+def test_what_an_answer_was_asked_for_is_marked_where_it_says_it_first(stories):
+    tokenizer = from_gguf_metadata(train_vocabulary(stories, 512, chat=True), "test")
+    conversations = [(("user", f"Tell me a story about a {noun}."), CONVERSATION[1]) for noun in ["dog"] * 30 + ["ball"]]
+    documents = encode([*stories[:3], *conversations], tokenizer)
+    marks = asked_for(documents, tokenizer)
+    assert [len(mark) for mark in marks] == [len(ids) for ids in documents]
+    assert not any(mark.any() for mark in marks[:-1])  # "dog" is not in the answer, and in most of the requests
+    assert tokenizer.decode(documents[-1][marks[-1]].tolist()).strip() == "ball"
+    twice = encode([(("user", "A ball."), ("assistant", "The ball and the ball."))], tokenizer)
+    (mark,) = asked_for([*documents, *twice], tokenizer)[-1:]
+    place = np.flatnonzero(mark)
+    rest = tokenizer.decode(twice[0][place[-1] + 1 :].tolist())
+    assert rest.split() == ["and", "the", "ball."]
+    rows = Rows(documents, 200, seed=0, marks=marks)
+    batch = rows.batch(0, 4 * len(documents))
+    assert {tokenizer.decode([int(t)]).strip() for t in batch.targets[batch.asked]} == {
+        tokenizer.decode([int(t)]).strip() for t in documents[-1][marks[-1]]
+    }
+    plain = from_gguf_metadata(train_vocabulary(stories, 512), "test")
+    assert not any(mark.any() for mark in asked_for(encode([CONVERSATION] * 3, plain), plain))
 
 
 def documents_of(batch, row):

@@ -189,6 +189,21 @@ def test_more_steps_may_follow_the_stable_phase_but_not_the_decay(make_model, do
     assert losses(run(14, short, resume=True)) == losses(whole)
 
 
+def test_what_is_emphasised_is_learned_better_and_the_loss_is_told_without_it(make_model, documents, tmp_path):
+    marks = [np.arange(len(ids)) == 5 for ids in documents]
+    runs = {}
+    for emphasis in (1.0, 9.0):
+        model = make_model()
+        schedule = Schedule(steps=30, emphasis=emphasis, **QUICK)
+        history = fit(model, documents, schedule, tmp_path / f"{emphasis}.npz", marks=marks)
+        tokens = torch.from_numpy(np.stack([ids[:6] for ids in documents]).astype(np.int64))
+        with torch.no_grad():
+            nats = torch.nn.functional.cross_entropy(model(tokens[:, :-1])[:, 4], tokens[:, 5])
+        runs[emphasis] = losses(history)[0], float(nats)
+    assert runs[1.0][0] == runs[9.0][0]
+    assert runs[9.0][1] < runs[1.0][1]
+
+
 def test_a_running_mean_is_what_is_left_at_the_end(make_model, documents, tmp_path):
     seen = []
 

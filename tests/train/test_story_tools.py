@@ -105,12 +105,58 @@ def test_a_request_asks_for_what_is_in_the_story():
     assert nouns["cake"] == "a cake"
     assert nouns["tree"] == "the tree"  # the only one there is
     in_stories = Counter({"dragon": 1, "cake": 1})
-    assert corpus.topics(STORY, {"dragon", "cake"}, in_stories, 2) == ["cake", "dragon"]
     for seed in range(40):
         asked = corpus.request(STORY, {"dragon": "a dragon", "cake": "a cake"}, in_stories, random.Random(seed))
         assert "sad" not in asked
         assert any(noun in asked for noun in ("dragon", "cake")) or asked.startswith(corpus.OPEN_REQUESTS)
         assert asked == corpus.request(STORY, {"dragon": "a dragon", "cake": "a cake"}, in_stories, random.Random(seed))
+
+
+def test_topics_come_early_or_often_and_what_is_wanted_surely():
+    nouns = {"dragon", "cake", "baker", "street", "window"}
+    in_stories = Counter(dict.fromkeys(nouns, 1))
+    drawn = [corpus.topics(STORY, nouns, in_stories, 2, random.Random(seed)) for seed in range(200)]
+    assert {noun for pair in drawn for noun in pair} == nouns - {"street"}  # once, at the end
+    assert all(len(set(pair)) == 2 for pair in drawn)
+    assert sum("cake" in pair for pair in drawn) > sum("window" in pair for pair in drawn)
+    sure = [corpus.topics(STORY, nouns, in_stories, 1, random.Random(seed), "dragon") for seed in range(20)]
+    assert sure == [["dragon"]] * 20
+
+
+def test_an_exchanged_thing_is_gone_from_the_story_in_every_form():
+    story = "An Apple lay there. He saw an apple, and two apples. Apples are good, said the pineapple."
+    told, new = corpus.exchanged(story, random.Random(3))
+    assert new not in ("", "apple")
+    assert "apple" not in corpus.words(told)
+    assert "apples" not in corpus.words(told)
+    assert "pineapple" in told
+    article = corpus.with_article(new)
+    assert told == (
+        f"{article.capitalize().split()[0]} {new.capitalize()} lay there. He saw {article}, "
+        f"and two {corpus.plural(new)}. {corpus.plural(new).capitalize()} are good, said the pineapple."
+    )
+    assert corpus.exchanged("He saw one apple.", random.Random(0)) == ("He saw one apple.", "")
+
+
+@pytest.mark.parametrize(("noun", "several"), [("fox", "foxes"), ("puppy", "puppies"), ("monkey", "monkeys")])
+def test_plurals_are_regular(noun, several):
+    assert corpus.plural(noun) == several
+
+
+def test_each_round_gives_a_story_a_request_of_its_own():
+    told = [
+        [entry["messages"] for entry in corpus.compose([STORY] * 20, 1.0, 0, swaps=swaps, rounds=2)]
+        for swaps in (0.0, 1.0)
+    ]
+    for entries in told:
+        assert len(entries) == 40
+        assert len({request["content"] for request, _ in entries}) > 5
+    assert {answer["content"] for _, answer in told[0]} == {STORY}
+    assert STORY not in {answer["content"] for _, answer in told[1]}
+    for request, answer in told[1]:
+        asked = {word for word in corpus.words(request["content"]) if any(word in kind for kind in corpus.KINDS)}
+        if not request["content"].startswith(corpus.OPEN_REQUESTS):
+            assert asked & set(corpus.words(answer["content"])) - {"dragon", "cake"}
 
 
 @pytest.mark.parametrize(

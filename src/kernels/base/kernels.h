@@ -15,15 +15,20 @@
 
 #define LB_ROWS 16 /* output rows in a row group */
 
-/* Number formats of a matrix. Integer codes are unsigned and have an offset: weight = (code - offset) * scale. */
+/*
+ * Number formats of a matrix. Integer codes are unsigned and have an offset: weight = (code - offset) * scale, and
+ * where scales come with minima, weight = (code - offset) * scale + minimum.
+ */
 enum {
-    LB_U2 = 0, /* ternary: codes 0..2, offset 1 */
-    LB_U4 = 1, /* codes 0..15, offset 8 */
-    LB_U8 = 2, /* codes 0..255, offset 128 */
-    LB_F32 = 3,
-    LB_F16 = 4,
-    LB_BF16 = 5,
-    LB_N_FORMATS = 6
+    LB_U2 = 0,  /* ternary: codes 0..2, offset 1 */
+    LB_U4 = 1,  /* codes 0..15, offset 8 */
+    LB_U8 = 2,  /* codes 0..255, offset 128 */
+    LB_U4M = 3, /* codes 0..15, offset 0, with minima */
+    LB_U8M = 4, /* codes 0..255, offset 128, with minima */
+    LB_F32 = 5,
+    LB_F16 = 6,
+    LB_BF16 = 7,
+    LB_N_FORMATS = 8
 };
 
 /*
@@ -32,15 +37,17 @@ enum {
  * Integer formats. A row is cut into blocks of block_cols columns, a block into 32-bit words; the last block
  * of a row may be shorter. A word holds four bytes b = 0..3, and each byte one code per field f:
  *
- *     U2: four fields of 2 bits, U4: two fields of 4 bits, U8: one field of 8 bits
+ *     U2: four fields of 2 bits, U4 and U4M: two fields of 4 bits, U8 and U8M: one field of 8 bits
  *     column of (word t, byte b, field f) of a block with W words:  4*W*f + 4*t + b
  *
  *     one row group:  | word 0: row 0, row 1, ... row 15 | word 1: row 0, ... | ...      (64 bytes per word)
  *
- * With 128 columns to a block this is the order inside TQ2_0 and I2_S, with 32 that inside Q4_0 and Q8_0, so
- * packing these is a transposition of 32-bit words. Codes beyond n_rows or n_cols are the offset (weight 0).
+ * With 128 columns to a block this is the order inside TQ2_0 and I2_S, with 32 that inside Q4_0, Q4_1 and Q8_0, so
+ * packing these is a transposition of 32-bit words. Codes beyond n_rows or n_cols are the offset, and what lies beyond
+ * n_cols meets activations of 0.
  *
- * A scale belongs to group_cols columns of a row: scales[row group][group][16], float32 or float16.
+ * A scale belongs to group_cols columns of a row: scales[row group][group][16], float32 or float16. With minima it is
+ * scales[row group][group][2][16], the scales first.
  *
  * Float formats: values[row group][column][16], no blocks, no scales.
  */
@@ -135,14 +142,16 @@ typedef struct {
     lb_kv kv;
     ptrdiff_t q_stride;
     int32_t n_heads, n_kv_heads, head_dim, kv_type;
-    int32_t value_dim; /* channels of a value; head_dim are those of a key */
-    int32_t window; /* else only to the positions that are less than this far back */
+    int32_t value_dim;  /* channels of a value; head_dim are those of a key */
+    int32_t window;     /* else only to the positions that are less than this far back */
+    const float *sinks; /* (n_heads,): one more score of each head, which has no value; or NULL */
 } lb_attention_args;
 
 #define LB_MAX_HEAD_DIM 512 /* of a value, and of a key that is no latent one */
 
-/* Of a gate: SiLU, squared ReLU, or GELU by its approximation with tanh. */
-enum { LB_SILU = 0, LB_RELU2 = 1, LB_GELU = 2 };
+/* Of a gate: SiLU, squared ReLU, GELU by its approximation with tanh, or gpt-oss's: g / (1 + exp(-1.702 g)), and what
+ * it multiplies has 1 added to it first. */
+enum { LB_SILU = 0, LB_RELU2 = 1, LB_GELU = 2, LB_SWIGLU_OAI = 3 };
 
 typedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end);
 typedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end);
@@ -195,6 +204,8 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(matmul_u2, lb_matmul_fn)            \
     X(matmul_u4, lb_matmul_fn)            \
     X(matmul_u8, lb_matmul_fn)            \
+    X(matmul_u4m, lb_matmul_fn)           \
+    X(matmul_u8m, lb_matmul_fn)           \
     X(matmul_f32, lb_matmul_fn)           \
     X(matmul_f16, lb_matmul_fn)           \
     X(matmul_bf16, lb_matmul_fn)          \
@@ -227,6 +238,14 @@ typedef union {
 #define LB_DECLARE_ISA(isa) void lb_init__##isa(lb_kernels *table);
 
 static inline int32_t lb_row_groups(int32_t rows) { return (rows + LB_ROWS - 1) / LB_ROWS; }
+
+/* Whether a format's scales come with minima. */
+static inline int lb_has_minima(int32_t format) { return format == LB_U4M || format == LB_U8M; }
+
+/* Where the scales of a row group and scale group begin; their minima are the next LB_ROWS. */
+static inline size_t lb_scales_at(const lb_matrix *m, int32_t row_group, int32_t group) {
+    return ((size_t)row_group * m->n_groups + group) * LB_ROWS * (lb_has_minima(m->format) ? 2 : 1);
+}
 
 static inline int32_t lb_lines(int32_t rows) { return (rows + LB_LINE_ROWS - 1) / LB_LINE_ROWS; }
 

@@ -157,6 +157,7 @@ cdef class ForwardPass:
 
         add.x, add.n, add.eps, add.scale = self.x, hidden, self.graph.eps, self.graph.residual_scale
         self._apply(&layer.qkv, self.x, hidden, hidden, layer.attn_norm, n_rows, self.wide)
+        add.bias = layer.attn_output.bias
         if layer.recurrent:
             self._recur(layer)
             add.y = self.attended
@@ -173,7 +174,7 @@ cdef class ForwardPass:
             self._experts(layer)
             return
         self._dense(layer, self.x, layer.ffn_norm)
-        add.y, add.norm = self.attended, layer.ffn_post_norm
+        add.y, add.bias, add.norm = self.attended, NULL, layer.ffn_post_norm
         parallel(add_work, &add, n_rows, chunk, self.threads)
 
     cdef void _attend(self, Layer *layer) noexcept nogil:
@@ -192,7 +193,7 @@ cdef class ForwardPass:
         attention.args.n_heads, attention.args.n_kv_heads = layer.n_heads, layer.n_kv_heads
         attention.args.head_dim, attention.args.kv_type = layer.head_dim, self.pool.kv_type
         attention.args.value_dim = layer.head_dim
-        attention.args.window = layer.window
+        attention.args.window, attention.args.sinks = layer.window, layer.sinks
         attention.n_rows = n_rows
         rope.qkv, rope.gates = self.wide, self.gates if layer.gated else NULL
         rope.bias, rope.q_norm, rope.k_norm = layer.qkv.bias, layer.q_norm, layer.k_norm

@@ -9,8 +9,8 @@ from libc.string cimport memset
 
 from lowbit._kernels.deltanet cimport Delta
 from lowbit._kernels.dispatch cimport (
-    LB_GELU, LB_MAX_HEAD_DIM, LB_RELU2, LB_SILU, alloc_aligned, checked, free_aligned, lb_matrix, lb_plus, lb_round_up,
-    lb_times,
+    LB_GELU, LB_MAX_HEAD_DIM, LB_RELU2, LB_SILU, LB_SWIGLU_OAI, alloc_aligned, checked, free_aligned, lb_matrix,
+    lb_plus, lb_round_up, lb_times,
 )
 from lowbit._kernels.latent cimport LatentLayer
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, row_stride
@@ -32,8 +32,8 @@ cdef class Graph:
     config : ModelPlan
     layers : list of dict
         Per layer: ``attn_norm``, ``ffn_norm`` and, where the family has them, ``attn_sub_norm``, ``ffn_sub_norm``,
-        ``attn_q_norm``, ``attn_k_norm``, ``attn_post_norm``, ``ffn_post_norm``, ``qkv_bias``, ``ssm_conv1d``,
-        ``ssm_dt``, ``ssm_a``, ``ssm_norm`` (float32 arrays);
+        ``attn_q_norm``, ``attn_k_norm``, ``attn_post_norm``, ``ffn_post_norm``, ``qkv_bias``, ``attn_output_bias``,
+        ``attn_sinks``, ``ssm_conv1d``, ``ssm_dt``, ``ssm_a``, ``ssm_norm`` (float32 arrays);
         ``qkv``, ``attn_output``, ``gate_up``, ``ffn_down`` (lists of PackedMatrix or PagedMatrix whose outputs lie side
         by side), and with ``_norms`` behind the name a list of the norms of their inputs, with ``_folded`` one of
         whether the plan's rotation is applied to them. Where there are experts, also ``router``, ``expert_gate_up``,
@@ -110,6 +110,8 @@ cdef class Graph:
                 for k in range(one.attn_output.n_parts):
                     one.attn_output.parts[k].rotation.key_heads = one.delta.n_key_heads
                     one.attn_output.parts[k].rotation.head_dim = one.delta.dim
+            one.attn_output.bias = self._vector(layer.get("attn_output_bias"), self.hidden)
+            one.sinks = self._vector(layer.get("attn_sinks"), one.n_heads)
             self._feed_forward(one, layer, config.layers[i].feed_forward, threads)
         self.state_bytes = checked(lb_times(state, 4), "the state of recurrent layers") if state else 0
         self.output = self._linear([output], self.hidden, self.vocab, threads, None, [config.is_folded(config.output)])
@@ -129,6 +131,7 @@ cdef class Graph:
         cdef Delta *d = &one.delta
         d.n_key_heads, d.n_value_heads, d.dim, d.taps, d.channels = (
             mixer.n_key_heads, mixer.n_value_heads, mixer.head_dim, mixer.taps, mixer.channels)
+        d.grouped, d.fused = mixer.grouped, mixer.fused
         if d.n_key_heads < 1 or d.n_value_heads % d.n_key_heads or d.dim < 1 or d.taps < 1:
             raise FormatError("the numbers of recurrent heads do not fit together")
         taps = np.ascontiguousarray(np.asarray(layer["ssm_conv1d"]).T).reshape(-1)
@@ -165,11 +168,14 @@ cdef class Graph:
         cdef ExpertLayer experts
         cdef Projection *p
         cdef int32_t i
-        one.activation = {"silu": LB_SILU, "relu2": LB_RELU2, "gelu": LB_GELU}[plan.activation]
+        one.activation = {
+            "silu": LB_SILU, "relu2": LB_RELU2, "gelu": LB_GELU, "swiglu_oai": LB_SWIGLU_OAI}[plan.activation]
         if isinstance(plan, Experts):
             one.router = self._linear(layer["router"], self.hidden, plan.n, threads)
-            experts = ExpertLayer(plan, self.hidden, layer["expert_gate_up"], layer["expert_down"][0],
-                                  layer.get("exp_probs_b_bias"))
+            experts = ExpertLayer(
+                plan, self.hidden, one.activation, layer["expert_gate_up"], layer["expert_down"][0],
+                layer.get("exp_probs_b_bias"), layer.get("router_bias"), layer.get("expert_gate_up_bias"),
+                layer.get("expert_down_bias"))
             one.experts = <void *>experts
             self.experts.append(experts)
             self.weight_bytes += experts.nbytes

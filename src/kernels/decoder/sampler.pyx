@@ -184,6 +184,8 @@ cdef class Sampler:
             for i in range(best + 1, self.vocab_size):
                 if logits[i] > logits[best]:
                     best = i
+            self.kept = 1
+            self.candidates[0].token, self.probabilities[0] = best, 1
             return best
 
         n = self.select(logits)
@@ -213,6 +215,7 @@ cdef class Sampler:
         total = 0
         for i in range(kept):
             total += self.probabilities[i]
+        self.kept = kept
         limit = self.uniform() * total
         running = 0
         for i in range(kept - 1):
@@ -247,6 +250,14 @@ cdef class Sampler:
                 raise ValueError(f"token {token} is not in a vocabulary of {self.vocab_size}")
             self.recent[self.n_recent % RECENT] = token
             self.n_recent += 1
+
+    def drawn_from(self) -> tuple[list[int], list[float]]:
+        """Return the tokens that the last one was drawn from, the likeliest first, and their probabilities."""
+        cdef double total = 0
+        for i in range(self.kept):
+            total += self.probabilities[i]
+        return ([self.candidates[i].token for i in range(self.kept)],
+                [self.probabilities[i] / total for i in range(self.kept)])
 
     def allow(self, mask) -> None:
         """Say which tokens may come next, at least one: a bit of uint32 words for each, or None for all."""

@@ -201,9 +201,12 @@ void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t activation
             a = v_max(g, zero);
             a = v_mul(a, a);
         } else {
-            a = v_div(g, v_add(one, v_exp(activation == LB_GELU ? gelu_exponent(g) : v_sub(zero, g))));
+            const f32x16 exponent = activation == LB_GELU         ? gelu_exponent(g)
+                                    : activation == LB_SWIGLU_OAI ? v_mul(g, v_set1(-1.702f))
+                                                                  : v_sub(zero, g);
+            a = v_div(g, v_add(one, v_exp(exponent)));
         }
-        store_upto16(gate + i, v_mul(a, u), n - i);
+        store_upto16(gate + i, v_mul(a, activation == LB_SWIGLU_OAI ? v_add(u, one) : u), n - i);
     }
 }
 

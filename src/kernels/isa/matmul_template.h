@@ -8,7 +8,7 @@
  *     LB_LONGEST_TILE       that of an LB_TILED_INT_MATMUL, if one serves more tokens than LB_TILE
  *     LB_FLOAT_TILE         the same for float weights, if it has products of these
  *     LB_U8_OFFSET          128 if u8_tile reads unsigned codes, 0 if it subtracts the offset itself
- *     u2_tile, u4_tile, u8_tile
+ *     u2_tile, u4_tile, u8_tile (which also serve the formats with minima)
  *                           add the products of one scale group, for sixteen rows and `tokens` tokens, to acc:
  *                               (const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, int tokens,
  *                                i32x16 *acc)
@@ -18,8 +18,10 @@
  * such a stream at 95 % of the speed of memory, and with prefetches of 1 to 16 KB ahead it was always slower. With more
  * tokens the stream is slow, and a line that is prefetched LB_AHEAD bytes ahead saves the wait for the second cache.
  *
- * A token's result does not depend on which tile it was in: integer sums are exact, and the float scaling of
- * the groups is done in the order of the groups, a multiplication and an addition each, never fused.
+ * A token's result does not depend on which tile it was in: integer sums are exact, and the groups are scaled and added
+ * up in their order, in float32 and never fused. What a group adds is
+ *     sum * (scale * x_scale)                                  sum of (code - offset) * q
+ *     sum * (scale * x_scale) + minimum * (x_scale * x_sum)    with minima; x_sum is the sum of q
  */
 #ifndef LB_MATMUL_TEMPLATE_H
 #define LB_MATMUL_TEMPLATE_H
@@ -42,7 +44,7 @@ typedef struct {
 
 typedef void lb_tile_fn(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, int tokens, i32x16 *acc);
 
-static const int32_t lb_bits[3] = {2, 4, 8};
+static const int32_t lb_bits[5] = {2, 4, 8, 4, 8};
 
 LB_INLINE void lb_store_rows(float *y, f32x16 value, int32_t rows) {
     if (rows >= LB_ROWS) {
@@ -60,6 +62,47 @@ LB_INLINE void lb_store_sums(int32_t *y, i32x16 value, int32_t rows) {
     memcpy(y, all, (size_t)(rows < LB_ROWS ? rows : LB_ROWS) * sizeof *y);
 }
 
+/* Scales of a row group and a scale group, and their minima where the format has them. */
+typedef struct {
+    f32x16 scale, minimum;
+} lb_scales;
+
+LB_INLINE f32x16 lb_load_16(const lb_matrix *m, size_t at) {
+    return m->scales_f16 ? v_load_f16((const uint16_t *)m->scales + at) : v_load((const float *)m->scales + at);
+}
+
+LB_INLINE lb_scales lb_load_scales(const lb_matrix *m, int32_t row_group, int32_t group, const int32_t format) {
+    const size_t at = ((size_t)row_group * m->n_groups + group) * LB_ROWS * (lb_has_minima(format) ? 2 : 1);
+    lb_scales s = {lb_load_16(m, at), v_set1(0.0f)};
+    if (lb_has_minima(format)) s.minimum = lb_load_16(m, at + LB_ROWS);
+    return s;
+}
+
+/* x_scale * x_sum of the next groups of some tokens: made in vectors, read one by one. */
+enum { LB_SUMS_AHEAD = 16 };
+LB_INLINE void lb_make_x_sums(const lb_activations *a, int32_t token, const int tokens, int32_t group,
+                              float (*x_sums)[LB_SUMS_AHEAD]) {
+    const int32_t n = a->n_groups - group < LB_SUMS_AHEAD ? a->n_groups - group : LB_SUMS_AHEAD;
+    for (int j = 0; j < tokens; j++) {
+        const ptrdiff_t at = (ptrdiff_t)(token + j) * a->n_groups + group;
+        for (int32_t i = 0; i < n; i++) x_sums[j][i] = a->scale[at + i] * (float)a->sum[at + i];
+    }
+}
+
+/* Adds a group to y; x_sum is read where there are minima. */
+LB_INLINE f32x16 lb_add_group(f32x16 y, i32x16 sum, lb_scales s, float x_scale, const float *x_sum,
+                              const int32_t format) {
+    f32x16 part = v_mul(v_from_i32(sum), v_mul(s.scale, v_set1(x_scale)));
+    if (lb_has_minima(format)) part = v_add(part, v_mul(s.minimum, v_set1(*x_sum)));
+    return v_add(y, part);
+}
+
+/* Whether all scale groups are whole blocks of 32 columns. */
+LB_INLINE int lb_is_blocks_of_32(const lb_matmul_args *args) {
+    const lb_matrix *m = args->w;
+    return m->group_cols == 32 && m->block_cols == 32 && m->n_cols % 32 == 0 && !args->sums;
+}
+
 LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_t token, const int tokens,
                            const int32_t format, const int32_t offset, lb_tile_fn *tile) {
     const lb_matrix *m = args->w;
@@ -70,6 +113,8 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
     const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
     int32_t words_left = m->words;
+    const int minima = lb_has_minima(format);
+    float x_sums[LB_LONGEST_TILE][LB_SUMS_AHEAD];
     f32x16 y[LB_LONGEST_TILE];
     for (int j = 0; j < tokens; j++) y[j] = v_set1(0.0f);
 
@@ -95,12 +140,11 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
             }
             return;
         }
-        const size_t at = ((size_t)row_group * m->n_groups + g) * LB_ROWS;
-        const f32x16 w_scale =
-            m->scales_f16 ? v_load_f16((const uint16_t *)m->scales + at) : v_load((const float *)m->scales + at);
+        const lb_scales scales = lb_load_scales(m, row_group, g, format);
+        if (minima && g % LB_SUMS_AHEAD == 0) lb_make_x_sums(a, token, tokens, g, x_sums);
         for (int j = 0; j < tokens; j++) {
             const float x_scale = a->scale[(ptrdiff_t)(token + j) * a->n_groups + g];
-            y[j] = v_add(y[j], v_mul(v_from_i32(acc[j]), v_mul(w_scale, v_set1(x_scale))));
+            y[j] = lb_add_group(y[j], acc[j], scales, x_scale, &x_sums[j][g % LB_SUMS_AHEAD], format);
         }
     }
     for (int j = 0; j < tokens; j++) {

@@ -178,17 +178,21 @@ LB_INLINED void add_all_values(const void *values, ptrdiff_t at, int32_t chunks,
 /*
  * `heads` queries, q_step apart, over the positions from `first` to `count` of one kv head. Heads of one row (more = 0)
  * all have as many; neighbouring rows (more = 1) have one more each, all in the same span, and begin at 0. A query's
- * additions are the same, and in the same order, as if it came alone.
+ * additions are the same, and in the same order, as if it came alone. A sink is where the running maximum begins, so
+ * that its own weight is 1 then; `head` is the number of the first query's head.
  */
 LB_INLINED void attend(const lb_attention_args *a, char *const *block, const float *q, ptrdiff_t q_step, float *out,
-                       ptrdiff_t out_step, int32_t kv_head, int32_t first, int32_t count, const int heads,
+                       ptrdiff_t out_step, int32_t kv_head, int32_t head, int32_t first, int32_t count, const int heads,
                        const int more, const int32_t type) {
     const int32_t dim = a->head_dim, wide = a->value_dim, chunks = (wide + 15) / 16;
     const lb_kv *kv = &a->kv;
     const ptrdiff_t key_base = kv_head * kv->key_stride, value_base = kv_head * kv->value_stride;
     f32x16 total[LB_HEADS * LB_MAX_HEAD_DIM / 16];
     float weights[LB_HEADS][SPAN], highest[LB_HEADS], weight_sum[LB_HEADS];
-    for (int h = 0; h < heads; h++) highest[h] = -INFINITY, weight_sum[h] = 0.0f;
+    for (int h = 0; h < heads; h++) {
+        highest[h] = a->sinks ? a->sinks[more ? head : head + h] : -INFINITY;
+        weight_sum[h] = a->sinks ? 1.0f : 0.0f;
+    }
     for (int32_t c = 0; c < heads * chunks; c++) total[c] = v_set1(0.0f);
 
     block += first / SPAN;
@@ -266,23 +270,24 @@ LB_INLINED void attend_rows(const lb_attention_args *a, int32_t row, int32_t row
     for (int32_t end = row + rows; row < end;) {
         const int together = whole < shared && end - row >= LB_HEADS && are_neighbours(a, row);
         const int32_t n = together ? LB_HEADS : 1;
-        const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
-        float *out = a->out + row * out_stride + (ptrdiff_t)kv_head * shared * wide;
+        const int32_t first_head = kv_head * shared;
+        const float *q = a->q + row * a->q_stride + (ptrdiff_t)first_head * dim;
+        float *out = a->out + row * out_stride + (ptrdiff_t)first_head * wide;
         for (int32_t r = 0; r < n; r++) {
             const int32_t count = a->positions[row + r] + 1;
             for (int32_t head = 0; head < whole; head += LB_HEADS) {
                 attend(a, a->blocks[row + r], q + r * a->q_stride + head * dim, dim, out + r * out_stride + head * wide,
-                       wide, stored, first_seen(a, count), count, LB_HEADS, 0, type);
+                       wide, stored, first_head + head, first_seen(a, count), count, LB_HEADS, 0, type);
             }
         }
         const int32_t count = a->positions[row] + 1;
         for (int32_t head = whole; head < shared; head++) {
             if (together) {
-                attend(a, a->blocks[row], q + head * dim, a->q_stride, out + head * wide, out_stride, stored, 0, count,
-                       LB_HEADS, 1, type);
+                attend(a, a->blocks[row], q + head * dim, a->q_stride, out + head * wide, out_stride, stored,
+                       first_head + head, 0, count, LB_HEADS, 1, type);
             } else {
-                attend(a, a->blocks[row], q + head * dim, 0, out + head * wide, 0, stored, first_seen(a, count), count,
-                       1, 0, type);
+                attend(a, a->blocks[row], q + head * dim, 0, out + head * wide, 0, stored, first_head + head,
+                       first_seen(a, count), count, 1, 0, type);
             }
         }
         row += n;

@@ -17,7 +17,7 @@ from lowbit._kernels.dispatch cimport (
     parallel, table,
 )
 from lowbit._kernels.dispatch cimport LB_KV_SPAN
-from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, is_float, padded_cols, row_stride
+from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, group_scale_bytes, is_float, padded_cols, row_stride
 from lowbit._kernels.ops cimport ATTENTION_GRAIN, ATTENTION_ROWS, AttentionWork, attention_work, turn
 from lowbit._kernels.products cimport multiply_all
 
@@ -116,7 +116,7 @@ cdef class LatentLayer:
         out.m = (<PackedMatrix?>matrix).m
         out.m.n_rows = n_out
         out.codes = groups * group_code_bytes(&out.m)
-        out.scales = 0 if is_float(out.m.format) else groups * out.m.n_groups * LB_ROWS * (2 if out.m.scales_f16 else 4)
+        out.scales = groups * group_scale_bytes(&out.m)
         return 0
 
 
@@ -183,6 +183,7 @@ cdef class LatentScratch:
         attention.args.q, attention.args.q_stride, attention.args.out = self.absorbed, heads * width, self.queries
         attention.args.blocks, attention.args.positions, attention.args.window = rows.blocks, rows.positions, 0
         attention.args.n_heads, attention.args.n_kv_heads = heads, units
+        attention.args.sinks = NULL
         attention.n_rows = rows.n
         for i in range(rows.n):
             work += <int64_t>(rows.positions[i] + 1) * heads * width

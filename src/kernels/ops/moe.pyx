@@ -15,7 +15,7 @@ from libc.string cimport memcpy, memset
 from lowbit._kernels.dispatch cimport (
     LB_ROWS, checked, lb_activations, lb_matmul_args, lb_matrix, lb_plus, lb_times, parallel, table,
 )
-from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, is_float, padded_cols, row_stride
+from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, group_scale_bytes, is_float, padded_cols, row_stride
 from lowbit._kernels.ops cimport NormWork, norm_work
 from lowbit._kernels.paging cimport PagedMatrix
 from lowbit._kernels.products cimport multiply_all
@@ -48,7 +48,9 @@ cdef void gather_work(void *context, int32_t begin, int32_t end) noexcept nogil:
 
 cdef struct GateWork:
     float *gate_up          # (slots, 2 n)
-    int32_t n
+    const float *bias       # (experts, 2 n), or NULL
+    const int32_t *expert   # (slots,)
+    int32_t n, activation
     float clamp
 
 
@@ -61,16 +63,20 @@ cdef void gate_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     for i in range(begin, end):
         gate = c.gate_up + 2 * i * c.n
         up = gate + c.n
+        if c.bias != NULL:
+            table.add(gate, c.bias + 2 * <int64_t>c.expert[i] * c.n, 2 * c.n)
         if c.clamp < INFINITY:
             for j in range(c.n):
                 gate[j] = c.clamp if gate[j] > c.clamp else gate[j]
                 up[j] = c.clamp if up[j] > c.clamp else -c.clamp if up[j] < -c.clamp else up[j]
-        table.glu(gate, up, c.n, False)
+        table.glu(gate, up, c.n, c.activation)
 
 
 cdef struct SumWork:
     float *x                # (rows, hidden)
     const float *y          # (slots, hidden)
+    const float *bias       # (experts, hidden), or NULL
+    const int32_t *expert   # (rows, top_k)
     const float *weights
     const int32_t *slot
     const float *shared
@@ -79,13 +85,15 @@ cdef struct SumWork:
 
 
 cdef void sum_work(void *context, int32_t begin, int32_t end) noexcept nogil:
-    """x += weight * y of the row's experts, the best first, and then what the shared expert says."""
+    """x += weight * (y + bias) of the row's experts, the best first, and then what the shared expert says."""
     cdef const SumWork *c = <const SumWork *>context
     cdef int32_t hidden = c.hidden, k = c.top_k, start, n, j, r
     cdef int64_t i
     cdef float total[CHANNELS]
+    cdef float biased[CHANNELS]
     cdef float w, gate
     cdef const float *y
+    cdef const float *bias
     cdef float *x
     for i in range(begin, end):
         gate = 1
@@ -98,6 +106,11 @@ cdef void sum_work(void *context, int32_t begin, int32_t end) noexcept nogil:
             for r in range(k):
                 w = c.weights[i * k + r]
                 y = c.y + <int64_t>c.slot[i * k + r] * hidden + start
+                if c.bias != NULL:
+                    bias = c.bias + <int64_t>c.expert[i * k + r] * hidden + start
+                    for j in range(n):
+                        biased[j] = y[j] + bias[j]
+                    y = biased
                 if r == 0:
                     for j in range(n):
                         total[j] = w * y[j]
@@ -122,21 +135,24 @@ cdef class ExpertLayer:
     Parameters
     ----------
     plan : lowbit.plan.Experts
-    hidden : int
+    hidden, activation : int
     gate_up : list of PackedMatrix or PagedMatrix
         Of all experts: their rows follow one another. One matrix for gate and one for up, or one for both.
     down : PackedMatrix or PagedMatrix
-    bias : ndarray of float32, shape (n,), optional
-        What is added to the probabilities when experts are chosen.
+    bias, logit_bias : ndarray of float32, shape (n,), optional
+        What is added to the probabilities when experts are chosen, and to what they are made of.
+    gate_up_bias, down_bias : ndarray of float32, shape (n, 2 size) and (n, hidden), optional
     """
 
-    def __cinit__(self, plan, int32_t hidden, list gate_up, down, bias=None):
-        cdef const float[::1] view
+    def __cinit__(self, plan, int32_t hidden, int32_t activation, list gate_up, down, bias=None, logit_bias=None,
+                  gate_up_bias=None, down_bias=None):
         cdef int32_t i
         self.n, self.top_k, self.size, self.hidden = plan.n, plan.top_k, plan.size, hidden
         self.groups, self.top_groups = plan.groups, plan.top_groups
-        self.sigmoid, self.normalized = plan.router == "sigmoid", plan.normalized
+        self.sigmoid, self.chosen_only, self.normalized = (
+            plan.router == "sigmoid", plan.router == "softmax_chosen", plan.normalized)
         self.by_two = plan.group_best == 2
+        self.activation = activation
         self.scale, self.clamp = plan.scale, plan.clamp
         if not (1 <= self.top_k <= min(self.n, <int32_t>MAX_CHOSEN)
                 and 1 <= self.top_groups <= self.groups <= MAX_CHOSEN
@@ -149,14 +165,21 @@ cdef class ExpertLayer:
         for i in range(self.n_parts):
             self._projection(gate_up[i], 2 * self.size // self.n_parts, hidden, &self.parts[i])
         self._projection(down, hidden, self.size, &self.down)
-        if bias is not None:
-            bias = np.require(bias, np.float32, "CA")
-            if bias.shape != (self.n,):
-                raise FormatError(f"a bias of shape {bias.shape} for {self.n} experts")
-            self.keep.append(bias)
-            self.nbytes += bias.nbytes
-            view = bias
-            self.bias = &view[0]
+        self.bias, self.logit_bias = self._bias(bias, 1), self._bias(logit_bias, 1)
+        self.gate_up_bias, self.down_bias = self._bias(gate_up_bias, 2 * self.size), self._bias(down_bias, hidden)
+
+    cdef const float *_bias(self, values, int32_t width) except? NULL:
+        """Take over `width` floats of each expert, or none at all."""
+        cdef const float[::1] view
+        if values is None:
+            return NULL
+        values = np.require(values, np.float32, "CA").reshape(-1)
+        if values.size != self.n * <int64_t>width:
+            raise FormatError(f"biases of {values.size} values for {self.n} experts of {width}")
+        self.keep.append(values)
+        self.nbytes += values.nbytes
+        view = values
+        return &view[0]
 
     cdef int _projection(self, matrix, int32_t n_out, int32_t n_in, Projection *out) except -1:
         cdef size_t groups = n_out // LB_ROWS
@@ -172,7 +195,7 @@ cdef class ExpertLayer:
             self.used_bytes += matrix.nbytes // self.n * self.top_k
         out.m.n_rows = n_out
         out.codes = groups * group_code_bytes(&out.m)
-        out.scales = 0 if is_float(out.m.format) else groups * out.m.n_groups * LB_ROWS * (2 if out.m.scales_f16 else 4)
+        out.scales = groups * group_scale_bytes(&out.m)
         self.nbytes += matrix.nbytes
         return 0
 
@@ -211,6 +234,7 @@ cdef class ExpertScratch:
         self.weights = <float *>self._take(slots, 4)
         self.slot = <int32_t *>self._take(slots, 4)
         self.row = <int32_t *>self._take(slots, 4)
+        self.expert = <int32_t *>self._take(slots, 4)
         self.starts = <int32_t *>self._take(n + 1, 4)
         self.q8 = <int8_t *>self._take(slots, stride)
         self.scales = <float *>self._take(slots, 4 * groups)
@@ -240,23 +264,26 @@ cdef class ExpertScratch:
         cdef int status
         route.logits, route.scores = self.logits, self.logits + <size_t>rows.n * layer.n
         route.chosen, route.weights, route.bias = self.chosen, self.weights, layer.bias
+        route.logit_bias, route.chosen_only = layer.logit_bias, layer.chosen_only
         route.n, route.top_k, route.groups, route.top_groups = layer.n, layer.top_k, layer.groups, layer.top_groups
         route.sigmoid, route.normalized, route.scale = layer.sigmoid, layer.normalized, layer.scale
         route.by_two = layer.by_two
         parallel(route_work, &route, rows.n, chunk, threads)
-        sort_rows(self.chosen, rows.n, layer.top_k, layer.n, self.starts, self.slot, self.row)
+        sort_rows(self.chosen, rows.n, layer.top_k, layer.n, self.starts, self.slot, self.row, self.expert)
         if layer.down.paged != NULL:
             self._prefetch(layer)
         status = self._project(layer, layer.parts, layer.n_parts, rows, False)
         if status:
             return status
         gate.gate_up, gate.n, gate.clamp = self.wide, layer.size, layer.clamp
+        gate.activation, gate.bias, gate.expert = layer.activation, layer.gate_up_bias, self.expert
         parallel(gate_work, &gate, slots, chunk, threads)
         status = self._project(layer, &layer.down, 1, rows, True)
         if status:
             return status
         add.x, add.y, add.weights, add.slot, add.shared = rows.out, self.y, self.weights, self.slot, rows.shared
         add.gates, add.hidden, add.top_k = rows.gates, layer.hidden, layer.top_k
+        add.bias, add.expert = layer.down_bias, self.chosen
         parallel(sum_work, &add, rows.n, chunk, threads)
         return 0
 

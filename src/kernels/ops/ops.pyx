@@ -71,6 +71,8 @@ cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nog
 cdef void add_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef AddWork *c = <AddWork *>context
     cdef int64_t i
+    for i in range(begin, end if c.bias != NULL else begin):
+        table.add(c.y + i * c.n, c.bias, c.n)
     for i in range(begin, end if c.norm != NULL else begin):
         table.rms_norm(c.y + i * c.n, c.norm, c.n, c.eps, c.y + i * c.n)
     scale_by(c.y + <int64_t>begin * c.n, c.scale, <int64_t>(end - begin) * c.n)

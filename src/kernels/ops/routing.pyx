@@ -60,6 +60,19 @@ cdef void leave_groups(float *score, int32_t n, int32_t groups, int32_t top_grou
                 score[i] = -INFINITY
 
 
+cdef void soften(float *p, int32_t n) noexcept nogil:
+    """Softmax."""
+    cdef float top = p[0], total = 0
+    cdef int32_t j
+    for j in range(1, n):
+        top = p[j] if p[j] > top else top
+    table.exp(p, top, 1, n, p)
+    for j in range(n):
+        total = total + p[j]
+    for j in range(n):
+        p[j] = p[j] / total
+
+
 cdef void route_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef RouteWork *c = <RouteWork *>context
     cdef int32_t n = c.n, k = c.top_k, j
@@ -68,23 +81,19 @@ cdef void route_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef float *scores
     cdef float *weights
     cdef int32_t *chosen
-    cdef float top, total
+    cdef float total
     for i in range(begin, end):
         p, scores, weights, chosen = c.logits + i * n, c.scores + i * n, c.weights + i * k, c.chosen + i * k
-        if c.sigmoid:
+        if c.logit_bias != NULL:
+            table.add(p, c.logit_bias, n)
+        if c.chosen_only:
+            pass
+        elif c.sigmoid:
             table.exp(p, 0, -1, n, p)
             for j in range(n):
                 p[j] = 1 / (1 + p[j])
         else:
-            top = p[0]
-            for j in range(1, n):
-                top = p[j] if p[j] > top else top
-            table.exp(p, top, 1, n, p)
-            total = 0
-            for j in range(n):
-                total = total + p[j]
-            for j in range(n):
-                p[j] = p[j] / total
+            soften(p, n)
         if c.bias == NULL and c.groups == 1:
             choose(p, n, k, chosen)
         else:
@@ -93,9 +102,12 @@ cdef void route_work(void *context, int32_t begin, int32_t end) noexcept nogil:
             if c.groups > 1:
                 leave_groups(scores, n, c.groups, c.top_groups, c.by_two)
             choose(scores, n, k, chosen)
-        total = 0
         for j in range(k):
             weights[j] = p[chosen[j]]
+        if c.chosen_only:
+            soften(weights, k)
+        total = 0
+        for j in range(k):
             total = total + weights[j]
         if c.normalized:
             total = total if total > LEAST_SUM else LEAST_SUM
@@ -107,7 +119,7 @@ cdef void route_work(void *context, int32_t begin, int32_t end) noexcept nogil:
 
 
 cdef void sort_rows(const int32_t *chosen, int32_t rows, int32_t k, int32_t n, int32_t *starts, int32_t *slot,
-                    int32_t *row) noexcept nogil:
+                    int32_t *row, int32_t *expert) noexcept nogil:
     """Give every (row, expert) a slot: expert after expert, and the rows of an expert as they come."""
     cdef int32_t i, j, e, at
     memset(starts, 0, sizeof(int32_t) * <size_t>(n + 1))
@@ -122,6 +134,7 @@ cdef void sort_rows(const int32_t *chosen, int32_t rows, int32_t k, int32_t n, i
             starts[e] += 1
             slot[i * k + j] = at
             row[at] = i
+            expert[at] = e
     for e in range(n, 0, -1):       # each points to the end of its own slots, which is where the next begin
         starts[e] = starts[e - 1]
     starts[0] = 0

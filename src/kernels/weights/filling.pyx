@@ -1,13 +1,14 @@
 """Filling packed matrices: from stored rows to the order in which the kernels read them, row group by row group.
 
-The formats of files whose bytes already hold the right columns together (TQ2_0, I2_S, Q4_0, Q8_0) are packed by
-transposing 32-bit words; floats go as they are, or are rounded to 8 bits; anything else comes as codes, one byte each.
+The formats of files whose bytes already hold the right columns together (TQ2_0, I2_S, Q4_0, Q4_1, Q8_0) are packed by
+transposing 32-bit words, and so are Q5_0 and Q5_1 once their codes are bytes; floats go as they are, or are rounded to
+8 bits; anything else comes as codes, one byte each.
 """
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
-from lowbit._kernels.dispatch cimport LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, lb_matrix
+from lowbit._kernels.dispatch cimport LB_F16, LB_F32, LB_ROWS, LB_U2, lb_matrix, lb_scales_at
 
 
 cdef extern from "half.h":
@@ -15,7 +16,7 @@ cdef extern from "half.h":
     float lb_bits_to_float(uint32_t bits) noexcept nogil
 
 cdef extern from "rounding.h":
-    void lb_block_weights(int32_t type, const uint8_t *block, float *w) noexcept nogil
+    void lb_five_bit_codes(const uint8_t *nibbles, const uint8_t *fifths, int32_t offset, uint8_t *codes) noexcept nogil
     int lb_round_weights(const float *w, int32_t n, uint8_t *codes, uint16_t *scale) noexcept nogil
 
 
@@ -24,11 +25,14 @@ cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef const lb_matrix *m = c.m
     cdef BlockLayout layout = c.layout
     cdef size_t row_bytes = <size_t>c.blocks_per_row * layout.block_bytes
-    cdef uint32_t empty = 0x55555555u if m.format == LB_U2 else 0x88888888u if m.format == LB_U4 else 0x80808080u
+    cdef size_t step = 2 * LB_ROWS if layout.minimum_at else LB_ROWS     # from the scales of a block to the next
+    cdef uint32_t empty = <uint32_t>empty_byte(m.format) * 0x01010101u
     cdef uint32_t w, invalid = 0
     cdef uint16_t scale
     cdef int32_t group, lane, block, t
     cdef const uint8_t *source
+    cdef const uint8_t *codes
+    cdef uint8_t five_bits[32]
     cdef uint8_t *target
     cdef uint16_t *scales
     cdef bint zero
@@ -36,11 +40,12 @@ cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil:
         target = <uint8_t *>m.codes + <size_t>(c.first_group + group) * m.words * 64
         scales = NULL
         if m.scales_f16:
-            scales = <uint16_t *>m.scales + <size_t>(c.first_group + group) * m.n_groups * LB_ROWS
+            scales = <uint16_t *>m.scales + lb_scales_at(m, c.first_group + group, 0)
         for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
             source = c.source + (<size_t>group * LB_ROWS + lane) * row_bytes
             for block in range(c.blocks_per_row):
                 zero = False
+                codes = source + layout.codes_at
                 if layout.scale_at >= 0:
                     memcpy(&scale, source + layout.scale_at, 2)
                     if scale & 0x7c00u == 0x7c00u:
@@ -48,9 +53,17 @@ cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil:
                     if c.one_scale:
                         zero = scale & 0x7fffu == 0
                     else:
-                        scales[block * LB_ROWS + lane] = scale
+                        scales[block * step + lane] = scale
+                if layout.minimum_at:
+                    memcpy(&scale, source + layout.minimum_at, 2)
+                    if scale & 0x7c00u == 0x7c00u:
+                        c.bad_scale = True
+                    scales[block * step + LB_ROWS + lane] = scale
+                if layout.fifths_at:
+                    lb_five_bit_codes(codes, source + layout.fifths_at, 128 if layout.minimum_at else 112, five_bits)
+                    codes = five_bits
                 for t in range(layout.words):
-                    memcpy(&w, source + layout.codes_at + 4 * t, 4)
+                    memcpy(&w, codes + 4 * t, 4)
                     w ^= layout.flip
                     if layout.reverse:
                         w = ((w & 0x03030303u) << 6 | (w & 0x0c0c0c0cu) << 2 | (w >> 2 & 0x0c0c0c0cu)
@@ -139,9 +152,7 @@ cdef void fill_rounded(void *context, int32_t begin, int32_t end) noexcept nogil
             at = (<size_t>group * LB_ROWS + lane) * m.n_cols
             for g in range(m.n_groups):
                 n = min(32, m.n_cols - 32 * g)
-                if c.block_bytes:
-                    lb_block_weights(c.source_format, c.source + at // 32 * c.block_bytes, w)
-                elif c.source_format == LB_F32:
+                if c.source_format == LB_F32:
                     memcpy(w, c.source + 4 * at, 4 * n)
                 else:
                     for i in range(n):

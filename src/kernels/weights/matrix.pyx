@@ -2,7 +2,7 @@
 
 1. `PackedMatrix` owns the memory. It is made empty, and filled by rows: several tensors of a file can become one
    matrix (query, key and value; gate and up), so that one pass over the activations serves them all.
-2. Filling, whose loops are in `filling.pyx`, checks what the kernels rely on: codes in range, finite scales.
+2. Filling, whose loops are in `filling.pyx`, checks what the kernels rely on: codes in range, finite scales and minima.
 """
 from libc.math cimport isfinite
 from libc.stddef cimport size_t
@@ -10,12 +10,12 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U8, alloc_weights, begin_floats, checked, end_floats,
-    free_aligned, lb_float_mode, lb_matrix, lb_plus, lb_row_groups, lb_times, parallel, work_fn,
+    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U4M, LB_U8, LB_U8M, alloc_weights, begin_floats, checked,
+    end_floats, free_aligned, lb_float_mode, lb_has_minima, lb_matrix, lb_plus, lb_row_groups, lb_scales_at, lb_times,
+    parallel, work_fn,
 )
 from lowbit._kernels.filling cimport (
-    LB_Q4_1, LB_Q5_0, LB_Q5_1, BlockLayout, Fill, fields_of, fill_blocks, fill_codes, fill_floats, fill_rounded,
-    offset_of, value_size,
+    BlockLayout, Fill, empty_byte, fields_of, fill_blocks, fill_codes, fill_floats, fill_rounded, offset_of, value_size,
 )
 
 import numpy as np
@@ -27,10 +27,11 @@ cdef extern from "half.h":
     float lb_half_to_float(uint16_t h) noexcept nogil
     float lb_bits_to_float(uint32_t bits) noexcept nogil
 
-FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "f32": LB_F32, "f16": LB_F16, "bf16": LB_BF16}
-BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32}
+FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "u4m": LB_U4M, "u8m": LB_U8M, "f32": LB_F32, "f16": LB_F16,
+           "bf16": LB_BF16}
+BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32, "u4m": 32, "u8m": 32}
 MAX_COLS = 1 << 18  # int32 sums: see the bounds in isa/*/matmul.c
-MAX_GROUP_COLS = {"u2": 1 << 18, "u4": 1 << 18, "u8": 1 << 16}
+MAX_GROUP_COLS = {"u2": 1 << 18, "u4": 1 << 18, "u8": 1 << 16, "u4m": 1 << 18, "u8m": 1 << 16}
 
 
 cdef bint is_float(int32_t format) noexcept nogil:
@@ -40,6 +41,19 @@ cdef bint is_float(int32_t format) noexcept nogil:
 cdef size_t group_code_bytes(const lb_matrix *m) noexcept nogil:
     """Bytes of the codes, or float values, of one row group."""
     return <size_t>m.n_cols * LB_ROWS * value_size(m.format) if is_float(m.format) else <size_t>m.words * 64
+
+
+cdef size_t group_scale_bytes(const lb_matrix *m) noexcept nogil:
+    """Bytes of the scales of one row group, with their minima."""
+    if is_float(m.format):
+        return 0
+    return <size_t>m.n_groups * LB_ROWS * (2 if m.scales_f16 else 4) * (2 if lb_has_minima(m.format) else 1)
+
+
+cdef float scale_at(const lb_matrix *m, size_t at) noexcept nogil:
+    if m.scales_f16:
+        return lb_half_to_float((<const uint16_t *>m.scales)[at])
+    return (<const float *>m.scales)[at]
 
 
 cdef int32_t padded_cols(const lb_matrix *m) noexcept nogil:
@@ -62,7 +76,7 @@ cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
     cdef int32_t t, b, f, column, start = 0, g
     cdef const uint8_t *w
     cdef size_t at
-    cdef float scale
+    cdef float scale, minimum = 0
     if is_float(m.format):
         at = <size_t>group * m.n_cols * LB_ROWS + lane
         for column in range(m.n_cols):
@@ -82,11 +96,10 @@ cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
     while words_left > 0:
         words = min(words_left, block_words)
         g = start // m.group_cols if m.n_groups > 1 else 0
-        at = (<size_t>group * m.n_groups + g) * LB_ROWS + lane
-        if m.scales_f16:
-            scale = lb_half_to_float((<const uint16_t *>m.scales)[at])
-        else:
-            scale = (<const float *>m.scales)[at]
+        at = lb_scales_at(m, group, g) + lane
+        scale = scale_at(m, at)
+        if lb_has_minima(m.format):
+            minimum = scale_at(m, at + LB_ROWS)
         for f in range(fields):
             for t in range(words):
                 for b in range(4):
@@ -94,6 +107,8 @@ cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
                     if column < m.n_cols:
                         out[column] = (((w[t * 64 + b] >> (bits * f)) & ((1 << bits) - 1))
                                        - offset_of(m.format)) * scale
+                        if lb_has_minima(m.format):
+                            out[column] += minimum
         w += words * 64
         words_left -= words
         start += words * 4 * fields
@@ -105,11 +120,14 @@ cdef const float[:, ::1] aligned(const float[:, ::1] x):
 
 
 cdef dict LAYOUTS = {
-    # type: (format, columns per stored block, bytes, codes at, scale at, words, reverse, flip)
-    "TQ2_0": ("u2", 256, 66, 0, 64, 16, False, 0),
-    "I2_S": ("u2", 128, 32, 0, -1, 8, True, 0),
-    "Q4_0": ("u4", 32, 18, 2, 0, 4, False, 0),
-    "Q8_0": ("u8", 32, 34, 2, 0, 8, False, 0x80808080),
+    # type: (format, columns per stored block, bytes, codes at, scale at, minimum at, fifths at, words, reverse, flip)
+    "TQ2_0": ("u2", 256, 66, 0, 64, 0, 0, 16, False, 0),
+    "I2_S": ("u2", 128, 32, 0, -1, 0, 0, 8, True, 0),
+    "Q4_0": ("u4", 32, 18, 2, 0, 0, 0, 4, False, 0),
+    "Q4_1": ("u4m", 32, 20, 4, 0, 2, 0, 4, False, 0),
+    "Q5_0": ("u8", 32, 22, 6, 0, 0, 2, 8, False, 0),
+    "Q5_1": ("u8m", 32, 24, 8, 0, 2, 4, 8, False, 0),
+    "Q8_0": ("u8", 32, 34, 2, 0, 0, 0, 8, False, 0x80808080),
 }
 
 
@@ -117,10 +135,12 @@ cdef BlockLayout block_layout(str type, const lb_matrix *m) except *:
     """How stored blocks of a type become words of a matrix; FormatError if they do not fit it."""
     if type not in LAYOUTS:
         raise FormatError(f"{type} is not packed by blocks")
-    format, cols, block_bytes, codes_at, scale_at, words, reverse, flip = LAYOUTS[type]
+    format, cols, block_bytes, codes_at, scale_at, minimum_at, fifths_at, words, reverse, flip = LAYOUTS[type]
     if FORMATS[format] != m.format or m.n_cols % cols:
         raise FormatError(f"{type} needs rows of a multiple of {cols} weights, not {m.n_cols}")
-    return BlockLayout(cols, block_bytes, codes_at, scale_at, words, reverse, flip)
+    if minimum_at and not m.scales_f16:
+        raise FormatError(f"{type} needs float16 scales")
+    return BlockLayout(cols, block_bytes, codes_at, scale_at, minimum_at, fifths_at, words, reverse, flip)
 
 
 cdef int check_bytes(const uint8_t[::1] raw, int64_t rows, size_t row_bytes, str what) except -1:
@@ -130,8 +150,8 @@ cdef int check_bytes(const uint8_t[::1] raw, int64_t rows, size_t row_bytes, str
 
 
 FLOAT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-ROUNDED_TYPES = {"Q4_1": (LB_Q4_1, 20), "Q5_0": (LB_Q5_0, 22), "Q5_1": (LB_Q5_1, 24)}
 BLOCK_TYPES = {name: layout[:2] for name, layout in LAYOUTS.items()}
+GROWING_TYPES = {name for name, layout in LAYOUTS.items() if layout[6]}  # those that take more bytes packed than stored
 
 
 cdef class PackedMatrix:
@@ -140,7 +160,7 @@ cdef class PackedMatrix:
     Parameters
     ----------
     format : str
-        ``u2`` (ternary), ``u4``, ``u8``, ``f32``, ``f16`` or ``bf16``.
+        ``u2`` (ternary), ``u4``, ``u8``, ``u4m``, ``u8m`` (with minima), ``f32``, ``f16`` or ``bf16``.
     n_rows, n_cols : int
         Outputs and inputs.
     group_cols : int, optional
@@ -173,19 +193,19 @@ cdef class PackedMatrix:
         else:
             block = block_cols or BLOCK_COLS[format]
             group = group_cols or n_cols
-            if block % (16 if format == "u2" else 8 if format == "u4" else 4) or not 0 < block <= BLOCK_COLS[format]:
+            fields = fields_of(self.m.format)
+            if block % (4 * fields) or not 0 < block <= BLOCK_COLS[format]:
                 raise FormatError(f"blocks of {block} columns do not fit format {format}")
             if group < 1 or (group < n_cols and group % block):
                 raise FormatError(f"scale groups of {group_cols} columns are no multiple of {block}")
             if group > MAX_GROUP_COLS[format]:
                 raise FormatError(f"scale groups of {group} columns are too long for format {format}")
-            fields = fields_of(self.m.format)
             self.m.block_cols = block
             self.m.group_cols = min(group, n_cols)
             self.m.n_groups = (n_cols + group - 1) // group
             self.m.words = n_cols // block * (block // (4 * fields)) + -(-(n_cols % block) // (4 * fields))
             self.m.scales_f16 = scales_f16
-            scale_bytes = lb_times(lb_row_groups(n_rows), <size_t>self.m.n_groups * LB_ROWS * (2 if scales_f16 else 4))
+            scale_bytes = lb_times(lb_row_groups(n_rows), group_scale_bytes(&self.m))
         code_bytes = lb_times(lb_row_groups(n_rows), group_code_bytes(&self.m))
         checked(lb_plus(code_bytes, scale_bytes), f"a matrix of {n_rows} x {n_cols}")
         self.m.codes = <const uint8_t *>alloc_weights(code_bytes)
@@ -204,13 +224,10 @@ cdef class PackedMatrix:
         """Rows and columns beyond the matrix have weight 0 and scale 0; rows in it are all written by fill."""
         cdef lb_matrix *m = &self.m
         cdef int32_t last = lb_row_groups(m.n_rows) - 1
-        cdef size_t group_bytes = group_code_bytes(&self.m), scale_bytes
-        cdef int fill = 0
-        if not is_float(m.format):
-            fill = 0x55 if m.format == LB_U2 else 0x88 if m.format == LB_U4 else 0x80
-            scale_bytes = <size_t>m.n_groups * LB_ROWS * (2 if m.scales_f16 else 4)
+        cdef size_t group_bytes = group_code_bytes(m), scale_bytes = group_scale_bytes(m)
+        if scale_bytes:
             memset(<uint8_t *>m.scales + last * scale_bytes, 0, scale_bytes)
-        memset(<uint8_t *>m.codes + last * group_bytes, fill, group_bytes)
+        memset(<uint8_t *>m.codes + last * group_bytes, empty_byte(m.format), group_bytes)
 
     @property
     def shape(self):
@@ -249,7 +266,7 @@ cdef class PackedMatrix:
 
     def fill_blocks(self, str type, const uint8_t[::1] raw, int64_t rows, scale=None, int64_t first_row=0,
                     int32_t threads=1):
-        """Fill rows from the stored bytes of a TQ2_0, I2_S, Q4_0 or Q8_0 tensor.
+        """Fill rows from the stored bytes of a tensor of one of `BLOCK_TYPES`.
 
         Parameters
         ----------
@@ -281,7 +298,7 @@ cdef class PackedMatrix:
         self.source_type = type
 
     def fill_codes(self, const uint8_t[:, ::1] codes, int64_t first_row=0, int32_t threads=1):
-        """Fill rows from codes of shape (rows, n_cols): 0..2 for ``u2``, 0..15 for ``u4``, 0..255 for ``u8``."""
+        """Fill rows from codes of shape (rows, n_cols): 0..2 for ``u2``, 0..15 for ``u4`` and ``u4m``, 0..255 else."""
         cdef Fill c
         self._check_rows(first_row, codes.shape[0])
         if is_float(self.m.format) or codes.shape[1] != self.m.n_cols:
@@ -290,9 +307,20 @@ cdef class PackedMatrix:
         if c.bad_code:
             raise FormatError("a weight has a code that does not exist")
 
-    def fill_scales(self, const float[:, ::1] scales, int64_t first_row=0):
-        """Set the scales of rows, shape (rows, n_groups). Raises FormatError if one is not finite."""
-        cdef int64_t row, g, at
+    def fill_scales(self, scales, int64_t first_row=0, minima=None):
+        """Set the float32 scales of rows, and the minima that come with them, both of shape (rows, n_groups).
+
+        Raises FormatError if one is not finite.
+        """
+        if (minima is not None) != lb_has_minima(self.m.format):
+            raise FormatError("minima belong to the formats u4m and u8m, and only to these")
+        self._fill_scales(scales, first_row, 0)
+        if minima is not None:
+            self._fill_scales(minima, first_row, LB_ROWS)
+
+    def _fill_scales(self, const float[:, ::1] scales, int64_t first_row, int32_t behind):
+        cdef int64_t row, g
+        cdef size_t at
         scales = aligned(scales)
         self._check_rows(first_row, scales.shape[0])
         if is_float(self.m.format) or scales.shape[1] != self.m.n_groups or self.m.scales_f16:
@@ -301,7 +329,7 @@ cdef class PackedMatrix:
             for g in range(scales.shape[1]):
                 if not isfinite(scales[row, g]):
                     raise FormatError("a scale is not finite")
-                at = ((first_row + row) // LB_ROWS * self.m.n_groups + g) * LB_ROWS + (first_row + row) % LB_ROWS
+                at = lb_scales_at(&self.m, (first_row + row) // LB_ROWS, g) + behind + (first_row + row) % LB_ROWS
                 (<float *>self.m.scales)[at] = scales[row, g]
 
     def fill_floats(self, const uint8_t[::1] raw, int64_t rows, int64_t first_row=0, int32_t threads=1):
@@ -314,27 +342,18 @@ cdef class PackedMatrix:
         self._fill(fill_floats, &c, &raw[0], rows, first_row, threads)
 
     def fill_rounded(self, str type, const uint8_t[::1] raw, int64_t rows, int64_t first_row=0, int32_t threads=1):
-        """Fill rows of a ``u8`` matrix with 32 columns per float16 scale from F32, F16, BF16, Q4_1, Q5_0 or Q5_1, as
-        Q8_0 rounds.
+        """Fill rows of a ``u8`` matrix with 32 columns per float16 scale from F32, F16 or BF16, as Q8_0 rounds.
 
         Raises FormatError if a weight is not finite, or too large for a float16 scale.
         """
         cdef Fill c
-        cdef size_t row_bytes
         self._check_rows(first_row, rows)
-        if type in ROUNDED_TYPES:
-            c.source_format, c.block_bytes = ROUNDED_TYPES[type]
-            row_bytes = <size_t>self.m.n_cols // 32 * c.block_bytes
-            if self.m.n_cols % 32:
-                raise FormatError(f"{type} needs rows of a multiple of 32 weights, not {self.m.n_cols}")
-        elif type in FLOAT_TYPES:
-            c.source_format, c.block_bytes = FORMATS[FLOAT_TYPES[type]], 0
-            row_bytes = self.m.n_cols * value_size(c.source_format)
-        else:
+        if type not in FLOAT_TYPES:
             raise FormatError(f"{type} is not rounded from its stored bytes")
+        c.source_format = FORMATS[FLOAT_TYPES[type]]
         if self.m.format != LB_U8 or not self.m.scales_f16 or self.m.group_cols != min(32, self.m.n_cols):
             raise FormatError("rounding to 8 bits needs a u8 matrix with a float16 scale for each 32 weights")
-        check_bytes(raw, rows, row_bytes, type)
+        check_bytes(raw, rows, self.m.n_cols * value_size(c.source_format), type)
         self._fill(fill_rounded, &c, &raw[0], rows, first_row, threads)
         if c.bad_scale:
             raise FormatError("a weight is not finite, or too large")

@@ -2,9 +2,9 @@
 
 1. A matrix is cut into blocks of whole row groups. A block is a span, a matrix of its own: all codes, then all scales,
    so that the kernels take it with their tiles as they take a matrix in memory.
-2. A block is read as it lies in the file; that of a stored TQ2_0, I2_S, Q4_0 or Q8_0 tensor takes no more bytes packed.
-   It is packed into scratch memory, and goes back into the cache's unless it only passes through. Memory is changed
-   only if all codes and scales are good; if one is not, every pass that comes to it fails alike.
+2. A block is read as it lies in the file; that of a stored TQ2_0, I2_S, Q4_0, Q4_1 or Q8_0 tensor takes no more bytes
+   packed. It is packed into scratch memory, and goes back into the cache's unless it only passes through. Memory is
+   changed only if all codes and scales are good; if one is not, every pass that comes to it fails alike.
 3. What no kernel can read from the file is packed at load into a spill file, row group by row group.
 4. Rows beyond the last whole row group stay resident.
 5. One thread walks through the blocks and the pool shares their row groups, those of neighbouring blocks that stay in
@@ -20,7 +20,7 @@ from lowbit._kernels.dispatch cimport (
     LB_ROWS, alloc_aligned, free_aligned, lb_activations, lb_matmul_args, lb_matrix, parallel,
 )
 from lowbit._kernels.filling cimport Fill, fill_blocks
-from lowbit._kernels.matrix cimport PackedMatrix, block_layout, group_code_bytes, matrix_row
+from lowbit._kernels.matrix cimport PackedMatrix, block_layout, group_code_bytes, group_scale_bytes, matrix_row
 from lowbit._kernels.products cimport multiply, multiply_all
 
 import numpy as np
@@ -45,7 +45,7 @@ def trim_heap():
 cdef void split_groups(void *context, int32_t begin, int32_t end) noexcept nogil:
     """Row groups with their codes and scales become all codes and all scales."""
     cdef Fill *c = <Fill *>context
-    cdef size_t codes = group_code_bytes(c.m), scales = <size_t>c.m.n_groups * LB_ROWS * (2 if c.m.scales_f16 else 4)
+    cdef size_t codes = group_code_bytes(c.m), scales = group_scale_bytes(c.m)
     cdef int32_t i
     for i in range(begin, end):
         memcpy(<uint8_t *>c.m.codes + i * codes, c.source + i * (codes + scales), codes)

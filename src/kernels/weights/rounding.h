@@ -1,6 +1,6 @@
-/* Rounding 32 weights to 8 bits, from floats or from stored blocks of 32.
+/* 32 weights to 8 bits: codes of five bits, and floats that are rounded.
  *
- * The loops are apart so that compilers make vectors of them. What they compute is Q8_0's rounding, bit for bit:
+ * The loops are apart so that compilers make vectors of them. Rounding is that of Q8_0, bit for bit:
  * scale = max|w| / 127 as float16, code = round half away(w / scale) + 128.
  */
 #ifndef LB_ROUNDING_H
@@ -11,36 +11,16 @@
 
 #include "half.h"
 
-enum { LB_Q4_1 = 100, LB_Q5_0, LB_Q5_1 };
-
-static inline float lb_half_at(const uint8_t *at) {
-    uint16_t half;
-    memcpy(&half, at, 2);
-    return lb_half_to_float(half);
-}
-
-/* A block's weights: d * q + m of Q4_1 and Q5_1, d * (q - 16) of Q5_0. The low nibbles are weights 0..15, the high ones
- * 16..31; bit i of the 32 that follow the floats of Q5 is the fifth of weight i. */
-static inline void lb_block_weights(int32_t type, const uint8_t *block, float *w) {
-    const uint8_t *at = block + (type == LB_Q5_0 ? 2 : 4);
-    float d = lb_half_at(block), m = type == LB_Q5_0 ? 0 : lb_half_at(block + 2);
-    uint32_t fifth = 0;
-    uint8_t q[32];
-    int32_t i;
-    if (type != LB_Q4_1) {
-        memcpy(&fifth, at, 4);
-        at += 4;
+/* Codes of a block of Q5_0 or Q5_1, and `offset` more. The low nibbles belong to weights 0..15, the high ones to
+ * 16..31; bit i of the fifths is the highest of weight i. */
+static inline void lb_five_bit_codes(const uint8_t *nibbles, const uint8_t *fifths, int32_t offset, uint8_t *codes) {
+    uint32_t fifth;
+    memcpy(&fifth, fifths, 4);
+    for (int32_t i = 0; i < 16; i++) {
+        codes[i] = nibbles[i] & 15;
+        codes[i + 16] = nibbles[i] >> 4;
     }
-    for (i = 0; i < 16; i++) {
-        q[i] = at[i] & 15;
-        q[i + 16] = at[i] >> 4;
-    }
-    if (type != LB_Q4_1)
-        for (i = 0; i < 32; i++) q[i] |= (uint8_t)((fifth >> i & 1) << 4);
-    if (type == LB_Q5_0)
-        for (i = 0; i < 32; i++) w[i] = (float)((int32_t)q[i] - 16) * d;
-    else
-        for (i = 0; i < 32; i++) w[i] = (float)(int32_t)q[i] * d + m;
+    for (int32_t i = 0; i < 32; i++) codes[i] = (uint8_t)((codes[i] | (fifth >> i & 1) << 4) + (uint32_t)offset);
 }
 
 /* Round `n` weights, at most 32, to codes; those behind them are 128, which is 0. Returns 0 if a weight is not finite

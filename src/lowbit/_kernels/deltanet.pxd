@@ -15,6 +15,8 @@ cdef struct Delta:
     const float *ones               # (channels,)
     const float *key_scale          # (dim,): dim**-0.5
     const float *query_scale        # (dim,): 1 / dim
+    bint grouped                    # value heads of one key head stand side by side, and so do their rates
+    bint fused                      # so do queries, keys, values and gates, as they come from the projection
     int64_t window_at               # (taps - 1, channels): the last inputs of the convolution
     int64_t matrix_at               # (n_value_heads, dim, dim padded to 16): by key, then by value
 

@@ -9,6 +9,8 @@ cdef extern from "kernels.h":
         LB_U2
         LB_U4
         LB_U8
+        LB_U4M
+        LB_U8M
         LB_F32
         LB_F16
         LB_BF16
@@ -20,6 +22,7 @@ cdef extern from "kernels.h":
         LB_SILU
         LB_RELU2
         LB_GELU
+        LB_SWIGLU_OAI
         LB_LINE_ROWS
         LB_CHANNELS
 
@@ -85,6 +88,7 @@ cdef extern from "kernels.h":
         int32_t kv_type
         int32_t value_dim
         int32_t window
+        const float *sinks
 
     ctypedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end) noexcept nogil
     ctypedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end) noexcept nogil
@@ -126,6 +130,8 @@ cdef extern from "kernels.h":
         lb_dot_peak_fn *dot_peak
 
     int32_t lb_row_groups(int32_t rows) noexcept nogil
+    bint lb_has_minima(int32_t format) noexcept nogil
+    size_t lb_scales_at(const lb_matrix *m, int32_t row_group, int32_t group) noexcept nogil
     int32_t lb_lines(int32_t rows) noexcept nogil
 
 cdef extern from "floats.h":

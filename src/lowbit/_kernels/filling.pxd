@@ -2,20 +2,18 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
-from lowbit._kernels.dispatch cimport LB_F32, LB_U2, LB_U4, lb_matrix
+from lowbit._kernels.dispatch cimport LB_F32, LB_U2, LB_U4, LB_U4M, lb_matrix
 
 
-cdef extern from "rounding.h":
-    int32_t LB_Q4_1, LB_Q5_0, LB_Q5_1
-
-
-# How a stored block (of a TQ2_0, I2_S, Q4_0 or Q8_0 tensor) becomes words.
+# How a stored block (of a tensor of one of BLOCK_TYPES) becomes words.
 cdef struct BlockLayout:
     int32_t cols        # weights in it
     int32_t block_bytes
     int32_t codes_at    # offset of the codes in the stored block
     int32_t scale_at    # offset of the float16 scale, -1 if there is none
-    int32_t words       # 32-bit words of codes in the stored block
+    int32_t minimum_at  # offset of the float16 minimum, 0 if there is none
+    int32_t fifths_at   # offset of 32 fifth bits, which make five-bit codes of nibbles; 0 if there are none
+    int32_t words       # 32-bit words that its codes become
     bint reverse        # the first of four 2-bit fields is the highest
     uint32_t flip       # turns signed codes into unsigned ones
 
@@ -29,17 +27,21 @@ cdef struct Fill:
     BlockLayout layout      # of stored blocks, like the next two
     int32_t blocks_per_row
     bint one_scale          # the scale is set apart; blocks whose stored scale is 0 become zeros
-    int32_t source_format   # of weights that are rounded
-    int32_t block_bytes     # of 32 of them; 0 for floats
+    int32_t source_format   # of floats that are rounded
     bint bad_code, bad_scale    # one does not exist, or is not finite
 
 
 cdef inline int32_t fields_of(int32_t format) noexcept nogil:
-    return 4 if format == LB_U2 else 2 if format == LB_U4 else 1
+    return 4 if format == LB_U2 else 2 if format == LB_U4 or format == LB_U4M else 1
 
 
 cdef inline int32_t offset_of(int32_t format) noexcept nogil:
-    return 1 if format == LB_U2 else 8 if format == LB_U4 else 128
+    return 1 if format == LB_U2 else 8 if format == LB_U4 else 0 if format == LB_U4M else 128
+
+
+# A byte of codes that are the offset, or of floats that are 0.
+cdef inline uint8_t empty_byte(int32_t format) noexcept nogil:
+    return 0 if format >= LB_F32 else 0x55 if format == LB_U2 else 0x88 if format == LB_U4 else offset_of(format)
 
 
 cdef inline size_t value_size(int32_t format) noexcept nogil:

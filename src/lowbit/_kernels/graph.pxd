@@ -49,6 +49,7 @@ cdef struct Layer:
     int32_t head_dim
     int32_t window                  # 0: none
     float q_scale
+    const float *sinks              # (n_heads,), or NULL
     const float *cos                # rope_dim / 2 to a position; NULL where there is no rotation
     const float *sin
     int32_t rope_dim

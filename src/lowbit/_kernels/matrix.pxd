@@ -20,4 +20,5 @@ cdef int32_t padded_cols(const lb_matrix *m) noexcept nogil
 cdef int32_t row_stride(const lb_matrix *m) noexcept nogil
 cdef bint is_float(int32_t format) noexcept nogil
 cdef size_t group_code_bytes(const lb_matrix *m) noexcept nogil
+cdef size_t group_scale_bytes(const lb_matrix *m) noexcept nogil
 cdef BlockLayout block_layout(str type, const lb_matrix *m) except *

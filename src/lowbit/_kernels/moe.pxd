@@ -34,11 +34,16 @@ cdef class ExpertLayer:
     cdef Projection parts[2]            # gate and up, or both in one
     cdef Projection down
     cdef const float *bias              # (n,), or NULL
-    cdef bint sigmoid, normalized, by_two
+    cdef const float *logit_bias        # (n,), or NULL, like the next two
+    cdef const float *gate_up_bias      # (n, 2 size)
+    cdef const float *down_bias         # (n, hidden)
+    cdef bint sigmoid, chosen_only, normalized, by_two
+    cdef int32_t activation
     cdef float scale, clamp
     cdef readonly int64_t asked, found  # experts that were to be had from a file, and those that were in memory
     cdef list keep
 
+    cdef const float *_bias(self, values, int32_t width) except? NULL
     cdef int _projection(self, matrix, int32_t n_out, int32_t n_in, Projection *out) except -1
 
 
@@ -51,6 +56,7 @@ cdef class ExpertScratch:
     cdef float *weights                 # (rows, top_k)
     cdef int32_t *slot                  # (rows, top_k): where that result is; slots are in the order of experts
     cdef int32_t *row                   # (slots,)
+    cdef int32_t *expert                # (slots,)
     cdef int32_t *starts                # (n + 1,): first slot of each expert
     cdef int8_t *q8                     # (slots, ...): inputs of a projection, as int8 or as floats
     cdef float *x

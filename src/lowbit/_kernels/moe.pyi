@@ -20,9 +20,13 @@ class ExpertLayer:
         self,
         plan: Any,
         hidden: int,
+        activation: int,
         gate_up: list[PackedMatrix] | list[PagedMatrix],
         down: PackedMatrix | PagedMatrix,
         bias: np.ndarray | None = None,
+        logit_bias: np.ndarray | None = None,
+        gate_up_bias: np.ndarray | None = None,
+        down_bias: np.ndarray | None = None,
     ) -> None: ...
 
 class ExpertScratch:

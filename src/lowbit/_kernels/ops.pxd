@@ -43,10 +43,11 @@ cdef struct AttentionWork:
 
 
 cdef struct AddWork:
-    # x += scale * norm(y); y is overwritten if that is not y itself.
+    # x += scale * norm(y + bias); y is overwritten if that is not y itself.
     float *x                        # (n_rows, n)
     float *y
     int32_t n
+    const float *bias               # NULL: none
     const float *norm               # NULL: none
     float eps
     float scale

@@ -12,6 +12,7 @@ cdef struct Candidate:
 cdef class Sampler:
     cdef readonly int32_t vocab_size
     cdef int32_t top_k, n_bias
+    cdef int32_t kept               # candidates that the last token was drawn from
     cdef double temperature, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty
     cdef uint64_t state[4]
     cdef int32_t recent[RECENT]

@@ -27,10 +27,10 @@ class Disguise:
         self.names = names
         self._in_names = frozenset(names)
         taken = self._in_names.union(source)
-        self._free = (code for code in _PRIVATE if chr(code) not in taken)
         self._hide: dict[int, int] = {}
         self.shown: dict[int, str] = {}
         """What code points stand for, for `str.translate`."""
+        self._free = (code for code in _PRIVATE if chr(code) not in taken and code not in self.shown)
 
     def hide(self, text: str) -> str:
         """Disguise all characters of a text."""
@@ -52,5 +52,7 @@ class Disguise:
         return list(self.shown.items())
 
     def load(self, shown: Iterable[tuple[int, str]]) -> None:
-        """Take over what another process gave out."""
-        self.shown.update(shown)
+        """Take over what another process gave out, and give none of it out again."""
+        for code, character in shown:
+            self.shown[code] = character
+            self._hide.setdefault(ord(character), code)

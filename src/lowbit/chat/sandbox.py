@@ -42,6 +42,7 @@ def render_jinja(
     seconds: float = MAX_SECONDS,
     disguise: Disguise | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> str:
     """Render a conversation with a Jinja template that nobody vouches for.
 
@@ -59,6 +60,8 @@ def render_jinja(
         Takes the characters of the text that come from the contents of messages.
     tools : sequence of mappings, optional
         Value of ``tools``.
+    values : mapping, optional
+        Further values, such as ``enable_thinking``.
 
     Returns
     -------
@@ -78,12 +81,13 @@ def render_jinja(
         "template": source,
         "names": "" if disguise is None else disguise.names,
         "values": {
+            "add_generation_prompt": True,
+            **(values or {}),
             "messages": [dict(message) for message in messages],
             "bos_token": bos,
             "eos_token": eos,
             "tools": None if tools is None else [dict(tool) for tool in tools],
-            "add_generation_prompt": True,
-            "today": time.strftime("%d %b %Y"),
+            "today": time.strftime("%Y-%m-%d"),
         },
         "max_output": MAX_OUTPUT,
         "max_seconds": seconds,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from collections.abc import Callable
@@ -43,13 +44,16 @@ def run(request: dict) -> dict:
         raise jinja2.TemplateError(str(message))
 
     values = request["values"]
-    today = values.pop("today")
+    today = datetime.date.fromisoformat(values.pop("today"))  # and no hours: a prompt is the same all day
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: today
+    environment.globals["strftime_now"] = lambda form: today.strftime(str(form))
+    # Llama 3 and firefunction ask for these.
+    environment.globals.update(date_string=f"{today:%d %b %Y}", datetime=f"{today:%b %d %Y}", functions="")
     environment.filters["tojson"] = in_json
     environment.track_filters()
-    values["messages"] = [said(one, environment.said) | {"role": one["role"]} for one in values["messages"]]
-    values["tools"] = said(values["tools"], environment.said)
+    own = {name: values.pop(name) for name in ("bos_token", "eos_token")}
+    messages = [said(one, environment.said) | {"role": one["role"]} for one in values.pop("messages")]
+    values = {name: said(value, environment.said) for name, value in values.items()} | own | {"messages": messages}
     pieces, length = [], 0
     for piece in environment.from_string(request["template"]).generate(**values):
         length += len(piece)

@@ -153,7 +153,12 @@ def _with_calls(result: Any, deltas: list[Delta]) -> Any:
 def _with_stops(template: Template, sampling: dict[str, Any], calls: ToolCalls | None) -> dict[str, Any]:
     stop = sampling.get("stop") or ()
     grammar = {} if calls is None or calls.grammar is None else {"grammar": calls.grammar}
-    return {**sampling, **grammar, "stop": (*((stop,) if isinstance(stop, str) else stop), *template.stops)}
+    return {
+        "fresh": True,
+        **sampling,
+        **grammar,
+        "stop": (*((stop,) if isinstance(stop, str) else stop), *template.stops),
+    }
 
 
 def _named(name: str) -> Template:

@@ -51,7 +51,7 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     Raises
     ------
     ValueError
-        If there is none, or one has another role than system (the first only), user, assistant or tool, or no text.
+        If there is none, or one has another role than system, user, assistant or tool, or no text.
     ContextLengthError
         If there are more than any model has room for.
     """
@@ -63,8 +63,8 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     checked: list[dict[str, Any]] = []
     for i, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
-        if role not in ROLES or (role == "system" and i):
-            raise ValueError(f"message {i}: the role is {role!r}, not user, assistant, tool, or system for the first")
+        if role not in ROLES:
+            raise ValueError(f"message {i}: the role is {role!r}, not system, user, assistant or tool")
         if role == "tool" and not (checked and (checked[-1]["role"] == "tool" or "tool_calls" in checked[-1])):
             raise ValueError(f"message {i}: a tool answers a message with tool_calls")
         if content is None and role == "assistant" and message.get("tool_calls"):
@@ -81,13 +81,15 @@ def _llama2(messages: Sequence[Message], bos: str, eos: str, say: Disguise) -> s
     for message in messages:
         content = message["content"]
         if message["role"] == "system":
-            system = f"<<SYS>>\n{say.hide(content)}\n<</SYS>>\n\n"
+            system += f"<<SYS>>\n{say.hide(content)}\n<</SYS>>\n\n"
         elif message["role"] == "user":
             said = (system + say.hide(content.rstrip() if system else content.strip())).rstrip()
             out += f"{bos}[INST] {said} [/INST]"
             system = ""
         else:
             out += f" {say.hide(content.strip())} {eos}"
+    if system:
+        raise ValueError("messages: instructions come before what the user says in this template")
     return out
 
 
@@ -236,9 +238,11 @@ def find_template(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> Template
 
 
 def _by_jinja(
-    source: str, tools: Sequence[Mapping[str, Any]] | None
+    source: str, tools: Sequence[Mapping[str, Any]] | None, values: Mapping[str, Any] | None = None
 ) -> Callable[[Sequence[Message], str, str, Disguise], str]:
-    return lambda messages, bos, eos, say: render_jinja(source, messages, bos, eos, disguise=say, tools=tools)
+    return lambda messages, bos, eos, say: render_jinja(
+        source, messages, bos, eos, disguise=say, tools=tools, values=values
+    )
 
 
 def _in_order(marks: Sequence[str], source: str) -> bool:
@@ -253,7 +257,7 @@ def _in_order(marks: Sequence[str], source: str) -> bool:
 
 def render(
     messages: Sequence[Message], metadata: Mapping[str, Any], tokenizer: Tokenizer, template: Template | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None, begun: str = "",
+    tools: Sequence[Mapping[str, Any]] | None = None, begun: str = "", values: Mapping[str, Any] | None = None,
 ) -> list[int]:  # fmt: skip
     """Write a conversation as the token ids after which the model answers.
 
@@ -268,6 +272,9 @@ def render(
         Functions that the model may call, as `ToolCalls` takes them.
     begun : str
         How the answer begins.
+    values : mapping, optional
+        What the template is told besides. ``enable_thinking`` false asks for an answer without thoughts, also where a
+        template knows no such value.
 
     Returns
     -------
@@ -284,7 +291,7 @@ def render(
         If the messages are no conversation.
     """
     template = find_template(metadata, tokenizer) if template is None else template
-    text, disguise = write(messages, tokenizer, template, tools, begun)
+    text, disguise = write(messages, tokenizer, template, tools, begun, values)
     ids = tokenizer.encode_template(text, disguise.shown)
     if tokenizer.bos_id is not None:
         while ids[:2] == [tokenizer.bos_id] * 2:  # the template wrote one, and so did its caller
@@ -296,13 +303,16 @@ def render(
 
 def write(
     messages: Sequence[Message], tokenizer: Tokenizer, template: Template,
-    tools: Sequence[Mapping[str, Any]] | None = None, begun: str = "",
+    tools: Sequence[Mapping[str, Any]] | None = None, begun: str = "", values: Mapping[str, Any] | None = None,
 ) -> tuple[str, Disguise]:  # fmt: skip
     """Write a conversation, and the beginning of its answer, as text in which what was said is in disguise."""
     bos = "" if tokenizer.bos_id is None else tokenizer.piece(tokenizer.bos_id)
     eos = "" if tokenizer.eos_id is None else tokenizer.piece(tokenizer.eos_id)
     disguise = Disguise("".join(tokenizer.special_texts()))
     spoken, run = check_messages(messages), template.write
+    told = _told(values or {}, template)
+    if told:
+        run = _by_jinja(template.source, None, told)
     if tools or any(message["role"] == "tool" or "tool_calls" in message for message in spoken):
         source, form = template.source, choose_format(template.source)
         if tools and (form.name == PLAIN.name or not re.search(r"\btools\b", source)):
@@ -310,5 +320,18 @@ def write(
         if form.name == PLAIN.name:
             spoken = in_plain_words(spoken)
         else:
-            run, spoken = _by_jinja(source, tools or None), as_taught(spoken, source)
-    return run(spoken, bos, eos, disguise) + disguise.hide(without_surrogates(begun)), disguise
+            run, spoken = _by_jinja(source, tools or None, told), as_taught(spoken, source)
+    text = run(spoken, bos, eos, disguise)
+    if values and values.get("enable_thinking") is False:
+        opening, closing = choose_format(template.source).reasoning
+        text += closing if text.rstrip().endswith(opening) else ""
+    return text + disguise.hide(without_surrogates(begun)), disguise
+
+
+def _told(values: Mapping[str, Any], template: Template) -> dict[str, Any]:
+    """Return the values that a template asks for; ValueError for one that it does not."""
+    told = {name: value for name, value in values.items() if re.search(rf"\b{re.escape(name)}\b", template.source)}
+    for name, value in values.items():
+        if name not in told and (name, value) != ("enable_thinking", False):
+            raise ValueError(f"chat_template_kwargs: the template does not ask for {name}")
+    return told

@@ -42,17 +42,24 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("address").add_argument
-    add("--host", default="127.0.0.1", metavar="NAME", help="address to listen at (default: 127.0.0.1)")
+    add("--host", default="127.0.0.1", metavar="NAMES",
+        help="address to listen at, or several with commas (default: 127.0.0.1)")  # fmt: skip
     add("--port", type=_port, default=8080, metavar="N", help="port; 0 takes a free one (default: 8080)")
     add("--alias", action="append", default=[], metavar="NAME",
         help="what the model is called; may be given several times, and '*' is any name")  # fmt: skip
+    add("--tag", action="append", default=[], metavar="WORD", help="a word about the model, for its description")
+    add("--no-page", action="store_true", help="serve no page at /")
+    add("--no-slots", action="store_true", help="do not tell at /slots what runs")
+    add("--no-metrics", action="store_true", help="do not tell counts at /metrics")
     add = parser.add_argument_group("safety").add_argument
     add("--api-key", action="append", default=[], metavar="KEY",
         help="refuse requests without this key; may be given several times (or LOWBIT_API_KEY)")  # fmt: skip
     add("--api-key-file", metavar="FILE", help="the same, one key in each line")
     add("--allow-host", action="append", default=[], metavar="NAME", help="a name under which browsers may reach it")
     add("--cors", action="append", default=[], metavar="ORIGIN",
-        help="let pages of this origin, as http://localhost:3000, read answers; '*' is any")  # fmt: skip
+        help="let pages of this origin, as http://localhost:3000, read answers; localhost is any of this machine, "
+             "'*' any at all")  # fmt: skip
+    add("--show-prompts", action="store_true", help="chat completions return the prompt as the model reads it")
     add("--max-body", default="8MB", metavar="SIZE", help="largest request (default: 8MB)")
     add("--log-requests", action="store_true", help="a line for each request on standard error, without its text")
     add = parser.add_argument_group("work").add_argument
@@ -61,10 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kv-ram", metavar="SIZE", help="most memory for keys and values (default: as --max-ram leaves, or no limit)")
     add("--step-ms", type=float, default=50.0, metavar="MS",
         help="what prompts may cost running answers, per token (default: 50)")  # fmt: skip
+    add("--batch", type=whole(1), metavar="N", help="most tokens that a step reads (default: as the model has it)")
     add("--timeout", type=whole(1), default=3600, metavar="S", help="longest time for an answer (default: 3600)")
     add("--grace", type=whole(1), default=10, metavar="S", help="time for answers to end at the stop (default: 10)")
     add("--chat-template", metavar="NAME", help="built-in chat template or Jinja file (default: the model's, or plain)")
-    add("--pooling", choices=("last", "mean"), default="last", help="what an embedding is (default: last)")
+    add("--reasoning", choices=("on", "off"),
+        help="whether answers begin with thoughts, for models that can (default: as the template has it)")  # fmt: skip
+    add("--pooling", choices=("last", "mean", "none"), default="last",
+        help="what an embedding is; none: the vectors of all tokens, at /embeddings only (default: last)")  # fmt: skip
     add_sampling_arguments(parser, "as many as there is room for")
     add_model_arguments(parser)
     brief = parser.format_help
@@ -91,7 +102,9 @@ def run(args: argparse.Namespace) -> int:
             version=f"lowbit-{__version__}", host=args.host, port=args.port, api_keys=_keys(args),
             hosts=tuple(name.lower() for name in args.allow_host),
             cors=tuple(origin.rstrip("/") for origin in args.cors), aliases=tuple(args.alias),
-            chat_template=args.chat_template, pooling=args.pooling, sampling=_sampling(args),
+            chat_template=args.chat_template, pooling=args.pooling, sampling=_sampling(args), tags=tuple(args.tag),
+            page=not args.no_page, slots=not args.no_slots, metrics=not args.no_metrics, batch=args.batch,
+            show_prompts=args.show_prompts, reasoning={"on": True, "off": False}.get(args.reasoning),
             max_sequences=args.parallel, max_queue=args.queue, kv_ram=args.kv_ram, step_ms=args.step_ms,
             max_body=_size(args.max_body), request_seconds=args.timeout, grace_seconds=args.grace,
             log_requests=args.log_requests,

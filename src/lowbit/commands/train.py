@@ -87,6 +87,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--teacher", metavar="FILE", help="model with the same vocabulary to learn from too")
     add("--distill", type=share, default=0.5, metavar="F", help="weight of the teacher (default: %(default)g)")
+    add(
+        "--emphasis", type=positive, default=1.0, metavar="F",
+        help="weight of what an answer was asked for where it says it first (default: %(default)g)",
+    )  # fmt: skip
     add("--seed", type=whole(0), default=0, metavar="N", help="(default: %(default)s)")
 
     add = parser.add_argument_group("machine").add_argument
@@ -147,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
         keep=args.keep,
         keep_share=args.keep_share,
         distill=args.distill if args.teacher else 0.0,
+        emphasis=args.emphasis,
         seed=args.seed,
     )
     project = Project(

@@ -54,6 +54,8 @@ class Engine(Driven):
         Most requests that wait.
     max_queue_tokens : int, optional
         Most tokens of the prompts that wait.
+    batch : int, optional
+        Most tokens that a step reads, and the most that there can be; None is as many as the model was loaded for.
 
     Raises
     ------
@@ -63,11 +65,13 @@ class Engine(Driven):
 
     def __init__(
         self, model: Host, max_sequences: int = 16, kv_ram: str | int | None = None, step_ms: float = 50,
-        max_queue: int = 256, max_queue_tokens: int | None = None, *, thread: bool = True,
+        max_queue: int = 256, max_queue_tokens: int | None = None, batch: int | None = None, *, thread: bool = True,
     ) -> None:  # fmt: skip
         for name, value in (("max_sequences", max_sequences), ("max_queue", max_queue)):
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 20:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if batch is not None and batch < 1:
+            raise ValueError(f"batch must be a whole number of at least 1, not {batch!r}")
         if not 0 < step_ms <= 60_000:
             raise ValueError(f"step_ms must be above 0 and at most 60000, not {step_ms!r}")
         self.model = model if thread else weakref.proxy(model)  # which then holds this engine
@@ -77,8 +81,9 @@ class Engine(Driven):
             with model._decoder.lock:
                 self._pool.fit(parse_size(kv_ram))
         self._batch = Batch(model._decoder)
-        self._pace = Pace(step_ms, model._decoder.batch)
-        self._steps = self._made = self._prompt_tokens = self._known_tokens = 0
+        self._rows = model._decoder.batch if batch is None else min(batch, model._decoder.batch)
+        self._pace = Pace(step_ms, self._rows)
+        self._steps = self._entered = self._made = self._prompt_tokens = self._known_tokens = 0
         self._ended = dict.fromkeys((State.FINISHED, State.CANCELLED, State.FAILED), 0)
         self._busy_seconds = 0.0
         self._running: list[Request] = []
@@ -97,7 +102,10 @@ class Engine(Driven):
         grammar: str | Grammar | None = None,
         speculate: bool = False,
         logprobs: int | None = None,
+        chances: bool = False,
         cache_salt: str = "",
+        fresh: bool = False,
+        progress: bool = False,
         **sampling: Any,
     ) -> Stream:
         """Ask for the continuation of a text.
@@ -116,8 +124,14 @@ class Engine(Driven):
             Propose tokens that followed the same words earlier, and check several in one pass: the same text, sooner.
         logprobs : int, optional
             Also report log-probabilities, as in `Model.generate`.
+        chances : bool
+            With them, the probabilities that each token was drawn by.
         cache_salt : str
             Only requests with the same salt share what is known of their prompts.
+        fresh : bool
+            The text is one of its own, as in `Model.generate`.
+        progress : bool
+            Note how much of the prompt is read after each step, for `Stream.progress`.
         **sampling
             Fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty,
             frequency_penalty, logit_bias, seed, stop.
@@ -142,10 +156,11 @@ class Engine(Driven):
             If the engine is closed, or the extra is not installed.
         """
         params = SamplingParams(**sampling)
-        record = None if logprobs is None else LogprobRecorder(self.model._tokenizer, logprobs)
+        record = None if logprobs is None else LogprobRecorder(self.model._tokenizer, logprobs, chances)
         constraint = self.model._compiler.constraint(json_schema, regex, grammar)
         ids = self.model._prompt_ids(prompt)
-        request = self.model._request(ids, params, speculate, record, cache_salt.encode(), constraint)
+        request = self.model._request(ids, params, speculate, record, cache_salt.encode(), constraint, fresh)
+        request.progress = [] if progress else None
         return self.start(request)
 
     def start(self, request: Request) -> Stream:
@@ -180,16 +195,18 @@ class Engine(Driven):
         Returns
         -------
         dict
-            ``running`` and ``waiting`` requests; ``finished``, ``cancelled`` and ``failed`` ones; ``steps``,
-            ``tokens``, ``tokens_per_second`` of the time that steps took; ``prompt_tokens``, and ``known_tokens`` of
-            them that were not computed; ``kv``: blocks of keys and values, as `KVPool.stats` counts them, and
-            in its ``disk`` those of the folder `kv_disk` of `load`, as `KVDisk.stats` does.
+            ``running`` and ``waiting`` requests; ``finished``, ``cancelled`` and ``failed`` ones; ``steps``, and
+            ``entered``, the requests that took part in each, together; ``tokens``, ``tokens_per_second`` of the time
+            that steps took; ``prompt_tokens``, and ``known_tokens`` of them that were not computed; ``kv``: blocks of
+            keys and values, as `KVPool.stats` counts them, and in its ``disk`` those of the folder `kv_disk` of `load`,
+            as `KVDisk.stats` does.
         """
         return {
             "running": len(self._running),
             "waiting": len(self._waiting),
             **{state.value: n for state, n in self._ended.items()},
             "steps": self._steps,
+            "entered": self._entered,
             "tokens": self._made,
             "tokens_per_second": self._made / self._busy_seconds if self._busy_seconds else 0.0,
             "prompt_tokens": self._prompt_tokens,
@@ -327,7 +344,7 @@ class Engine(Driven):
                 request.guide()  # its first token, or after a signal that came between
             except Exception as error:
                 request.end(State.FAILED, error)
-        chosen = plan_step(self._running, decoder.batch, decoder.most_logits, self._pace, self._steps)
+        chosen = plan_step(self._running, self._rows, decoder.most_logits, self._pace, self._steps)
         prompt_rows = sum(rows for request, rows, _ in chosen if request.state is State.PREFILL)
         single = prompt_rows or any(r.record or r.constraint for r, _, _ in chosen)
         steps = 1 if single else BURST_STEPS
@@ -343,6 +360,7 @@ class Engine(Driven):
         if not entered:
             return False
         self._steps += 1
+        self._entered += len(entered)
         start = time.perf_counter()
         try:
             passes = decoder.step(batch, steps, BURST_NS)

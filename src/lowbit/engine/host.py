@@ -28,5 +28,5 @@ class Host(Protocol):
 
     def _request(
         self, ids: np.ndarray, params: SamplingParams, speculate: bool, record: LogprobRecorder | None, salt: bytes,
-        constraint: Constraint | None,
+        constraint: Constraint | None, fresh: bool,
     ) -> Request: ...  # fmt: skip

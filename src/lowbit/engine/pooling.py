@@ -1,10 +1,10 @@
-"""One vector of the states of a text, which come some rows at a time."""
+"""The states of a text, which come some rows at a time, as one vector or as they are."""
 
 from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["Mean", "One"]
+__all__ = ["Every", "Mean", "One"]
 
 
 class One:
@@ -17,6 +17,17 @@ class One:
         if not self._full:
             self._out[:] = rows[0 if self._first else -1]
         self._full = self._first
+
+
+class Every:
+    """Keeps all rows."""
+
+    def __init__(self, out: np.ndarray) -> None:
+        self._out, self._done = out, 0
+
+    def __call__(self, rows: np.ndarray) -> None:
+        self._out[self._done : self._done + len(rows)] = rows
+        self._done += len(rows)
 
 
 class Mean:

@@ -60,13 +60,15 @@ class Request:
         Only requests of the same salt share what is known of their prompts.
     load_seconds : float
         For the timings.
+    begins : bool
+        Whether its text is one of its own, and does not go on with the prompt's.
     """
 
     def __init__(
         self, ids: np.ndarray, params: SamplingParams, make_sampler: Callable[[], Sampler] | None, context: int,
         tokenizer: Tokenizer | None = None, ends: frozenset[int] = frozenset(), speculate: bool = False,
         record: LogprobRecorder | None = None, each: Callable[[np.ndarray], None] | None = None, want: str = "last",
-        salt: bytes = b"", load_seconds: float = 0.0, constraint: Constraint | None = None,
+        salt: bytes = b"", load_seconds: float = 0.0, constraint: Constraint | None = None, begins: bool = True,
     ) -> None:  # fmt: skip
         self.ids, self.params = ids, params
         self.samples, self._make_sampler = make_sampler is not None, make_sampler
@@ -83,11 +85,13 @@ class Request:
         self.sequence: Sequence | None = None
         self.cancelled = False
         self.reused = 0
-        self.pieces: deque[str] = deque()
-        """Text that the reader has not taken yet."""
+        self.pieces: deque[tuple[str, int]] = deque()
+        """Text that the reader has not taken yet, and how many tokens there are with each piece."""
+        self.progress: list[tuple[int, float]] | None = None
+        """Filled if it is a list: how many tokens of the prompt were read after so many seconds, for each step."""
         self.collecting = False
         """Whether its reader waits for the end, so that nothing held back for a slow reader is too much."""
-        self._for_text = tokenizer, params.stop, ends, None if constraint is None else constraint.shown
+        self._for_text = tokenizer, params.stop, ends, None if constraint is None else constraint.shown, begins
         self._text = GeneratedText(*self._for_text)
         self._taken = 0  # tokens that the text has seen
         self._at = self._given = self._read = 0  # characters of it: made, put into `pieces`, and taken out again
@@ -136,6 +140,9 @@ class Request:
         """Start to compute, or go on after having been set aside."""
         if len(self.tokens) == len(self.ids):
             self.reused = sequence.reused
+            if self.progress is not None:
+                self._begun = time.perf_counter()
+                self.progress.append((self.reused, 0.0))
         self.sequence = sequence
         self.state = State.PREFILL
 
@@ -152,16 +159,18 @@ class Request:
         if self.constraint is not None and self.sequence is not None:
             self.constraint.guide(self.sequence, len(self.ids), self.record is None)
 
-    def next_piece(self) -> str:
+    def next_piece(self) -> tuple[str, int]:
         """Hand out the next piece."""
         piece = self.pieces.popleft()
-        self._read += len(piece)
+        self._read += len(piece[0])
         return piece
 
     def take(self, logits: np.ndarray | None) -> None:
         """Take what a step made; `logits` are those that its only token was chosen from, if they are recorded."""
         sequence = self.sequence
         assert sequence is not None
+        if self.progress and self.progress[-1][0] < min(sequence.length, len(self.ids)):
+            self.progress.append((min(sequence.length, len(self.ids)), time.perf_counter() - self._begun))
         if self.state is State.PREFILL and sequence.pending <= 1 and sequence.n_tokens > len(self.ids):
             self.state = State.DECODE
             now = time.perf_counter() - self._start
@@ -173,7 +182,7 @@ class Request:
         self._whole = False
         for token in sequence.tokens(len(self.ids) + self._taken).tolist():
             if self.record is not None and logits is not None:
-                self._logprobs.append(self.record(token, logits))
+                self._logprobs.append(self.record(token, logits, self._sampler))
             self._put(self._text.push(token))
             self._taken += 1
             if self._text.stopped:
@@ -190,7 +199,7 @@ class Request:
         new = piece[max(self._given - self._at, 0) :]
         self._at += len(piece)
         if new:
-            self.pieces.append(new)
+            self.pieces.append((new, len(self._text.tokens)))
             self._given = self._at
 
     def end(self, state: State, error: BaseException | None = None) -> None:
@@ -205,9 +214,9 @@ class Request:
         if sequence is not None:
             sequence.close()
 
-    def so_far(self, start: int) -> tuple[list[int], list[TokenLogprob]]:
+    def so_far(self, start: int, end: int | None = None) -> tuple[list[int], list[TokenLogprob]]:
         """The tokens made since the first `start`, and their log-probabilities."""
-        tokens = self._text.tokens[start:]
+        tokens = self._text.tokens[start:end]
         return tokens, self._logprobs[start : start + len(tokens)]
 
     def result(self) -> Generation:

@@ -36,6 +36,8 @@ class Stream:
 
     def __init__(self, driver: Driver, request: Request) -> None:
         self._driver, self._request = driver, request
+        self.read = 0
+        """Tokens that there are with the pieces that were read."""
 
     @property
     def state(self) -> State:
@@ -80,6 +82,21 @@ class Stream:
         await self._until(lambda: self._request.state is not State.COMPILING)
         self._raise()
 
+    async def progress(self) -> AsyncIterator[tuple[int, float]]:
+        """Yield how many tokens of the prompt were read after so many seconds, if that was asked for: first those that
+        were known, then after each step."""
+        request, seen, steps = self._request, 0, self._request.progress
+
+        def more() -> bool:
+            return request.over or (steps is not None and len(steps) > seen)
+
+        while steps is not None and (not seen or steps[seen - 1][0] < len(request.ids)):
+            await self._until(more)
+            if len(steps) == seen:
+                return
+            yield steps[seen]
+            seen += 1
+
     async def _finish(self) -> Generation:
         self._request.collecting = True
         with self._driver.changed:
@@ -106,14 +123,14 @@ class Stream:
             with driver.changed:
                 driver.listeners.discard(listen)
 
-    def so_far(self, start: int = 0) -> tuple[list[int], list[TokenLogprob]]:
+    def so_far(self, start: int = 0, end: int | None = None) -> tuple[list[int], list[TokenLogprob]]:
         """Return the tokens made since the first `start`, and their log-probabilities if they were asked for."""
-        return self._request.so_far(start)
+        return self._request.so_far(start, end)
 
     def _next_piece(self) -> str:
         request = self._request
         full = request.held_back
-        piece = request.next_piece()
+        piece, self.read = request.next_piece()
         if full:
             with self._driver.changed:
                 self._driver.changed.notify_all()

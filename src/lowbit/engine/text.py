@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from .._kernels.sampler import Sampler
 from ..tokenizers import StopBuffer, Tokenizer
 
 __all__ = ["MAX_LOGPROBS", "GeneratedText", "Generation", "LogprobRecorder", "Timings", "TokenLogprob"]
@@ -52,6 +53,10 @@ class TokenLogprob(NamedTuple):
     """Natural logarithm of its probability, before temperature, cuts and penalties."""
     top: tuple[tuple[int, str, float], ...]
     """The likeliest tokens in its place, the first first: token, piece and logprob of each."""
+    prob: float = 0.0
+    """With `LogprobRecorder.chances`: its probability after all that, as it was drawn."""
+    top_probs: tuple[tuple[int, str, float], ...] = ()
+    """The same of the likeliest that could be drawn."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ class Generation:
     """What the model thought before, where tools were given: `text` is then the answer alone."""
     tool_calls: list[dict[str, Any]] | None = None
     """Calls of tools, where tools were given: ``id``, ``type``, and ``function`` with ``name`` and ``arguments``."""
+    stopped_by: str = ""
+    """The stop string that ended the text, if one did."""
 
     def __str__(self) -> str:
         return self.text
@@ -89,13 +96,15 @@ class GeneratedText:
     shown : mapping of int to bytes, optional
         Given if the text must be something: then none of it may be left out, neither a space at its beginning, nor
         these control tokens.
+    begins : bool
+        Whether the text is one of its own, and does not go on with another.
     """
 
     def __init__(
         self, tokenizer: Tokenizer | None, stops: tuple[str, ...], ends: frozenset[int],
-        shown: Mapping[int, bytes] | None = None,
+        shown: Mapping[int, bytes] | None = None, begins: bool = True,
     ) -> None:  # fmt: skip
-        self._decoder = tokenizer.stream_decoder(shown) if tokenizer is not None else None
+        self._decoder = tokenizer.stream_decoder(shown, begins) if tokenizer is not None else None
         # Models often have more tokens than their tokenizer, to make a round number; those have no text.
         self._known = tokenizer.vocab_size if tokenizer is not None else 0
         self._stops = StopBuffer(stops)
@@ -137,8 +146,9 @@ class GeneratedText:
 
     def result(self, prompt_tokens: int, timings: Timings) -> Generation:
         return Generation(
-            "".join(self._pieces), self.tokens, prompt_tokens, "stop" if self.stopped else "length", timings
-        )
+            "".join(self._pieces), self.tokens, prompt_tokens, "stop" if self.stopped else "length", timings,
+            stopped_by=self._stops.met,
+        )  # fmt: skip
 
 
 class LogprobRecorder:
@@ -149,6 +159,8 @@ class LogprobRecorder:
     tokenizer : Tokenizer, optional
     top : int
         How many of the likeliest tokens to report, 0 to `MAX_LOGPROBS`.
+    chances : bool
+        Report what the sampler drew from, too.
 
     Raises
     ------
@@ -156,12 +168,12 @@ class LogprobRecorder:
         If `top` is out of range.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, top: int) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, top: int, chances: bool = False) -> None:
         if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= MAX_LOGPROBS:
             raise ValueError(f"logprobs must be a whole number from 0 to {MAX_LOGPROBS}, not {top!r}")
-        self._tokenizer, self._top = tokenizer, top
+        self._tokenizer, self._top, self._chances = tokenizer, top, chances
 
-    def __call__(self, token: int, logits: np.ndarray) -> TokenLogprob:
+    def __call__(self, token: int, logits: np.ndarray, sampler: Sampler | None = None) -> TokenLogprob:
         scores = logits.astype(np.float64)
         scores -= scores.max()
         scores -= np.log(np.exp(scores).sum())
@@ -172,7 +184,13 @@ class LogprobRecorder:
             candidates = np.flatnonzero(scores >= least)  # in order of their ids, so the lower of equals comes first
             best = candidates[np.argsort(-scores[candidates], kind="stable")][:n].tolist()
         top = tuple((i, self._piece(i), float(scores[i])) for i in best)
-        return TokenLogprob(token, self._piece(token), float(scores[token]), top)
+        found = TokenLogprob(token, self._piece(token), float(scores[token]), top)
+        if not self._chances or sampler is None:
+            return found
+        tokens, probabilities = sampler.drawn_from()
+        chances = tuple((i, self._piece(i), p) for i, p in zip(tokens, probabilities) if p > 0)
+        own = next((p for i, _, p in chances if i == token), 0.0)
+        return found._replace(prob=own, top_probs=chances[: self._top])
 
     def _piece(self, token: int) -> str:
         if self._tokenizer is None or token >= self._tokenizer.vocab_size:

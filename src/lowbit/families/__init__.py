@@ -10,6 +10,7 @@ from . import (
     bitnet_b158,
     deepseek2,
     gemma3,
+    gpt_oss,
     hunyuan_dense,
     llama,
     maple,
@@ -20,7 +21,9 @@ from . import (
     qwen2moe,
     qwen3,
     qwen3moe,
+    qwen3next,
     qwen35,
+    qwen35moe,
     smollm3,
 )
 from .base import Family
@@ -30,7 +33,7 @@ __all__ = ["FAMILIES", "Family", "find_family", "plan_of"]
 FAMILIES = (
     llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY, qwen2.FAMILY, qwen3.FAMILY, mistral.FAMILY, smollm3.FAMILY,
     hunyuan_dense.FAMILY, minicpm.FAMILY, gemma3.FAMILY, qwen35.FAMILY, qwen2moe.FAMILY, qwen3moe.FAMILY, olmoe.FAMILY,
-    maple.FAMILY, deepseek2.FAMILY,
+    maple.FAMILY, qwen35moe.FAMILY, qwen3next.FAMILY, gpt_oss.FAMILY, deepseek2.FAMILY,
 )  # fmt: skip
 
 

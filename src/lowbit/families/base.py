@@ -51,6 +51,10 @@ class Family:
     norm_after_rope: bool = False
     post_norms: bool = False
     attn_bias: bool = False
+    output_bias: bool = False
+    """The output projection has a bias, too."""
+    sinks: bool = False
+    """Each query head has one more score, without a value."""
     windows: int | None = None
     """Of so many layers in a row all but the last have a window, if the file has one; 1 is all layers. None refuses."""
     window_theta: float | None = None
@@ -67,6 +71,12 @@ class Family:
     """Most layers are recurrent (`DeltaNet`), and the others gate their attention."""
     latent: bool = False
     """All layers have latent attention (`LatentAttention`)."""
+    grouped: bool = False
+    """Value heads of recurrent layers that share a key head stand side by side."""
+    ffn_norm: str = "ffn_norm"
+    """Name of the norm before the feed-forward in a file."""
+    yarn_truncate: bool = True
+    """Bounds of YaRN are rounded to whole pairs, unless a file says otherwise."""
     layers_of_wide_scale: int = 0
     """Models of so many layers divide scores by the root of hidden size over heads, whatever the heads' size."""
     activation_quant: Literal["token", "group"] = "group"
@@ -82,9 +92,9 @@ class Family:
         Parameters
         ----------
         metadata : mapping
-            With GGUF's key names. ``lowbit.rope_pairing``, ``lowbit.activation_quant`` and ``lowbit.bit_linear``
-            overrule the family, for containers that keep another order of the channels, or know how the model was
-            trained.
+            With GGUF's key names. ``lowbit.rope_pairing``, ``lowbit.activation_quant``, ``lowbit.bit_linear`` and
+            ``rope.scaling.yarn_truncate`` overrule the family, for containers that keep another order of the channels,
+            or know how the model was trained.
         architecture : str
             The prefix of the keys.
         tensors : collection of str
@@ -110,14 +120,13 @@ class Family:
                 latent_attention(keys, rope, tensors), n_layers
             )
         else:
-            mixers = self._mixers(keys, self._attention(keys, hidden, n_layers, input_norms), n_layers)
-        norm = "post_attention_norm" if self.recurrent else "ffn_norm"
+            mixers = self._mixers(keys, self._attention(keys, hidden, n_layers, input_norms), n_layers, tensors)
         if self.experts is None:
             wide = keys.whole("feed_forward_length", 1, 1 << 18)
-            dense = Dense(wide, self.activation, self.sub_norms, self.post_norms, input_norms, norm)
+            dense = Dense(wide, self.activation, self.sub_norms, self.post_norms, input_norms, self.ffn_norm)
             feed_forwards: tuple[Dense | Experts, ...] = (dense,) * n_layers
         else:
-            feed_forwards = self.experts.plan(keys, n_layers, hidden, tensors)
+            feed_forwards = self.experts.plan(keys, n_layers, hidden, tensors, self.activation, self.ffn_norm)
         embedding = math.sqrt(hidden) if self.root_embedding else 1.0
         scales = keys.scales(hidden, n_layers) if self.scales else {"embedding_scale": embedding}
         plan = ModelPlan(
@@ -163,8 +172,10 @@ class Family:
             n_heads=heads,
             n_kv_heads=kv_heads,
             head_dim=head_dim,
-            rope=replace(rope, factors=keys.rope_factors(head_dim), scale=keys.rope_scale()),
+            rope=replace(rope, factors=keys.rope_factors(head_dim, self.yarn_truncate), scale=keys.rope_scale()),
             bias=self.attn_bias,
+            output_bias=self.output_bias,
+            sinks=self.sinks,
             qk_norm=self.qk_norm,
             whole_norm=self.whole_norm,
             sub_norm=self.sub_norms,
@@ -175,14 +186,19 @@ class Family:
             gated=self.recurrent,
         )
 
-    def _mixers(self, keys: _Keys, attention: Attention, n_layers: int) -> Iterator[Attention | DeltaNet]:
+    def _mixers(
+        self, keys: _Keys, attention: Attention, n_layers: int, tensors: Collection[str]
+    ) -> Iterator[Attention | DeltaNet]:
         """The mixer of every layer: recurrent, or attention with a window and another base, or without RoPE."""
         if self.recurrent:
-            delta, recurrent = keys.delta_net(), keys.recurrent_layers(n_layers)
+            fused = self.grouped and any(name.endswith(".ssm_in.weight") for name in tensors)
+            delta = replace(keys.delta_net(), grouped=self.grouped, fused=fused)
+            recurrent = keys.recurrent_layers(n_layers)
             keys.check_sections(attention)
             yield from (delta if recurrent[i] else attention for i in range(n_layers))
             return
-        window = keys.whole("attention.sliding_window", 0, MAX_CONTEXT, default=0)
+        # gpt-oss is never without: a file that does not say how long it is would be run with another
+        window = keys.whole("attention.sliding_window", 0, MAX_CONTEXT, default=None if self.sinks else 0)
         period = self.windows
         if period is None and 0 < window < keys.whole("context_length", 1, MAX_CONTEXT):
             raise FormatError(f"attention in a sliding window is not supported in the family {self.name}")
@@ -337,7 +353,7 @@ class _Keys:
         key = "rope.dimension_count" + "_swa" * (swa and self.metadata.get(self.prefix + "rope.dimension_count") == 0)
         return self.whole(key, 2, head_dim, default=head_dim)
 
-    def rope_factors(self, head_dim: int) -> tuple[float, ...]:
+    def rope_factors(self, head_dim: int, truncate: bool = True) -> tuple[float, ...]:
         """RoPE factors of linear scaling and YaRN; others are refused, since ignoring them would ruin the text."""
         kind = self.metadata.get(self.prefix + "rope.scaling.type", "none")
         if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
@@ -355,6 +371,7 @@ class _Keys:
             self.whole("rope.scaling.original_context_length", 1, MAX_CONTEXT),
             self.real("rope.scaling.yarn_beta_fast", 1e-3, 1e6, default=32.0),
             self.real("rope.scaling.yarn_beta_slow", 1e-3, 1e6, default=1.0),
+            self.flag("rope.scaling.yarn_truncate", truncate),
         )
 
     def rope_scale(self) -> float:

@@ -5,4 +5,11 @@ Norms are stored with the 1 that Qwen adds to them. The layers behind the last t
 
 from .base import Family
 
-FAMILY = Family(name="qwen35", architectures=("qwen35",), rope_pairing="halves", qk_norm=True, recurrent=True)
+FAMILY = Family(
+    name="qwen35",
+    architectures=("qwen35",),
+    rope_pairing="halves",
+    qk_norm=True,
+    recurrent=True,
+    ffn_norm="post_attention_norm",
+)

@@ -10,8 +10,9 @@ __all__ = ["yarn_factors", "yarn_magnitude"]
 
 
 def yarn_factors(
-    rope_dim: int, theta: float, factor: float, original: int, beta_fast: float = 32.0, beta_slow: float = 1.0
-) -> tuple[float, ...]:
+    rope_dim: int, theta: float, factor: float, original: int, beta_fast: float = 32.0, beta_slow: float = 1.0,
+    truncate: bool = True,
+) -> tuple[float, ...]:  # fmt: skip
     """Divisors of the rotary frequencies under YaRN.
 
     Parameters
@@ -27,6 +28,8 @@ def yarn_factors(
     beta_fast, beta_slow : float
         Turns within the original context: pairs that make more than the first keep their frequency, pairs that make
         fewer than the second are divided by `factor`, and those between by something between.
+    truncate : bool
+        The bounds of these ranges are rounded outwards to whole pairs.
 
     Returns
     -------
@@ -34,14 +37,16 @@ def yarn_factors(
 
     Notes
     -----
-    Source: Peng et al., YaRN (arXiv 2309.00071); bounds are rounded outwards, as in transformers and llama.cpp.
+    Source: Peng et al., YaRN (arXiv 2309.00071), and transformers for `truncate`; llama.cpp always rounds.
     """
 
     def pair_that_turns(times: float) -> float:
         return rope_dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = max(math.floor(pair_that_turns(beta_fast)), 0)
-    high = min(math.ceil(pair_that_turns(beta_slow)), rope_dim - 1)
+    low, high = pair_that_turns(beta_fast), pair_that_turns(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope_dim - 1)
     ramp = np.clip((np.arange(rope_dim // 2) - low) / (high - low if high != low else 0.001), 0.0, 1.0)
     return tuple(float(f) for f in 1.0 / (ramp / factor + 1.0 - ramp))
 

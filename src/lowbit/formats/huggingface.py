@@ -12,7 +12,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from lowbit.formats.blocks import dequantize
 from lowbit.formats.files import reading
 from lowbit.formats.folder import inside
 from lowbit.formats.huggingface_config import LINEARS, Translation, translate
-from lowbit.formats.huggingface_experts import expert_of, stacked
+from lowbit.formats.huggingface_experts import Made, expert_of, from_columns, stacked
 from lowbit.formats.huggingface_latent import FLOAT8, as_floats, from_float8
 from lowbit.formats.safetensors import DTYPE_BYTES, SafetensorsFile
 from lowbit.formats.strict_json import parse_object
@@ -43,7 +43,10 @@ _WHOLE = {
     "lm_head.weight": "output.weight",
 }
 _IN_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.(.+)\.(weight|bias|weight_scale)")
-_BARE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.linear_attn\.(A_log|dt_bias)")
+_BARE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.(linear_attn\.A_log|linear_attn\.dt_bias|self_attn\.sinks)")
+_BARE_NAMES = {
+    "linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias", "self_attn.sinks": "attn_sinks.weight",
+}  # fmt: skip
 _CHOICE_BIAS = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.mlp\.gate\.e_score_correction_bias")
 _FURTHER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.")
 _PREFIX = re.compile(r"^(model\.language_model|language_model\.model)\.")
@@ -81,10 +84,11 @@ class HuggingFaceFolder:
         self._changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
         self._orders: dict[str, tuple[int, np.ndarray]] = {}  # axis, and what becomes of the places along it
         self._made: dict[str, np.ndarray] = {}  # bytes of tensors that are not in a file as they are
-        self._stacks: dict[str, list[tuple[SafetensorsFile, str]]] = {}  # tensors that are one for each expert
+        self._makers: dict[str, Made] = {}
+        self._stored: dict[str, SafetensorsFile] = {}
         try:
             translation = self._config()
-            stored = self._open_shards()
+            stored = self._stored = self._open_shards()
             self.architecture = translation.architecture
             self.metadata: Mapping[str, Any] = {**translation.metadata, **self._chat_template()}
             self._tensors: dict[str, TensorInfo] = {}
@@ -102,10 +106,13 @@ class HuggingFaceFolder:
             raise FormatError(f"{self.path}: has no tensor {name!r}")
         if name in self._made:
             return self._made[name]
-        if name in self._stacks:
-            self._made[name] = np.concatenate([self._floats(*part) for part in self._stacks[name]])
-            self._made[name].flags.writeable = False
-            return self._made[name]
+        if name in self._makers:
+            maker = self._makers[name]
+            raw = self._made[name] = maker.make(
+                *(self._floats(self._stored[source], source) for source in maker.sources)
+            )
+            raw.flags.writeable = False
+            return raw
         shard, stored = self._source[name]
         info = self.tensors[name]
         raw = self._floats(shard, stored)
@@ -135,10 +142,14 @@ class HuggingFaceFolder:
 
     def release(self, name: str) -> None:
         """Tell the system that a tensor's bytes are not needed in memory for now; they can still be read."""
-        if name in self._source or name in self._stacks:
+        if name in self._source:
             self._made.pop(name, None)
-            for shard, stored in self._stacks.get(name) or [self._source[name]]:
-                shard.release(stored)
+            shard, stored = self._source[name]
+            shard.release(stored)
+        elif name in self._makers:
+            self._made.pop(name, None)
+            for source in self._makers[name].sources:
+                self._stored[source].release(source)
 
     def release_all(self) -> None:
         """The same for all files."""
@@ -224,11 +235,12 @@ class HuggingFaceFolder:
         packed = translation.linears in ("divide", "multiply")
         self._stored, n_layers = stored, translation.metadata[f"{translation.architecture}.block_count"]
         experts: dict[str, dict[int, str]] = {}
+        infos = {name: shard.tensors[name] for name, shard in stored.items()}
         for stored_name, shard in stored.items():
-            info, name = shard.tensors[stored_name], stored_name
+            info, name = infos[stored_name], stored_name
             if translation.inside:
                 name = _PREFIX.sub("model.", name).removeprefix("language_model.")
-            if (translation.inside or translation.architecture == "qwen35") and _BESIDE.match(name):
+            if (translation.inside or translation.recurrent) and _BESIDE.match(name):
                 continue
             if translation.latent:
                 further = _FURTHER.match(name)
@@ -242,14 +254,18 @@ class HuggingFaceFolder:
                     if stored_name + "_scale_inv" not in stored:
                         raise FormatError(f"the tensor {name} has no weight_scale_inv")
                     info = as_floats(info)
-            part = expert_of(name) if translation.experts else None
+            made = from_columns(name, infos) if translation.experts == "columns" else None
+            if made is not None:
+                self._make(made)
+                continue
+            part = expert_of(name) if translation.experts == "rows" else None
             if part is not None:
                 experts.setdefault(part[0], {})[part[1]] = stored_name
             layer = _IN_LAYER.fullmatch(name)
             target = _WHOLE.get(name, name)
             bare = _BARE.fullmatch(name)
-            if bare is not None and translation.architecture == "qwen35":
-                target = f"blk.{bare[1]}.{'ssm_a' if bare[2] == 'A_log' else 'ssm_dt.bias'}"
+            if bare is not None:
+                target = f"blk.{bare[1]}.{_BARE_NAMES[bare[2]]}"
             choice = _CHOICE_BIAS.fullmatch(name)
             if choice is not None and translation.latent:
                 target = f"blk.{choice[1]}.exp_probs_b.bias"
@@ -279,12 +295,11 @@ class HuggingFaceFolder:
                 self._change(target, lambda weight: weight + np.float32(1))
         for target, parts in experts.items():
             if len(parts) > 1 or -1 not in parts:
-                self._tensors[target] = stacked(target, {
-                    e: as_floats(stored[name].tensors[name]) for e, name in parts.items()
-                })  # fmt: skip
-                self._stacks[target] = [(stored[parts[e]], parts[e]) for e in range(len(parts))]
-        if translation.architecture == "qwen35":
-            self._arrange_recurrent(translation.metadata)
+                info = stacked(target, {e: as_floats(infos[name]) for e, name in parts.items()})
+                sources = tuple(parts[e] for e in range(len(parts)))
+                self._make([Made(info, sources, lambda *raw: np.concatenate(raw))])
+        if translation.recurrent:
+            self._arrange_recurrent(translation)
         if not translation.tied and "output.weight" not in self.tensors:
             raise FormatError("has no lm_head.weight, and config.json does not tie it to the embedding")
         if translation.rope_factors is not None:
@@ -301,13 +316,20 @@ class HuggingFaceFolder:
         self._changes[name] = function
         self._tensors[name] = TensorInfo(name, "F32", info.shape, info.offset, 4 * math.prod(info.shape))
 
-    def _arrange_recurrent(self, metadata: Mapping[str, Any]) -> None:
-        """Give the tensors of recurrent layers GGUF's shapes and order: value head h belongs to key head h mod n there,
-        and to h div (heads / n) here."""
-        of = {key: int(metadata[f"qwen35.ssm.{key}"]) for key in ("group_count", "time_step_rank", "state_size")}
-        keys, heads, size = of.values()
+    def _make(self, tensors: Iterable[Made]) -> None:
+        """Take in tensors that are made of stored ones."""
+        for made in tensors:
+            if made.info.name in self._tensors:
+                raise FormatError(f"the tensor {made.info.name} is there twice")
+            self._tensors[made.info.name], self._makers[made.info.name] = made.info, made
+
+    def _arrange_recurrent(self, translation: Translation) -> None:
+        """Give the tensors of recurrent layers GGUF's shapes and order: in most families value head h belongs to key
+        head h mod n there, and to h div (heads / n) here."""
+        prefix, metadata = f"{translation.architecture}.ssm.", translation.metadata
+        keys, heads, size = (int(metadata[prefix + k]) for k in ("group_count", "time_step_rank", "state_size"))
         order = np.arange(heads)
-        if heads % keys == 0:  # or else the family refuses it
+        if translation.recurrent == "tiled" and heads % keys == 0:  # or else the family refuses it
             order = order.reshape(keys, -1).T.reshape(-1)
         rows = (order[:, None] * size + np.arange(size)).reshape(-1)
         channels = np.concatenate([np.arange(2 * keys * size), 2 * keys * size + rows])
@@ -325,8 +347,8 @@ class HuggingFaceFolder:
                 self._orders[name] = 1, rows
         for name, (axis, index) in list(self._orders.items()):
             stored = self._tensors[name].shape
-            if len(stored) <= axis or stored[axis] != len(index):
-                del self._orders[name]  # a shape that is refused later
+            if len(stored) <= axis or stored[axis] != len(index) or (np.diff(index) == 1).all():
+                del self._orders[name]  # a shape that is refused later, or the order that there is
 
     def _take_packed(self, name: str, target: str, stored: dict[str, SafetensorsFile], what: Translation) -> None:
         info = stored[name].tensors[name]

@@ -18,6 +18,7 @@ from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.config_keys import Keys
 from lowbit.formats.huggingface_experts import EXPERT_NAMES, expert_keys
 from lowbit.formats.huggingface_latent import LATENT_NAMES, check_float8, latent_keys, latent_rope
+from lowbit.formats.huggingface_layers import recurrent_keys, window_keys
 
 __all__ = ["LINEARS", "Translation", "translate"]
 
@@ -56,6 +57,8 @@ class _ModelClass:
     """If config.json gives none; None is hidden size over heads."""
     bias: bool = False
     """Query, key and value have a bias whatever `attention_bias` says."""
+    attention_bias: bool = False
+    """What `attention_bias` has to say."""
     tied: bool = False
     """The head is the embedding if config.json does not say."""
     windows: bool = False
@@ -66,8 +69,10 @@ class _ModelClass:
     """Share of a head's channels that are rotated, if config.json does not say; None is all, whatever it says."""
     inside: str = ""
     """Key of the object in config.json that describes the language model, and what its tensors' names begin with."""
-    experts: bool = False
-    """Feed-forwards of experts."""
+    experts: Literal["", "rows", "columns"] = ""
+    """Feed-forwards are of experts, whose outputs are rows of the stored matrices, or columns."""
+    recurrent: Literal["", "tiled", "grouped"] = ""
+    """Some layers are recurrent; how GGUF has the value heads that share a key head."""
     latent: bool = False
     """Latent attention, and experts as DeepSeek has them."""
 
@@ -118,23 +123,33 @@ _CLASSES = {
         windows=True,
         plus_one=True,
     ),
-    "Qwen2MoeForCausalLM": _ModelClass("qwen2moe", ("qwen2_moe",), bias=True, experts=True),
+    "Qwen2MoeForCausalLM": _ModelClass("qwen2moe", ("qwen2_moe",), bias=True, experts="rows"),
     "Qwen3MoeForCausalLM": _ModelClass(
         "qwen3moe",
         ("qwen3_moe",),
         _QK_NORMS,
-        experts=True,
+        experts="rows",
     ),
-    "MapleForCausalLM": _ModelClass("maple", ("maple",), _QK_NORMS, windows=True, partial=1.0, experts=True),
+    "MapleForCausalLM": _ModelClass("maple", ("maple",), _QK_NORMS, windows=True, partial=1.0, experts="rows"),
     "OlmoeForCausalLM": _ModelClass(
         "olmoe",
         ("olmoe",),
         _QK_NORMS,
-        experts=True,
+        experts="rows",
     ),
-    "DeepseekV2ForCausalLM": _ModelClass("deepseek2", ("deepseek_v2",), LATENT_NAMES, experts=True, latent=True),
+    "GptOssForCausalLM": _ModelClass(
+        "gpt-oss",
+        ("gpt_oss",),
+        {"post_attention_layernorm": "post_attention_norm", "mlp.router": "ffn_gate_inp"},
+        theta=150000.0,
+        head_dim=64,
+        attention_bias=True,
+        windows=True,
+        experts="columns",
+    ),
+    "DeepseekV2ForCausalLM": _ModelClass("deepseek2", ("deepseek_v2",), LATENT_NAMES, experts="rows", latent=True),
     "DeepseekV3ForCausalLM": _ModelClass(
-        "deepseek2", ("deepseek_v3", "kimi_k2"), LATENT_NAMES, experts=True, latent=True
+        "deepseek2", ("deepseek_v3", "kimi_k2"), LATENT_NAMES, experts="rows", latent=True
     ),
 }
 _CLASSES["Qwen3_5ForCausalLM"] = _ModelClass(
@@ -147,6 +162,8 @@ _CLASSES["Qwen3_5ForCausalLM"] = _ModelClass(
         "linear_attn.in_proj_z": "attn_gate",
         "linear_attn.in_proj_a": "ssm_alpha",
         "linear_attn.in_proj_b": "ssm_beta",
+        "linear_attn.in_proj_qkvz": "ssm_in",
+        "linear_attn.in_proj_ba": "ssm_ba",
         "linear_attn.conv1d": "ssm_conv1d",
         "linear_attn.norm": "ssm_norm",
         "linear_attn.out_proj": "ssm_out",
@@ -155,9 +172,19 @@ _CLASSES["Qwen3_5ForCausalLM"] = _ModelClass(
     head_dim=256,
     plus_one=True,
     partial=0.25,
+    recurrent="tiled",
 )
 _CLASSES["Qwen3_5ForConditionalGeneration"] = replace(
     _CLASSES["Qwen3_5ForCausalLM"], model_types=("qwen3_5",), inside="text_config"
+)
+_CLASSES["Qwen3_5MoeForCausalLM"] = replace(
+    _CLASSES["Qwen3_5ForCausalLM"], architecture="qwen35moe", model_types=("qwen3_5_moe_text",), experts="rows"
+)
+_CLASSES["Qwen3_5MoeForConditionalGeneration"] = replace(
+    _CLASSES["Qwen3_5MoeForCausalLM"], model_types=("qwen3_5_moe",), inside="text_config"
+)
+_CLASSES["Qwen3NextForCausalLM"] = replace(
+    _CLASSES["Qwen3_5MoeForCausalLM"], architecture="qwen3next", model_types=("qwen3_next",), recurrent="grouped"
 )
 _CLASSES["Gemma3ForConditionalGeneration"] = replace(
     _CLASSES["Gemma3ForCausalLM"], model_types=("gemma3",), inside="text_config"
@@ -182,8 +209,10 @@ class Translation:
     """RMSNorms multiply by 1 + their weight, but for those inside of linear layers."""
     inside: bool
     """The folder may hold more than the language model, whose tensors then have longer names."""
-    experts: bool
-    """Feed-forwards are of experts."""
+    experts: Literal["", "rows", "columns"]
+    """Feed-forwards are of experts, whose outputs are rows of the stored matrices, or columns."""
+    recurrent: Literal["", "tiled", "grouped"]
+    """Some layers are recurrent; how GGUF has the value heads that share a key head."""
     latent: bool
     """Attention is latent."""
 
@@ -202,11 +231,14 @@ def translate(config: Mapping[str, Any]) -> Translation:
     name, kind = _model_class(keys)
     if kind.inside:
         keys = keys.table(kind.inside) or Keys({})
-    for flag in ("attention_bias", "mlp_bias", "use_sliding_window"):
+    if keys.flag("attention_bias", kind.attention_bias) != kind.attention_bias:
+        state = "unsets" if kind.attention_bias else "sets"
+        raise UnsupportedModelError(f"config.json {state} attention_bias, which is not supported")
+    for flag in ("mlp_bias", "use_sliding_window"):
         if keys.flag(flag):
             raise UnsupportedModelError(f"config.json sets {flag}, which is not supported")
     known = {"full_attention", *(("sliding_attention",) if kind.windows else ())}
-    known |= {"linear_attention"} if kind.architecture == "qwen35" else set()
+    known |= {"linear_attention"} if kind.recurrent else set()
     if not set(keys.strings("layer_types")) <= known:
         raise UnsupportedModelError("config.json lists layers of a kind that is not supported")
     activation = keys.text("hidden_activation", keys.text("hidden_act", kind.activation))
@@ -231,7 +263,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
         "context_length": context,
     }
     if kind.experts:
-        values |= latent_keys(keys, name) if kind.latent else expert_keys(keys)
+        values |= latent_keys(keys, name) if kind.latent else expert_keys(keys, normalized=bool(kind.recurrent))
     rope, factors = _rope(keys, head_dim, context, kind)
     values |= _special(keys, kind, values)
     linears = _linears(keys, name)
@@ -250,7 +282,7 @@ def translate(config: Mapping[str, Any]) -> Translation:
     layer_names = {**LINEARS, **_NORMS, **kind.norms, **(EXPERT_NAMES if kind.experts else {})}
     return Translation(
         kind.architecture, metadata, keys.flag("tie_word_embeddings", kind.tied), layer_names, linears, factors,
-        kind.plus_one, bool(kind.inside), kind.experts, kind.latent,
+        kind.plus_one, bool(kind.inside), kind.experts, kind.recurrent, kind.latent,
     )  # fmt: skip
 
 
@@ -259,15 +291,15 @@ def _special(keys: Keys, kind: _ModelClass, values: Mapping[str, Any]) -> dict[s
     special: dict[str, Any] = {}
     n_layers, hidden = values["block_count"], values["embedding_length"]
     if kind.windows:
-        special |= _windows(keys, kind, n_layers)
+        special |= window_keys(keys, kind.architecture == "gemma3", n_layers)
     if kind.architecture == "gemma3":
         for key in ("attn_logit_softcapping", "final_logit_softcapping"):
             special[key] = keys.number(key, 0.0, 1e9, 0.0)
         if keys.flag("use_bidirectional_attention"):
             raise UnsupportedModelError("attention in both directions is not supported")
         special["attention.scale"] = keys.number("query_pre_attn_scalar", 1e-6, 1e6, 256.0) ** -0.5
-    if kind.architecture == "qwen35":
-        special |= _recurrent(keys, n_layers)
+    if kind.recurrent:
+        special |= recurrent_keys(keys, n_layers)
     if kind.architecture == "minicpm":
         special["embedding_scale"] = keys.number("scale_emb", 1e-6, 1e6, 1.0)
         special["residual_scale"] = keys.number("scale_depth", 1e-6, 1e6, 1.0) / math.sqrt(n_layers)
@@ -280,49 +312,6 @@ def _special(keys: Keys, kind: _ModelClass, values: Mapping[str, Any]) -> dict[s
         usual = [int((i + 1) % 4 != 0) for i in range(min(n_layers, 1 << 16))]
         if has_rope not in (None, usual) or (has_rope is None and every != 4):
             raise UnsupportedModelError("SmolLM3 whose layers without RoPE are not each fourth is not supported")
-    return special
-
-
-def _recurrent(keys: Keys, n_layers: int) -> dict[str, Any]:
-    """Numbers of Qwen3.5's recurrent layers, and which these are."""
-    size, heads = keys.whole("linear_key_head_dim", 128), keys.whole("linear_num_value_heads", 32)
-    if keys.whole("linear_value_head_dim", 128) != size:
-        raise UnsupportedModelError("recurrent layers whose keys and values differ in size are not supported")
-    if not keys.flag("attn_output_gate", True):
-        raise UnsupportedModelError("Qwen3.5 without gated attention is not supported")
-    special: dict[str, Any] = {
-        "ssm.conv_kernel": keys.whole("linear_conv_kernel_dim", 4),
-        "ssm.state_size": size,
-        "ssm.group_count": keys.whole("linear_num_key_heads", 16),
-        "ssm.time_step_rank": heads,
-        "ssm.inner_size": heads * size,
-        "full_attention_interval": keys.whole("full_attention_interval", 4),
-    }
-    types = keys.strings("layer_types")
-    if types and len(types) != n_layers:
-        raise FormatError(f"config.json has layer_types of {len(types)} layers, and {n_layers} layers")
-    if types:
-        special["attention.recurrent_layers"] = np.array([t == "linear_attention" for t in types])
-    return special
-
-
-def _windows(keys: Keys, kind: _ModelClass, n_layers: int) -> dict[str, Any]:
-    """The window, and which layers have it; without a word on it all of Mistral's do, and five of six of Gemma's."""
-    gemma = kind.architecture == "gemma3"
-    if "sliding_window" in keys.values and keys.values["sliding_window"] is None:
-        return {}
-    special: dict[str, Any] = {"attention.sliding_window": keys.whole("sliding_window", 4096)}
-    types = keys.strings("layer_types")
-    if types and len(types) != n_layers:
-        raise FormatError(f"config.json has layer_types of {len(types)} layers, and {n_layers} layers")
-    if types:
-        special["attention.sliding_window_pattern"] = np.array([t == "sliding_attention" for t in types])
-    elif gemma:
-        special["attention.sliding_window_pattern"] = keys.whole("sliding_window_pattern", 6)
-    if gemma:
-        near = keys.nested("rope_parameters", "sliding_attention")
-        theta = keys.number("rope_local_base_freq", 1.0, 1e12, 10000.0)
-        special["rope.freq_base_swa"] = near.number("rope_theta", 1.0, 1e12, theta) if near else theta
     return special
 
 
@@ -346,6 +335,8 @@ def _linears(keys: Keys, name: str) -> Literal["float", "masters", "divide", "mu
         if keys.whole("weight_bits", 1) != 1 or keys.whole("input_bits", 8) != 8 or quantization is not None:
             raise UnsupportedModelError("BitNet with other than 1.58-bit weights and 8-bit activations")
         return "masters"
+    if quantization is not None and name == "GptOssForCausalLM" and quantization.text("quant_method", "") == "mxfp4":
+        return "float"  # which tensors are stored so can be seen from their names
     if quantization is None:
         if name == "BitNetForCausalLM":
             raise UnsupportedModelError("config.json has no quantization_config, which BitNet needs")
@@ -374,6 +365,8 @@ def _rope(keys: Keys, head_dim: int, context: int, of: _ModelClass) -> tuple[dic
     """Metadata of the rotary positions, and the factors of Llama 3's scaling, which GGUF keeps in a tensor."""
     far = keys.nested("rope_parameters", "full_attention")
     scaling = far or keys.table("rope_parameters") or keys.table("rope_scaling") or Keys({})
+    if of.architecture == "gpt-oss" and not scaling.values:
+        raise FormatError("config.json has no rope_scaling, and gpt-oss is never without")
     theta = scaling.number("rope_theta", 1.0, 1e12, keys.number("rope_theta", 1.0, 1e12, of.theta))
     default = keys.number("partial_rotary_factor", 0.0, 1.0, 1.0 if of.partial is None else of.partial)
     share = scaling.number("partial_rotary_factor", 0.0, 1.0, default)
@@ -406,9 +399,8 @@ def _rope(keys: Keys, head_dim: int, context: int, of: _ModelClass) -> tuple[dic
             "rope.scaling.yarn_beta_slow": scaling.number("beta_slow", 1e-3, 1e6, 1.0),
             # GGUF multiplies its own 0.1 ln(factor) + 1 by this.
             "rope.scaling.attn_factor": _yarn_magnitude(scaling, factor) / (0.1 * math.log(max(factor, 1.0)) + 1.0),
+            "rope.scaling.yarn_truncate": scaling.flag("truncate", True),  # lowbit's own: GGUF has no key for it
         }
-        if not scaling.flag("truncate", True):
-            raise UnsupportedModelError("YaRN without whole-numbered bounds (truncate) is not supported")
     return latent_rope(rope, scaling) if of.latent else rope, None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, MAX_COLS, ROUNDED_TYPES, PackedMatrix
+from .._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, GROWING_TYPES, MAX_COLS, PackedMatrix
 from .._kernels.paging import PagedMatrix
 from ..errors import FormatError, UnsupportedModelError
 from ..formats.base import ModelFile, TensorInfo
@@ -107,7 +107,7 @@ def read_weights(
                 continue
             layer[part.name] = read.linear(part)
             if part.biases:
-                layer[part.name + "_bias"] = np.concatenate([read.vector(bias) for bias in part.biases])
+                layer[part.name + "_bias"] = np.concatenate([read.vector(bias) for bias in part.biases], axis=-1)
             if part.norms:
                 layer[part.name + "_norms"] = [read.vector(norm) for norm in part.norms]
             folded = [plan.is_folded(weight) for weight in part.weights]
@@ -162,6 +162,8 @@ def packed_bytes(
 
 def kept_as(kind: str) -> str:
     """Say what weights of a type are in memory; empty for those that are as in the file, and for floats."""
+    if kind in GROWING_TYPES:
+        return "8 bits, equal, a scale for 32"
     if kind in FLOAT_TYPES or kind in BLOCK_TYPES or kind not in DECODABLE or kind == "Q8_L2C":
         return ""
     if kind in TERNARY:
@@ -377,7 +379,7 @@ class _Reader:
                 codes, scales = raw[:n].reshape(-1, cols)[part], raw[n:].view("<f4").reshape(all_rows, -1)[part]
                 matrix.fill_codes(codes ^ np.uint8(128), row, self.threads)
                 matrix.fill_scales(scales.astype(np.float32), row)
-            elif info.type in FLOAT_TYPES or info.type in ROUNDED_TYPES:
+            elif info.type in FLOAT_TYPES:
                 matrix.fill_rounded(info.type, stored, rows, row, self.threads)
             else:
                 self._fill_decoded(matrix, info.type, stored.reshape(rows, -1), row)

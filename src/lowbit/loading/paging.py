@@ -8,7 +8,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from .._kernels.matrix import BLOCK_TYPES, PackedMatrix
+from .._kernels.matrix import BLOCK_TYPES, GROWING_TYPES, PackedMatrix
 from .._kernels.paging import PagedMatrix, Pager
 from ..errors import LowbitError
 from ..formats.base import ModelFile, TensorInfo
@@ -45,7 +45,8 @@ class Paging:
 
     def in_file(self, info: TensorInfo, matrix_type: str) -> bool:
         """Tell whether a tensor can stay where it is."""
-        return matrix_type == info.type and info.type in BLOCK_TYPES and hasattr(self._file, "locate")
+        stored = info.type in BLOCK_TYPES and info.type not in GROWING_TYPES
+        return matrix_type == info.type and stored and hasattr(self._file, "locate")
 
     def stored(self, info: TensorInfo, pattern: PackedMatrix, tail: PackedMatrix | None, **use: Any) -> PagedMatrix:
         """Page a tensor from the model's file; `use` is ``product``, ``lookup`` and ``parts`` of `PagedMatrix`."""

@@ -9,7 +9,7 @@ import numpy as np
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.quantize.floats import encode_bf16, encode_f16, encode_f32
 from lowbit.quantize.ggml_types import tensor_nbytes, type_of
-from lowbit.quantize.int4 import encode_q4_0
+from lowbit.quantize.int4 import encode_q4_0, encode_q4_1
 from lowbit.quantize.int6 import encode_q6_k
 from lowbit.quantize.int8 import encode_q8_0
 from lowbit.quantize.ternary import absmean, encode_i2_s, encode_tq1_0, encode_tq2_0, pack_codes
@@ -22,6 +22,7 @@ QUANTIZERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "BF16": encode_bf16,
     "Q8_0": encode_q8_0,
     "Q4_0": encode_q4_0,
+    "Q4_1": encode_q4_1,
     "Q6_K": encode_q6_k,
     "TQ1_0": encode_tq1_0,
     "TQ2_0": encode_tq2_0,

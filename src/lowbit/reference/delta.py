@@ -59,7 +59,7 @@ def delta_rule(
 
 def gated_delta_net(
     u: np.ndarray, z: np.ndarray, a: np.ndarray, b: np.ndarray, conv: np.ndarray, dt: np.ndarray, log_decay: np.ndarray,
-    norm: np.ndarray, n_key_heads: int, eps: float,
+    norm: np.ndarray, n_key_heads: int, eps: float, grouped: bool = False,
 ) -> np.ndarray:  # fmt: skip
     """What lies between the projections of a Gated DeltaNet layer.
 
@@ -74,6 +74,8 @@ def gated_delta_net(
     n_key_heads : int
         Value head h reads key head h mod this.
     eps : float
+    grouped : bool
+        Value head h reads key head h div (heads / n_key_heads).
 
     Returns
     -------
@@ -84,7 +86,7 @@ def gated_delta_net(
     q, k, v = np.split(y, [n_key_heads * size, 2 * n_key_heads * size], axis=1)
     q, k = (x.reshape(n, n_key_heads, size) for x in (q, k))
     q, k = (x / np.sqrt((x * x).sum(-1, keepdims=True) + eps) for x in (q, k))
-    of_head = np.arange(heads) % n_key_heads
+    of_head = np.arange(heads) // (heads // n_key_heads) if grouped else np.arange(heads) % n_key_heads
     decay = np.exp(log_decay * np.logaddexp(0.0, a + dt))
     beta = 1 / (1 + np.exp(-b))
     out = delta_rule(q[:, of_head] / np.sqrt(size), k[:, of_head], v.reshape(n, heads, size), decay, beta)

@@ -36,7 +36,10 @@ def route(logits: np.ndarray, plan: Experts, bias: np.ndarray | None = None) -> 
     -----
     Source: DeepSeek-V3 (arXiv 2412.19437), section 2.1.2, for the sigmoid, the groups and the bias.
     """
-    probabilities = softmax(logits) if plan.router == "softmax" else 1 / (1 + np.exp(-logits))
+    if plan.router == "softmax_chosen":
+        probabilities = logits  # which become some when the experts are chosen
+    else:
+        probabilities = softmax(logits) if plan.router == "softmax" else 1 / (1 + np.exp(-logits))
     scores = probabilities + (0.0 if bias is None else bias)
     if plan.groups > 1:
         grouped = scores.reshape(len(scores), plan.groups, -1)  # (n_tokens, groups, experts of a group)
@@ -47,6 +50,8 @@ def route(logits: np.ndarray, plan: Experts, bias: np.ndarray | None = None) -> 
         scores = out.reshape(scores.shape)
     chosen = np.argsort(-scores, axis=-1, kind="stable")[:, : plan.top_k]
     weights = np.take_along_axis(probabilities, chosen, axis=-1)
+    if plan.router == "softmax_chosen":
+        weights = softmax(weights)
     if plan.normalized:
         weights = weights / np.maximum(weights.sum(axis=-1, keepdims=True), LEAST_SUM)
     return chosen, weights * plan.scale

@@ -19,6 +19,7 @@ __all__ = [
     "silu",
     "softmax",
     "sparsify",
+    "swiglu_oai",
     "top_k",
 ]
 
@@ -97,8 +98,8 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int = 0, scale: float = 0.0
-) -> np.ndarray:  # fmt: skip
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int = 0, scale: float = 0.0, sinks: np.ndarray | None = None
+) -> np.ndarray:
     """Mix values by causal scaled dot-product attention with grouped key and value heads.
 
     Query head h reads key and value head ``h // (n_heads / n_kv_heads)``. The queries belong to the last n positions
@@ -113,6 +114,8 @@ def attention(
         A query sees the keys that are less than this many positions before it; 0: all.
     scale : float
         Factor of the scores; 0 is 1 / sqrt(head_dim).
+    sinks : ndarray of float64, shape (n_heads,), optional
+        One more score of each query head, which takes part in the softmax and brings no value.
 
     Returns
     -------
@@ -125,7 +128,10 @@ def attention(
     scores = q @ k.swapaxes(1, 2) * (scale or 1 / np.sqrt(head_dim))  # (n_heads, n, t)
     back = np.arange(t - n, t)[:, None] - np.arange(t)  # (n, t)
     unseen = (back < 0) | (back >= (window or t))
-    mixed = softmax(np.where(unseen, -np.inf, scores)) @ v  # (n_heads, n, head_dim)
+    scores = np.where(unseen, -np.inf, scores)
+    if sinks is not None:
+        scores = np.concatenate([scores, np.broadcast_to(sinks[:, None, None], (n_heads, n, 1))], axis=2)
+    mixed = softmax(scores)[..., :t] @ v  # (n_heads, n, head_dim)
     return mixed.swapaxes(0, 1).reshape(n, -1)
 
 
@@ -144,20 +150,28 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
+def swiglu_oai(x: np.ndarray) -> np.ndarray:
+    """Return ``x / (1 + exp(-1.702 x))``, gpt-oss's gate."""
+    return x * np.exp(-np.logaddexp(0.0, -1.702 * x))
+
+
 def gated_feed_forward(gate: np.ndarray, up: np.ndarray, activation: Activation) -> np.ndarray:
     """Return ``activation(gate) * up``: what goes into the down projection, or into the norm before it.
 
     Parameters
     ----------
     gate, up : ndarray of float64, shape (n_tokens, intermediate)
-    activation : {"silu", "relu2", "gelu"}
+    activation : {"silu", "relu2", "gelu", "swiglu_oai"}
+        The last adds 1 to `up`.
 
     Returns
     -------
     ndarray of float64, shape (n_tokens, intermediate)
     """
-    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {"silu": silu, "relu2": relu2, "gelu": gelu}
-    return functions[activation](gate) * up
+    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "silu": silu, "relu2": relu2, "gelu": gelu, "swiglu_oai": swiglu_oai,
+    }  # fmt: skip
+    return functions[activation](gate) * (up + 1 if activation == "swiglu_oai" else up)
 
 
 def top_k(x: np.ndarray, k: int) -> np.ndarray:

@@ -92,11 +92,12 @@ def hidden_states(
 
     def one_of(block: str, role: str, x: np.ndarray, expert: int | None) -> np.ndarray:
         layer: Any = weights[f"{block}.{role}"]
+        bias = np.asarray(weights.get(f"{block}.{role}_bias", 0.0))
         if expert is not None:
-            layer = layer[expert]
+            layer, bias = layer[expert], bias[expert] if bias.ndim else bias
         elif isinstance(layer, np.ndarray):
             layer = np.atleast_2d(layer)  # one output
-        return _as_linear(layer)(_turned(plan, f"{block}.{role}", x), plan.activation_quant)
+        return _as_linear(layer)(_turned(plan, f"{block}.{role}", x), plan.activation_quant) + bias
 
     def heads(layer: Attention, block: str, name: str, y: np.ndarray) -> np.ndarray:
         if layer.bias:
@@ -121,9 +122,12 @@ def hidden_states(
         if layer.gated:
             q, gate = (a.reshape(n, -1) for a in np.split(q.reshape(n, layer.n_heads, -1), 2, axis=2))
         q, k, v = (heads(layer, block, name, y) for name, y in zip("qkv", (q, k, v)))
-        mixed = attention(q, k, v, layer.window, layer.scale) / (1 + np.exp(-gate))  # (n, n_heads * head_dim)
+        sinks = vector(f"{block}.attn_sinks") if layer.sinks else None
+        mixed = attention(q, k, v, layer.window, layer.scale, sinks) / (1 + np.exp(-gate))  # (n, n_heads * head_dim)
         mixed = norm(f"{block}.attn_sub_norm", mixed) if layer.sub_norm else mixed
         (y,) = linears("attn_output", block, ("attn_output",), mixed)
+        if layer.output_bias:
+            y = y + vector(f"{block}.attn_output_bias")
         return norm(f"{block}.post_attention_norm", y) if layer.post_norm else y
 
     def attend_latents(layer: LatentAttention, block: str, normed: np.ndarray) -> np.ndarray:
@@ -141,12 +145,29 @@ def hidden_states(
         (y,) = linears("attn_output", block, ("attn_output",), mixed)
         return y
 
+    def by_key_head(y: np.ndarray, keys: int, ends: list[int]) -> list[np.ndarray]:
+        return [part.reshape(n, -1) for part in np.split(y.reshape(n, keys, -1), ends, axis=2)]
+
     def recur(layer: DeltaNet, block: str, normed: np.ndarray) -> np.ndarray:
-        qkv, z, a, b = linears("qkv", block, ("attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta"), normed)
+        heads, keys = layer.n_value_heads, layer.n_key_heads
+        shared = heads // keys * layer.head_dim
+        roles = ("ssm_in",) if layer.fused else ("attn_qkv", "attn_gate")
+        roles += ("ssm_ba",) if layer.grouped else ("ssm_alpha", "ssm_beta")
+        made = linears("qkv", block, roles, normed)
+        if layer.fused:
+            parts = [layer.head_dim, 2 * layer.head_dim, 2 * layer.head_dim + shared]
+            q, k, v, z = by_key_head(made[0], keys, parts)
+            qkv = np.concatenate([q, k, v], axis=1)
+        else:
+            qkv, z = made[:2]
+        if layer.grouped:
+            b, a = by_key_head(made[-1], keys, [heads // keys])
+        else:
+            a, b = made[-2:]
         conv, dt, decay, weight = (
             vector(f"{block}.{name}") for name in ("ssm_conv1d", "ssm_dt_bias", "ssm_a", "ssm_norm")
         )
-        mixed = gated_delta_net(qkv, z, a, b, conv, dt, decay, weight, layer.n_key_heads, plan.norm_eps)
+        mixed = gated_delta_net(qkv, z, a, b, conv, dt, decay, weight, keys, plan.norm_eps, layer.grouped)
         return linears("attn_output", block, ("ssm_out",), mixed)[0]
 
     ids = np.asarray(token_ids, dtype=np.int64)

@@ -24,6 +24,8 @@ class Piece:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     result: Generation | None = None
     """All of it, in the last piece."""
+    progress: tuple[int, float] | None = None
+    """How much of the prompt was read, and after how many seconds: in pieces without text."""
 
 
 class Answers:
@@ -56,6 +58,10 @@ class Answers:
         for stream in self.streams:
             await stream.ready()
 
+    def so_far(self, index: int) -> Generation:
+        """Return what there is of a text by now."""
+        return self.streams[index]._request.result()
+
     async def all(self) -> list[Generation]:
         """Wait for the ends."""
         return [await stream for stream in self.streams]
@@ -87,8 +93,10 @@ async def _tick(queue: asyncio.Queue[Piece | Exception | None], seconds: float) 
 async def _read(queue: asyncio.Queue[Piece | Exception | None], index: int, stream: Stream) -> None:
     seen = 0
     try:
+        async for progress in stream.progress():
+            await queue.put(Piece(index, "", 0, progress=progress))
         async for text in stream:
-            tokens, logprobs = stream.so_far(seen)
+            tokens, logprobs = stream.so_far(seen, stream.read)
             await queue.put(Piece(index, text, seen, tokens, logprobs))
             seen += len(tokens)
         result = await stream

@@ -17,10 +17,11 @@ from .blocks import (
     messages_kind,
     output_kind,
     system_kind,
+    thinking_kind,
     tools_kind,
 )
 from .conversation import split_begun
-from .fields import choice, flag, list_of, mapping, need, number, only, option, parse, text, whole
+from .fields import choice, flag, list_of, mapping, need, number, option, parse, text, whole
 from .http import Call, encode
 from .problems import Problem, anthropic_form
 from .service import Service
@@ -38,13 +39,18 @@ class CountTokens:
     system: str | None = option(system_kind, "what the model is told before the conversation")
     tools: Any = option(tools_kind, "name, description and input_schema each")
     tool_choice: Any = option(choice_kind, "of type auto, any, none, or tool with a name")
-    thinking: Any = option(only({"type": "disabled"}), "of type disabled")
+    thinking: bool | None = option(thinking_kind, "of type disabled; of type enabled for models that have no thoughts")
     cache_control: Any = option(mapping, "accepted: what is known of prompts is found without it")
 
     async def talk(self, service: Service) -> Talk:
         first = [] if not self.system else [{"role": "system", "content": self.system}]
         wanted, alone = self.tool_choice or (None, False)
-        return await prepare(service, *split_begun([*first, *self.messages]), self.tools, wanted, not alone)
+        if self.thinking and service.thinks:
+            raise Problem(
+                400, "thinking: no budget can be kept; left out, the model thinks as it does", param="thinking"
+            )
+        values = {"enable_thinking": False} if self.thinking is False else None
+        return await prepare(service, *split_begun([*first, *self.messages]), self.tools, wanted, not alone, values)
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ async def messages(call: Call, service: Service) -> None:
 
 
 def _end(result: Generation, asked: Messages, service: Service, parser: ToolCalls) -> dict[str, Any]:
-    word = service.stopping_word(result, asked.stop_sequences)
+    word = result.stopped_by if result.stopped_by in asked.stop_sequences else None
     if result.finish_reason == "length":
         reason = "max_tokens"
     elif word is not None:

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from . import anthropic, embeddings, guard, native, openai, page, responses
+from . import anthropic, doing, embeddings, guard, native, openai, page, responses, tokens
 from .fields import schema
 from .http import Call, Receive, Scope, Send
 from .metrics import metrics
@@ -39,13 +39,13 @@ ROUTES: dict[str, tuple[str, Handler, Any]] = {
     "/v1/messages": ("POST", anthropic.messages, anthropic.Messages),
     "/v1/messages/count_tokens": ("POST", anthropic.count_tokens, anthropic.CountTokens),
     "/completion": ("POST", native.completion, native.NativeCompletion),
-    "/tokenize": ("POST", native.tokenize, native.Tokenize),
-    "/detokenize": ("POST", native.detokenize, native.Detokenize),
-    "/apply-template": ("POST", native.apply_template, native.ApplyTemplate),
-    "/health": ("GET", native.health, None),
+    "/tokenize": ("POST", tokens.tokenize, tokens.Tokenize),
+    "/detokenize": ("POST", tokens.detokenize, tokens.Detokenize),
+    "/apply-template": ("POST", tokens.apply_template, tokens.ApplyTemplate),
+    "/health": ("GET", doing.health, None),
     "/metrics": ("GET", metrics, None),
-    "/props": ("GET", native.props, None),
-    "/slots": ("GET", native.slots, None),
+    "/props": ("GET", doing.props, None),
+    "/slots": ("GET", doing.slots, None),
     "/openapi.json": ("GET", _openapi, None),
 }
 """Method, handler and table of fields of each path; those below /v1 are there without it, too."""
@@ -144,7 +144,7 @@ class App:
         guard.check_host(call, settings)
         call.extra_headers.update(guard.cors_headers(call, settings, method == "OPTIONS"))
         if method == "OPTIONS":
-            await call.answer(204, b"", {"allow": "GET, POST, OPTIONS"})
+            await call.answer(200, b"", {"allow": "GET, POST, OPTIONS"}, "text/plain")
             return
         if path not in OPEN and not page.serves(path):
             guard.check_key(call, settings)
@@ -160,7 +160,7 @@ class App:
     def _route(self, path: str) -> tuple[str, Handler]:
         if path in ROUTES:
             return ROUTES[path][:2]
-        if page.serves(path):
+        if page.serves(path) and self.service.settings.page:
             return "GET", page.page
         if path.startswith("/v1/models/"):
             return "GET", openai.one_model

@@ -9,10 +9,10 @@ from typing import Any
 from ..engine.text import MAX_LOGPROBS
 from ..sampling import SamplingParams
 from ..tokenizers import Tokenizer
-from .fields import Kind, flag, mapping, number, option, shown, text, whole
+from .fields import Kind, flag, mapping, number, only, option, shown, text, whole
 from .problems import Problem
 
-__all__ = ["MAX_TEXTS", "Sampled", "logprobs_kind", "max_tokens_kind", "response_format_kind"]
+__all__ = ["MAX_TEXTS", "NEUTRAL", "Sampled", "logprobs_kind", "max_tokens_kind", "response_format_kind"]
 
 MAX_TEXTS = 128
 """Most texts that one request may ask for."""
@@ -84,6 +84,12 @@ logprobs_kind = whole(0, MAX_LOGPROBS)
 seed_kind = whole(-(2**63), 2**64 - 1)
 
 
+NEUTRAL = {"repeat_last_n": 64, "typical_p": 1.0, "dynatemp_range": 0.0, "dynatemp_exponent": 1.0,
+           "xtc_probability": 0.0, "xtc_threshold": 0.1, "dry_multiplier": 0.0, "mirostat": 0,
+           "adaptive_target": -1.0, "adaptive_decay": 0.9}  # fmt: skip
+"""What llama.cpp's server calls the settings of steps that there are not, which are off."""
+
+
 @dataclass(frozen=True)
 class Sampled:
     """How tokens are chosen. What is left out is as the server was started."""
@@ -104,6 +110,16 @@ class Sampled:
     cache_prompt: bool = option(flag, "false: use nothing that is known of earlier prompts", True)
     id_slot: int | None = option(whole(-1, 1 << 20), "accepted: which slot computes an answer does not change it")
     timings_per_token: bool = option(flag, "timings in each event of a stream", False)
+    return_progress: bool = option(flag, "events of a stream that tell how much of the prompt has been read", False)
+    backend_sampling: bool | None = option(flag, "accepted: where tokens are chosen does not change the choice")
+    # Steps that llama.cpp's sampler has besides: clients send them switched off.
+    repeat_last_n: int | None = option(only(64), "tokens that the penalty looks back")
+    typical_p: float | None = option(only(1.0, 1), "off")
+    dynatemp_range: float | None = option(only(0.0, 0), "off")
+    xtc_probability: float | None = option(only(0.0, 0), "off")
+    dry_multiplier: float | None = option(only(0.0, 0), "off")
+    mirostat: int | None = option(only(0), "off")
+    adaptive_target: float | None = option(only(-1.0, -1), "off")
 
     def settings(
         self, defaults: dict[str, Any], max_tokens: int | None, tokenizer: Tokenizer | None, stops: tuple[str, ...] = ()
@@ -144,6 +160,9 @@ class Sampled:
                 chosen[name] = getattr(self, name)
         if not self.cache_prompt:
             chosen["cache_salt"] = os.urandom(12).hex()
+        if self.return_progress and not getattr(self, "stream", False):
+            raise Problem(400, "return_progress needs stream: true", param="return_progress")
+        chosen["progress"] = self.return_progress
         return chosen
 
     def _biases(self, tokenizer: Tokenizer | None) -> dict[int, float]:

@@ -9,11 +9,11 @@ from typing import Any
 from ..chat.tools import Delta, message_of
 from ..errors import one_line
 from .conversation import BETWEEN_PARTS, content_text
-from .fields import Kind, shown
+from .fields import Kind, shown, whole
 from .problems import Problem
 
 __all__ = ["blocks_of", "choice_kind", "delta_of", "empty_block", "messages_kind", "output_kind", "system_kind",
-           "tools_kind"]  # fmt: skip
+           "thinking_kind", "tools_kind"]  # fmt: skip
 
 
 def _take_messages(value: Any) -> list[dict[str, Any]]:
@@ -111,11 +111,23 @@ def _take_output(value: Any) -> Any:
     return form["schema"]
 
 
+def _take_thinking(value: Any) -> bool:
+    """Whether there may be thoughts."""
+    if value == {"type": "disabled"}:
+        return False
+    if not isinstance(value, dict) or set(value) != {"type", "budget_tokens"} or value["type"] != "enabled":
+        raise ValueError
+    whole(1).take(value["budget_tokens"])
+    return True
+
+
 messages_kind = Kind("a list of messages", _take_messages, {"type": "array", "minItems": 1})
 system_kind = Kind("a text or a list of text blocks", lambda value: content_text(value, "system"),
                    {"type": ["string", "array"]})  # fmt: skip
 tools_kind = Kind("a list of tools", _take_tools, {"type": "array", "items": {"type": "object"}})
 choice_kind = Kind("an object of type auto, any, none or tool", _take_choice, {"type": "object"})
+thinking_kind = Kind("an object of type disabled, or of type enabled with budget_tokens", _take_thinking,
+                     {"type": "object"})  # fmt: skip
 output_kind = Kind("an object with a format of type json_schema and its schema", _take_output, {"type": "object"})
 
 

@@ -82,10 +82,6 @@ def conversation(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {"role": "system", "content": BETWEEN_PARTS.join(m["content"] for m in messages[:n])},
             *messages[n:],
         ]
-    for i, message in enumerate(messages):
-        if i and message["role"] == "system":
-            raise Problem(400, f"messages[{i + max(n - 1, 0)}].role: instructions come before all other messages",
-                          param="messages")  # fmt: skip
     if all(message["role"] == "system" for message in messages):
         raise Problem(400, "messages: there is nothing to answer", param="messages")
     return messages

@@ -10,8 +10,8 @@ import numpy as np
 
 from .fields import choice, need, option, parse, text, whole
 from .http import Call
-from .openai import prompt_ids, prompts_kind
 from .problems import Problem
+from .prompts import input_kind, mixed_ids
 from .service import Service
 
 __all__ = ["Embeddings", "embeddings"]
@@ -23,7 +23,9 @@ MAX_TEXTS = 2048
 class Embeddings:
     """POST /v1/embeddings."""
 
-    input: Any = need(prompts_kind, "a text or token ids, or a list of these")
+    input: Any = need(
+        input_kind, "a text, token ids, both mixed, an object with a content of text parts, or a list of these"
+    )
     model: str | None = option(text, "a name that /v1/models lists; the model of the server if left out")
     encoding_format: str = option(choice("float", "base64"), "float, or base64 of little-endian float32", "float")
     dimensions: int | None = option(whole(1), "must be the model's own")
@@ -39,7 +41,10 @@ async def embeddings(call: Call, service: Service) -> None:
         raise Problem(400, f"dimensions must be {own}, not {asked.dimensions}", param="dimensions")
     if len(asked.input) > MAX_TEXTS:
         raise Problem(400, f"input: at most {MAX_TEXTS} texts at a time, not {len(asked.input)}", param="input")
-    ids = await prompt_ids(service, asked.input)
+    if service.settings.pooling == "none":
+        await _each_token(call, service, asked)
+        return
+    ids = [await mixed_ids(service, one) for one in asked.input]
     vectors = np.empty((len(ids), own), np.float32)
     part = service.settings.max_sequences  # so that one request does not fill the queue
     for start in range(0, len(ids), part):
@@ -54,6 +59,21 @@ async def embeddings(call: Call, service: Service) -> None:
             for i, vector in enumerate(vectors)]  # fmt: skip
     await call.answer(200, {"object": "list", "data": data, "model": service.name,
                             "usage": {"prompt_tokens": n, "total_tokens": n}})  # fmt: skip
+
+
+async def _each_token(call: Call, service: Service, asked: Embeddings) -> None:
+    """Answer as llama.cpp's server does where vectors are not pooled: those of all tokens, as they are."""
+    if call.scope["path"] != "/embeddings":
+        raise Problem(400, "OpenAI's embeddings are pooled, which --pooling none switches off; ask /embeddings")
+    if asked.encoding_format != "float":
+        raise Problem(400, "encoding_format must be float where vectors are not pooled", param="encoding_format")
+    found = []
+    for i, one in enumerate(asked.input):
+        answers, vectors = service.embed([await mixed_ids(service, one)])
+        with answers:
+            await answers.all()
+        found.append({"index": i, "embedding": vectors[0].tolist()})
+    await call.answer(200, found)
 
 
 def _written(vector: np.ndarray, form: str) -> Any:

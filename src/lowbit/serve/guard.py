@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import urllib.parse
 
 from .http import Call
 from .problems import Problem
@@ -11,11 +12,12 @@ from .settings import Settings
 
 __all__ = ["check_host", "check_key", "cors_headers", "is_loopback"]
 
+# Written with capitals, as nearly all servers do: some clients look for them so.
 _PREFLIGHT = {
-    "access-control-allow-methods": "GET, POST, OPTIONS",
-    "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, "
+    "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+    "Access-Control-Allow-Headers": "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, "
     "anthropic-dangerous-direct-browser-access",
-    "access-control-max-age": "600",
+    "Access-Control-Max-Age": "600",
 }
 
 
@@ -36,7 +38,7 @@ def check_host(call: Call, settings: Settings) -> None:
         raise Problem(400, "the Host header is missing, or there are several", code="host")
     host = call.headers["host"].strip().lower()
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if name in ("localhost", settings.host.lower()) or name in settings.hosts or "*" in settings.hosts:
+    if name in ("localhost", *map(str.lower, settings.host_names)) or name in settings.hosts or "*" in settings.hosts:
         return
     try:
         ipaddress.ip_address(name)
@@ -63,10 +65,18 @@ def cors_headers(call: Call, settings: Settings, preflight: bool) -> dict[str, s
     origin = call.headers.get("origin")
     if not settings.cors or origin is None:
         return {}
-    if "*" in settings.cors:
-        allowed = {"access-control-allow-origin": "*"}
-    elif origin in settings.cors:
-        allowed = {"access-control-allow-origin": origin, "vary": "Origin"}
-    else:
+    named = "*" in settings.cors or origin in settings.cors or ("localhost" in settings.cors and _is_local(origin))
+    if not named:
         return {"vary": "Origin"}
+    allowed = {"Access-Control-Allow-Origin": origin, "vary": "Origin"}
     return {**allowed, **_PREFLIGHT} if preflight else allowed
+
+
+def _is_local(origin: str) -> bool:
+    """Whether an origin is a page of this machine, at any port."""
+    try:
+        parts = urllib.parse.urlsplit(origin)
+        whole = f"{parts.scheme}://{parts.netloc}" == origin and parts.port != 0  # which raises for what is no number
+    except ValueError:
+        return False
+    return whole and parts.scheme in ("http", "https") and is_loopback(parts.hostname or "")

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ..chat.tools import Delta, message_of
-from ..engine import Generation, TokenLogprob
-from ..tokenizers import Tokenizer
+from ..engine import Generation
 from .answers import Answers, Piece
 from .asking import Sampled, logprobs_kind, max_tokens_kind, one_constraint, response_format_kind
 from .conversation import messages_kind, split_begun
 from .fields import Kind, flag, mapping, need, only, option, parse, text, whole
-from .http import Call, Events, encode
-from .problems import Problem, openai_form
+from .http import Call, Events
+from .problems import Problem
+from .prompts import prompt_ids, prompts_kind
 from .service import Service
-from .talk import finish_reason, prepare, spoken, tool_choice_kind, tools_kind
+from .talk import finish_reason, prepare, spoken, template_values_kind, tool_choice_kind, tools_kind
+from .written import chat_logprobs, event_of, extras, text_logprobs, text_of, timings, usage
 
 __all__ = [
     "Chat",
@@ -27,30 +28,7 @@ __all__ = [
     "completions",
     "input_tokens",
     "models",
-    "prompts_kind",
-    "timings",
-    "token_ids",
 ]
-
-
-def _take_prompts(value: Any) -> Any:
-    """A text, a list of texts, token ids, or a list of these, as a tuple of prompts."""
-    if isinstance(value, str):
-        return (value,)
-    if not isinstance(value, list) or not value or len(value) > 1 << 20:
-        raise ValueError
-    if all(isinstance(one, int) and not isinstance(one, bool) for one in value):
-        return (token_ids(value),)
-    return tuple(one if isinstance(one, str) else token_ids(one) for one in value)
-
-
-def token_ids(value: Any) -> tuple[int, ...]:
-    """Return token ids; ValueError if it is anything else."""
-    if not isinstance(value, list) or not value:
-        raise ValueError
-    if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < 2**31 for one in value):
-        raise ValueError
-    return tuple(value)
 
 
 def _take_stream_options(value: Any) -> bool:
@@ -63,7 +41,6 @@ def _take_stream_options(value: Any) -> bool:
     return bool(value.get("include_usage", False))
 
 
-prompts_kind = Kind("a text, token ids, or a list of these", _take_prompts, {"type": ["string", "array"]})
 stream_options_kind = Kind("an object with include_usage, true or false", _take_stream_options, {"type": "object"})
 
 
@@ -102,13 +79,14 @@ class Chat(_Asked):
     parallel_tool_calls: bool | None = option(flag, "whether one answer may hold several calls; true if left out")
     continue_final_message: bool | None = option(flag, "go on with the last message if it is the assistant's")
     add_generation_prompt: bool | None = option(flag, "the opposite of it")
-    verbose: bool = option(flag, "also return the prompt as the template wrote it", False)
+    verbose: bool | None = option(flag, "also return the prompt as the model reads it; as --show-prompts says")
     prompt_cache_key: str | None = option(text, "accepted: what is known of prompts is found without it")
     safety_identifier: str | None = option(text, "accepted: a label of the caller's")
     store: bool | None = option(only(False), "nothing is stored")
     modalities: Any = option(only(["text"]), "text")
     service_tier: str | None = option(only("auto", "default"), "there is one")
-    return_progress: bool | None = option(only(False), "not supported")
+    chat_template_kwargs: Any = option(template_values_kind, "what the chat template is told, such as enable_thinking")
+    reasoning_format: str | None = option(only("auto", "deepseek"), "thoughts are told apart from the answer")
 
     def most(self) -> int | None:
         if self.max_completion_tokens is not None and self.max_tokens not in (None, self.max_completion_tokens):
@@ -138,84 +116,6 @@ class Completion(_Asked):
         return self.max_tokens if self.n_predict is None or self.n_predict < 0 else self.n_predict
 
 
-# --- what both answer with ---
-
-
-def usage(results: Sequence[Generation], n: int = 1) -> dict[str, Any]:
-    """Count tokens; a prompt with several answers counts once."""
-    prompt = sum(one.prompt_tokens for one in results[::n])
-    made = sum(len(one.tokens) for one in results)
-    known = sum(one.timings.reused_tokens for one in results[::n])
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made,
-            "prompt_tokens_details": {"cached_tokens": known}}  # fmt: skip
-
-
-def timings(result: Generation) -> dict[str, Any]:
-    """Return where the time went, as llama.cpp's server writes it."""
-    t = result.timings
-    computed, made = t.prompt_tokens - t.reused_tokens, max(t.decode_tokens - 1, 0)
-    prompt_ms, made_ms = t.prompt_seconds * 1e3, t.decode_seconds * 1e3
-    return {
-        "cache_n": t.reused_tokens,
-        "prompt_n": computed,
-        "prompt_ms": prompt_ms,
-        "prompt_per_token_ms": prompt_ms / computed if computed else 0.0,
-        "prompt_per_second": 1e3 * computed / prompt_ms if prompt_ms else 0.0,
-        "predicted_n": t.decode_tokens,
-        "predicted_ms": made_ms,
-        "predicted_per_token_ms": made_ms / made if made else 0.0,
-        "predicted_per_second": 1e3 * made / made_ms if made_ms else 0.0,
-    }
-
-
-def token_object(one: TokenLogprob, tokenizer: Tokenizer | None, first: bool = False) -> dict[str, Any]:
-    """Return a token with its log-probability and the likeliest in its place, as chat completions write it.
-
-    The `first` token of an answer is written as it begins a text, so that the tokens together are the answer.
-    """
-
-    def written(token: int, piece: str, logprob: float) -> dict[str, Any]:
-        data = b""
-        if tokenizer is not None and token < tokenizer.vocab_size:
-            data = tokenizer.token_bytes(token, first)
-            piece = data.decode("utf-8", "replace") if first and token not in tokenizer.control_ids else piece
-        return {"token": piece, "logprob": logprob, "bytes": list(data)}
-
-    top = [written(*other) for other in one.top]
-    return {**written(one.token, one.piece, one.logprob), "top_logprobs": top}
-
-
-def chat_logprobs(
-    asked: Any, found: Sequence[TokenLogprob] | None, tokenizer: Tokenizer, start: int = 0
-) -> dict[str, Any] | None:
-    """Return the log-probabilities of tokens, the first of which is the answer's `start`-th."""
-    if not asked or found is None:
-        return None
-    tokens = [token_object(one, tokenizer, start + i == 0) for i, one in enumerate(found)]
-    return {"content": tokens, "refusal": None}
-
-
-def text_logprobs(found: Sequence[TokenLogprob] | None, offset: int = 0) -> dict[str, Any] | None:
-    """Return log-probabilities as the older API writes them."""
-    if found is None:
-        return None
-    offsets = []
-    for one in found:
-        offsets.append(offset)
-        offset += len(one.piece)
-    return {
-        "tokens": [one.piece for one in found],
-        "token_logprobs": [one.logprob for one in found],
-        "top_logprobs": [{piece: logprob for _, piece, logprob in one.top} for one in found],
-        "text_offset": offsets,
-    }
-
-
-def event_of(problem: Problem) -> bytes:
-    """Return the last event of a stream that fails."""
-    return b"data: " + encode(openai_form(problem)) + b"\n\n"
-
-
 async def stream_choices(
     events: Events,
     service: Service,
@@ -223,24 +123,24 @@ async def stream_choices(
     head: dict[str, Any],
     asked: _Asked,
     choices: Callable[[Piece], list[dict[str, Any]]],
+    empty: dict[str, Any],
 ) -> None:
-    """Send the pieces of all answers as chunks; `choices` makes those of a piece."""
+    """Send the pieces of all answers as chunks; `choices` makes those of a piece, and `empty` is one without text."""
     results: dict[int, Generation] = {}
     async for piece in answers.pieces(service.settings.ping_seconds):
         if piece is None:
             await events.ping()
             continue
-        for choice in choices(piece):
-            chunk = {**head, "choices": [choice]}
-            if asked.timings_per_token:
-                chunk["timings"] = timings(piece.result or answers.streams[piece.index]._request.result())
-            await events.send(chunk)
+        more = extras(piece, answers, asked)
+        for choice in choices(piece) if piece.progress is None else [{**empty, "index": piece.index}]:
+            await events.send({**head, "choices": [choice], **more})
         if piece.result is not None:
             results[piece.index] = piece.result
             service.note_times(piece.result)
     if asked.stream_options:
         in_order = [results[i] for i in sorted(results)]
-        await events.send({**head, "choices": [], "usage": usage(in_order, asked.n), "timings": timings(in_order[0])})
+        await events.send({**head, "choices": [], "usage": usage(in_order, asked.n),
+                           "timings": timings(in_order[0].timings)})  # fmt: skip
     await events.end(b"data: [DONE]\n\n")
 
 
@@ -259,7 +159,7 @@ async def chat(call: Call, service: Service) -> None:
         one_constraint(chosen)
     messages, begun = split_begun(asked.messages, asked.begins())
     talk = await prepare(service, messages, begun, asked.tools, asked.tool_choice, asked.parallel_tool_calls,
-                         asked.verbose)  # fmt: skip
+                         asked.chat_template_kwargs)  # fmt: skip
     talk.hold(chosen)
     head = {"id": f"chatcmpl-{secrets.token_hex(14)}", "created": int(time.time()), "model": service.name,
             "system_fingerprint": service.settings.version}  # fmt: skip
@@ -278,17 +178,16 @@ async def chat(call: Call, service: Service) -> None:
                 parser, result = parsers[piece.index], piece.result
                 deltas = [*parser.push(piece.text), *(parser.finish() if result is not None else ())]
                 found = [_chat_choice(piece.index, written) for delta in deltas for written in _delta(delta)]
-                logprobs = chat_logprobs(asked.logprobs, piece.logprobs, tokenizer, piece.start)
-                if logprobs and logprobs["content"]:
-                    found = found or [_chat_choice(piece.index, {})]
-                    found[0]["logprobs"] = logprobs
-                    for other in found[1:]:
-                        other["logprobs"] = {"content": [], "refusal": None}
+                if asked.logprobs:
+                    first = talk.fresh and piece.start == 0
+                    found = found or ([_chat_choice(piece.index, {})] if piece.logprobs else [])
+                    for i, one in enumerate(found):
+                        one["logprobs"] = chat_logprobs(True, piece.logprobs if i == 0 else [], tokenizer, first)
                 if result is not None:
                     found.append(_chat_choice(piece.index, {}, finish_reason(parser, result, asked.tool_choice)))
                 return found
 
-            await stream_choices(events, service, answers, head, asked, choices)
+            await stream_choices(events, service, answers, head, asked, choices, _chat_choice(0, {}))
             return
         results = await answers.all()
     whole_choices = []
@@ -297,12 +196,14 @@ async def chat(call: Call, service: Service) -> None:
         message = message_of(spoken(parser, result))
         if "tool_calls" in message and not message["content"]:
             message["content"] = None
-        logprobs = chat_logprobs(asked.logprobs, result.logprobs, tokenizer)
+        logprobs = chat_logprobs(asked.logprobs, result.logprobs, tokenizer, talk.fresh)
         reason = finish_reason(parser, result, asked.tool_choice)
         whole_choices.append({"index": i, "message": message, "logprobs": logprobs, "finish_reason": reason})
-    more = {} if talk.prompt is None else {"__verbose": {"prompt": talk.prompt}}
+    times = timings(results[0].timings)
+    show = service.settings.show_prompts if asked.verbose is None else asked.verbose
+    more = {"__verbose": {"prompt": text_of(tokenizer, talk.ids)}} if show else {}
     await call.answer(200, {**head, "object": "chat.completion", "choices": whole_choices,
-                            "usage": usage(results, asked.n), "timings": timings(results[0]), **more})  # fmt: skip
+                            "usage": usage(results, asked.n), "timings": times, **more})  # fmt: skip
 
 
 def _delta(delta: Delta) -> list[dict[str, Any]]:
@@ -328,22 +229,12 @@ async def input_tokens(call: Call, service: Service) -> None:
     """Count the tokens of a conversation."""
     asked = parse(Chat, await call.json())
     messages, begun = split_begun(asked.messages, asked.begins())
-    talk = await prepare(service, messages, begun, asked.tools, asked.tool_choice, asked.parallel_tool_calls)
+    talk = await prepare(service, messages, begun, asked.tools, asked.tool_choice, asked.parallel_tool_calls,
+                         asked.chat_template_kwargs)  # fmt: skip
     await call.answer(200, {"object": "response.input_tokens", "input_tokens": len(talk.ids)})
 
 
 # --- completions ---
-
-
-async def prompt_ids(service: Service, prompts: Sequence[Any]) -> list[Sequence[int]]:
-    """Return the token ids of prompts, texts or ids."""
-    found: list[Sequence[int]] = []
-    for prompt in prompts:
-        ids = await service.encode(prompt) if isinstance(prompt, str) else prompt
-        if not ids and service.tokenizer.bos_id is not None:
-            ids = [service.tokenizer.bos_id]
-        found.append(ids)
-    return found
 
 
 async def completions(call: Call, service: Service) -> None:
@@ -374,7 +265,8 @@ async def completions(call: Call, service: Service) -> None:
                                   "finish_reason": piece.result.finish_reason})  # fmt: skip
                 return found
 
-            await stream_choices(events, service, answers, head, asked, choices)
+            empty = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
+            await stream_choices(events, service, answers, head, asked, choices, empty)
             return
         results = await answers.all()
     for result in results:
@@ -385,7 +277,7 @@ async def completions(call: Call, service: Service) -> None:
         for i, result in enumerate(results)
     ]  # fmt: skip
     await call.answer(200, {**head, "choices": whole_choices, "usage": usage(results, asked.n),
-                            "timings": timings(results[0])})  # fmt: skip
+                            "timings": timings(results[0].timings)})  # fmt: skip
 
 
 # --- models ---
@@ -398,7 +290,7 @@ async def models(call: Call, service: Service) -> None:
     meta = {"n_vocab": info["vocab_size"], "n_ctx": service.model.context, "n_ctx_train": info["context_length"],
             "n_embd": info["hidden_size"], "n_params": info["parameters"], "size": info["file_bytes"]}  # fmt: skip
     entry = {"id": service.name, "object": "model", "created": service.started, "owned_by": "lowbit",
-             "aliases": list(service.names[1:]), "meta": meta}  # fmt: skip
+             "aliases": list(service.aliases), "tags": list(service.settings.tags), "meta": meta}  # fmt: skip
     await call.answer(200, {"object": "list", "data": [entry]})
 
 

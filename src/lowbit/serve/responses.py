@@ -16,10 +16,10 @@ from .fields import Kind, flag, list_of, mapping, need, only, option, parse
 from .fields import text as words
 from .http import Call, encode
 from .items import Item, input_kind, kind_of, own_choice_kind, own_tools_kind
-from .openai import timings
 from .problems import Problem
 from .service import Service
-from .talk import prepare, spoken
+from .talk import prepare, spoken, template_values_kind
+from .written import extras, timings
 
 __all__ = ["Responses", "responses"]
 
@@ -61,7 +61,7 @@ class Responses(Sampled):
     truncation: str | None = option(only("disabled"), "prompts are never cut")
     background: bool | None = option(only(False), "not supported")
     service_tier: str | None = option(only("auto", "default"), "there is one")
-    return_progress: bool | None = option(only(False), "not supported")
+    chat_template_kwargs: Any = option(template_values_kind, "what the chat template is told, such as enable_thinking")
 
 
 async def responses(call: Call, service: Service) -> None:
@@ -78,7 +78,7 @@ async def responses(call: Call, service: Service) -> None:
     if asked.instructions is not None:
         messages = [{"role": "system", "content": asked.instructions}, *messages]
     talk = await prepare(service, *split_begun(conversation(messages)), asked.tools, asked.tool_choice,
-                         asked.parallel_tool_calls)  # fmt: skip
+                         asked.parallel_tool_calls, asked.chat_template_kwargs)  # fmt: skip
     talk.hold(chosen)
     parser = talk.parser()
     answer = _Answer(asked, chosen, service)
@@ -89,7 +89,7 @@ async def responses(call: Call, service: Service) -> None:
             for delta in spoken(parser, result):
                 answer.push(delta)
             answer.finish(result)
-            await call.answer(200, {**answer.whole(result), "timings": timings(result)})
+            await call.answer(200, {**answer.whole(result), "timings": timings(result.timings)})
             return
         await answers.ready()
         events = await call.events(answer.failed)
@@ -104,7 +104,10 @@ async def responses(call: Call, service: Service) -> None:
             if piece is None:
                 await events.ping()
                 continue
-            more = {"timings": timings(answers.streams[0]._request.result())} if asked.timings_per_token else {}
+            more = extras(piece, answers, asked)
+            if piece.progress is not None:
+                await send([{"type": "response.in_progress", "response": answer.object("in_progress")}], **more)
+                continue
             for delta in [*parser.push(piece.text), *(parser.finish() if piece.result is not None else ())]:
                 await send(answer.push(delta), **more)
             if piece.result is not None:
@@ -112,7 +115,7 @@ async def responses(call: Call, service: Service) -> None:
         service.note_times(result)
         await send(answer.finish(result))
         last = {"type": f"response.{answer.status(result)}", "response": answer.whole(result)}
-        await send([last], timings=timings(result))
+        await send([last], timings=timings(result.timings))
         await events.end()
 
 

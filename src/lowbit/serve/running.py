@@ -116,28 +116,45 @@ def run(settings: Settings, load: Callable[[], Model]) -> None:
 
 
 def _listen(settings: Settings) -> list[socket.socket]:
+    listening: list[socket.socket] = []
     try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listening = socket.socket(family, kind, protocol)
+        for host in settings.host_names:
+            # A free port that the first one was given is that of all.
+            port = listening[0].getsockname()[1] if listening else settings.port
+            listening.append(_listen_at(host, port))
+    except OSError as error:
+        for one in listening:
+            one.close()
+        raise LowbitError(f"cannot listen at {host}:{port}: {error.strerror or error}") from None
+    return listening
+
+
+def _listen_at(host: str, port: int) -> socket.socket:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = found[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
         if sys.platform != "win32":
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Inherited by all connections: what a slow reader has not read is seen by the engine, and costs little memory.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         listening.bind(address)
         listening.listen(1024)
-    except OSError as error:
-        raise LowbitError(f"cannot listen at {settings.host}:{settings.port}: {error.strerror or error}") from None
-    return [listening]
+    except OSError:
+        listening.close()
+        raise
+    return listening
 
 
 def _say(service: Service, listening: list[socket.socket]) -> None:
     settings, port = service.settings, listening[0].getsockname()[1]
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    who = "this machine only" if is_loopback(settings.host) else "OPEN TO THE NETWORK"
-    if not is_loopback(settings.host) and not settings.api_keys:
+    names = settings.host_names
+    hosts = " and ".join(f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}" for name in names)
+    closed = all(map(is_loopback, names))
+    who = "this machine only" if closed else "OPEN TO THE NETWORK"
+    if not closed and not settings.api_keys:
         who += ", WITHOUT A KEY"
     if service.note:
         print(f"lowbit: {service.note}", file=sys.stderr)
-    print(f"lowbit: serving {ascii(service.name)[1:-1]} at http://{host}:{port} ({who}); Ctrl-C stops",
+    print(f"lowbit: serving {ascii(service.name)[1:-1]} at {hosts} ({who}); Ctrl-C stops",
           file=sys.stderr, flush=True)  # fmt: skip

@@ -6,13 +6,14 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..chat.templates import TEMPLATES, Template, find_template, render, write
-from ..engine import Engine, Generation, Stream
+from ..chat.toolformats import choose_format
+from ..engine import Engine, Generation, Stream, Timings
 from ..errors import LowbitError, UnsupportedModelError
 from ..tokenizers import Tokenizer
 from .answers import Answers
@@ -53,10 +54,12 @@ class Service:
         self.note = ""
         self.name = "lowbit"
         self.names: tuple[str, ...] = ()
+        self.aliases: tuple[str, ...] = ()
         self.started = int(time.time())
         self.stopping = False
         self.first_token = Histogram()
         self.between_tokens = Histogram()
+        self.times = Times()
         self.answered: Counter[int] = Counter()
         """Answers by status; 499 where nobody was there to take one."""
 
@@ -69,10 +72,11 @@ class Service:
         own = str(info.get("name") or os.path.splitext(os.path.basename(str(info["path"])))[0])[:200]
         given = [alias for alias in settings.aliases if alias != "*"]
         self.names = tuple(dict.fromkeys([*given, own]))
+        self.aliases = tuple(given)
         self.name = self.names[0]
         self._engine = Engine(
             model, max_sequences=settings.max_sequences, kv_ram=settings.kv_ram, step_ms=settings.step_ms,
-            max_queue=settings.max_queue,
+            max_queue=settings.max_queue, batch=settings.batch,
         )  # fmt: skip
         self._model = model
 
@@ -119,6 +123,12 @@ class Service:
         assert self._template is not None
         return self._template
 
+    @property
+    def thinks(self) -> bool:
+        """Whether answers may begin with thoughts."""
+        source = self.template.source
+        return "enable_thinking" in source or choose_format(source).reasoning[0] in source
+
     def check_model(self, name: str | None) -> None:
         """Raise a Problem if a request names another model."""
         if name is not None and name not in self.names and "*" not in self.settings.aliases:
@@ -132,29 +142,37 @@ class Service:
         return await asyncio.to_thread(self.tokenizer.encode, text, **options)
 
     async def conversation_ids(
-        self, messages: list[dict[str, Any]], begun: str = "", tools: list[Any] | None = None
-    ) -> list[int]:
+        self, messages: list[dict[str, Any]], begun: str = "", tools: list[Any] | None = None,
+        values: Mapping[str, Any] | None = None,
+    ) -> list[int]:  # fmt: skip
         """Write a conversation as token ids."""
-        tokenizer, template = self.tokenizer, self.template
+        tokenizer, template, values = self.tokenizer, self.template, self._values(values)
         try:
-            return await asyncio.to_thread(render, messages, {}, tokenizer, template, tools, begun)
+            return await asyncio.to_thread(render, messages, {}, tokenizer, template, tools, begun, values)
         except LowbitError as error:
             raise problem_of(error) from None
         except ValueError as error:
-            raise Problem(400, str(error), param="messages") from None
+            raise _wrong_talk(error) from None
 
     async def conversation_text(
-        self, messages: list[dict[str, Any]], begun: str = "", tools: list[Any] | None = None
-    ) -> str:
+        self, messages: list[dict[str, Any]], begun: str = "", tools: list[Any] | None = None,
+        values: Mapping[str, Any] | None = None,
+    ) -> str:  # fmt: skip
         """Write a conversation as text."""
-        tokenizer, template = self.tokenizer, self.template
+        tokenizer, template, values = self.tokenizer, self.template, self._values(values)
         try:
-            text, disguise = await asyncio.to_thread(write, messages, tokenizer, template, tools, begun)
+            text, disguise = await asyncio.to_thread(write, messages, tokenizer, template, tools, begun, values)
         except LowbitError as error:
             raise problem_of(error) from None
         except ValueError as error:
-            raise Problem(400, str(error), param="messages") from None
+            raise _wrong_talk(error) from None
         return disguise.show(text)
+
+    def _values(self, values: Mapping[str, Any] | None) -> dict[str, Any]:
+        thinking = self.settings.reasoning
+        if thinking and "enable_thinking" not in self.template.source:
+            thinking = None  # and it is as the template has it
+        return {**({} if thinking is None else {"enable_thinking": thinking}), **(values or {})}
 
     # --- texts ---
 
@@ -192,18 +210,19 @@ class Service:
         except (LowbitError, ValueError, MemoryError) as error:
             raise problem_of(error) from None
 
-    def embed(self, texts: Sequence[Sequence[int]]) -> tuple[Answers, np.ndarray]:
-        """Ask for vectors."""
+    def embed(self, texts: Sequence[Sequence[int]]) -> tuple[Answers, list[np.ndarray]]:
+        """Ask for vectors, one for each text, or for each of its tokens where they are not pooled."""
         self.check()
-        model = self.model
-        vectors = np.empty((len(texts), model.config.hidden_size), np.float32)
+        model, pooling = self.model, self.settings.pooling
+        shapes = [(len(ids),) if pooling == "none" else () for ids in texts]
+        vectors = [np.empty((*shape, model.config.hidden_size), np.float32) for shape in shapes]
         answers = Answers([])
         try:
             for vector, ids in zip(vectors, texts):
                 if len(ids) > model.context:
                     raise Problem(400, f"input: a text of {len(ids)} tokens is too large for a context of "
                                        f"{model.context}", param="input", code="context_length_exceeded")  # fmt: skip
-                request = model._embedding(model._ids(ids), vector, self.settings.pooling)
+                request = model._embedding(model._ids(ids), vector, pooling)
                 answers.streams.append(self.engine.start(request))
         except BaseException as error:
             answers.cancel()
@@ -215,17 +234,31 @@ class Service:
     def note_times(self, result: Generation) -> None:
         """Remember how long a text took."""
         times = result.timings
+        self.times.add(times)
         self.first_token.add(times.first_token_seconds)
         if times.decode_tokens > 1:
             self.between_tokens.add(times.decode_seconds / times.decode_tokens)
 
-    def stopping_word(self, result: Generation, stops: Sequence[str]) -> str | None:
-        """Return the text that ended an answer, if one of `stops` did."""
-        if result.finish_reason != "stop" or not stops:
-            return None
-        decoder = self.tokenizer.stream_decoder()
-        rest = ("".join(decoder.push(token) for token in result.tokens) + decoder.flush())[len(result.text) :]
-        return max((stop for stop in stops if rest.startswith(stop)), key=len, default=None)
+
+def _wrong_talk(error: ValueError) -> Problem:
+    name = "chat_template_kwargs"
+    return Problem(400, str(error), param=name if str(error).startswith(name) else "messages")
+
+
+class Times:
+    """Tokens and seconds of all texts that ended."""
+
+    def __init__(self) -> None:
+        self.prompt_tokens = self.decode_tokens = self.longest = 0
+        self.prompt_seconds = self.decode_seconds = 0.0
+
+    def add(self, times: Timings) -> None:
+        """Count one."""
+        self.prompt_tokens += times.prompt_tokens - times.reused_tokens
+        self.prompt_seconds += times.prompt_seconds
+        self.decode_tokens += max(times.decode_tokens - 1, 0)
+        self.decode_seconds += times.decode_seconds
+        self.longest = max(self.longest, times.prompt_tokens + times.decode_tokens)
 
 
 class Histogram:

@@ -27,12 +27,24 @@ class Settings:
     chat_template: str | None = None
     """Name of a built-in template, or a file with a Jinja template."""
     pooling: str = "last"
+    reasoning: bool | None = None
+    """Whether answers begin with thoughts, where requests do not say; None is as the template has it."""
+    tags: tuple[str, ...] = ()
+    """Words that describe the model in the list of models."""
+    page: bool = True
+    slots: bool = True
+    metrics: bool = True
+    """Whether there are these paths."""
+    show_prompts: bool = False
+    """Whether chat completions return their prompts, where requests do not say."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """Settings of requests that do not say otherwise."""
     max_sequences: int = 16
     max_queue: int = 256
     kv_ram: str | None = None
     step_ms: float = 50.0
+    batch: int | None = None
+    """Most tokens that are read in a step."""
     max_body: int = 8 << 20
     """Bytes of a request."""
     body_seconds: float = 30.0
@@ -47,6 +59,11 @@ class Settings:
     """For answers to end when the server is told to stop."""
     log_requests: bool = False
     log_prompts: bool = False
+
+    @property
+    def host_names(self) -> list[str]:
+        """Where it listens."""
+        return [name.strip() for name in self.host.split(",")]
 
     @property
     def max_calls(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 from ..chat.tools import Delta, ToolCalls, in_thought
 from ..engine import Generation
 from .asking import one_constraint
-from .fields import Kind
+from .fields import Kind, mapping
 from .problems import Problem
 from .service import Service
 
-__all__ = ["Talk", "finish_reason", "prepare", "spoken", "tool_choice_kind", "tools_kind"]
+__all__ = ["Talk", "finish_reason", "prepare", "shown_tools", "spoken", "template_values_kind", "tool_choice_kind",
+           "tools_kind"]  # fmt: skip
 
 
 def _take_tools(value: Any) -> tuple[Any, ...]:
@@ -29,6 +31,17 @@ def _take_choice(value: Any) -> Any:
     return value
 
 
+def _take_values(value: Any) -> dict[str, Any]:
+    values: dict[str, Any] = mapping.take(value)
+    if not all(re.fullmatch(r"[a-z]\w{0,63}", name) and name not in _OURS for name in values):
+        raise ValueError
+    if not isinstance(values.get("enable_thinking", False), bool):
+        raise ValueError
+    return values
+
+
+_OURS = ("messages", "tools", "bos_token", "eos_token", "add_generation_prompt", "today")
+template_values_kind = Kind(f"an object of names, none of them {', '.join(_OURS)}", _take_values, {"type": "object"})
 tools_kind = Kind("a list of tools", _take_tools, {"type": "array", "items": {"type": "object"}})
 tool_choice_kind = Kind("auto, none, required, or an object that names a function", _take_choice,
                         {"type": ["string", "object"]})  # fmt: skip
@@ -44,7 +57,8 @@ class Talk:
     parallel: bool
     source: str
     thinks: bool
-    prompt: str | None
+    fresh: bool
+    """Whether the answer begins here, and not in the last message."""
 
     def parser(self) -> ToolCalls:
         """Return a parser for one answer."""
@@ -59,11 +73,12 @@ class Talk:
                 raise Problem(400, f"tools and {given[0]} cannot go together", param="tools")
             chosen["grammar"] = grammar
         one_constraint(chosen)
+        chosen["fresh"] = self.fresh
 
 
 async def prepare(
     service: Service, messages: list[dict[str, Any]], begun: str = "", tools: Iterable[Any] | None = None,
-    choice: Any = None, parallel: bool | None = None, show: bool = False,
+    choice: Any = None, parallel: bool | None = None, values: Mapping[str, Any] | None = None,
 ) -> Talk:  # fmt: skip
     """Write a conversation as token ids.
 
@@ -77,9 +92,13 @@ async def prepare(
         raise Problem(400, "tool_choice asks for a tool that is not there", param="tool_choice")
     together = parallel is not False
     calls = await asyncio.to_thread(_calls, known, choice, together, source, False)
-    ids = await service.conversation_ids(messages, begun, calls.tools)
-    prompt = await service.conversation_text(messages, begun, calls.tools) if show else None
-    return Talk(ids, known, choice, together, source, in_thought(ids, service.tokenizer, source), prompt)
+    ids = await service.conversation_ids(messages, begun, calls.tools, values)
+    return Talk(ids, known, choice, together, source, in_thought(ids, service.tokenizer, source), not begun)
+
+
+def shown_tools(service: Service, tools: Iterable[Any] | None, choice: Any) -> list[dict[str, Any]] | None:
+    """Return the tools that the model is told of."""
+    return _calls(tuple(tools or ()), choice, True, service.template.source, False).tools
 
 
 def _calls(tools: tuple[Any, ...], choice: Any, parallel: bool, source: str, thinks: bool) -> ToolCalls:

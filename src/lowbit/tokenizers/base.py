@@ -163,9 +163,9 @@ class Tokenizer(ABC):
             first = first and token in self.control_ids
         return data.decode("utf-8", EACH_BYTE)
 
-    def stream_decoder(self, shown: Mapping[int, bytes] | None = None) -> StreamDecoder:
-        """Return a decoder that takes one token at a time; `shown` as `StreamDecoder` has it."""
-        return StreamDecoder(self, shown)
+    def stream_decoder(self, shown: Mapping[int, bytes] | None = None, first: bool = True) -> StreamDecoder:
+        """Return a decoder that takes one token at a time; `shown` and `first` as `StreamDecoder` has them."""
+        return StreamDecoder(self, shown, first)
 
     @abstractmethod
     def token_bytes(self, token: int, first: bool = False) -> bytes:

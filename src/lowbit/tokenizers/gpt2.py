@@ -73,7 +73,7 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> BytePairTokenizer:
     types = _types(metadata, len(tokens), BYTE if splitting.raw else UNUSED, path)
     special = partial(special_id, metadata, n_tokens=len(tokens), path=path)
     bos, eos, unk = special("bos"), special("eos"), special("unknown")
-    kinds = np.unique(types).tolist()
+    kinds = sorted(set(types.tolist()))  # np.unique would import numpy.ma
     if kinds == [NORMAL]:
         vocabulary = Vocabulary(len(tokens), dict(zip(tokens, range(len(tokens)))), {})
     else:

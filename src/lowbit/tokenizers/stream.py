@@ -42,12 +42,14 @@ class StreamDecoder:
     tokenizer : Tokenizer
     shown : mapping of int to bytes, optional
         Control tokens that have a text here. If there is such a mapping, a space at the beginning is no exception.
+    first : bool
+        Whether the tokens begin a text; those that go on with one keep the space before the first of them.
     """
 
-    def __init__(self, tokenizer: Bytes, shown: Mapping[int, bytes] | None = None) -> None:
+    def __init__(self, tokenizer: Bytes, shown: Mapping[int, bytes] | None = None, first: bool = True) -> None:
         self._tokenizer, self._shown = tokenizer, shown or {}
         self._utf8 = codecs.getincrementaldecoder("utf-8")(EACH_BYTE)
-        self._first = shown is None
+        self._first = first and shown is None
 
     def push(self, token: int) -> str:
         """Take a token and return the characters that are complete with it."""
@@ -67,6 +69,11 @@ class StopBuffer:
     ----------
     stops : sequence of str
         Non-empty strings; may be no strings at all.
+
+    Attributes
+    ----------
+    met : str
+        The stop string that was met.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -74,21 +81,20 @@ class StopBuffer:
         if isinstance(stops, str) or not all(self._stops):
             raise ValueError(f"stops must be a sequence of non-empty strings, not {stops!r}")
         self._longest = max(map(len, self._stops), default=0)
-        self._held = ""
-        self._stopped = False
+        self._held = self.met = ""
 
     def push(self, text: str) -> tuple[str, bool]:
         """Take text; return what can be shown by now, and whether a stop string was met.
 
         The end of the text is held back as long as it may be the beginning of a stop string.
         """
-        if self._stopped:
+        if self.met:
             return "", True
         text = self._held + text
         # (end, start) of each stop's first place; of those that end together the longest one counts.
         found = min(((at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0), default=None)
         if found is not None:
-            self._held, self._stopped = "", True
+            self._held, self.met = "", text[found[1] : found[0]]
             return text[: found[1]], True
         for size in range(min(len(text), self._longest - 1), 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self._stops):

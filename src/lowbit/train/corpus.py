@@ -18,14 +18,18 @@ from ..formats.files import reading
 if TYPE_CHECKING:
     from ..tokenizers import Tokenizer
 
-__all__ = ["IGNORED", "Batch", "Document", "Rows", "encode", "plain_text", "read_documents", "texts"]
+__all__ = ["IGNORED", "Batch", "Document", "Rows", "asked_for", "encode", "plain_text", "read_documents", "texts"]
 
 Document = str | tuple[tuple[str, str], ...]
 """A text; or a conversation, (role, content) each, that ends with the answer to learn."""
 CHAT_TEMPLATE = "chatml"
 """How conversations are written; see `lowbit.chat`."""
+MESSAGE = "<|im_start|>"
+"""Where a message begins in it; the answer is the last one."""
 IGNORED = -100
 """A target that does not count: torch's own mark."""
+COMMON = 0.07
+"""A token in a larger share of the requests is their wording, not what is asked for."""
 OPEN_ROWS = 256
 """Rows that are still looked at for room while an epoch is packed."""
 
@@ -115,6 +119,29 @@ def _ids(document: Document, tokenizer: Tokenizer, end: bool) -> list[int]:
     ]
 
 
+def asked_for(documents: Sequence[np.ndarray], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """Mark what an answer was asked for: the first time in it of each token that its request has and few others have.
+
+    Returns
+    -------
+    list of ndarray
+        Of bool, as long as the documents; all False in a document without messages.
+    """
+    begin = tokenizer.encode(MESSAGE, add_bos=False, parse_special=True)
+    starts = [np.flatnonzero(ids == begin[0]) if len(begin) == 1 else () for ids in documents]
+    answers = [int(places[-1]) if len(places) else 0 for places in starts]
+    requests = [np.unique(ids[:at]) for ids, at in zip(documents, answers, strict=True)]
+    count = np.bincount(np.concatenate([np.empty(0, np.int64), *requests]).astype(np.int64), minlength=1)
+    rare = count <= COMMON * np.count_nonzero(answers)
+    marks = []
+    for ids, at, request in zip(documents, answers, requests, strict=True):
+        mark = np.zeros(len(ids), bool)
+        found, places = np.unique(ids[at:], return_index=True)
+        mark[at + places[np.isin(found, request[rare[request]])]] = True
+        marks.append(mark)
+    return marks
+
+
 def plain_text(document: Document) -> str:
     """Return what a document says, without roles."""
     return document if isinstance(document, str) else "\n".join(text for _, text in document)
@@ -134,6 +161,8 @@ class Batch(NamedTuple):
     """int64: the token that follows, or `IGNORED` where nothing does."""
     first: np.ndarray
     """int32: place of the first token of the same document in the row."""
+    asked: np.ndarray
+    """bool: whether the target is marked."""
 
 
 class Rows:
@@ -148,6 +177,7 @@ class Rows:
     length : tokens per row
     seed : of the order
     weights : how often each document comes in an epoch, 1 if not given; 0.5 is every other epoch
+    marks : of the tokens of each document, as `asked_for` makes them; none if not given
 
     Raises
     ------
@@ -156,11 +186,18 @@ class Rows:
     """
 
     def __init__(
-        self, documents: Sequence[np.ndarray], length: int, seed: int, weights: Sequence[float] | None = None
+        self,
+        documents: Sequence[np.ndarray],
+        length: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+        marks: Sequence[np.ndarray] | None = None,
     ) -> None:
         self.length, self.seed = length, seed
         # One token overlaps: it is the last target of the one part and the first token of the next.
         self.parts = [ids[i : i + length + 1] for ids in documents for i in range(0, len(ids) - 1, length)]
+        marks = [np.zeros(len(ids), bool) for ids in documents] if marks is None else marks
+        self._marks = [m[i : i + length + 1] for m in marks for i in range(0, len(m) - 1, length)]
         given = np.ones(len(documents)) if weights is None else np.asarray(weights, float)
         per_document = [len(range(0, len(ids) - 1, length)) for ids in documents]
         self.weights = np.repeat(given, per_document)
@@ -183,6 +220,7 @@ class Rows:
         tokens = np.zeros((count, self.length), np.int64)
         targets = np.full((count, self.length), IGNORED, np.int64)
         start = np.tile(np.arange(self.length, dtype=np.int32), (count, 1))  # what fills a row sees itself
+        asked = np.zeros((count, self.length), bool)
         for row in range(count):
             epoch = self._find(first + row)
             self._pack(epoch)
@@ -191,8 +229,9 @@ class Rows:
                 ids = self.parts[part]
                 end = place + len(ids) - 1
                 tokens[row, place:end], targets[row, place:end], start[row, place:end] = ids[:-1], ids[1:], place
+                asked[row, place:end] = self._marks[part][1:]
                 place = end
-        return Batch(tokens, targets, start)
+        return Batch(tokens, targets, start, asked)
 
     def _find(self, index: int) -> int:
         """Return the epoch of a row."""

@@ -65,6 +65,8 @@ class Schedule:
     """Share of the run, at its end, with top-k steps."""
     distill: float = 0.0
     """Weight of the teacher's distribution against the text itself in the loss."""
+    emphasis: float = 1.0
+    """Weight in the loss of what an answer was asked for, where it says it first."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     seed: int = 0
@@ -148,10 +150,11 @@ class Passes:
             self._begin(step)
         per_pass = schedule.micro_tokens // schedule.window
         batch = self.rows.batch((step * self.count + i) * per_pass, per_pass)
-        tokens, targets, first = (torch.from_numpy(a).to(model.cos.device) for a in batch)
+        tokens, targets, first, asked = (torch.from_numpy(a).to(model.cos.device) for a in batch)
         torch.manual_seed(hash((schedule.seed, step, i)) & (1 << 62) - 1)  # dropout
         if self.teacher is None or not schedule.distill:
-            loss = text = model.loss(tokens, targets, first, self._weights)
+            text, said = model.loss(tokens, targets, first, self._weights, asked)
+            loss = text + (schedule.emphasis - 1) * said
         else:
             logits = model(tokens, first, self._weights).flatten(0, 1)
             told = torch.from_numpy(self.teacher(batch.tokens, batch.first)).to(logits.device).flatten(0, 1)
@@ -194,6 +197,7 @@ def fit(
     checkpoint: Path,
     *,
     weights: Sequence[float] | None = None,
+    marks: Sequence[np.ndarray] | None = None,
     teacher: Teacher | None = None,
     identity: dict[str, Any] | None = None,
     resume: bool = False,
@@ -212,7 +216,7 @@ def fit(
     documents : token ids of each document
     schedule : what happens at which step
     checkpoint : file for the state, written every `checkpoint_seconds` and at the end
-    weights : how often each document comes in an epoch; see `Rows`
+    weights, marks : how often each document comes in an epoch, and the tokens to emphasise; see `Rows`
     teacher : whose predictions are learned too (knowledge distillation)
     identity : what else a resumed run must have in common with the first part (corpus, shape)
     resume : continue from `checkpoint`
@@ -231,7 +235,7 @@ def fit(
     LowbitError
         If the loss is no longer finite; `checkpoint` then holds the last good state.
     """
-    rows = Rows(documents, schedule.window, schedule.seed, weights)
+    rows = Rows(documents, schedule.window, schedule.seed, weights, marks)
     optimizer = Optimizer(model, schedule.optimizer, schedule.ema)
     same = json.loads(json.dumps({"schedule": asdict(schedule), **(identity or {})}))
     history: list[dict[str, float]] = []

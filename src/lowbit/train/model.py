@@ -382,10 +382,18 @@ class BitNet(nn.Module):
         x = rms_norm(self.hidden(tokens, first, weights), self.output_norm, self.shape.norm_eps)
         return functional.linear(x.to(self.compute), self.token_embd.to(self.compute)).float()
 
-    def loss(self, tokens: Tensor, targets: Tensor, first: Tensor, weights: Sequence[Sequence[Rounded]]) -> Tensor:
-        """Return the sum of the cross-entropy with the targets in nats; one of `IGNORED` does not count."""
+    def loss(
+        self, tokens: Tensor, targets: Tensor, first: Tensor, weights: Sequence[Sequence[Rounded]], asked: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sum of the cross-entropy with the targets in nats, and that of the targets `asked` alone.
+
+        A target of `IGNORED` does not count.
+        """
         x = self.hidden(tokens, first, weights)
-        return self.text_loss(x, self.output_norm, self.token_embd.to(self.compute), targets, self.shape.norm_eps)
+        head = self.token_embd.to(self.compute)
+        text = self.text_loss(x, self.output_norm, head, targets, self.shape.norm_eps)
+        # seldom more than one in a hundred, and never as many as the last time: not worth compiling
+        return text, text_loss(x[asked][None], self.output_norm, head, targets[asked][None], self.shape.norm_eps)
 
     def compile(self) -> None:
         """Fuse the arithmetic between the matrix products with torch.compile; all blocks share one compilation."""

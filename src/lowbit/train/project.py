@@ -22,7 +22,7 @@ import torch
 from ..errors import FormatError
 from ..tokenizers import Tokenizer, from_gguf_metadata
 from .checkpoint import read_progress
-from .corpus import Document, encode, plain_text, read_documents, texts
+from .corpus import Document, asked_for, encode, plain_text, read_documents, texts
 from .crew import can_fork
 from .events import EventLog
 from .export import check_exportable, write_gguf
@@ -140,6 +140,7 @@ def train(project: Project) -> Path:
     check_exportable(model, project.ternary_type)
     teacher = Teacher(project.teacher, tokenizer, project.schedule.window) if project.teacher else None
     tokens, held_tokens = encode(documents, tokenizer), encode(held, tokenizer, end=False)
+    marks = asked_for(tokens, tokenizer) if project.schedule.emphasis != 1 else None
     held_bytes = sum(len(plain_text(document).encode()) for document in held)
     schedule = project.schedule
     if not schedule.steps:
@@ -178,7 +179,7 @@ def train(project: Project) -> Path:
 
     try:
         history = fit(
-            model, tokens, schedule, checkpoint, weights=weights, teacher=teacher, identity=identity,
+            model, tokens, schedule, checkpoint, weights=weights, marks=marks, teacher=teacher, identity=identity,
             resume=project.resume, processes=processes, threads=threads, checkpoint_seconds=project.checkpoint_seconds,
             validate=measure, validate_every=project.measure_every, report=report,
         )  # fmt: skip

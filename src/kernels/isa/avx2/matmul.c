@@ -175,24 +175,36 @@ LB_INLINE void u2_tile_many(const uint8_t *w, lb_run run, const int8_t *x, ptrdi
     }
 }
 
+/* One block. For one token a constant number of words makes addresses cheap; for more, registers would run out. */
+LB_INLINE void u4_words(const uint8_t *w, const int32_t words, const int8_t *x, ptrdiff_t stride, const int tokens,
+                        int half, __m256i *acc) {
+    const __m256i low = _mm256_set1_epi8(15);
+    const int32_t field = 4 * words;
+    __m256i s[LB_TILE];
+    for (int j = 0; j < tokens; j++) s[j] = _mm256_setzero_si256();
+    for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
+        const __m256i v = load_half(w, half);
+        const __m256i c0 = _mm256_and_si256(v, low), c1 = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
+        for (int j = 0; j < tokens; j++) {
+            const int8_t *xj = x + j * stride;
+            s[j] = _mm256_add_epi16(s[j], _mm256_add_epi16(_mm256_maddubs_epi16(c0, broadcast4(xj)),
+                                                           _mm256_maddubs_epi16(c1, broadcast4(xj + field))));
+        }
+    }
+    for (int j = 0; j < tokens; j++) acc[j] = widen_add(acc[j], s[j]);
+}
+
 LB_INLINE void u4_half(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, int half,
                        __m256i *acc) {
-    const __m256i low = _mm256_set1_epi8(15);
     for (int32_t b = 0; b < run.full + (run.tail != 0); b++) {
-        const int32_t words = b < run.full ? run.words : run.tail, field = 4 * words;
-        __m256i s[LB_TILE];
-        for (int j = 0; j < tokens; j++) s[j] = _mm256_setzero_si256();
-        for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
-            const __m256i v = load_half(w, half);
-            const __m256i c0 = _mm256_and_si256(v, low), c1 = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
-            for (int j = 0; j < tokens; j++) {
-                const int8_t *xj = x + j * stride;
-                s[j] = _mm256_add_epi16(s[j], _mm256_add_epi16(_mm256_maddubs_epi16(c0, broadcast4(xj)),
-                                                               _mm256_maddubs_epi16(c1, broadcast4(xj + field))));
-            }
+        const int32_t words = b < run.full ? run.words : run.tail;
+        if (tokens == 1 && words == 4) {
+            u4_words(w, 4, x, stride, tokens, half, acc);
+        } else {
+            u4_words(w, words, x, stride, tokens, half, acc);
         }
-        x += field;
-        for (int j = 0; j < tokens; j++) acc[j] = widen_add(acc[j], s[j]);
+        w += 64 * words;
+        x += 8 * words;
     }
 }
 
@@ -236,6 +248,8 @@ LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
 LB_TILED_INT_MATMUL(lb_matmul_u2, LB_U2, 1, LB_LONGEST_TILE, u2_tile)
 LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
+LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
+LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
 LB_FLOAT_MATMUL(lb_matmul_f16, LB_F16)
 LB_FLOAT_MATMUL(lb_matmul_bf16, LB_BF16)

@@ -132,8 +132,11 @@ void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t activation
             const float a = g > 0.0f ? g : 0.0f;
             gate[i] = a * a * up[i];
         } else {
-            const float t = activation == LB_GELU ? gelu_exponent(g) : 0.0f - g;
-            gate[i] = g / (1.0f + exponential(at_most_88(t))) * up[i];
+            const float t = activation == LB_GELU         ? gelu_exponent(g)
+                            : activation == LB_SWIGLU_OAI ? g * -1.702f
+                                                          : 0.0f - g;
+            const float u = activation == LB_SWIGLU_OAI ? up[i] + 1.0f : up[i];
+            gate[i] = g / (1.0f + exponential(at_most_88(t))) * u;
         }
     }
 }
@@ -232,10 +235,11 @@ static void soften(float *weights, int32_t begin, int32_t n, int32_t dim, float 
 }
 
 LB_INLINE void attend(const lb_attention_args *a, char *const *block, const float *q, float *out, int32_t kv_head,
-                      int32_t first, int32_t count, const int32_t type) {
+                      int32_t head, int32_t first, int32_t count, const int32_t type) {
     const int32_t dim = a->head_dim, wide = a->value_dim, padded = (wide + 15) / 16 * 16;
     const lb_kv *kv = &a->kv;
-    float total[LB_MAX_HEAD_DIM], weights[SPAN], highest = -INFINITY, weight_sum = 0.0f;
+    float total[LB_MAX_HEAD_DIM], weights[SPAN];
+    float highest = a->sinks ? a->sinks[head] : -INFINITY, weight_sum = a->sinks ? 1.0f : 0.0f;
     memset(total, 0, (size_t)wide * sizeof *total);
     block += first / SPAN;
     for (int32_t start = first / SPAN * SPAN; start < count; start += SPAN, block++) {
@@ -312,7 +316,7 @@ LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows
             if (a->kv.values == a->kv.keys) {
                 attend_latents(a, a->blocks[row], q, out, stored, count, type);
             } else {
-                attend(a, a->blocks[row], q, out, stored, first, count, type);
+                attend(a, a->blocks[row], q, out, stored, kv_head * shared + head, first, count, type);
             }
         }
     }

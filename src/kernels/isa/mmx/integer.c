@@ -15,7 +15,8 @@
  *              = n0 x0 + n1 x1 + n2 x2 + n3 x3
  *
  * Bounds: |x - 16 x'| <= 17 * 128 fits int16. Sums may wrap around in int32, and come out right, because the true sum
- * fits: of a scale group, U4 15 * 128 * 2**18 < 2**29, U8 255 * 128 * 2**16 < 2**31.
+ * fits: of a scale group, U4 15 * 128 * 2**18 < 2**29, U8 255 * 128 * 2**16 < 2**31. The formats with minima differ in
+ * what follows the sums.
  *
  * MMX and the x87 share their registers: all integers of a row group first, then _mm_empty(), then the floats.
  */
@@ -99,7 +100,7 @@ typedef struct {
 
 /* Spreads the words from `word` on, which begins a block. */
 static void fill_window(window *win, const lb_matrix *m, const int8_t *x, int32_t word) {
-    const int eight = m->format == LB_U8;
+    const int eight = m->format == LB_U8 || m->format == LB_U8M;
     const int32_t block = m->block_cols / (eight ? 4 : 8), most = (eight ? WINDOW : WINDOW / 2) / block * block;
     win->begin = word;
     win->end = m->words - word < most ? m->words : word + most;
@@ -152,13 +153,13 @@ typedef struct {
 } group;
 
 LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group, int32_t token, window *win, int small,
-                                  const int eight) {
+                                  const int eight, const int minima) {
     const lb_matrix *m = args->w;
     const lb_activations *a = args->x;
     const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
-    const int32_t group_words = m->group_cols / (eight ? 4 : 8), offset = eight ? 128 : 8;
-    float y[LB_ROWS] = {0}, memory[LB_ROWS];
+    const int32_t group_words = m->group_cols / (eight ? 4 : 8), offset = eight ? 128 : minima ? 0 : 8;
+    float y[LB_ROWS] = {0}, memory[LB_ROWS], more[LB_ROWS];
     group groups[GROUPS];
 
     for (int32_t first = 0; first < m->n_groups; first += GROUPS) {
@@ -169,8 +170,7 @@ LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group,
             sum_words(win, m, w, x, g * group_words, g == m->n_groups - 1 ? m->words : (g + 1) * group_words,
                       groups[i].sums.pairs, start, eight);
             if (small) {
-                lb_small_scales((const uint16_t *)m->scales + ((size_t)row_group * m->n_groups + g) * LB_ROWS,
-                                groups[i].small_scales);
+                lb_small_scales((const uint16_t *)m->scales + lb_scales_at(m, row_group, g), groups[i].small_scales);
             }
         }
         _mm_empty();
@@ -179,15 +179,22 @@ LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group,
             return;
         }
         for (int32_t i = 0; i < n; i++) {
-            const float x_scale = a->scale[(ptrdiff_t)token * a->n_groups + first + i];
-            const float *scales = lb_scales(m, row_group, first + i, small ? groups[i].small_scales : NULL, memory);
-            lb_add_scaled(groups[i].sums.rows, scales, small ? x_scale * 0x1p112f : x_scale, y);
+            const ptrdiff_t of_x = (ptrdiff_t)token * a->n_groups + first + i;
+            const size_t at = lb_scales_at(m, row_group, first + i);
+            const float x_scale = a->scale[of_x], factor = small ? x_scale * 0x1p112f : x_scale;
+            const float *scales = lb_scales(m, at, small ? groups[i].small_scales : NULL, memory);
+            if (minima) {
+                lb_add_affine(groups[i].sums.rows, scales, factor, lb_scales(m, at + LB_ROWS, NULL, more),
+                              x_scale * (float)a->sum[of_x], y);
+            } else {
+                lb_add_scaled(groups[i].sums.rows, scales, factor, y);
+            }
         }
     }
     lb_store_rows(args, token, row_group, y);
 }
 
-LB_INLINE void multiply(const lb_matmul_args *args, int32_t begin, int32_t end, const int eight) {
+LB_INLINE void multiply(const lb_matmul_args *args, int32_t begin, int32_t end, const int eight, const int minima) {
     window win;
     for (int32_t token = 0; token < args->x->n_tokens; token++) {
         const int small = !args->sums && args->w->scales_f16 &&
@@ -195,11 +202,16 @@ LB_INLINE void multiply(const lb_matmul_args *args, int32_t begin, int32_t end, 
         fill_window(&win, args->w, args->x->q + (ptrdiff_t)token * args->x->stride, 0);
         _mm_empty();
         for (int32_t row_group = begin; row_group < end; row_group++) {
-            multiply_row_group(args, row_group, token, &win, small, eight);
+            multiply_row_group(args, row_group, token, &win, small, eight, minima);
         }
     }
 }
 
-void LB_NAME(lb_matmul_u4)(const lb_matmul_args *args, int32_t begin, int32_t end) { multiply(args, begin, end, 0); }
-
-void LB_NAME(lb_matmul_u8)(const lb_matmul_args *args, int32_t begin, int32_t end) { multiply(args, begin, end, 1); }
+#define LB_INTEGER_MATMUL(name, eight, minima)                                   \
+    void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) { \
+        multiply(args, begin, end, eight, minima);                               \
+    }
+LB_INTEGER_MATMUL(lb_matmul_u4, 0, 0)
+LB_INTEGER_MATMUL(lb_matmul_u8, 1, 0)
+LB_INTEGER_MATMUL(lb_matmul_u4m, 0, 1)
+LB_INTEGER_MATMUL(lb_matmul_u8m, 1, 1)

@@ -46,10 +46,8 @@ LB_INLINE int lb_has_room(const float *scales, int32_t n) {
     return room;
 }
 
-/* The scales of one row group and scale group as floats; `small` is what lb_small_scales made, or NULL. */
-LB_INLINE const float *lb_scales(const lb_matrix *m, int32_t row_group, int32_t group, const float *small,
-                                 float *memory) {
-    const size_t at = ((size_t)row_group * m->n_groups + group) * LB_ROWS;
+/* The scales of one row group that lie at `at`, as floats; `small` is what lb_small_scales made, or NULL. */
+LB_INLINE const float *lb_scales(const lb_matrix *m, size_t at, const float *small, float *memory) {
     if (small) return small;
     if (!m->scales_f16) return (const float *)m->scales + at;
     for (int r = 0; r < LB_ROWS; r++) memory[r] = lb_half_to_float(((const uint16_t *)m->scales)[at + r]);
@@ -61,6 +59,15 @@ LB_INLINE void lb_add_scaled(const int32_t *sums, const float *scales, float x_s
     LB_UNROLL(16)
     for (int r = 0; r < LB_ROWS; r++) {
         y[r] = y[r] + (float)sums[r] * (scales[r] * x_scale);
+        LB_IN_ORDER();
+    }
+}
+
+/* The same with minima. */
+LB_INLINE void lb_add_affine(const int32_t *sums, const float *scales, float x_scale, const float *minima, float x_sum,
+                             float *y) {
+    for (int r = 0; r < LB_ROWS; r++) {
+        y[r] = y[r] + ((float)sums[r] * (scales[r] * x_scale) + minima[r] * x_sum);
         LB_IN_ORDER();
     }
 }

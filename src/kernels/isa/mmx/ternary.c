@@ -96,11 +96,10 @@ static void add_scaled(const lb_matmul_args *args, int32_t token, int32_t row_gr
     float memory[LB_ROWS];
     for (int32_t i = 0; i < n; i++) {
         if (small) {
-            lb_small_scales((const uint16_t *)m->scales + ((size_t)(row_group + i) * m->n_groups + group) * LB_ROWS,
-                            memory);
+            lb_small_scales((const uint16_t *)m->scales + lb_scales_at(m, row_group + i, group), memory);
             _mm_empty();
         }
-        const float *scales = lb_scales(m, row_group + i, group, small ? memory : NULL, memory);
+        const float *scales = lb_scales(m, lb_scales_at(m, row_group + i, group), small ? memory : NULL, memory);
         lb_add_scaled(sums[i], scales, small ? *x_scale * 0x1p112f : *x_scale, y[i]);
     }
 }

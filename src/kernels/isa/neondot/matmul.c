@@ -139,4 +139,6 @@ LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
 LB_INT_MATMUL(lb_matmul_u2, LB_U2, 1, u2_tile)
 LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
+LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
+LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_DOT_PEAK(u8_tile)
