@@ -22,7 +22,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
     "generate", "chat", "serve", "pull", "models", "convert", "info", "tokenize", "perplexity", "bench", "quantize",
-    "calibrate", "train",
+    "calibrate", "train", "cache",
 )  # fmt: skip
 """Modules of `lowbit.commands`, in the order in which the help lists them.
 

@@ -148,3 +148,28 @@ def test_wrong_proposals_are_taken_back(folder):
         options = {"max_tokens": 60, "temperature": 1.5, "seed": start, "top_k": 3}
         plain = lowbit.load(folder, **EXACT).generate(words, **options)
         assert lowbit.load(folder, **EXACT).generate(words, speculate=True, **options).tokens == plain.tokens
+
+
+@pytest.mark.parametrize("kv_type", ["f32", "int8"])
+def test_states_on_disk_give_the_same_bits_and_are_read_with_their_blocks(tmp_path, kv_type):
+    folder, ids = checkpoints.write("qwen35", tmp_path / "qwen35"), np.resize(IDS, 400)
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace(': 128, "rms_norm_eps"', ': 512, "rms_norm_eps"'))
+    exact = EXACT | {"kv_type": kv_type}
+    plain = lowbit.load(folder, **exact)
+    want, border = last_logits(plain, ids, (400,)), plain._decoder.pool.border
+    assert border == {"f32": 1, "int8": 3}[kv_type] * SPAN
+    options = exact | {"kv_disk": tmp_path / "kv"}
+    lowbit.load(folder, **options).generate(ids[:350].tolist(), max_tokens=0)
+    for states in range(350 // border, -1, -1):
+        for lost in sorted((tmp_path / "kv").glob("*.state"), key=lambda path: -path.stat().st_mtime_ns)[states:]:
+            lost.unlink()
+        model = lowbit.load(folder, **options)
+        sequence = Sequence(model._decoder.pool, ids, len(ids))
+        assert sequence.reused == states * border
+        while sequence.pending:
+            got = model._decoder.read(sequence, most=sequence.reach)
+        sequence.close()
+        assert np.array_equal(got[-1].view(np.uint32), want.view(np.uint32))
+        assert model._decoder.pool.held == 0
+        assert model._decoder.pool.stats()["disk"]["damaged"] == 0

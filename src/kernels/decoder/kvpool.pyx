@@ -14,6 +14,8 @@
    memory than the blocks. A known beginning is one that ends with such a copy. A state counts as so many blocks as it
    is large, and copies go before anything that is needed.
 
+6. Behind the pool there may be a disk (`recall.pyx`).
+
 Everything here holds the GIL, and runs between two steps of the decoder, never during one.
 """
 from libc.stddef cimport size_t
@@ -168,19 +170,25 @@ cdef class KVPool:
             while blocks and (<Block>blocks[-1]).state is None:
                 blocks.pop()
             return blocks, (<Block>blocks[-1]).chain if blocks else first_chain(salt), None
-        rest, part = tokens[at:at + size], None
+        return blocks, chain, self.part(chain, tokens[at:at + size])
+
+    cdef tuple part(self, bytes chain, bytes rest):
+        """A block after `chain` that agrees with the first of some tokens, and with how many; None if there is none."""
+        cdef tuple part = None
+        cdef Block block
         for block in self.children.get(chain, ()):
             part = better(part, block, block.tokens, rest)
         for sequence in self.growing:
             block, known = sequence.tail(chain)
             if block is not None:
                 part = better(part, block, known, rest)
-        return blocks, chain, part
+        return part
 
     def stats(self):
-        """Return the counts of blocks and what became of them."""
+        """Return the counts of blocks and what became of them, and likewise of the disk, or None."""
         return {"block_bytes": self.block_bytes, "limit": self.limit, "held": self.held, "known": self.known,
-                "hits": self.hits, "evictions": self.evictions}
+                "hits": self.hits, "evictions": self.evictions,
+                "disk": None if self.disk is None else self.disk.stats()}
 
     cdef lb_kv layer(self, int32_t index) noexcept nogil:
         cdef lb_kv kv = self.shape

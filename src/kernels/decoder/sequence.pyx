@@ -6,7 +6,10 @@ from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport LB_KV_SPAN
 from lowbit._kernels.kvpool cimport Block, KVPool
+from lowbit._kernels.recall cimport recall, store
 from lowbit._kernels.sampler cimport Sampler
+
+import time
 
 import numpy as np
 
@@ -90,6 +93,7 @@ cdef class Sequence:
         s.most = min(max(most, n), capacity + 1)
         s.ended = sampler is None or s.most == n
         self.shared = capacity if share_made else s.prompt
+        self.began = time.time_ns()
         blocks = (capacity - 1) // LB_KV_SPAN + 1
         s.table = <char **>malloc(sizeof(char *) * <size_t>blocks)
         s.text = <int32_t *>malloc(4 * (<size_t>capacity + 1))
@@ -115,19 +119,20 @@ cdef class Sequence:
         free(self.state.ends)
 
     def _adopt(self, bytes salt):
-        """Begin with what the pool knows of the prompt."""
+        """Begin with what the pool knows of the prompt, or else the disk behind it."""
         cdef Block block, copy
-        cdef int32_t n = min(self.state.n_tokens - 1, self.shared)
-        blocks, _, part = self.pool.match((<char *>self.state.text)[:4 * n], salt)
+        cdef int32_t n = min(self.state.n_tokens - 1, self.shared), i
+        cdef bytes text = (<char *>self.state.text)[:4 * n]
+        blocks, chain, part = self.pool.match(text, salt)
         for block in blocks:
             self.pool.hold(block)
-            self.state.table[len(self.blocks)] = block.memory
-            self.blocks.append(block)
-            self.chains.append(block.chain)
-        self.state.length = self.state.covered = LB_KV_SPAN * <int32_t>len(blocks)
-        if blocks and self.pool.state_bytes:
-            self.begin = (<Block>blocks[-1]).state      # which the pool may give up before it is copied
-            self.pool.snapshots[blocks[-1]] = self.pool.snapshots.pop(blocks[-1])
+        self._share(blocks)
+        if self.pool.disk is not None:
+            self._share(recall(self.pool, text, chain, <int32_t>len(blocks)))
+            if not self.pool.state_bytes:       # what was found may have gone to make room
+                part = self.pool.part(self.chains[-1], text[4 * self.state.length:4 * (self.state.length + LB_KV_SPAN)])
+            for i in range(<int32_t>len(self.blocks)):
+                self.pool.disk.touch(self.chains[i + 1], self.began, i)
         if part is not None:
             block = part[0]
             self.pool.hold(block)   # not to be evicted for its own copy
@@ -143,6 +148,19 @@ cdef class Sequence:
                 self.state.covered += LB_KV_SPAN
         self.reused = self.state.length
         self.pool.hits += self.state.length > 0
+
+    cdef int _share(self, list blocks) except -1:
+        """Begin with blocks that are held already, or go on with them."""
+        cdef Block block
+        for block in blocks:
+            self.state.table[len(self.blocks)] = block.memory
+            self.blocks.append(block)
+            self.chains.append(block.chain)
+        self.state.length = self.state.covered = LB_KV_SPAN * <int32_t>len(self.blocks)
+        if blocks and self.pool.state_bytes:
+            self.begin = (<Block>blocks[-1]).state      # which the pool may give up before it is copied
+            self.pool.snapshots[blocks[-1]] = self.pool.snapshots.pop(blocks[-1])
+        return 0
 
     def tail(self, bytes chain):
         """The block that is being filled after `chain`, and the tokens in it; (None, None) if there is none."""
@@ -203,15 +221,20 @@ cdef class Sequence:
         """Make the blocks known that have become full."""
         cdef int32_t i = <int32_t>len(self.chains) - 1, full = min(self.state.length, self.shared) // LB_KV_SPAN
         cdef Block block
+        cdef const float *state
         while i < full:
             block = self.pool.learn(self.blocks[i], self.chains[i],
                                     (<char *>(self.state.text + i * LB_KV_SPAN))[:4 * LB_KV_SPAN])
             self.blocks[i], self.state.table[i] = block, block.memory
             self.chains.append(block.chain)
             i += 1
-            if (self.state.recurrent != NULL and self.state.length == i * LB_KV_SPAN
-                    and self.state.length % self.state.border == 0):
-                self.pool.keep_state(block, self.state.recurrent)
+            state = NULL
+            if self.state.length == i * LB_KV_SPAN and self.state.length % self.state.border == 0:
+                state = self.state.recurrent
+            if state != NULL:
+                self.pool.keep_state(block, state)
+            if self.pool.disk is not None:
+                store(self.pool, block, state, self.began, i - 1)
 
     def close(self):
         """Let go of all blocks; what is in them stays known while the pool has room. May be called twice."""

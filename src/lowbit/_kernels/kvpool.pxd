@@ -29,8 +29,10 @@ cdef class KVPool:
     cdef list growing                   # sequences
     cdef list spare                     # blocks of which nothing is known
     cdef readonly int64_t hits, evictions
+    cdef public object disk             # lowbit.loading.kvdisk.KVDisk, or None
 
     cdef lb_kv layer(self, int32_t index) noexcept nogil
+    cdef tuple part(self, bytes chain, bytes rest)
     cdef Block take(self)
     cdef Block take_state(self)
     cdef int keep_state(self, Block block, const float *state) except -1

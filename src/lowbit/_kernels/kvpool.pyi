@@ -1,3 +1,4 @@
+from hashlib import blake2b as blake2b
 from typing import Any
 
 from .sequence import Sequence
@@ -16,6 +17,7 @@ class KVPool:
     state_bytes: int
     state_blocks: int
     border: int
+    disk: Any
     def __init__(
         self,
         n_layers: int,

@@ -1,4 +1,4 @@
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, int64_t
 
 from lowbit._kernels.kvpool cimport Block, KVPool
 from lowbit._kernels.sampler cimport Sampler
@@ -47,8 +47,10 @@ cdef class Sequence:
     cdef list blocks                # of Block, in the order of their positions
     cdef list chains                # one more than full blocks are known: what the next one hangs on is the last
     cdef int32_t shared             # positions from which on nothing is shared
+    cdef int64_t began              # nanoseconds since 1970
     cdef readonly int32_t reused    # positions that were known
     cdef readonly Sampler sampler
     cdef readonly object owner
 
+    cdef int _share(self, list blocks) except -1
     cdef int reserve(self, int32_t positions) except -1

@@ -54,6 +54,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sparse-prefill", action="store_true", default=None, help="skip them in prompts too")
     add("--context", type=whole(1), metavar="N", help="tokens to make room for (default: as the model says)")
     add("--kv-type", metavar="TYPE", help="keep past keys and values as f32, f16 or int8 (default: auto, f32 if small)")
+    add(
+        "--kv-disk",
+        metavar="PATH",
+        help="folder to keep them in for later runs; 'auto' is one in the user's cache folder",
+    )
+    add("--kv-disk-bytes", metavar="SIZE", help="most that this folder may take (default: 4GB)")
     add("--head", metavar="TYPE", help="float output heads: auto (large ones in 8 bits, default), file or q8_0")
 
 
@@ -66,7 +72,8 @@ def load_model(args: argparse.Namespace) -> Model:
     """Load the model that the options of `add_model_arguments` name."""
     import lowbit
 
-    names = ("tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "head")
+    names = ("tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "kv_disk",
+             "kv_disk_bytes", "head")  # fmt: skip
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     try:
         return lowbit.load(args.model, **given) if args.model is not None else lowbit.load(**given)

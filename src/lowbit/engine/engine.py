@@ -198,7 +198,8 @@ class Engine(Driven):
             ``running`` and ``waiting`` requests; ``finished``, ``cancelled`` and ``failed`` ones; ``steps``, and
             ``entered``, the requests that took part in each, together; ``tokens``, ``tokens_per_second`` of the time
             that steps took; ``prompt_tokens``, and ``known_tokens`` of them that were not computed; ``kv``: blocks of
-            keys and values, as `KVPool.stats` counts them.
+            keys and values, as `KVPool.stats` counts them, and in its ``disk`` those of the folder `kv_disk` of `load`,
+            as `KVDisk.stats` does.
         """
         return {
             "running": len(self._running),

@@ -23,6 +23,7 @@ from ..plan import DeltaNet, ModelPlan
 from ..tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary, load_tokenizer
 from ..tokenizers.llama2c import tokenizer_beside
 from . import sparsity as sparsity_settings
+from .kvdisk import KVDisk, fingerprint, kv_folder
 from .memory import Budget, blocks_of, parse_size
 from .packing import FLOAT_WEIGHTS, HEADS, check_tensors, kept_as, packed_bytes, read_weights
 from .paging import Paging
@@ -56,6 +57,8 @@ def load(
     kv_type: str = "auto",
     head: str = "auto",
     weights: str = "auto",
+    kv_disk: str | os.PathLike[str] | None = None,
+    kv_disk_bytes: str | int | None = None,
 ) -> Model:
     """Load a model.
 
@@ -90,6 +93,12 @@ def load(
     weights : str
         Float weights of linear layers: ``auto`` packs those that are ternary and keeps other large ones in 8 bits,
         ``file`` takes them as they are in the file.
+    kv_disk : path, optional
+        Folder to keep keys and values of past tokens in, so that nothing that begins like an earlier text is computed
+        again, in this process or a later one; the text is the same. ``"auto"`` is ``lowbit/kv`` in the user's cache
+        folder. Any number of models and processes may share one.
+    kv_disk_bytes : str or int, optional
+        Most that all files in that folder may take, 4GB by default; what was not used for the longest goes first.
 
     Returns
     -------
@@ -105,6 +114,8 @@ def load(
         If it is named ``hf:...``, is not here, and cannot be fetched.
     MemoryBudgetError
         If `max_ram` is too little; the message names the smallest that works.
+    LowbitError
+        If the folder `kv_disk` cannot be written.
     ValueError
         If a setting is out of range.
     """
@@ -119,6 +130,7 @@ def load(
     if weights not in FLOAT_WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(FLOAT_WEIGHTS)}, not {weights!r}")
     threads = check_threads(threads)
+    folder = kv_folder(kv_disk, kv_disk_bytes)
     tokenizer = None if tokenizer is None else os.path.normpath(tokenizer)
     start = time.perf_counter()
     source = EMBEDDED_MODEL if path is None else path
@@ -127,7 +139,12 @@ def load(
         reader = tokenizer_of(file, plan, tokenizer)  # first, so that a budget can count it
         decoder, plan = build(file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse)
         description = {**describe(file), "warnings": find_traps(file, plan, reader, tokenizer is None)}
-    decoder.sparse_prefill = sparse_prefill
+        decoder.sparse_prefill = sparse_prefill
+        if folder is not None:
+            skipped = sparsity_settings.details(sparse) if sparse_prefill else None
+            model = fingerprint(file, plan, decoder.pool.kv_type, head, weights, skipped)
+            name = str(description["name"] or os.path.basename(os.path.normpath(description["path"])))
+            decoder.pool.disk = KVDisk(folder, model, name, decoder.pool)
     memory = None if budget is None else budget.plan
     return Model(decoder, plan, reader, description, time.perf_counter() - start, memory)
 

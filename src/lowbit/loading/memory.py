@@ -26,8 +26,8 @@ MOST_LOGIT_ROWS = 16
 """Positions whose logits are held at a time under a budget, if that is a small part of it."""
 
 
-def parse_size(size: str | int) -> int:
-    """Return a size in bytes.
+def parse_size(size: str | int, name: str = "max_ram") -> int:
+    """Return a size in bytes; `name` is that of the setting, for messages.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def parse_size(size: str | int) -> int:
     else:
         value = 0 if isinstance(size, bool) or not isinstance(size, int) else size
     if not 0 < value < 1 << 62:
-        raise ValueError(f"max_ram must be a size above 0, such as '64MB' or a number of bytes, not {size!r}")
+        raise ValueError(f"{name} must be a size above 0, such as '64MB' or a number of bytes, not {size!r}")
     return value
 
 

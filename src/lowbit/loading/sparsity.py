@@ -26,7 +26,7 @@ from ..formats.strict_json import MAX_BYTES, parse_object
 from ..plan import LINEARS, Linear, ModelPlan
 
 __all__ = [
-    "NONE", "Setting", "Sparsity", "apply", "arrange", "histograms", "identity", "meets_zeros", "parse",
+    "NONE", "Setting", "Sparsity", "apply", "arrange", "details", "histograms", "identity", "meets_zeros", "parse",
     "read_thresholds", "thresholds_of", "write_thresholds",
 ]  # fmt: skip
 
@@ -199,6 +199,11 @@ def read_content(path: str) -> dict[str, Any]:
     if content.get("kind") != KIND:
         raise FormatError(f"{path}: not a thresholds file of lowbit")
     return content
+
+
+def details(sparsity: Sparsity) -> object:
+    """Return all that a setting says, the content of its file as well, with an unambiguous `repr`."""
+    return sorted(sparsity.shares.items()), None if sparsity.path is None else read_content(sparsity.path)
 
 
 def read_thresholds(path: str, file: ModelFile, n_layers: int) -> list[dict[str, float]]:

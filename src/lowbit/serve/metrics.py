@@ -25,6 +25,9 @@ _ROWS = (
     ("kv_blocks_known", "gauge", "Blocks that are only remembered."),
     ("kv_block_bytes", "gauge", "Size of a block."),
     ("kv_blocks_limit", "gauge", "Most blocks; -1 is no limit."),
+    ("kv_disk_bytes", "gauge", "Size of the folder behind them, as last seen."),
+    ("kv_disk_read_total", "counter", "Blocks and states that were read there."),
+    ("kv_disk_written_total", "counter", "Blocks and states that were written there."),
 )
 
 
@@ -35,10 +38,12 @@ async def metrics(call: Call, service: Service) -> None:
         raise Problem(501, "this server was started without /metrics", code="not_supported")
     stats = service.engine.stats()
     kv = stats["kv"]
+    disk = kv["disk"] or {"bytes": 0, "read": 0, "written": 0}
     values = (
         stats["prompt_tokens"], stats["known_tokens"], stats["tokens"], stats["steps"], stats["finished"],
         stats["cancelled"], stats["failed"], stats["running"], stats["waiting"], stats["tokens_per_second"],
         kv["held"], kv["known"], kv["block_bytes"], -1 if kv["limit"] is None else kv["limit"],
+        disk["bytes"], disk["read"], disk["written"],
     )  # fmt: skip
     lines: list[str] = []
     for (name, kind, words), value in zip(_ROWS, values, strict=True):
