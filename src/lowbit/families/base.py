@@ -144,7 +144,6 @@ class Family:
             ),
             bit_linear=input_norms or bool(metadata.get("lowbit.bit_linear", self.bit_linear)),
             pooling=keys.pooling("last" if input_norms else None),
-            rotation=None,  # which is checked against the rest
             **scales,
         )  # fmt: skip
         rotation = rotation_of(_Keys(metadata, PREFIX.removesuffix(".")), architecture, plan)
