@@ -18,7 +18,7 @@ from lowbit.formats.blocks import dequantize, ternary_codes
 from lowbit.quantize import pack_codes
 from lowbit.quantize.ternary import nearest_ternary
 
-pytest.importorskip("lowbit._kernels.transformer", reason="kernels are not compiled", exc_type=ImportError)
+pytest.importorskip("lowbit._kernels.decoder", reason="kernels are not compiled", exc_type=ImportError)
 
 from lowbit import cli
 from lowbit.convert.sensitivity import Calibration, Option, allocate, expected, measure

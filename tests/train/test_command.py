@@ -73,7 +73,7 @@ def test_a_run_leaves_a_model_a_curve_and_a_checkpoint(tmp_path, corpus, capsys)
 
 
 def test_samples_continue_held_out_text_and_can_be_had_again(tmp_path, corpus, stories):
-    pytest.importorskip("lowbit._kernels.transformer", reason="kernels are not compiled", exc_type=ImportError)
+    pytest.importorskip("lowbit._kernels.decoder", reason="kernels are not compiled", exc_type=ImportError)
     import lowbit
 
     out, other = tmp_path / "model.gguf", tmp_path / "held.txt"
@@ -270,7 +270,7 @@ def crc32c(data):
 
 
 def test_a_conversation_becomes_a_model_that_chats(tmp_path, stories):
-    pytest.importorskip("lowbit._kernels.transformer", reason="kernels are not compiled", exc_type=ImportError)
+    pytest.importorskip("lowbit._kernels.decoder", reason="kernels are not compiled", exc_type=ImportError)
     import lowbit
 
     path, out = tmp_path / "chat.jsonl", tmp_path / "model.gguf"
@@ -282,19 +282,8 @@ def test_a_conversation_becomes_a_model_that_chats(tmp_path, stories):
         encoding="utf-8",
     )
     options = [
-        "--context",
-        128,
-        "--window",
-        64,
-        "--vocab-size",
-        512,
-        "--steps",
-        80,
-        "--learning-rate",
-        5e-3,
-        "--emphasis",
-        2,
-    ]
+        "--context", 128, "--window", 64, "--vocab-size", 512, "--steps", 80, "--learning-rate", 5e-3, "--emphasis", 2,
+    ]  # fmt: skip
     run(path, "-o", out, *TINY, *options)
     model = lowbit.load(out)
     assert "im_start" in model.info()["chat_template"]
@@ -305,7 +294,7 @@ def test_a_conversation_becomes_a_model_that_chats(tmp_path, stories):
 
 
 def test_a_teacher_is_run_by_lowbit_and_changes_what_is_learned(tmp_path, corpus):
-    pytest.importorskip("lowbit._kernels.transformer", reason="kernels are not compiled", exc_type=ImportError)
+    pytest.importorskip("lowbit._kernels.decoder", reason="kernels are not compiled", exc_type=ImportError)
     import lowbit
 
     teacher, plain, taught = (tmp_path / f"{name}.gguf" for name in ("teacher", "plain", "taught"))

@@ -65,7 +65,7 @@ def test_export_then_read_gives_the_same_loss(trained, vocabulary, documents, tm
 
 @pytest.mark.parametrize("activation", ["relu2", "silu"])
 def test_lowbit_gives_the_loss_of_training(trained, vocabulary, stories, documents, tmp_path, activation):
-    pytest.importorskip("lowbit._kernels.transformer", reason="kernels are not compiled", exc_type=ImportError)
+    pytest.importorskip("lowbit._kernels.decoder", reason="kernels are not compiled", exc_type=ImportError)
     import lowbit
 
     trained_model, path = trained(activation=activation), tmp_path / "model.gguf"

@@ -190,7 +190,7 @@ def test_exported_weights_are_those_of_training(trained, vocabulary, tmp_path, p
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 5e-3), ("int8", 5e-3), ("int4-fp4", 0.05)])
 def test_lowbit_gives_the_loss_of_training(trained, vocabulary, stories, documents, tmp_path, precision, tolerance):
-    pytest.importorskip("lowbit._kernels.transformer", reason="kernels are not compiled", exc_type=ImportError)
+    pytest.importorskip("lowbit._kernels.decoder", reason="kernels are not compiled", exc_type=ImportError)
     import lowbit
 
     model, path = trained(precision)[0], tmp_path / "model.gguf"

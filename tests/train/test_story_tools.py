@@ -285,7 +285,7 @@ def test_the_judge_drops_what_surprises_its_model(judge):
 
 
 def test_sampling_asks_for_two_nouns_and_gives_each_seed_once(judge, monkeypatch):
-    pytest.importorskip("lowbit._kernels.transformer", reason="kernels are not compiled", exc_type=ImportError)
+    pytest.importorskip("lowbit._kernels.decoder", reason="kernels are not compiled", exc_type=ImportError)
     monkeypatch.setattr("lowbit.chat.find_template", lambda metadata, tokenizer: None)
     monkeypatch.setattr("lowbit.chat.render", lambda messages, *rest: messages[0]["content"])
     asked = []
