@@ -9,10 +9,8 @@ files must be harmless, commits and checksums must look like ones.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -337,6 +335,8 @@ class _Download:
         return 0
 
     def _check_space(self, needed: int) -> None:
+        import shutil
+
         cache_folder().mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(cache_folder()).free
         if needed > free:
@@ -391,6 +391,8 @@ def _begun(blob: Path) -> Path:
 
 def _verify(path: Path, name: str, size: int, digest: str) -> None:
     """Delete a file, and raise RemoteError, if it has another checksum: SHA-256, or Git's own of a small file."""
+    import hashlib
+
     from tqdm import tqdm
 
     state = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)

@@ -11,7 +11,6 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from ..sampling import Grammar
 from ..tokenizers import Tokenizer
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from llguidance import LLMatcher, LLTokenizer
 
 __all__ = ["Compiler", "Constraint"]
@@ -112,6 +113,8 @@ class Compiler:
         """Have something done by the thread that compiles."""
         with self._lock:
             if self._pool is None:
+                from concurrent.futures import ThreadPoolExecutor
+
                 self._pool = ThreadPoolExecutor(1, "lowbit grammar")
             self._pool.submit(job)
 

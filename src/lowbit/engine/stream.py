@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -107,6 +106,8 @@ class Stream:
     async def _until(self, ready: Callable[[], bool]) -> None:
         if ready():
             return
+        import asyncio  # which who calls this has imported, and others do without
+
         driver, loop, arrived = self._driver, asyncio.get_running_loop(), asyncio.Event()
 
         def listen() -> None:

@@ -23,7 +23,6 @@ from ..plan import DeltaNet, ModelPlan
 from ..tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary, load_tokenizer
 from ..tokenizers.llama2c import tokenizer_beside
 from . import sparsity as sparsity_settings
-from .kvdisk import KVDisk, fingerprint, kv_folder
 from .memory import Budget, blocks_of, parse_size
 from .packing import FLOAT_WEIGHTS, HEADS, check_tensors, kept_as, packed_bytes, read_weights
 from .paging import Paging
@@ -130,7 +129,11 @@ def load(
     if weights not in FLOAT_WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(FLOAT_WEIGHTS)}, not {weights!r}")
     threads = check_threads(threads)
-    folder = kv_folder(kv_disk, kv_disk_bytes)
+    folder = None
+    if kv_disk is not None or kv_disk_bytes is not None:
+        from .kvdisk import KVDisk, fingerprint, kv_folder  # only here, for the time that it takes
+
+        folder = kv_folder(kv_disk, kv_disk_bytes)
     tokenizer = None if tokenizer is None else os.path.normpath(tokenizer)
     start = time.perf_counter()
     source = EMBEDDED_MODEL if path is None else path

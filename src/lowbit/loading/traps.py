@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..chat.templates import find_template
 from ..errors import LowbitError
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize, is_ternary, ternary_codes
@@ -128,7 +127,7 @@ def _sample(file: ModelFile, info: TensorInfo) -> Iterator[_Sample]:
 def _scale_direction(look: _Look) -> Iterator[str]:
     """The mean magnitude of a language model's weights is far below 1, so its inverse is above 1."""
     scales = np.concatenate([sample.scales for sample in look.samples] or [np.zeros(0, np.float32)])
-    usual = float(np.median(np.abs(scales))) if len(scales) else 0.0
+    usual = float(np.sort(np.abs(scales))[len(scales) // 2]) if len(scales) else 0.0
     if usual > 1:
         yield (
             f"the scales of the ternary weights are about {usual:.3g}, and below 1 in sound models: "
@@ -181,11 +180,11 @@ def _masters(look: _Look) -> Iterator[str]:
 
 
 def _several_scales(look: _Look) -> Iterator[str]:
-    magnitudes = [np.unique(np.abs(sample.scales)) for sample in look.samples]
+    magnitudes = [np.abs(sample.scales) for sample in look.samples]
     if not magnitudes and look.floats is not None:
         found = blockwise_ternary(look.floats)
-        magnitudes = [] if found is None else [np.unique(found[1][found[1] != 0])]
-    if any(len(found) > 1 and found[-1] > 1.01 * found[0] for found in magnitudes):
+        magnitudes = [] if found is None else [np.abs(found[1][found[1] != 0])]
+    if any(len(found) and found.max() > 1.01 * found.min() for found in magnitudes):
         yield (
             "ternary tensors have several scales each; they are kept here, and lost in I2_S and in programs that hold "
             "one per tensor"
@@ -267,6 +266,8 @@ def _template(look: _Look) -> Iterator[str]:
     if look.tokenizer is None or not source:
         return
     try:
+        from ..chat.templates import find_template  # only here, for the time that it takes
+
         if find_template(look.file.metadata, look.tokenizer).name != "jinja":
             return
         yield (
