@@ -1,9 +1,11 @@
-"""Prompts taken in piece by piece, whose logits must not show it."""
+"""Ways to compute the logits of a text that must not show in them: pieces, instruction sets, threads."""
 
 from __future__ import annotations
 
 import numpy as np
 
+import lowbit
+from lowbit import isa as instruction_sets
 from lowbit._kernels.decoder import Batch
 from lowbit._kernels.sequence import Sequence
 
@@ -21,3 +23,19 @@ def read(decoder, ids, cuts, publish=False):
                 sequence.publish()
     sequence.close()
     return np.concatenate(rows)
+
+
+def logits_on_every_set(path, ids, **options):
+    """The logits of a file, which are the same bits on every instruction set, by one thread and by three."""
+    before, want = instruction_sets.active(), None
+    try:
+        for threads in (1, 3):
+            model = lowbit.load(path, **{**options, "threads": threads})
+            for isa in instruction_sets.available():
+                instruction_sets.use(isa)
+                got = model.logits(ids)
+                want = got if want is None else want
+                assert np.array_equal(got, want), (isa, threads)
+    finally:
+        instruction_sets.use(before)
+    return want

@@ -7,10 +7,10 @@ import json
 import checkpoints
 import numpy as np
 import pytest
+from pieces import logits_on_every_set
 
 import lowbit
 from lowbit import FormatError, UnsupportedModelError, reference
-from lowbit import isa as instruction_sets
 from lowbit.convert import convert
 from lowbit.convert.requantize import quantize_model
 from lowbit.families import find_family, plan_of
@@ -94,19 +94,9 @@ def test_each_type_of_the_heads_matrices_gives_the_reference_on_every_set(older,
             )
             for weight in plan.weights()
         }
-    expected, want = reference.forward(plan, weights, IDS), None
+    expected = reference.forward(plan, weights, IDS)
     assert inspect_file(path)["weight_bytes"] == lowbit.load(path, threads=1).info()["weight_bytes"]
-    before = instruction_sets.active()
-    try:
-        for threads in (1, 3):
-            model = lowbit.load(path, **{**EXACT, "threads": threads})
-            for isa in instruction_sets.available():
-                instruction_sets.use(isa)
-                got = model.logits(IDS)
-                want = got if want is None else want
-                assert np.array_equal(got, want), (isa, threads)
-    finally:
-        instruction_sets.use(before)
+    want = logits_on_every_set(path, IDS, **EXACT)
     floats = not any(kind.startswith("Q") for kind in kinds.values())
     worst = np.abs(want - expected).max(1) / (expected.max() - expected.min())
     assert np.median(worst) <= (1e-5 if floats else 2e-2)  # activations become int8 before integer weights

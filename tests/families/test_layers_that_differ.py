@@ -6,10 +6,9 @@ import checkpoints
 import numpy as np
 import pytest
 import rotated
-from pieces import read
+from pieces import logits_on_every_set, read
 
 import lowbit
-from lowbit import isa as instruction_sets
 from lowbit import reference
 from lowbit._kernels.sequence import Sequence
 from lowbit.convert import convert
@@ -60,17 +59,7 @@ def test_the_reference_computes_the_same(folders, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_instruction_set_and_thread_count_gives_the_same_bits(folders, name):
-    before, want = instruction_sets.active(), None
-    try:
-        for threads in (1, 3):
-            model = lowbit.load(folders[name], **{**EXACT, "threads": threads})
-            for isa in instruction_sets.available():
-                instruction_sets.use(isa)
-                got = model.logits(IDS)
-                want = got if want is None else want
-                assert np.array_equal(got, want), (isa, threads)
-    finally:
-        instruction_sets.use(before)
+    logits_on_every_set(folders[name], IDS, **EXACT)
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "f16", "int8"])
