@@ -8,6 +8,7 @@ import itertools
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -285,6 +286,32 @@ def test_a_text_that_is_set_aside_goes_on_to_the_same_end(load, monkeypatch):
     assert slow.state is State.QUEUED
     assert start + "".join(slow) == load().generate(PROMPT, seed=1, **options).text
     assert other.tokens == load().generate([1, 7, 8], seed=2, **options).tokens
+    assert model._decoder.pool.held == 0
+
+
+def test_engines_that_share_a_pool_wait_for_each_other(load):
+    """Memory for one whole context, and two engines of a model that each want it: nobody's blocks are given away."""
+    model, options = load(), {"max_tokens": 200, "temperature": 3.0, "logit_bias": {1: -1000.0, 2: -1000.0}}
+    prompts = [[1, 7 + n] for n in range(6)]
+    want = [load().generate(prompt, seed=n, **options).tokens for n, prompt in enumerate(prompts)]
+    model._decoder.pool.resize(5, 5)
+    with Engine(model) as threaded:
+        streams = [threaded.submit(prompt, seed=n, **options) for n, prompt in enumerate(prompts)]
+        with ThreadPoolExecutor(3) as pool:
+            mine = pool.map(lambda n: model.generate(prompts[n], seed=n, **options).tokens, range(6))
+            assert list(mine) == want
+        assert [stream.result().tokens for stream in streams] == want
+    assert model._decoder.pool.held == 0
+
+
+def test_a_text_that_nobody_reads_gives_its_memory_to_another_engine(load):
+    model, options = load(), {"max_tokens": 280, "temperature": 3.0, "logit_bias": {1: -1000.0, 2: -1000.0}}
+    model._decoder.pool.resize(5, 5)
+    left = model.stream(PROMPT, seed=1, **options)
+    start = next(left)
+    with Engine(model) as engine:
+        assert engine.submit([1, 7, 8], seed=2, **options).result().tokens
+        assert start + "".join(left) == load().generate(PROMPT, seed=1, **options).text
     assert model._decoder.pool.held == 0
 
 

@@ -16,6 +16,8 @@ __all__ = ["Driven"]
 
 IDLE_SECONDS = 0.05
 """Between two looks of somebody who waits, in case he was not told."""
+STUCK_SECONDS = 0.001
+"""Between two steps, if another engine has the memory, or a grammar is being compiled."""
 
 
 class Driven(ABC):
@@ -83,7 +85,7 @@ class Driven(ABC):
                 with self._turn as mine:
                     while mine and not ready():
                         if not self._drive():
-                            time.sleep(0.001)  # another engine has the memory, or a grammar is being compiled
+                            time.sleep(STUCK_SECONDS)
             with self.changed:
                 if not ready():
                     self.changed.wait(IDLE_SECONDS)
@@ -108,10 +110,11 @@ class Driven(ABC):
         """The engine's own thread."""
         try:
             while self._closed is None:
+                stuck = self._has_work()
                 if not self._drive():
                     with self.changed:
-                        if self._closed is None and not self._has_work():
-                            self.changed.wait(IDLE_SECONDS)
+                        if self._closed is None and (stuck or not self._has_work()):
+                            self.changed.wait(STUCK_SECONDS if stuck else IDLE_SECONDS)
         except BaseException as error:  # everybody has to be told
             self._stop(error)
             raise

@@ -180,6 +180,7 @@ class Engine(Driven):
                 raise QueueFullError(f"{self.max_queue} requests are waiting")
             if self.max_queue_tokens is not None and self._waiting and tokens > self.max_queue_tokens:
                 raise QueueFullError(f"the prompts that wait have {self.max_queue_tokens} tokens together")
+            request.turn = None if self._threaded else self._turn
             self._waiting.append(request)
             self._start_thread()
             if request.constraint is None:
@@ -251,6 +252,8 @@ class Engine(Driven):
                 request.end(State.CANCELLED)
             if request.over:
                 self._forget(request)
+            elif request.state is State.QUEUED:  # set aside for another engine
+                self._waiting.append(request)
             else:
                 running.append(request)
         self._running = running
@@ -279,7 +282,7 @@ class Engine(Driven):
                 passed.append(request)  # another one computes the same beginning just now
             else:
                 try:
-                    if (full and not self._set_aside()) or not self._begin(request):
+                    if (full and not self._set_aside(self._running)) or not self._begin(request):
                         break
                 except Exception as error:  # a fault of one request ends that one
                     self._forget(request, State.FAILED, error)
@@ -315,11 +318,12 @@ class Engine(Driven):
             free = self._pool.free
             if free is None:
                 break
-            promised = sum(r.sequence.blocks_for(r.capacity) for r in self._running if r.sequence is not None)
+            others = [s.owner for s in self._pool.sequences if isinstance(s.owner, Request) and s.owner.sequence is s]
+            promised = sum(other.sequence.blocks_for(other.capacity) for other in others)
             if sequence.blocks_for(request.capacity) <= free - promised:
                 break
             sequence.close()
-            if not self._set_aside():
+            if not self._set_aside(others):
                 return False
         request.begin(sequence)
         self._running.append(request)
@@ -327,13 +331,14 @@ class Engine(Driven):
         self._known_tokens += sequence.reused
         return True
 
-    def _set_aside(self) -> bool:
-        """Make room: the last one whose reader lets it wait computes its text anew when it is read on."""
-        for request in reversed(self._running):
-            if request.held_back:
+    def _set_aside(self, requests: list[Request]) -> bool:
+        """Make room: the last one that need not go on now computes its text anew when it is read on."""
+        for request in reversed(requests):
+            if request.held_back or (request.idle and request not in self._running):
                 request.set_aside()
-                self._running.remove(request)
-                self._waiting.append(request)
+                if request in self._running:
+                    self._running.remove(request)
+                    self._waiting.append(request)
                 return True
         return False
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from .._kernels.sampler import Sampler
-from .._kernels.sequence import Sequence
+from .._kernels.sequence import Sequence, Turn
 from ..sampling import SamplingParams
 from ..tokenizers import Tokenizer
 from .constraints import Constraint
@@ -84,6 +84,8 @@ class Request:
         self.error: BaseException | None = None
         self.sequence: Sequence | None = None
         self.cancelled = False
+        self.turn: Turn | None = None
+        """Whose turn it is to make its steps; None if a thread does."""
         self.reused = 0
         self.pieces: deque[tuple[str, int]] = deque()
         """Text that the reader has not taken yet, and how many tokens there are with each piece."""
@@ -127,6 +129,11 @@ class Request:
     def put_off(self) -> bool:
         """Whether it need not go on now: it is held back, or its grammar is still being compiled."""
         return self.held_back or self.state is State.COMPILING
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody makes its steps now: a text that was begun, and that its reader has left for a while."""
+        return self.turn is not None and not self.turn.taken and self.each is None
 
     def look(self) -> None:
         """Go on if its grammar has been compiled meanwhile, and end if it cannot be."""
