@@ -229,6 +229,8 @@ def draw(record: dict[str, Any]) -> None:
                 )
             panel.set(xlabel="clients", title=title, xscale="log", xticks=list(points), xticklabels=list(points))
             panel.set_ylim(bottom=0)
+            panel.minorticks_off()
+            panel.yaxis.set_major_formatter("{x:,.0f}")
         panels[0].legend()
         figure.savefig(DOCS / "serving-load.svg", metadata={"Date": None})
 
