@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -47,11 +50,15 @@ TEXTS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a GGUF file with weights in blocks of 32")
+    parser.add_argument(
+        "--peer-python", default=os.environ.get("LOWBIT_PEER_PYTHON"),
+        help="a Python with llama-cpp-python, whose distance from float32 is measured too",
+    )  # fmt: skip
     parser.add_argument("--isa", nargs="+", choices=isa.available(), default=isa.available())
     parser.add_argument("--turns", type=int, default=9)
     args = parser.parse_args()
     if args.model:
-        compare_models(args.model, args.turns)
+        compare_models(args.model, args.turns, args.peer_python)
         return
     for name in args.isa:
         isa.use(name)
@@ -120,7 +127,26 @@ def rewrite(source: Path, target: Path, kind: str, floats: bool) -> Path:
     return target
 
 
-def compare_models(path: Path, turns: int) -> None:
+LLAMA_CPP = """
+import json, sys
+import llama_cpp, numpy as np
+path, out, texts = json.loads(sys.argv[1])
+model = llama_cpp.Llama(path, n_ctx=512, n_threads=1, logits_all=True, verbose=False)
+for i, ids in enumerate(texts):
+    model.reset()
+    model.eval(ids)
+    np.save(f"{out}/{i}.npy", model.scores[: len(ids)])
+"""
+
+
+def peer_logits(python: str, path: Path, texts: list[list[int]]) -> list[np.ndarray]:
+    """The logits of llama.cpp behind every token of each text."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([python, "-c", LLAMA_CPP, json.dumps([str(path), folder, texts])], check=True)
+        return [np.load(Path(folder, f"{i}.npy")) for i in range(len(texts))]
+
+
+def compare_models(path: Path, turns: int, peer_python: str | None) -> None:
     """Print tokens per second, memory, and the mean KL divergence from the same weights in float32."""
     with tempfile.TemporaryDirectory() as folder:
         exact = rewrite(path, Path(folder, "f32.gguf"), "F32", True)
@@ -130,6 +156,9 @@ def compare_models(path: Path, turns: int) -> None:
         want = [log_softmax(model.logits(ids)) for ids in texts]
         del model
         models = {"own width": lowbit.load(path, threads=1), "8 bits": lowbit.load(rounded, threads=1)}
+    if peer_python:
+        kl = [kl_divergence(w, log_softmax(logits)) for w, logits in zip(want, peer_logits(peer_python, path, texts))]
+        print(f"llama.cpp: KL {' '.join(f'{v:.4f}' for v in kl)}, mean {np.mean(kl):.4f}")
     prompt, starts = [token for ids in texts * 2 for token in ids][:255], itertools.count(1000)
     for name, model in models.items():
         kl = [kl_divergence(w, log_softmax(model.logits(ids))) for w, ids in zip(want, texts)]

@@ -49,6 +49,12 @@ class Keys:
             raise FormatError(f"config.json has a {key} with entries that are no texts")
         return list(values)
 
+    def wholes(self, key: str) -> list[int]:
+        values = self._get(key, [], list, "list")
+        if not all(type(value) is int and 0 <= value < 1 << 31 for value in values):
+            raise FormatError(f"config.json has a {key} with entries that are no whole numbers")
+        return list(values)
+
     def table(self, key: str) -> Keys | None:
         value = self._get(key, {}, dict, "object")
         return Keys(value) if value else None

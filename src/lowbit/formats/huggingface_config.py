@@ -373,6 +373,8 @@ def _rope(keys: Keys, head_dim: int, context: int, of: _ModelClass) -> tuple[dic
     if of.partial is None and share != 1.0:
         raise UnsupportedModelError("heads that are rotated in part are not supported")
     rope: dict[str, Any] = {"rope.freq_base": theta, "rope.dimension_count": int(head_dim * share)}
+    if sections := scaling.wholes("mrope_section"):  # llama.cpp wants them; a text is rotated as without
+        rope["rope.dimension_sections"] = np.array([*sections, *[0] * (4 - len(sections))], np.int32)
     kind = scaling.text("rope_type", scaling.text("type", "default"))
     if kind == "dynamic" and scaling.values.get("alpha") is not None:  # Hunyuan: nothing but another base
         alpha = scaling.number("alpha", 1.0, 1e6)
