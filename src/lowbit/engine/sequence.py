@@ -75,7 +75,7 @@ class Request:
         self._sampler: Sampler | None = None
         self.tokens = ids
         """What it begins with: the prompt, and what was made before it was set aside."""
-        self.capacity = min(context, len(ids) + (params.max_tokens if self.samples else 0))
+        self.capacity = min(context, len(ids) + (params.most_tokens if self.samples else 0))
         self.speculate = speculate and record is None and constraint is None
         self.constraint = constraint
         self.record, self.each, self.want, self.salt = record, each, want, salt
@@ -226,7 +226,7 @@ class Request:
             self._load_seconds, len(self.ids), self.reused, self._prompt_seconds, len(text.tokens), self.decode_seconds,
             self._first_token_seconds,
         )  # fmt: skip
-        out = text.result(len(self.ids), timings)
+        out = replace(text.result(len(self.ids), timings), seed=self.params.seed)
         if self.record is not None:
             out = replace(out, logprobs=self._logprobs[: len(out.tokens)])  # without the token that ended the text
         return out
