@@ -330,6 +330,8 @@ class Model:
         ValueError
             If the text is empty, or the stride is not from 1 to the context.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, not {text.__class__.__name__}")
         stride = max(1, self.context // 2) if stride is None else stride
         if isinstance(stride, bool) or not isinstance(stride, int) or not 1 <= stride <= self.context:
             raise ValueError(f"stride must be a whole number from 1 to {self.context}, not {stride!r}")
@@ -370,8 +372,8 @@ class Model:
 
     # --- generation ---
 
-    def _ids(self, tokens: Sequence[int]) -> np.ndarray:
-        ids = token_ids(tokens)
+    def _ids(self, tokens: Sequence[int], what: str = "token_ids must be a list of int") -> np.ndarray:
+        ids = token_ids(tokens, what)
         if len(ids) > self.context:
             raise ContextLengthError(f"{len(ids)} tokens do not fit into a context of {self.context}")
         wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
@@ -381,7 +383,7 @@ class Model:
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> np.ndarray:
         if not isinstance(prompt, str):
-            return self._ids(prompt)
+            return self._ids(prompt, "prompt must be a text (str) or a list of int")
         ids = self.tokenizer.encode(prompt)
         if not ids and self.tokenizer.bos_id is not None:
             ids = [self.tokenizer.bos_id]

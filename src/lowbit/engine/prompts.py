@@ -39,18 +39,18 @@ def prompts_of(prompt: Any, name: str = "prompt") -> tuple[list[str | Sequence[i
     return entries, True
 
 
-def token_ids(tokens: Any, name: str = "token ids") -> np.ndarray:
-    """Return tokens as an array of int32, shape (n,).
+def token_ids(tokens: Any, what: str) -> np.ndarray:
+    """Return tokens as an array of whole numbers, shape (n,); `what` says what the argument must be, by its name.
 
     Raises
     ------
     TypeError
-        If they are not whole numbers; the message names the argument.
+        If they are something else.
     ValueError
-        If there is none, or one does not fit.
+        If there is none.
     """
     if isinstance(tokens, (str, bytes, bytearray, Mapping)) or not isinstance(tokens, Iterable):
-        raise TypeError(f"{name} must be a list of int, not {_shown(tokens)}")
+        raise TypeError(f"{what}, not {_shown(tokens)}")
     try:
         ids = np.asarray(tokens if isinstance(tokens, np.ndarray) else list(tokens))
     except ValueError:  # lists of different lengths
@@ -58,7 +58,7 @@ def token_ids(tokens: Any, name: str = "token ids") -> np.ndarray:
     if ids.ndim == 1 and not len(ids):
         raise ValueError("a sequence needs at least one token")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be a list of int, not {_shown(tokens)}")
+        raise TypeError(f"{what}, not {_shown(tokens)}")
     return ids
 
 

@@ -106,8 +106,10 @@ def load(
 
     Raises
     ------
+    MissingFileError
+        If there is no such file; it is a FileNotFoundError.
     FormatError
-        If the file is missing, damaged, or not a model file.
+        If the file is damaged, or not a model file.
     UnsupportedModelError
         If the file is sound, but lowbit does not know its architecture, tensor types or tokenizer.
     RemoteError
@@ -121,6 +123,8 @@ def load(
     """
     from ..model import Model  # what users hold stands above this room, and begins here
 
+    if path is not None and not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"path must be a str or a path, or None for the embedded model, not {path!r}")
     budget = None if max_ram is None else Budget(parse_size(max_ram))
     sparse = sparsity_settings.parse(sparsity)
     if kv_type not in ("auto", *KV_TYPES):
