@@ -23,7 +23,7 @@ TYPES = {
     "q6_k": {"Q6_K": 16},
     "iq4_nl": {"IQ4_NL": 15, "Q6_K": 1},
 }
-"""Of the two layers of `llama`; its embedding is not its head. Values and down projection of the second have more bits."""
+"""Of `llama`, whose embedding is not its head. Values and down projection of its second layer have more bits."""
 
 
 def types(path):
