@@ -76,8 +76,8 @@ class SamplingParams:
         If a value is out of range; the message names the field.
     """
 
-    max_tokens: int | None = 64
-    """Most tokens to generate, at least 0; None goes on until the model ends the text, or the context is full."""
+    max_tokens: int = 64
+    """Most tokens to generate, at least 0; None becomes 2**31 - 1, more than any context holds."""
     temperature: float = 0.8
     """Divides the logits; 0 takes the most likely token (the first of equals)."""
     top_k: int = 40
@@ -104,10 +104,10 @@ class SamplingParams:
         if not isinstance(texts, (list, tuple)) or any(not isinstance(s, str) or not s for s in texts):
             raise ValueError(f"stop must hold non-empty strings, not {self.stop!r}")
         object.__setattr__(self, "stop", tuple(texts))
+        if self.max_tokens is None:
+            object.__setattr__(self, "max_tokens", MOST_TOKENS)
         for name in ("max_tokens", "top_k"):
             value = getattr(self, name)
-            if value is None and name == "max_tokens":
-                continue
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
                 raise ValueError(f"{name} must be a whole number of at least 0, not {value!r}")
         _check(self, "temperature", lambda v: 0 <= v <= 100, "between 0 and 100")
@@ -127,11 +127,6 @@ class SamplingParams:
             known = isinstance(token, int) and isinstance(bias, (int, float)) and not isinstance(bias, bool)
             if not known or not 0 <= token < 2**31 or not -1000 <= bias <= 1000:
                 raise ValueError(f"logit_bias maps token ids to numbers from -1000 to 1000, not {token!r} to {bias!r}")
-
-    @property
-    def most_tokens(self) -> int:
-        """`max_tokens` as a number."""
-        return MOST_TOKENS if self.max_tokens is None else self.max_tokens
 
 
 def _check(params: SamplingParams, name: str, holds: Callable[[float], bool], wording: str) -> None:

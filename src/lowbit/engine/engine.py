@@ -314,7 +314,7 @@ class Engine(Driven):
         while True:
             sequence = Sequence(
                 self._pool, request.tokens, request.capacity, len(request.ids), request.sampler,
-                min(len(request.ids) + request.params.most_tokens, MOST_TOKENS), request.ends,
+                min(len(request.ids) + request.params.max_tokens, MOST_TOKENS), request.ends,
                 request.salt, not scored, self._decoder.sparse_prefill or not graph.sparse_decode, request,
             )  # fmt: skip
             sequence.compute_as(request.speculate, scored and request.want == "every")

@@ -75,7 +75,7 @@ class Request:
         self._sampler: Sampler | None = None
         self.tokens = ids
         """What it begins with: the prompt, and what was made before it was set aside."""
-        self.capacity = min(context, len(ids) + (params.most_tokens if self.samples else 0))
+        self.capacity = min(context, len(ids) + (params.max_tokens if self.samples else 0))
         self.speculate = speculate and record is None and constraint is None
         self.constraint = constraint
         self.record, self.each, self.want, self.salt = record, each, want, salt
