@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ..errors import FormatError
+from ..replacing import Replacing
 from ..tokenizers import Tokenizer, from_gguf_metadata
 from .checkpoint import read_progress
 from .corpus import Document, asked_for, encode, plain_text, read_documents, texts
@@ -207,7 +208,8 @@ def write_options(path: Path, project: Project, schedule: Schedule, identity: di
     }
     versions = {"lowbit": version("lowbit"), "torch": torch.__version__}
     told = {**asdict(project), "schedule": asdict(schedule), **identity, "sha256": digests, "versions": versions}
-    path.write_text(json.dumps(told, indent=1, default=os.fspath) + "\n", encoding="utf-8")
+    with Replacing(path) as file:
+        file.write(json.dumps(told, indent=1, default=os.fspath).encode() + b"\n")
 
 
 def say(text: str) -> None:
@@ -323,5 +325,6 @@ def write_samples(path: Path, project: Project, tokenizer: Tokenizer, held: Sequ
         start = tokenizer.decode(tokenizer.encode(plain_text(held[i % len(held)]))[: min(8, room // 4)])
         made = model.generate(start, max_tokens=min(150, room // 2), temperature=0.7, seed=project.schedule.seed + i)
         texts.append(f"{start}|{made.text}")
-    path.write_text("\n\n----\n\n".join(texts) + "\n", encoding="utf-8")
+    with Replacing(path) as file:
+        file.write(("\n\n----\n\n".join(texts) + "\n").encode())
     say(f"{path}: {project.samples} samples")
