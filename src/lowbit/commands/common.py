@@ -52,7 +52,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that `load_model` reads."""
     add = parser.add_argument_group("model").add_argument
     add(
-        "-m", "--model", type=path, metavar="FILE", help="model file, folder or hf:OWNER/NAME[:FILE] (default: the embedded model)"
+        "-m",
+        "--model",
+        type=path,
+        metavar="FILE",
+        help="model file, folder or hf:OWNER/NAME[:FILE] (default: the embedded model)",
     )
     add_tokenizer_argument(add)
     add("-t", "--threads", type=whole(1), metavar="N", help="threads (default: one per core, which is also the most)")

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", nargs="?", type=path, default="-", metavar="FILE", help="UTF-8 text; - or none reads a pipe"
     )
-    parser.add_argument("--separator", type=unescaped, metavar="S", help=r"score the pieces between S one by one; \n is a line end")
+    parser.add_argument(
+        "--separator", type=unescaped, metavar="S", help=r"score the pieces between S one by one; \n is a line end"
+    )
     parser.add_argument("--stride", type=whole(1), metavar="N", help="tokens between the windows of a text that is "
                         "longer than the context (default: half of the context)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
