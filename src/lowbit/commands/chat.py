@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -47,24 +48,20 @@ if TYPE_CHECKING:
 
     Chat = ChatSession | RemoteChat
 
-_COMMANDS = {
+_HELP = {
     "/reset": "forget the conversation",
-    "/system": "TEXT: begin anew, with TEXT as the instruction (none without TEXT)",
+    "/system TEXT": "begin anew, with TEXT as the instruction (none without TEXT)",
     "/regenerate": "answer the last message again",
     "/tokens": "tell how long the conversation is",
-    "/save": "FILE: write the conversation to FILE, as JSON",
-    "/load": "FILE: go on with a conversation that was saved",
+    "/save FILE": "write the conversation to FILE, as JSON",
+    "/load FILE": "go on with a conversation that was saved",
     "/help": "show this list",
     "/quit": "end; so do /exit, /bye and Ctrl-D",
-    "/exit": "end",
-    "/bye": "end",
+    "//TEXT": "say /TEXT",
+    '"""': "begins and ends a message of several lines",
+    "Ctrl-C": "stops an answer",
 }
-_HELP = (
-    *((name, does) for name, does in _COMMANDS.items() if does != "end"),
-    ("//TEXT", "say /TEXT"),
-    ('"""', "begins and ends a message of several lines"),
-    ("Ctrl-C", "stops an answer"),
-)
+_COMMANDS = (*(what.partition(" ")[0] for what in _HELP if re.match("/[a-z]", what)), "/exit", "/bye")
 MOST_TOKENS = 1024
 """The model ends its answer; this only bounds one that does not."""
 LOCAL = (
@@ -272,7 +269,7 @@ class Talk:
         elif name == "/load":
             _tell(_load(chat, rest))
         elif name == "/help":
-            for what, does in _HELP:
+            for what, does in _HELP.items():
                 _tell(f"{what:<13} {does}")
         else:
             _tell(f"There is no command {printable(name)}; /help lists them.")

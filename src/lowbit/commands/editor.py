@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ EOFError at the end of the input; KeyboardInterrupt if the user presses Ctrl-C.
 """
 
 
-def message_reader(commands: Mapping[str, str]) -> tuple[Callable[[], str], bool]:
+def message_reader(commands: Iterable[str]) -> tuple[Callable[[], str], bool]:
     """Return what reads a message, and whether a person types it.
 
     Parameters
     ----------
-    commands : mapping of str to str
-        Those that can be typed in the place of a message, and what they do.
+    commands : iterable of str
+        What can be typed in the place of a message.
     """
     person = sys.stdin is not None and sys.stdin.isatty()
     read = (_editor(commands) or _terminal()) if person else _pipe
@@ -70,7 +70,7 @@ def _terminal() -> Reader:
     return input
 
 
-def _editor(commands: Mapping[str, str]) -> Reader | None:
+def _editor(commands: Iterable[str]) -> Reader | None:
     """Return the line editor, if it is installed and the terminal is good enough for it."""
     shown = sys.stdout if sys.stdout.isatty() else sys.stderr
     dumb = os.environ.get("TERM", "dumb") == "dumb" and os.name != "nt"
@@ -111,7 +111,7 @@ def _editor(commands: Mapping[str, str]) -> Reader | None:
     return session.prompt
 
 
-def _completer(commands: Mapping[str, str]) -> Completer:
+def _completer(commands: Iterable[str]) -> Completer:
     from prompt_toolkit.completion import Completer, Completion, PathCompleter
     from prompt_toolkit.document import Document
 
@@ -126,8 +126,8 @@ def _completer(commands: Mapping[str, str]) -> Completer:
                 if text.startswith(name):
                     yield from files.get_completions(Document(text.removeprefix(name)), event)
             if text.startswith("/"):
-                for name, does in commands.items():
+                for name in commands:
                     if name.startswith(text):
-                        yield Completion(name, -len(text), display_meta=does)
+                        yield Completion(name, -len(text))
 
     return Commands()

@@ -14,7 +14,7 @@ from ..replacing import Replacing
 
 __all__ = ["Progress", "plot_loss"]
 
-QUIET_SECONDS = 30.0
+QUIET_SECONDS = 9.0
 """Between two lines where nobody watches a bar (a log file)."""
 
 
