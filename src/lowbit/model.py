@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -174,7 +174,22 @@ class Model:
         ids, params = self._prompt_ids(prompt), SamplingParams(**sampling)
         return self._stream(self._request(ids, params, speculate, constraint=constraint, fresh=fresh))
 
-    def chat(self, messages: list[dict[str, Any]], *, template: str | None = None, **options: Any) -> Generation:
+    @overload
+    def chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        template: str | None = ...,
+        stream: Literal[False] = ...,
+        **options: Any,
+    ) -> Generation: ...
+    @overload
+    def chat(
+        self, messages: list[dict[str, Any]], *, template: str | None = ..., stream: Literal[True], **options: Any
+    ) -> Generator[str, None, Generation]: ...
+    def chat(
+        self, messages: list[dict[str, Any]], *, template: str | None = None, stream: bool = False, **options: Any
+    ) -> Any:
         """Answer the last message of a conversation.
 
         Parameters
@@ -184,12 +199,14 @@ class Model:
             ``tool_calls``, of a tool ``tool_call_id``. Names of special tokens in them stay ordinary text.
         template : str, optional
             Name of a built-in chat template; None takes the one that the model's file names.
+        stream : bool
+            Give the answer piece by piece, as `stream` gives a text.
         **options
             ``tools``, ``tool_choice`` and ``parallel``, as `lowbit.chat.ToolCalls` takes them; what `generate` takes.
 
         Returns
         -------
-        Generation
+        Generation, or with `stream` a generator of str whose return value that is
 
         Raises
         ------
@@ -200,7 +217,7 @@ class Model:
         """
         from .chat.session import answer
 
-        return answer(self, messages, template, **options)
+        return answer(self, messages, template, stream=stream, **options)
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Return the logits after each token of a sequence.

@@ -88,18 +88,12 @@ class ChatSession:
         left_out = self.left_out
         try:
             prompt, calls = self._fitting(messages, sampling.get("max_tokens", SamplingParams.max_tokens))
-            stream = self._model.stream(prompt, **_with_stops(self.template, sampling, calls))
+            made = _deltas(self._model.stream(prompt, **_with_stops(self.template, sampling, calls)), calls)
             while True:
                 try:
-                    piece = next(stream)
+                    delta = next(made)
                 except StopIteration as end:
-                    result = end.value
-                    break
-                for delta in [Delta(text=piece)] if calls is None else calls.push(piece):
-                    deltas.append(delta)
-                    if delta.text:
-                        yield delta.text
-            for delta in () if calls is None else calls.finish():
+                    return end.value
                 deltas.append(delta)
                 if delta.text:
                     yield delta.text
@@ -108,7 +102,6 @@ class ChatSession:
                 self.messages = [*messages, message_of(deltas)]
             else:
                 self.left_out = left_out
-        return result if calls is None else _with_calls(result, deltas)
 
     def _prompt(self, messages: list[dict[str, Any]]) -> tuple[list[int], ToolCalls | None]:
         """Return the prompt for what is not left out, and what parses its answer if there are tools."""
@@ -150,7 +143,8 @@ class ChatSession:
 
 def answer(
     model: Talker, messages: list[dict[str, Any]], template: str | None = None,
-    tools: list[dict[str, Any]] | None = None, tool_choice: Any = "auto", parallel: bool = True, **sampling: Any,
+    tools: list[dict[str, Any]] | None = None, tool_choice: Any = "auto", parallel: bool = True, stream: bool = False,
+    **sampling: Any,
 ) -> Any:  # fmt: skip
     """Answer the last message of a conversation, as `Model.chat` does.
 
@@ -163,13 +157,47 @@ def answer(
         Name of a built-in template; None takes the model's.
     tools, tool_choice, parallel
         As `lowbit.chat.ToolCalls` takes them; the result then has ``tool_calls`` and ``reasoning``.
+    stream : bool
+        Return a generator of the answer's pieces, whose return value is the result.
     **sampling
         As for `Model.generate`.
     """
     chosen = _named(template) if template is not None else find_template(_metadata(model), model.tokenizer)
     prompt, calls = _prepared(model, messages, chosen, tools, tool_choice, parallel)
-    result = model.generate(prompt, **_with_stops(chosen, sampling, calls))
+    settings = _with_stops(chosen, sampling, calls)
+    if stream:
+        return _texts(_deltas(model.stream(prompt, **settings), calls))
+    result = model.generate(prompt, **settings)
     return result if calls is None else _with_calls(result, calls.push(result.text) + calls.finish())
+
+
+def _texts(made: Generator[Delta, None, Any]) -> Generator[str, None, Any]:
+    """Yield the texts of an answer's deltas."""
+    while True:
+        try:
+            delta = next(made)
+        except StopIteration as end:
+            return end.value
+        if delta.text:
+            yield delta.text
+
+
+def _deltas(pieces: Generator[str, None, Any], calls: ToolCalls | None) -> Generator[Delta, None, Any]:
+    """Yield what an answer is made of, from its pieces; the return value is the result."""
+    deltas: list[Delta] = []
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            result = end.value
+            break
+        for delta in [Delta(text=piece)] if calls is None else calls.push(piece):
+            deltas.append(delta)
+            yield delta
+    for delta in () if calls is None else calls.finish():
+        deltas.append(delta)
+        yield delta
+    return result if calls is None else _with_calls(result, deltas)
 
 
 def _prepared(
