@@ -78,6 +78,8 @@ class Generation:
     """Calls of tools, where tools were given: ``id``, ``type``, and ``function`` with ``name`` and ``arguments``."""
     stopped_by: str = ""
     """The stop string that ended the text, if one did."""
+    seed: int | None = None
+    """The same call with this seed gives the same text."""
 
     def __str__(self) -> str:
         return self.text
