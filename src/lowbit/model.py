@@ -16,7 +16,7 @@ from ._kernels.sampler import Sampler
 from .engine import Engine, Generation, Stream, Timings, TokenLogprob
 from .engine.constraints import Compiler, Constraint
 from .engine.perplexity import Perplexity, measured
-from .engine.pooling import Every, Mean, One
+from .engine.pooling import pooled
 from .engine.prompts import prompts_of, token_ids
 from .engine.sequence import Request
 from .engine.text import LogprobRecorder
@@ -279,15 +279,9 @@ class Model:
         self._score(ids, each)
         return out
 
-    @overload
-    def embed(self, texts: str, pooling: str | None = ...) -> np.ndarray: ...
-    @overload
-    def embed(self, texts: Sequence[int], pooling: str | None = ...) -> np.ndarray: ...
-    @overload
-    def embed(self, texts: Sequence[str], pooling: str | None = ...) -> np.ndarray: ...
-    @overload
-    def embed(self, texts: Sequence[Sequence[int]], pooling: str | None = ...) -> np.ndarray: ...
-    def embed(self, texts: Any, pooling: str | None = None) -> np.ndarray:
+    def embed(
+        self, texts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]], pooling: str | None = None
+    ) -> np.ndarray:
         """Turn texts into vectors: what the output head reads, after the last RMSNorm.
 
         Parameters
@@ -421,12 +415,7 @@ class Model:
         return Request(ids, SamplingParams(max_tokens=0), None, self.context, each=each, want=want)
 
     def _embedding(self, ids: np.ndarray, vector: np.ndarray, pooling: str) -> Request:
-        if pooling not in ("last", "mean", "first", "none"):
-            raise ValueError(f"pooling must be last, mean or first, not {pooling!r}")
-        if pooling == "none":
-            return self._scoring(ids, Every(vector), "states")
-        pool = Mean(vector, len(ids)) if pooling == "mean" else One(vector, pooling == "first")
-        return self._scoring(ids, pool, "states")
+        return self._scoring(ids, pooled(pooling, vector, len(ids)), "states")
 
     def _score(self, ids: np.ndarray, each: Callable[[np.ndarray], None]) -> None:
         self._run([self._scoring(ids, each, "every")])
