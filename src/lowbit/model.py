@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from ._kernels.sampler import Sampler
 from .engine import Engine, Generation, Stream, Timings, TokenLogprob
 from .engine.constraints import Compiler, Constraint
 from .engine.perplexity import Perplexity, measured
-from .engine.pooling import Every, Mean, One
+from .engine.pooling import pooled
 from .engine.prompts import prompts_of, token_ids
 from .engine.sequence import Request
 from .engine.text import LogprobRecorder
@@ -206,9 +206,20 @@ class Model:
         ids, params = self._prompt_ids(prompt), params_of(sampling)
         return self._stream(self._request(ids, params, speculate, constraint=constraint, fresh=fresh))
 
+    @overload
     def chat(
-        self, messages: list[dict[str, Any]], *, template: str | None = None, **options: Unpack[Answered]
-    ) -> Generation:
+        self, messages: list[dict[str, Any]], *, template: str | None = ..., stream: Literal[False] = ...,
+        **options: Unpack[Answered],
+    ) -> Generation: ...  # fmt: skip
+    @overload
+    def chat(
+        self, messages: list[dict[str, Any]], *, template: str | None = ..., stream: Literal[True],
+        **options: Unpack[Answered],
+    ) -> Generator[str, None, Generation]: ...  # fmt: skip
+    def chat(
+        self, messages: list[dict[str, Any]], *, template: str | None = None, stream: bool = False,
+        **options: Unpack[Answered],
+    ) -> Any:  # fmt: skip
         """Answer the last message of a conversation.
 
         Parameters
@@ -218,12 +229,14 @@ class Model:
             ``tool_calls``, of a tool ``tool_call_id``. Names of special tokens in them stay ordinary text.
         template : str, optional
             Name of a built-in chat template; None takes the one that the model's file names.
+        stream : bool
+            Give the answer piece by piece, as `stream` gives a text.
         **options
             ``tools``, ``tool_choice`` and ``parallel``, as `lowbit.chat.ToolCalls` takes them; what `generate` takes.
 
         Returns
         -------
-        Generation
+        Generation, or with `stream` a generator of str whose return value that is
 
         Raises
         ------
@@ -234,7 +247,7 @@ class Model:
         """
         from .chat.session import answer
 
-        return answer(self, messages, template, **options)
+        return answer(self, messages, template, stream=stream, **options)
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Return the logits after each token of a sequence.
@@ -266,15 +279,9 @@ class Model:
         self._score(ids, each)
         return out
 
-    @overload
-    def embed(self, texts: str, pooling: str | None = ...) -> np.ndarray: ...
-    @overload
-    def embed(self, texts: Sequence[int], pooling: str | None = ...) -> np.ndarray: ...
-    @overload
-    def embed(self, texts: Sequence[str], pooling: str | None = ...) -> np.ndarray: ...
-    @overload
-    def embed(self, texts: Sequence[Sequence[int]], pooling: str | None = ...) -> np.ndarray: ...
-    def embed(self, texts: Any, pooling: str | None = None) -> np.ndarray:
+    def embed(
+        self, texts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]], pooling: str | None = None
+    ) -> np.ndarray:
         """Turn texts into vectors: what the output head reads, after the last RMSNorm.
 
         Parameters
@@ -408,12 +415,7 @@ class Model:
         return Request(ids, SamplingParams(max_tokens=0), None, self.context, each=each, want=want)
 
     def _embedding(self, ids: np.ndarray, vector: np.ndarray, pooling: str) -> Request:
-        if pooling not in ("last", "mean", "first", "none"):
-            raise ValueError(f"pooling must be last, mean or first, not {pooling!r}")
-        if pooling == "none":
-            return self._scoring(ids, Every(vector), "states")
-        pool = Mean(vector, len(ids)) if pooling == "mean" else One(vector, pooling == "first")
-        return self._scoring(ids, pool, "states")
+        return self._scoring(ids, pooled(pooling, vector, len(ids)), "states")
 
     def _score(self, ids: np.ndarray, each: Callable[[np.ndarray], None]) -> None:
         self._run([self._scoring(ids, each, "every")])

@@ -17,10 +17,12 @@ A model that was not trained to be ternary loses nearly everything when it is ma
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ..replacing import Replacing
 from .common import InputError, print_json, print_table, printable, whole
 
 if TYPE_CHECKING:
@@ -135,6 +137,7 @@ def _plot(path: str, done: Quantized) -> None:
     axes.margins(x=0.01)
     axes.legend(used.values(), used.keys(), frameon=False, ncols=len(used), loc="lower center", bbox_to_anchor=(0.5, 1))
     try:
-        figure.savefig(path)
+        with Replacing(path) as file:
+            figure.savefig(file, format=os.path.splitext(path)[1][1:])
     except (OSError, ValueError) as error:  # no such folder; an ending that is no picture
         raise InputError(f"{path}: cannot be drawn ({error})") from None

@@ -67,8 +67,8 @@ class Generation:
     tokens: list[int]
     """Generated token ids, without the one that ended the text."""
     prompt_tokens: int
-    finish_reason: Literal["stop", "length"]
-    """``stop``: the model or a stop string ended the text; ``length``: `max_tokens` or the context did."""
+    finish_reason: Literal["stop", "length", "context"]
+    """``stop``: the model or a stop string ended the text; ``length``: `max_tokens` did; ``context``: it is full."""
     timings: Timings
     logprobs: list[TokenLogprob] | None = None
     """One per entry of `tokens`, if they were asked for."""
