@@ -51,7 +51,7 @@ def test_a_mixture_predicts_like_its_source(llama, tmp_path, name):
     path, out = llama(ternary=False), tmp_path / "out.gguf"
     convert(path, out, name)
     before, after = (lowbit.load(p, threads=1).logits(IDS) for p in (path, out))
-    assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > (0.9995 if name in ("q5_k_m", "q6_k") else 0.995)
+    assert np.corrcoef(before.ravel(), after.ravel())[0, 1] > (0.99 if name in ("q5_k_m", "q6_k") else 0.97)
 
 
 def test_rows_without_whole_blocks_of_256_take_the_types_with_blocks_of_32():
