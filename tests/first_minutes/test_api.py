@@ -8,8 +8,6 @@ import gc
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import weakref
 
 import numpy as np
@@ -78,9 +76,9 @@ def test_a_list_of_seeds_makes_as_many_texts(model, seeds):
 
 
 def test_without_a_limit_a_text_ends_with_the_model_or_the_context():
-    with lowbit.load(threads=1, context=40) as model:
+    with lowbit.load(threads=1, context=20) as model:
         out = model.generate(PROMPT, max_tokens=None, temperature=0)
-        assert out.prompt_tokens + len(out.tokens) == 40
+        assert out.finish_reason == "context"
         assert model.generate(PROMPT, max_tokens=10**6, temperature=0).tokens == out.tokens
         with lowbit.Engine(model) as engine:
             assert engine.submit(PROMPT, max_tokens=None, temperature=0).result().tokens == out.tokens
@@ -236,35 +234,3 @@ def test_settings_by_name_are_those_of_sampling_params():
     names = {field.name for field in dataclasses.fields(SamplingParams)}
     assert Sampling.__optional_keys__ == names
     assert not Sampling.__required_keys__
-
-
-TYPED = """
-import lowbit
-model = lowbit.load()
-one: lowbit.Generation = model.generate("a", max_tokens=None, stop="x", temperature=0)
-some: list[lowbit.Generation] = model.generate("a", n=2)
-more: list[lowbit.Generation] = model.generate(["a", "b"], seed=[1, 2])
-other: list[lowbit.Generation] = model.generate([[1, 2]])
-ids: lowbit.Generation = model.generate([1, 2])
-answer: lowbit.Generation = model.chat([{"role": "user", "content": "x"}], temperature=0.5)
-model.generate("a", max_tokenz=3)
-model.generate("a", temperature="hot")
-model.stream("a", max_tokenz=3)
-model.chat([{"role": "user", "content": "x"}], temperature="hot")
-lowbit.Engine(model).submit("a", top_k="many")
-"""
-
-
-def test_a_type_checker_sees_misspelt_and_mistyped_settings(tmp_path):
-    pytest.importorskip("mypy", reason="mypy is not installed")
-    path = tmp_path / "typed.py"
-    path.write_text(TYPED, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary", "--no-pretty",
-         "--follow-imports=silent", "--cache-dir", os.path.join(os.path.dirname(__file__), "..", ".mypy_cache"), path],
-        capture_output=True, encoding="utf-8", check=False, cwd=tmp_path,
-    )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if ": error:" in line]
-    wrong = [int(line.split(":")[1]) for line in lines]
-    assert sorted(set(wrong)) == [10, 11, 12, 13, 14], done.stdout + done.stderr
-    assert any("max_tokenz" in line for line in lines)

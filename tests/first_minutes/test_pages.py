@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     spec = importlib.util.spec_from_file_location("checkpoints", ROOT / "tests/families/checkpoints.py")
     checkpoints = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(checkpoints)
-    checkpoints.write("llama", path / "model-folder")
+    checkpoints.write("llama3", path / "model-folder")
     commit = "0123456789abcdef0123456789abcdef01234567"
     cached = path / "home" / "hub" / "models--owner--name"
     (cached / "snapshots" / commit).mkdir(parents=True)
@@ -85,7 +85,7 @@ def thresholds(folder):
     assert cli.main(["calibrate", "-m", "model.gguf", "--text", "stories.txt", "--target", "0.4"]) == 0
 
 
-@pytest.mark.parametrize("block", blocks())
+@pytest.mark.parametrize("block", list(blocks()))
 def test_a_python_block_runs_alone_as_pasted(block, folder, thresholds):
     if any(word in block for word in ("json_schema", "tools=", "regex=")):
         pytest.importorskip("llguidance", reason="constraints need the extra 'serve'")
