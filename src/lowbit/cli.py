@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from . import __version__
-from .commands.common import InputError, printable
+from .commands.common import FILES, InputError, path, printable
 from .errors import LowbitError
 
 __all__ = ["COMMANDS", "main"]
@@ -50,6 +50,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"lowbit: error: {printable(message)} (see {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:  # and what goes wrong is told, unlike in argparse
+            (file or sys.stderr).write(message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # Here, and not where all of it was read: only this parser knows what may have been meant.
@@ -146,6 +150,9 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
+        for action in command._actions:
+            if action.metavar in FILES and action.type is None:
+                action.type = path
         command.set_defaults(run=module.run, parser=parser)
     return parser
 

@@ -135,11 +135,15 @@ def test_a_message_too_long_for_the_context_is_refused_and_leaves_nothing_out():
     assert (len(chat.messages), chat.left_out) == (2, 0)
 
 
-def test_a_few_tokens_need_little_room():
-    chat = ChatSession(Short())
-    chat.send("x" * 340, max_tokens=4)
+def test_a_short_answer_needs_little_room():
+    model = Short()
+    chat = ChatSession(model)
+    chat.send("x" * 330, max_tokens=4)
     chat.send("y", max_tokens=4)
-    assert chat.left_out == 2, "though a prompt of three quarters of the context had room for a short answer"
+    assert chat.left_out == 0
+    assert "xxx" in model.prompts[-1]
+    chat.send("z", max_tokens=100)
+    assert chat.left_out == 2
 
 
 def test_a_model_without_template_is_refused_unless_one_is_named():

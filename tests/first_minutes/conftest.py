@@ -17,6 +17,21 @@ CONTROLS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][0AB]|[\x07\x08]")
 """What a line editor sends to move the cursor and to choose colours."""
 
 
+SLOW = """
+import sys, time
+from lowbit import cli
+from lowbit.engine import engine
+
+def step(self, of=engine.Engine._step):
+    time.sleep(0.1)
+    return of(self)
+
+engine.BURST_STEPS, engine.Engine._step = 1, step
+sys.exit(cli.main(sys.argv[1:]))
+"""
+"""lowbit, but slow enough for somebody to press Ctrl-C before a text ends."""
+
+
 @pytest.fixture
 def lowbit():
     """Run a command; text in, text out."""
@@ -98,8 +113,8 @@ def terminal():
         pytest.skip("needs a pseudo-terminal")
     opened = []
 
-    def start(*argv, columns=80, program=None, **environment):
-        command = COMMAND if program is None else [sys.executable, "-c", program]
+    def start(*argv, columns=80, slow=False, **environment):
+        command = [sys.executable, "-c", SLOW] if slow else COMMAND
         opened.append(Terminal([*command, *map(str, argv)], columns, environment))
         return opened[-1]
 

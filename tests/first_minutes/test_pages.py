@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
     for name in ("prompt.txt", "stories.txt"):
         (path / name).write_text("Once upon a time there was a little dog.\n", encoding="utf-8")
     (path / "rules.gbnf").write_text("root ::= [a-z ]+\n", encoding="utf-8")
-    (path / "commands.txt").write_text("/system Be brief.\nHello\n/reset\n/save story.json\n/quit\n", encoding="utf-8")
+    (path / "commands.txt").write_text("/system Be brief.\nHello\n/reset\n/save story.json\n/bye\n", encoding="utf-8")
     spec = importlib.util.spec_from_file_location("checkpoints", ROOT / "tests/families/checkpoints.py")
     checkpoints = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(checkpoints)

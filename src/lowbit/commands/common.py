@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..model import Model
 
 __all__ = [
+    "FILES",
     "InputError",
     "add_constraint_arguments",
     "add_model_arguments",
@@ -40,6 +41,8 @@ __all__ = [
 
 
 ESCAPES = {r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\\": "\\"}
+FILES = ("FILE", "FILE|JSON", "PATH", "SRC", "DST", "DIR")
+"""What arguments that name files are called in the help; in all of them a ~ stands for the user's home."""
 NO_LIMIT = 2**31 - 1
 """As many tokens as there is room for."""
 
@@ -77,7 +80,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kv-type", metavar="TYPE", help="keep past keys and values as f32, f16 or int8 (default: auto, f32 if small)")
     add(
         "--kv-disk",
-        type=path,
         metavar="PATH",
         help="folder to keep them in for later runs; 'auto' is one in the user's cache folder",
     )
@@ -87,7 +89,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_tokenizer_argument(add: Callable[..., argparse.Action]) -> None:
     """Add the option that names another tokenizer than the model's own."""
-    add("--tokenizer", type=path, metavar="PATH", help="tokenizer file or folder to use in place of the model's own")
+    add("--tokenizer", metavar="PATH", help="tokenizer file or folder to use in place of the model's own")
 
 
 def load_model(args: argparse.Namespace) -> Model:
@@ -139,7 +141,7 @@ def add_prompt_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the options that `prompt_of` reads."""
     parser.add_argument("prompt", nargs="*", metavar="PROMPT", help=what)
     parser.add_argument("-p", "--prompt", dest="prompt_text", metavar="TEXT", help="the same")
-    parser.add_argument("-f", "--file", dest="prompt_file", type=path, metavar="FILE", help="read it from a file")
+    parser.add_argument("-f", "--file", dest="prompt_file", metavar="FILE", help="read it from a file")
 
 
 def prompt_of(args: argparse.Namespace) -> str | None:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 
-from .common import InputError
+from .common import FILES, InputError
 
 SHELLS = ("bash", "zsh", "fish")
-FILES = ("FILE", "FILE|JSON", "PATH", "SRC", "DST", "DIR")
-"""What arguments are called that name files."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

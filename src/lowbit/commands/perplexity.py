@@ -15,7 +15,6 @@ from .common import (
     InputError,
     add_model_arguments,
     load_model,
-    path,
     print_json,
     print_table,
     read_file,
@@ -28,9 +27,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "file", nargs="?", type=path, default="-", metavar="FILE", help="UTF-8 text; - or none reads a pipe"
-    )
+    parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="UTF-8 text; - or none reads a pipe")
     parser.add_argument(
         "--separator", type=unescaped, metavar="S", help=r"score the pieces between S one by one; \n is a line end"
     )
