@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from types import TracebackType
 
 __all__ = [
@@ -33,6 +32,8 @@ class MissingFileError(FormatError, FileNotFoundError):
     """There is no such file."""
 
     def __init__(self, message: str = "", filename: str | None = None) -> None:
+        import errno  # here, because no command needs it to show its help
+
         super().__init__(message)
         self.errno, self.filename = errno.ENOENT, filename
         if filename is not None:

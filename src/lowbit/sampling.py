@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -159,6 +158,8 @@ def params_of(settings: Mapping[str, Any], **more: Any) -> SamplingParams:
     names = [field.name for field in dataclasses.fields(SamplingParams)]
     for name in settings:
         if name not in names:
+            import difflib  # here, because no command needs it
+
             near = difflib.get_close_matches(name, (*names, *BESIDE), 1)
             meant = KNOWN_ELSEWHERE.get(name) or (near[0] if near else None)
             hint = f"; did you mean {meant!r}?" if meant else f": there are {', '.join(names)}"

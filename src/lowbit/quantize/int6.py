@@ -37,12 +37,13 @@ def encode_q6_k(weights: np.ndarray) -> np.ndarray:
     parts = [_group_scales(groups[start : start + AT_ONCE]) for start in range(0, len(groups), AT_ONCE)]
     best = np.concatenate(parts).reshape(-1, 16)
     largest = np.take_along_axis(best, np.abs(best).argmax(axis=1, keepdims=True), axis=1)
-    with np.errstate(over="ignore"):
-        halves = (largest / np.float32(-128)).astype("<f2")
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(-128) / largest
+        halves = (np.float32(1) / inverse).astype("<f2")
     if not np.isfinite(halves).all():
         raise FormatError(f"a block's scale of {np.abs(largest).max() / 128:g} does not fit float16")
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        scales = np.nan_to_num(np.clip(np.rint(best * (np.float32(-128) / largest)), -128, 127)).astype(np.int8)
+        scales = np.nan_to_num(np.clip(np.rint(best * inverse), -128, 127)).astype(np.int8)
         steps = (halves.astype(np.float32) * scales.astype(np.float32)).reshape(-1, 1)
         codes = np.clip(np.nan_to_num(np.rint(groups / steps), posinf=0, neginf=0), -32, 31)
     q = (codes + 32).astype(np.uint8).reshape(-1, 2, 4, 32)  # (block, half, quarter, value)

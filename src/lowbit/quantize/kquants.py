@@ -76,7 +76,8 @@ def _encoded(weights: np.ndarray, most: int, first: float, steps: int) -> tuple[
 def _shared(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Write numbers that are not negative as a float16 for each row, and multiples of it up to 63."""
     largest = numbers.max(axis=1, keepdims=True)
-    inverse = np.divide(np.float32(63), largest, out=np.zeros_like(largest), where=largest > 0)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(63) / largest
     inverse[~np.isfinite(inverse)] = 0
     return scale_bytes(largest / np.float32(63)), np.minimum(np.rint(inverse * numbers), 63)
 
