@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "lowbit"
 
 FLOORS = [
     ["layers"],
-    ["errors", "plan", "sampling", "assets"],
+    ["errors", "plan", "sampling", "replacing", "assets"],
     ["hub"],
     ["_kernels"],
     ["quantize"],
@@ -36,7 +36,7 @@ commands make use."""
 
 LOOSE = {
     "__init__", "__main__", "benchmark", "batch", "cli", "errors", "hub", "isa", "kernels", "layers", "model", "plan",
-    "sampling",
+    "replacing", "sampling",
 }  # fmt: skip
 """Modules that lie in no room."""
 

@@ -1,10 +1,9 @@
-"""Every example, and the Python of the documentation, runs to its end and prints what it promises."""
+"""Every example runs to its end and prints what it promises."""
 
 from __future__ import annotations
 
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -62,12 +61,3 @@ def test_training_demo_tells_a_story_from_generated_and_from_given_text(tmp_path
     (generated / "stories.txt").rename(given)
     environment["LOWBIT_TEST_DATA"] = str(tmp_path / "data")
     assert str(given) in run(tmp_path / "out")
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
-def test_python_on_the_page_runs(page, capsys):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert blocks
-    exec("\n".join(blocks), {})  # one program, since later blocks use the names of earlier ones
-    assert capsys.readouterr().out

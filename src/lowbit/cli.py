@@ -11,18 +11,18 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
 
 from . import __version__
-from .commands.common import InputError, printable
+from .commands.common import FILES, InputError, path, printable
 from .errors import LowbitError
 
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
     "generate", "chat", "serve", "pull", "models", "convert", "info", "tokenize", "perplexity", "bench", "quantize",
-    "calibrate", "train", "cache",
+    "calibrate", "train", "cache", "completion",
 )  # fmt: skip
 """Modules of `lowbit.commands`, in the order in which the help lists them.
 
@@ -30,11 +30,52 @@ Each has a docstring (its help), ``add_arguments(parser)`` and ``run(args) -> ex
 """
 
 
+BEGIN = """\
+to begin with:
+  lowbit generate "Once upon a time"   continue a text, with the model that comes along
+  lowbit chat -m FILE                  talk with a model
+  lowbit help COMMAND                  what a command does, and its options
+"""
+ELSEWHERE = {
+    "--predict": "--max-tokens", "--n-predict": "--max-tokens", "--max-new-tokens": "--max-tokens",
+    "--ctx-size": "--context", "--n-ctx": "--context", "--max-kv-size": "--context", "--hf-repo": "-m hf:OWNER/NAME",
+    "--ignore-eos": "-n", "--system-prompt": "--system", "--reverse-prompt": "--stop", "--grammar-file": "--grammar",
+    "--cache-type-k": "--kv-type", "--chat-template": "--template",
+}  # fmt: skip
+"""What other programs call our options."""
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser that reports a mistake in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"lowbit: error: {printable(message)} (see {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:  # and what goes wrong is told, unlike in argparse
+            (file or sys.stderr).write(message)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # Here, and not where all of it was read: only this parser knows what may have been meant.
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown[0])}")
+        return found, unknown
+
+    def _hint(self, word: str) -> str:
+        if not word.startswith("-"):
+            return "; a text of several words needs quotes"
+        name = word.partition("=")[0]
+        meant = _nearest(name, self._option_string_actions)
+        if ELSEWHERE.get(name, "").partition(" ")[0] in self._option_string_actions:
+            meant = ELSEWHERE[name]
+        return f"; did you mean {meant}?" if meant else ""
+
+
+def _nearest(word: str, names: Iterable[str]) -> str | None:
+    from difflib import get_close_matches
+
+    return next(iter(get_close_matches(word, list(names), 1)), None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,8 +114,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if words[0] == "help":
+        words = [*words[1:2], "--help"]
+    if not words[0].startswith("-") and words[0] not in COMMANDS:
+        near = _nearest(words[0], COMMANDS)
+        hint = f"; did you mean {near}?" if near else ""
+        if os.path.exists(words[0]):
+            hint = f"; to talk with a model: lowbit chat -m {words[0]}"
+        return _fail(f"there is no command {words[0]!r}{hint} (see lowbit --help)")
     try:
-        args = _parser().parse_args(argv)
+        args = _parser().parse_args(words)
     except SystemExit as stop:  # argparse has shown help, the version, or what is wrong
         return int(stop.code or 0)
     status: int = args.run(args)
@@ -82,7 +132,12 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="lowbit", description="Run ternary (1.58-bit) language models on an ordinary CPU.")
+    parser = _Parser(
+        prog="lowbit",
+        description="Run ternary (1.58-bit) language models on an ordinary CPU.",
+        epilog=BEGIN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"lowbit {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
@@ -95,7 +150,10 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        for action in command._actions:
+            if action.metavar in FILES and action.type is None:
+                action.type = path
+        command.set_defaults(run=module.run, parser=parser)
     return parser
 
 

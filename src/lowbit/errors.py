@@ -11,6 +11,7 @@ __all__ = [
     "FormatError",
     "LowbitError",
     "MemoryBudgetError",
+    "MissingFileError",
     "QueueFullError",
     "RemoteError",
     "UnsupportedISAError",
@@ -25,6 +26,21 @@ class LowbitError(Exception):
 
 class FormatError(LowbitError, ValueError):
     """A file, or an array handed to a kernel, is not what it must be."""
+
+
+class MissingFileError(FormatError, FileNotFoundError):
+    """There is no such file."""
+
+    def __init__(self, message: str = "", filename: str | None = None) -> None:
+        import errno  # here, because no command needs it to show its help
+
+        super().__init__(message)
+        self.errno, self.filename = errno.ENOENT, filename
+        if filename is not None:
+            self.strerror = "no such file"
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
 
 
 class UnsupportedModelError(LowbitError):

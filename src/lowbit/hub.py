@@ -86,7 +86,7 @@ def local_path(path: str | os.PathLike[str]) -> str:
     RemoteError
         If the name is none, or the model is neither here nor to be had.
     """
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     if not path.startswith(PREFIX):
         return path
     name = _parse(path)

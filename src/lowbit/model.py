@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, overload
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 
 import numpy as np
 
@@ -16,31 +15,25 @@ from ._kernels.kvpool import SPAN
 from ._kernels.sampler import Sampler
 from .engine import Engine, Generation, Stream, Timings, TokenLogprob
 from .engine.constraints import Compiler, Constraint
-from .engine.pooling import Every, Mean, One
+from .engine.perplexity import Perplexity, measured
+from .engine.pooling import pooled
+from .engine.prompts import prompts_of, token_ids
 from .engine.sequence import Request
 from .engine.text import LogprobRecorder
-from .errors import ContextLengthError, UnsupportedModelError
+from .errors import ContextLengthError, LowbitError, UnsupportedModelError
 from .loading.memory import MemoryPlan
 from .plan import ModelPlan
-from .sampling import Grammar, SamplingParams
+from .sampling import Answered, Asked, Grammar, Sampling, SamplingParams, Settings, params_of, seeds_of
 from .tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Generation", "Model", "Perplexity", "Timings", "TokenLogprob"]
 
 MOST_TEXTS = 1 << 19
 """Texts that one call may have."""
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """How well the model predicts a text."""
-
-    nats_per_token: float
-    bits_per_byte: float
-    """Per byte of the UTF-8 text."""
-    perplexity: float
-    tokens: int
-    """Predicted tokens: all but the first."""
+_Part = TypeVar("_Part")
 
 
 class Model:
@@ -63,7 +56,7 @@ class Model:
         load_seconds: float,
         plan: MemoryPlan | None = None,
     ) -> None:
-        self._decoder = decoder
+        self._own_decoder: Decoder | None = decoder
         self._tokenizer = tokenizer
         self._description = description
         self._load_seconds = load_seconds
@@ -76,7 +69,38 @@ class Model:
         self.context: int = decoder.graph.context
         self._compiler = Compiler(tokenizer, self._ends, config.vocab_size)
         # Whoever calls drives it; nothing runs between calls.
-        self._engine = Engine(self, max_sequences=decoder.batch, max_queue=MOST_TEXTS, thread=False)
+        self._own_engine: Engine | None = Engine(
+            self, max_sequences=decoder.batch, max_queue=MOST_TEXTS, thread=False
+        )  # fmt: skip
+
+    @property
+    def _decoder(self) -> Decoder:
+        return self._open(self._own_decoder)
+
+    @property
+    def _engine(self) -> Engine:
+        return self._open(self._own_engine)
+
+    def _open(self, part: _Part | None) -> _Part:
+        if part is None:
+            raise LowbitError(f"{self._description['path']}: the model is closed")
+        return part
+
+    def close(self) -> None:
+        """Cancel what runs and give the memory back, as soon as no stream and no `Engine` of it is left."""
+        engine, self._own_decoder, self._own_engine = self._own_engine, None, None
+        if engine is not None:
+            engine.close()
+            engine.settle()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a model cannot be pickled or copied; load it in each process: {self._description['path']}")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -86,24 +110,18 @@ class Model:
         return self._tokenizer
 
     @overload
-    def generate(
-        self, prompt: str, *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
+    def generate(  # type: ignore[overload-overlap]  # the first that fits counts, so a str is one text
+        self, prompt: str | Sequence[int], *, n: None = ..., seed: int | None = ..., **options: Unpack[Asked]
     ) -> Generation: ...
     @overload
     def generate(
-        self, prompt: Sequence[int], *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
-    ) -> Generation: ...
-    @overload
+        self, prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]], *, n: int | None = ...,
+        seed: int | Sequence[int] | None = ..., **options: Unpack[Asked],
+    ) -> list[Generation]: ...  # fmt: skip
     def generate(
-        self, prompt: Sequence[str], *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
-    ) -> list[Generation]: ...
-    @overload
-    def generate(
-        self, prompt: Sequence[Sequence[int]], *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
-    ) -> list[Generation]: ...
-    def generate(
-        self, prompt: Any, *, speculate: bool = False, logprobs: int | None = None, json_schema: Any = None,
-        regex: str | None = None, grammar: str | Grammar | None = None, fresh: bool = False, **sampling: Any,
+        self, prompt: Any, *, n: int | None = None, seed: int | Sequence[int] | None = None, speculate: bool = False,
+        logprobs: int | None = None, json_schema: Any = None, regex: str | None = None,
+        grammar: str | Grammar | None = None, fresh: bool = False, **sampling: Unpack[Settings],
     ) -> Generation | list[Generation]:  # fmt: skip
         """Continue a text, or several texts at once.
 
@@ -111,7 +129,12 @@ class Model:
         ----------
         prompt : str, sequence of int, or a list of these
             Text, or token ids that are taken as they are. The texts of a list go through each weight together, and
-            each comes out as it would alone.
+            each comes out as it would alone with its seed.
+        n : int, optional
+            Make this many texts of each prompt.
+        seed : int or list of int, optional
+            Seed of the random numbers, 0 to 2**64 - 1. Of several texts the first has this one, and each later one the
+            next number; a list has the seed of each. None takes new ones from the system. `Generation.seed` tells.
         speculate : bool
             Propose tokens that followed the same words earlier in the text, and check several in one pass. The text
             is the same; repetitive text comes sooner.
@@ -131,11 +154,13 @@ class Model:
             The text is one of its own, such as an answer. A text that goes on with the prompt's keeps a space at its
             beginning, so that both together are what the tokens say.
         **sampling
-            Fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, seed, stop.
+            The other fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, stop,
+            presence_penalty, frequency_penalty, logit_bias.
 
         Returns
         -------
-        Generation, or list of Generation for a list
+        Generation, or a list of them
+            For a list of prompts, `n`, or a list of seeds: the texts of the first prompt, then those of the next.
 
         Raises
         ------
@@ -143,27 +168,34 @@ class Model:
             If a prompt does not fit into the context.
         ValueError
             If a setting is out of range, or an entry of a list is empty.
+        TypeError
+            If there is no argument of a name, or it is of another type.
         ConstraintError
             If the schema, the expression or the grammar cannot be used; it is a ValueError.
         """
-        params = SamplingParams(**sampling)
-        several = isinstance(prompt, (list, tuple)) and (not prompt or not isinstance(prompt[0], (int, np.integer)))
-        record = None if logprobs is None else LogprobRecorder(self._tokenizer, logprobs)
-        if several and not all(len(entry) for entry in prompt):
+        params = params_of(sampling)
+        entries, several = prompts_of(prompt)
+        if several and not all(len(entry) for entry in entries):
             raise ValueError("an entry of the batch is empty")
-        entries = [self._prompt_ids(entry) for entry in (prompt if several else [prompt])]
+        if n is None:
+            n = len(seed) if not several and isinstance(seed, (Sequence, np.ndarray)) else None
+        elif isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST_TEXTS:
+            raise ValueError(f"n must be a whole number from 1 to {MOST_TEXTS}, not {n!r}")
+        prompts = [ids for ids in map(self._prompt_ids, entries) for _ in range(n or 1)]
+        record = None if logprobs is None else LogprobRecorder(self._tokenizer, logprobs)
         results = self._run([
             self._request(
-                ids, params, speculate, record, constraint=self._compiler.constraint(json_schema, regex, grammar),
-                fresh=fresh,
+                ids, replace(params, seed=one), speculate, record,
+                constraint=self._compiler.constraint(json_schema, regex, grammar), fresh=fresh,
             )
-            for ids in entries
+            for ids, one in zip(prompts, seeds_of(seed, len(prompts)))
         ])  # fmt: skip
-        return results if several else results[0]
+        return results if several or n is not None else results[0]
 
     def stream(
         self, prompt: str | Sequence[int], *, speculate: bool = False, json_schema: Any = None,
-        regex: str | None = None, grammar: str | Grammar | None = None, fresh: bool = False, **sampling: Any,
+        regex: str | None = None, grammar: str | Grammar | None = None, fresh: bool = False,
+        **sampling: Unpack[Sampling],
     ) -> Generator[str, None, Generation]:  # fmt: skip
         """Continue a text, piece by piece.
 
@@ -171,10 +203,23 @@ class Model:
         return value is the `Generation`. Settings are checked here, before the first piece is asked for.
         """
         constraint = self._compiler.constraint(json_schema, regex, grammar)
-        ids, params = self._prompt_ids(prompt), SamplingParams(**sampling)
+        ids, params = self._prompt_ids(prompt), params_of(sampling)
         return self._stream(self._request(ids, params, speculate, constraint=constraint, fresh=fresh))
 
-    def chat(self, messages: list[dict[str, Any]], *, template: str | None = None, **options: Any) -> Generation:
+    @overload
+    def chat(
+        self, messages: list[dict[str, Any]], *, template: str | None = ..., stream: Literal[False] = ...,
+        **options: Unpack[Answered],
+    ) -> Generation: ...  # fmt: skip
+    @overload
+    def chat(
+        self, messages: list[dict[str, Any]], *, template: str | None = ..., stream: Literal[True],
+        **options: Unpack[Answered],
+    ) -> Generator[str, None, Generation]: ...  # fmt: skip
+    def chat(
+        self, messages: list[dict[str, Any]], *, template: str | None = None, stream: bool = False,
+        **options: Unpack[Answered],
+    ) -> Any:  # fmt: skip
         """Answer the last message of a conversation.
 
         Parameters
@@ -184,12 +229,14 @@ class Model:
             ``tool_calls``, of a tool ``tool_call_id``. Names of special tokens in them stay ordinary text.
         template : str, optional
             Name of a built-in chat template; None takes the one that the model's file names.
+        stream : bool
+            Give the answer piece by piece, as `stream` gives a text.
         **options
             ``tools``, ``tool_choice`` and ``parallel``, as `lowbit.chat.ToolCalls` takes them; what `generate` takes.
 
         Returns
         -------
-        Generation
+        Generation, or with `stream` a generator of str whose return value that is
 
         Raises
         ------
@@ -200,7 +247,7 @@ class Model:
         """
         from .chat.session import answer
 
-        return answer(self, messages, template, **options)
+        return answer(self, messages, template, stream=stream, **options)
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Return the logits after each token of a sequence.
@@ -232,15 +279,9 @@ class Model:
         self._score(ids, each)
         return out
 
-    @overload
-    def embed(self, texts: str, pooling: str | None = ...) -> np.ndarray: ...
-    @overload
-    def embed(self, texts: Sequence[int], pooling: str | None = ...) -> np.ndarray: ...
-    @overload
-    def embed(self, texts: Sequence[str], pooling: str | None = ...) -> np.ndarray: ...
-    @overload
-    def embed(self, texts: Sequence[Sequence[int]], pooling: str | None = ...) -> np.ndarray: ...
-    def embed(self, texts: Any, pooling: str | None = None) -> np.ndarray:
+    def embed(
+        self, texts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]], pooling: str | None = None
+    ) -> np.ndarray:
         """Turn texts into vectors: what the output head reads, after the last RMSNorm.
 
         Parameters
@@ -264,10 +305,9 @@ class Model:
         ValueError
             If there is no text, one has no token, or `pooling` is neither of the above.
         """
+        entries = [self._prompt_ids(text) for text in prompts_of(texts, "texts")[0]]
         normalised = pooling is None and self.config.pooling is not None
         pooling = pooling or self.config.pooling or "last"
-        one = isinstance(texts, str) or (len(texts) and isinstance(texts[0], (int, np.integer)))
-        entries = [self._prompt_ids(text) for text in ([texts] if one else texts)]
         if not entries:
             raise ValueError("there is no text to embed")
         vectors = np.empty((len(entries), self.config.hidden_size), np.float32)
@@ -297,40 +337,15 @@ class Model:
         ValueError
             If the text is empty, or the stride is not from 1 to the context.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, not {text.__class__.__name__}")
         stride = max(1, self.context // 2) if stride is None else stride
         if isinstance(stride, bool) or not isinstance(stride, int) or not 1 <= stride <= self.context:
             raise ValueError(f"stride must be a whole number from 1 to {self.context}, not {stride!r}")
         ids = np.ascontiguousarray(self.tokenizer.encode(text, add_bos=True), np.int32)
-        n = len(ids) - 1
-        if n < 1:
+        if len(ids) < 2:
             raise ValueError("there is nothing to predict in an empty text")
-        found: list[float] = []  # added up exactly at the end, so that windows and batches leave no trace
-        start = scored = at = 0
-
-        def each(rows: np.ndarray) -> None:
-            nonlocal at
-            new = rows[max(scored - at, 0) :]
-            target = ids[at + len(rows) - len(new) + 1 : at + len(rows) + 1]
-            at += len(rows)
-            if len(new):
-                logits = new.astype(np.float64)
-                top = logits.max(1)
-                total = top + np.log(np.exp(logits - top[:, None]).sum(1))
-                found.extend((total - logits[np.arange(len(target)), target]).tolist())
-
-        while scored < n:
-            at = start
-            self._score(ids[start : min(start + self.context, n)], each)
-            scored = min(start + self.context, n)
-            start += stride
-        with dispatch.PlainFloats():
-            nats = math.fsum(found)
-            return Perplexity(
-                nats_per_token=nats / n,
-                bits_per_byte=nats / math.log(2) / len(text.encode()),
-                perplexity=math.exp(nats / n),
-                tokens=n,
-            )
+        return measured(ids, len(text.encode()), self.context, stride, self._score)
 
     def info(self) -> dict[str, Any]:
         """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set.
@@ -364,20 +379,20 @@ class Model:
 
     # --- generation ---
 
-    def _ids(self, tokens: Sequence[int]) -> np.ndarray:
-        ids = np.ascontiguousarray(tokens, dtype=np.int32)
-        if ids.ndim != 1 or len(ids) == 0:
-            raise ValueError("a sequence needs at least one token")
+    def _ids(self, tokens: Sequence[int], what: str = "token_ids must be a list of int") -> np.ndarray:
+        ids = token_ids(tokens, what)
         if len(ids) > self.context:
             raise ContextLengthError(f"{len(ids)} tokens do not fit into a context of {self.context}")
         wrong = ids[(ids < 0) | (ids >= self.config.vocab_size)]
         if len(wrong):
             raise ValueError(f"token {wrong[0]} is not in a vocabulary of {self.config.vocab_size}")
-        return ids
+        return np.ascontiguousarray(ids, np.int32)
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> np.ndarray:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        if not ids and isinstance(prompt, str) and self.tokenizer.bos_id is not None:
+        if not isinstance(prompt, str):
+            return self._ids(prompt, "prompt must be a text (str) or a list of int")
+        ids = self.tokenizer.encode(prompt)
+        if not ids and self.tokenizer.bos_id is not None:
             ids = [self.tokenizer.bos_id]
         return self._ids(ids)
 
@@ -385,6 +400,8 @@ class Model:
         self, ids: np.ndarray, params: SamplingParams, speculate: bool = False, record: LogprobRecorder | None = None,
         salt: bytes = b"", constraint: Constraint | None = None, fresh: bool = False,
     ) -> Request:  # fmt: skip
+        if params.seed is None:
+            params = replace(params, seed=int.from_bytes(os.urandom(6), "little"))  # which JSON can tell exactly
         for token in params.logit_bias or ():
             if token >= self.config.vocab_size:
                 raise ValueError(f"logit_bias names {token}, which is not in a vocabulary of {self.config.vocab_size}")
@@ -398,12 +415,7 @@ class Model:
         return Request(ids, SamplingParams(max_tokens=0), None, self.context, each=each, want=want)
 
     def _embedding(self, ids: np.ndarray, vector: np.ndarray, pooling: str) -> Request:
-        if pooling not in ("last", "mean", "first", "none"):
-            raise ValueError(f"pooling must be last, mean or first, not {pooling!r}")
-        if pooling == "none":
-            return self._scoring(ids, Every(vector), "states")
-        pool = Mean(vector, len(ids)) if pooling == "mean" else One(vector, pooling == "first")
-        return self._scoring(ids, pool, "states")
+        return self._scoring(ids, pooled(pooling, vector, len(ids)), "states")
 
     def _score(self, ids: np.ndarray, each: Callable[[np.ndarray], None]) -> None:
         self._run([self._scoring(ids, each, "every")])
@@ -429,10 +441,10 @@ class Model:
             stream.cancel()
 
     def _sampler(self, params: SamplingParams, ids: np.ndarray) -> Sampler:
-        seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
         sampler = Sampler(
             self.config.vocab_size, params.temperature, params.top_k, params.top_p, params.min_p,
-            params.repeat_penalty, seed, params.presence_penalty, params.frequency_penalty, params.logit_bias,
+            params.repeat_penalty, params.seed or 0, params.presence_penalty, params.frequency_penalty,
+            params.logit_bias,
         )  # fmt: skip
         sampler.note(ids.tolist())
         return sampler

@@ -39,7 +39,7 @@ class Model:
             for i in range(10000):
                 time.sleep(0.02)
                 yield f" {i}"
-        return SimpleNamespace(text="")
+        return SimpleNamespace(text="", finish_reason="stop")
 
 vars(lowbit)["load"] = lambda *args, **options: Model()
 sys.exit(cli.main(sys.argv[1:]))
@@ -64,7 +64,7 @@ class Terminal:
         self.child = subprocess.Popen(
             [sys.executable, "-c", TALKATIVE, *argv],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            preexec_fn=take_terminal,
+            preexec_fn=take_terminal, env={**os.environ, "TERM": "dumb"},
         )  # fmt: skip
         os.close(slave)
         self.seen = ""

@@ -82,6 +82,70 @@ def test_a_message_that_fails_was_never_said():
     assert chat.messages == []
 
 
+class Short(Parrot):
+    """One token per byte, and room for 400 of them."""
+
+    context = 400
+
+    def stream(self, prompt, **sampling):
+        if len(prompt) > self.context:
+            raise ContextLengthError("too long")
+        return super().stream(prompt, **sampling)
+
+
+def test_the_oldest_turns_make_room_and_the_system_message_stays():
+    model, left = Short(), []
+    chat = ChatSession(model, system="Be kind.")
+    for i in range(20):
+        chat.send(f"Question {i} " + "x" * 20)
+        left.append(chat.left_out)
+        assert len(model.prompts[-1].encode()) <= 300, "an answer has a quarter of the context"
+        assert model.prompts[-1].startswith("system\nBe kind.\nuser\nQuestion ")
+        assert f"user\nQuestion {i} " in model.prompts[-1]
+    assert len(chat.messages) == 41, "nothing is forgotten"
+    assert left == sorted(left)
+    assert left[0] == 0 < left[-1]
+    assert len(set(left)) < 8, "turns go several at a time, so that the beginning of a prompt often stays the same"
+    assert chat.size().endswith(f"of 400 tokens; the oldest {left[-1]} messages are left out.")
+    chat.reset()
+    assert (chat.left_out, chat.size()) == (0, "0 of 400 tokens.")
+
+
+def test_a_turn_goes_with_all_that_belongs_to_it():
+    model = Short()
+    chat = ChatSession(model)
+    chat.messages = [
+        {"role": "user", "content": "x" * 150},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "a", "function": {"name": "get"}}]},
+        {"role": "tool", "tool_call_id": "a", "content": "7" * 50},
+        {"role": "assistant", "content": "Seven."},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "So."},
+    ]
+    chat.send("y" * 60)
+    assert chat.left_out == 4
+    assert model.prompts[-1].startswith("user\nAnd?\nassistant\nSo.\nuser\nyyy")
+
+
+def test_a_message_too_long_for_the_context_is_refused_and_leaves_nothing_out():
+    chat = ChatSession(Short())
+    chat.send("Hi")
+    with pytest.raises(ContextLengthError):
+        chat.send("x" * 1000)
+    assert (len(chat.messages), chat.left_out) == (2, 0)
+
+
+def test_a_short_answer_needs_little_room():
+    model = Short()
+    chat = ChatSession(model)
+    chat.send("x" * 330, max_tokens=4)
+    chat.send("y", max_tokens=4)
+    assert chat.left_out == 0
+    assert "xxx" in model.prompts[-1]
+    chat.send("z", max_tokens=100)
+    assert chat.left_out == 2
+
+
 def test_a_model_without_template_is_refused_unless_one_is_named():
     with pytest.raises(UnsupportedModelError, match="no chat template"):
         ChatSession(Parrot(None))
@@ -95,6 +159,23 @@ def test_a_model_without_template_is_refused_unless_one_is_named():
 
 def test_answer_takes_a_conversation_as_it_is():
     assert answer(Parrot(), [{"role": "user", "content": "Hi"}], max_tokens=3).text == "user\nHi\nassistant\n"
+
+
+def test_a_conversation_can_be_answered_piece_by_piece():
+    pieces = answer(Parrot(), [{"role": "user", "content": "Hi"}], stream=True)
+    assert [next(pieces), next(pieces), next(pieces)] == ["Good", " day", "!"]
+    with pytest.raises(StopIteration) as end:
+        next(pieces)
+    assert end.value.value.tokens == [1, 2, 3]
+    with pytest.raises(ValueError, match="message 0"):
+        answer(Parrot(), [{"role": "nobody", "content": "Hi"}], stream=True)
+
+
+def test_the_embedded_model_gives_the_same_answer_whole_in_pieces_and_in_a_session():
+    model, asked = lowbit.load(), [{"role": "user", "content": "Tell me a story"}]
+    whole = model.chat(asked, max_tokens=20, seed=3)
+    assert "".join(model.chat(asked, max_tokens=20, seed=3, stream=True)) == whole.text
+    assert ChatSession(model).send("Tell me a story", max_tokens=20, seed=3).text == whole.text
 
 
 def test_a_loaded_model_chats_with_the_template_of_its_file(tmp_path):

@@ -191,7 +191,6 @@ def test_prompt_longer_than_the_context_is_an_error(lowbit_command):
         (["--max-ram", "0"], "max_ram"),
         (["--max-ram", "1k"], "at least"),
         (["--sparsity", "1.5"], "sparsity"),
-        (["--threads", "100000"], "100000"),
         (["--context", "100000"], "100000"),
     ],
 )

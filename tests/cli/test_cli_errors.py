@@ -20,7 +20,7 @@ def assert_one_clear_line(out, *fragments):
 @pytest.mark.parametrize(
     ("arguments", "fragments"),
     [
-        (["-n", "-1"], ["max_tokens", "-1"]),
+        (["-n", "-2"], ["--max-tokens", "-2"]),
         (["-n", "many"], ["-n", "many"]),
         (["--temperature", "-0.5"], ["temperature", "-0.5"]),
         (["--temperature", "nan"], ["temperature", "nan"]),
@@ -48,7 +48,7 @@ def test_invalid_generate_option_is_named(run, model, arguments, fragments):
 
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
-    [([], "COMMAND"), (["chatter"], "chatter"), (["generate", "a", "b"], "unrecognized arguments: b")],
+    [(["chatter"], "chatter"), (["tokenize", "a", "b"], "unrecognized arguments: b")],
 )
 def test_wrong_command_line_is_explained(run, model, arguments, fragment):
     assert_one_clear_line(run(*arguments), fragment, "--help")

@@ -29,6 +29,7 @@ def test_generate_without_options_uses_the_defaults_of_the_api(run, model):
     run("generate", "Once")
     expected = vars(SamplingParams()).copy()
     del expected["seed"]
+    expected["max_tokens"] = 256
     assert {name: model.sampling[name] for name in expected} == expected
 
 
@@ -36,6 +37,7 @@ def test_generate_without_options_uses_the_defaults_of_the_api(run, model):
     ("arguments", "name", "value"),
     [
         (["-n", "7"], "max_tokens", 7),
+        (["-n", "-1"], "max_tokens", 2**31 - 1),
         (["--max-tokens", "7"], "max_tokens", 7),
         (["--temperature", "0.5"], "temperature", 0.5),
         (["--top-k", "3"], "top_k", 3),
@@ -44,6 +46,7 @@ def test_generate_without_options_uses_the_defaults_of_the_api(run, model):
         (["--repeat-penalty", "1.5"], "repeat_penalty", 1.5),
         (["--seed", "18446744073709551615"], "seed", 2**64 - 1),
         (["--stop", "x"], "stop", ("x",)),
+        (["--stop", r"\n\\"], "stop", ("\n\\",)),
         (["--stop", "x", "--stop", "yz"], "stop", ("x", "yz")),
     ],
 )
@@ -56,8 +59,8 @@ def test_sampling_options_reach_the_model(run, model, arguments, name, value):
 @pytest.mark.parametrize(
     ("arguments", "name", "value"),
     [
-        (["-t", "3"], "threads", 3),
-        (["--threads", "3"], "threads", 3),
+        (["-t", "1"], "threads", 1),
+        (["--threads", "1"], "threads", 1),
         (["--max-ram", "64MB"], "max_ram", "64MB"),
         (["--sparsity", "0.5"], "sparsity", 0.5),
         (["--context", "128"], "context", 128),

@@ -31,7 +31,7 @@ def modules_after(*argv):
 def test_help_imports_nothing_heavy(arguments):
     modules = modules_after(*arguments)
     assert not {"numpy", "sentencepiece", "tqdm", "lowbit.model", "lowbit._kernels", "subprocess"} & modules
-    assert len(modules) < 140
+    assert len(modules) < 145  # each command is one
 
 
 def test_version_is_printed(lowbit_command):

@@ -35,7 +35,7 @@ def test_streams_give_the_text_that_generate_gives(model, engine):
 
 def test_a_text_without_a_bound_ends_with_the_context(model, engine):
     out = engine.submit(PROMPT, max_tokens=2**31 - 1, seed=4, logit_bias={1: -1000, 2: -1000}).result()
-    assert out.finish_reason == "length"
+    assert out.finish_reason == "context"
     assert out.prompt_tokens + len(out.tokens) == model.context + 1, "the last token needs no place"
 
 

@@ -96,9 +96,12 @@ def test_tensors_of_every_type_come_back(tmp_path, alignment):
         info = model.tensors[kind]
         assert (info.type, info.shape, info.offset % alignment) == (kind, WEIGHTS.shape, 0)
         values = dequantize(kind, model.read(kind), info.shape)
-        # Powers of two fit all but Q8_0 and Q6_K with their steps, Q4_0, whose one end is 7/8 of the other, and Q4_1,
-        # whose 16 values between -1/2 and 1/2 leave 0 out.
-        near = {"Q8_0": (1e-3, 0), "Q6_K": (8e-3, 0), "Q4_0": (1 / 8, 0), "Q4_1": (1e-3, 1 / 29)}.get(kind, (0, 0))
+        # Powers of two fit all but those with steps, Q4_0 and Q5_0, whose one end is 7/8 or 15/16 of the other, and
+        # those whose values between -1/2 and 1/2 leave 0 out.
+        near = {
+            "Q8_0": (1e-3, 0), "Q6_K": (8e-3, 0), "Q4_0": (1 / 8, 0), "Q5_0": (1 / 16, 0), "Q4_1": (1e-3, 1 / 29),
+            "Q5_1": (1e-3, 1 / 61), "Q4_K": (0, 1 / 29), "Q5_K": (0, 1 / 61), "IQ4_NL": (0, 1 / 20),
+        }.get(kind, (0, 0))  # fmt: skip
         np.testing.assert_allclose(values, WEIGHTS, *near)
 
 

@@ -79,7 +79,7 @@ def test_of_equally_likely_tokens_the_lower_ids_are_reported():
 def test_a_list_of_prompts_gets_them_too(embedded):
     prompts = ["Once upon a time", "One day, a dog"]
     alone = [embedded.generate(p, max_tokens=6, seed=2, logprobs=2) for p in prompts]
-    assert [(o.tokens, o.logprobs) for o in embedded.generate(prompts, max_tokens=6, seed=2, logprobs=2)] == [
+    assert [(o.tokens, o.logprobs) for o in embedded.generate(prompts, max_tokens=6, seed=[2, 2], logprobs=2)] == [
         (o.tokens, o.logprobs) for o in alone
     ]
 

@@ -222,7 +222,7 @@ def test_samplers_refuse_what_does_not_fit():
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
-        ("max_tokens", [0, 1, 2**31 - 1], [-1, 1.5, 2**31, True, None, "3"]),
+        ("max_tokens", [0, 1, 2**31 - 1, None], [-1, 1.5, 2**31, True, "3"]),
         ("temperature", [0, 1, 0.5, 100], [-0.1, 101, float("nan"), float("inf"), True, None, "1"]),
         ("top_k", [0, 1, 1000000], [-1, 2.0, 2**31, False, None]),
         ("top_p", [1, 1e-9], [0, -1, 1.1, float("nan"), None]),

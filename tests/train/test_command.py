@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -138,6 +140,56 @@ def test_a_run_killed_in_the_middle_and_resumed_writes_the_same_file(tmp_path, c
 
     assert run(corpus, "-o", broken, *options, "--resume") == 0
     assert broken.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals of Unix")
+@pytest.mark.parametrize("cores", [1, 2])
+def test_ctrl_c_leaves_a_checkpoint_names_resume_and_costs_nothing(tmp_path, corpus, cores):
+    whole, broken = tmp_path / "whole.gguf", tmp_path / "broken.gguf"
+    options = [*TINY, "--steps", "60", "--name", "x", "--micro-batch", "128", "--measure-every", "5"]
+    assert run(corpus, "-o", whole, *options) == 0
+    options += ["--threads", str(cores)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lowbit", "train", str(corpus), "-o", str(broken), *options], stderr=subprocess.PIPE,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    line = process.stderr.readline()
+    while "step 1 of 60" not in line:
+        assert line, "the run ended before it could be interrupted"
+        line = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=1200)
+    assert process.returncode == 130
+    checkpoint = tmp_path / "broken.gguf.train" / "checkpoint.npz"
+    progress = read_progress(checkpoint)
+    assert 1 <= progress["step"] == len(progress["history"]) < 60
+    assert f"stopped after step {progress['step']} of 60; the same command with --resume goes on" in err
+    assert "Traceback" not in err
+    assert run(corpus, "-o", broken, *options, "--resume") == 0
+    assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_without_matplotlib_a_run_ends_with_a_line_about_it(tmp_path, corpus, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    out = tmp_path / "model.gguf"
+    assert run(corpus, "-o", out, "--steps", 2, *TINY) == 0
+    assert out.exists()
+    assert "loss.svg: not drawn, matplotlib" in capsys.readouterr().err
+
+
+def test_where_compiling_fails_the_run_goes_on_without_and_says_so(tmp_path, corpus):
+    out = tmp_path / "model.gguf"
+    options = [*(word for word in TINY if word != "--no-compile"), "--compile", "--steps", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lowbit", "train", str(corpus), "-o", str(out), *options],
+        env={**os.environ, "CXX": "false"}, capture_output=True, text=True, check=False, timeout=1200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("training goes on without it") == 1
+    assert "Traceback" not in done.stderr
+    assert read_model(out).shape.hidden_size == 128
+    assert not (tmp_path / "model.gguf.train" / "compiled").exists()
 
 
 def children(pid):

@@ -41,6 +41,7 @@ cdef class Batch:
 cdef class Decoder(ForwardPass):
     cdef public int32_t most_logits     # most rows of a pass that should leave logits
     cdef public bint sparse_prefill     # not all inputs count in prompts, either
+    cdef public object weights          # what others that load the same file may share
     cdef readonly object lock
     cdef lb_atomic interrupted
     cdef int32_t n_wanted               # rows of this pass that leave logits

@@ -19,6 +19,7 @@ class Batch:
 class Decoder(ForwardPass):
     most_logits: int
     sparse_prefill: bool
+    weights: object
     lock: threading.Lock
     def __init__(self, graph: Graph, pool: KVPool, threads: int, batch: int = 256) -> None: ...
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator
 from typing import Any, Protocol
 
 from ..tokenizers import Tokenizer
@@ -17,11 +17,13 @@ class Talker(Protocol):
     def tokenizer(self) -> Tokenizer:
         """What messages are encoded with."""
 
-    def generate(self, prompt: Sequence[int], **sampling: Any) -> Any:
-        """Continue a text."""
+    @property
+    def generate(self) -> Callable[..., Any]:
+        """(prompt, settings by their names) -> its continuation."""
 
-    def stream(self, prompt: Sequence[int], **sampling: Any) -> Generator[str, None, Any]:
-        """Continue a text piece by piece."""
+    @property
+    def stream(self) -> Callable[..., Generator[str, None, Any]]:
+        """The same, piece by piece."""
 
     def info(self) -> dict[str, Any]:
         """Tell what the file says, ``chat_template`` among it."""

@@ -239,22 +239,32 @@ class RemoteChat:
         self.model = model
         self.reset(system)
 
+    left_out = 0
+    """Messages that are not sent: none, for how many fit is the server's to know."""
+
     def reset(self, system: str | None = None) -> None:
         """Forget the conversation and begin a new one."""
-        self.messages: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
+        self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
 
-    def stream(self, text: str, **sampling: Any) -> Generator[str, None, None]:
+    def size(self) -> str:
+        """Tell how long the conversation is."""
+        return f"{len(self.messages)} messages; how many tokens they are is known to the server alone."
+
+    def stream(self, text: str, **sampling: Any) -> Generator[str, None, str]:
         """Say something, and get the answer piece by piece; `sampling` holds fields of the request.
+
+        The generator's return value is the server's ``finish_reason``, ``stop`` if it gives none.
 
         What was yielded becomes part of the conversation, also if the generator is closed or interrupted before the
         end; without any piece, nothing was said. Closing it closes the connection.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         pieces: list[str] = []
-        thinks = False
+        thinks, reason = False, "stop"
         events = self._server.events("/chat/completions", {"model": self.model, "messages": messages, **sampling})
         try:
             for event in events:
+                reason = self._piece(event, "finish_reason") or reason
                 if thought := self._piece(event, "reasoning_content"):
                     self._thinking(thought)
                     thinks = True
@@ -268,12 +278,14 @@ class RemoteChat:
             events.close()
             if pieces:
                 self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
+        return reason
 
     def _piece(self, event: dict[str, Any], kind: str) -> str:
         """What an event adds; the last one may have no choices, and the first has a role alone."""
         try:
-            choices = event.get("choices") or [{}]
-            piece = (choices[0].get("delta") or choices[0].get("message") or {}).get(kind) or ""
+            choice = (event.get("choices") or [{}])[0]
+            part = choice if kind == "finish_reason" else choice.get("delta") or choice.get("message") or {}
+            piece = part.get(kind) or ""
         except (AttributeError, LookupError, TypeError):
             piece = None
         if not isinstance(piece, str):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
 from ..errors import UnsupportedModelError
+from ..sampling import SamplingParams
 from .protocol import Talker
 from .templates import TEMPLATES, Template, find_template, render
 from .tools import Delta, ToolCalls, in_thought, message_of
@@ -33,6 +35,9 @@ class ChatSession:
     ----------
     messages : list of dict
         ``role`` and ``content`` of everything said so far, and ``tool_calls`` of what was called.
+    left_out : int
+        Messages after the system's that the model does not read any more: the oldest turns of a conversation that has
+        outgrown the context.
     template : Template
 
     Raises
@@ -53,6 +58,14 @@ class ChatSession:
     def reset(self, system: str | None = None) -> None:
         """Forget the conversation and begin a new one."""
         self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+        self.left_out = 0
+
+    def size(self) -> str:
+        """Tell how long the conversation is."""
+        context = getattr(self._model, "context", None)
+        n = len(self._prompt(self.messages)[0]) if self.messages else 0
+        left_out = f"; the oldest {self.left_out} messages are left out" if self.left_out else ""
+        return f"{n}{f' of {context}' if context else ''} tokens{left_out}."
 
     def stream(self, text: str | list[dict[str, Any]], **sampling: Any) -> Generator[str, None, Any]:
         """Say something, and get the answer piece by piece.
@@ -72,27 +85,51 @@ class ChatSession:
         """
         messages = [*self.messages, *([{"role": "user", "content": text}] if isinstance(text, str) else text)]
         deltas: list[Delta] = []
+        left_out = self.left_out
         try:
-            prompt, calls = _prepared(self._model, messages, self.template, *self._tools)
-            stream = self._model.stream(prompt, **_with_stops(self.template, sampling, calls))
+            prompt, calls = self._fitting(messages, sampling.get("max_tokens", SamplingParams.max_tokens))
+            made = _deltas(self._model.stream(prompt, **_with_stops(self.template, sampling, calls)), calls)
             while True:
                 try:
-                    piece = next(stream)
+                    delta = next(made)
                 except StopIteration as end:
-                    result = end.value
-                    break
-                for delta in [Delta(text=piece)] if calls is None else calls.push(piece):
-                    deltas.append(delta)
-                    if delta.text:
-                        yield delta.text
-            for delta in () if calls is None else calls.finish():
+                    return end.value
                 deltas.append(delta)
                 if delta.text:
                     yield delta.text
         finally:
             if deltas:
                 self.messages = [*messages, message_of(deltas)]
-        return result if calls is None else _with_calls(result, deltas)
+            else:
+                self.left_out = left_out
+
+    def _prompt(self, messages: list[dict[str, Any]]) -> tuple[list[int], ToolCalls | None]:
+        """Return the prompt for what is not left out, and what parses its answer if there are tools."""
+        told = messages[:1] if messages[0]["role"] == "system" else []
+        shown = [*told, *messages[len(told) + self.left_out :]]
+        return _prepared(self._model, shown, self.template, *self._tools)
+
+    def _fitting(self, messages: list[dict[str, Any]], most: int | None) -> tuple[list[int], ToolCalls | None]:
+        """Return the prompt, and leave out the oldest turns if there is no room for an answer else.
+
+        That is a quarter of the context, or the `most` tokens that an answer may have. If a turn has to go, more go,
+        until half of the context is free: the beginning of the prompt then stays the same for some turns, and is known.
+        """
+        prompt = self._prompt(messages)
+        context = getattr(self._model, "context", None)
+        told = messages[0]["role"] == "system"
+        turns = [
+            i - told for i, message in enumerate(messages) if message["role"] == "user" and i - told > self.left_out
+        ]
+        if not context or not turns or len(prompt[0]) <= context - min(context // 4, context if most is None else most):
+            return prompt
+
+        def fits_from(turn: int) -> bool:
+            self.left_out = turn
+            return len(self._prompt(messages)[0]) <= context // 2
+
+        self.left_out = turns[bisect_left(turns[:-1], True, key=fits_from)]
+        return self._prompt(messages)
 
     def send(self, text: str | list[dict[str, Any]], **sampling: Any) -> Any:
         """Say something, and get the whole answer; as `stream`."""
@@ -106,7 +143,8 @@ class ChatSession:
 
 def answer(
     model: Talker, messages: list[dict[str, Any]], template: str | None = None,
-    tools: list[dict[str, Any]] | None = None, tool_choice: Any = "auto", parallel: bool = True, **sampling: Any,
+    tools: list[dict[str, Any]] | None = None, tool_choice: Any = "auto", parallel: bool = True, stream: bool = False,
+    **sampling: Any,
 ) -> Any:  # fmt: skip
     """Answer the last message of a conversation, as `Model.chat` does.
 
@@ -119,13 +157,47 @@ def answer(
         Name of a built-in template; None takes the model's.
     tools, tool_choice, parallel
         As `lowbit.chat.ToolCalls` takes them; the result then has ``tool_calls`` and ``reasoning``.
+    stream : bool
+        Return a generator of the answer's pieces, whose return value is the result.
     **sampling
         As for `Model.generate`.
     """
     chosen = _named(template) if template is not None else find_template(_metadata(model), model.tokenizer)
     prompt, calls = _prepared(model, messages, chosen, tools, tool_choice, parallel)
-    result = model.generate(prompt, **_with_stops(chosen, sampling, calls))
+    settings = _with_stops(chosen, sampling, calls)
+    if stream:
+        return _texts(_deltas(model.stream(prompt, **settings), calls))
+    result = model.generate(prompt, **settings)
     return result if calls is None else _with_calls(result, calls.push(result.text) + calls.finish())
+
+
+def _texts(made: Generator[Delta, None, Any]) -> Generator[str, None, Any]:
+    """Yield the texts of an answer's deltas."""
+    while True:
+        try:
+            delta = next(made)
+        except StopIteration as end:
+            return end.value
+        if delta.text:
+            yield delta.text
+
+
+def _deltas(pieces: Generator[str, None, Any], calls: ToolCalls | None) -> Generator[Delta, None, Any]:
+    """Yield what an answer is made of, from its pieces; the return value is the result."""
+    deltas: list[Delta] = []
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            result = end.value
+            break
+        for delta in [Delta(text=piece)] if calls is None else calls.push(piece):
+            deltas.append(delta)
+            yield delta
+    for delta in () if calls is None else calls.finish():
+        deltas.append(delta)
+        yield delta
+    return result if calls is None else _with_calls(result, deltas)
 
 
 def _prepared(

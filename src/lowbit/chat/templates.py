@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import ContextLengthError, UnsupportedModelError
+from ..errors import ContextLengthError, UnsupportedModelError, one_line
 from ..tokenizers import Tokenizer
 from ..tokenizers.base import without_surrogates
 from .disguise import Disguise
@@ -29,6 +29,7 @@ Message = Mapping[str, Any]
 a tool's ``tool_call_id`` and ``name``."""
 ROLES = ("system", "user", "assistant", "tool")
 MAX_MESSAGES = 4096
+LIKE_THIS = 'a list of dicts such as {"role": "user", "content": "Hello"}'
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,16 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     ------
     ValueError
         If there is none, or one has another role than system, user, assistant or tool, or no text.
+    TypeError
+        If they are no list of mappings.
     ContextLengthError
         If there are more than any model has room for.
     """
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise TypeError(f"messages must be {LIKE_THIS}, not {one_line(repr(messages))}")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise TypeError(f"message {i} must be as in {LIKE_THIS}, not {one_line(repr(message))}")
     _refuse_media(messages)
     if not messages:
         raise ValueError("a conversation has at least one message")

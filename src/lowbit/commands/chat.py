@@ -1,7 +1,12 @@
 """Talk with a model.
 
-Each line is a message; the answer appears as it is made. Ctrl-C stops an answer, Ctrl-D or /quit ends the program, and
-/help lists what else begins with a slash. Lines may also come from a pipe.
+Each line is a message, or all lines between \"\"\" and \"\"\"; the answer appears as it is made. Ctrl-C stops an
+answer, Ctrl-D or /quit ends the program, and /help lists what else begins with a slash. Lines may also come from a
+pipe. A question among the arguments is answered, and that is all. At a terminal the extra "chat" (pip install
+"lowbit[chat]") brings a line editor: Alt-Enter begins another line, pasted text stays one message, and Tab completes
+commands.
+
+When the conversation has outgrown the context, its oldest turns are left out of what the model reads.
 
 With --url the model is behind a server that speaks the OpenAI protocol, such as `lowbit serve`: -m is then its name
 there (default: the first that the server lists). Of the sampling options, those that are given are sent; the rest is as
@@ -13,19 +18,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ..errors import ContextLengthError, LowbitError
+from ..replacing import Replacing
 from .common import (
     InputError,
     add_constraint_arguments,
     add_model_arguments,
+    add_prompt_arguments,
     add_sampling_arguments,
     constraint_values,
     load_model,
+    path,
+    print_json,
     printable,
+    prompt_of,
+    read_file,
     sampling_values,
 )
+from .editor import message_reader
+from .generate import as_json
 
 if TYPE_CHECKING:
     from ..chat import ChatSession
@@ -33,14 +48,20 @@ if TYPE_CHECKING:
 
     Chat = ChatSession | RemoteChat
 
-_HELP = """\
-/reset         forget the conversation
-/system TEXT   begin anew, with TEXT as the instruction (none without TEXT)
-/save FILE     write the conversation to FILE, as JSON
-/help          show this list
-/quit          end; so does Ctrl-D
-//TEXT         say /TEXT
-Ctrl-C stops an answer."""
+_HELP = {
+    "/reset": "forget the conversation",
+    "/system TEXT": "begin anew, with TEXT as the instruction (none without TEXT)",
+    "/regenerate": "answer the last message again",
+    "/tokens": "tell how long the conversation is",
+    "/save FILE": "write the conversation to FILE, as JSON",
+    "/load FILE": "go on with a conversation that was saved",
+    "/help": "show this list",
+    "/quit": "end; so do /exit, /bye and Ctrl-D",
+    "//TEXT": "say /TEXT",
+    '"""': "begins and ends a message of several lines",
+    "Ctrl-C": "stops an answer",
+}
+_COMMANDS = (*(what.partition(" ")[0] for what in _HELP if re.match("/[a-z]", what)), "/exit", "/bye")
 MOST_TOKENS = 1024
 """The model ends its answer; this only bounds one that does not."""
 LOCAL = (
@@ -51,23 +72,34 @@ LOCAL = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_prompt_arguments(parser, "answer this and end; - reads a pipe")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each answer, when it is complete")
     parser.add_argument("--system", metavar="TEXT", help="instruction before the first message")
     parser.add_argument("--template", metavar="NAME", help="built-in chat template to use (default: the model's)")
     parser.add_argument("--url", metavar="URL", help="talk with a server there, such as http://127.0.0.1:8080")
     parser.add_argument("--api-key", metavar="KEY", help="with --url: its key (default: $LOWBIT_API_KEY)")
     add_constraint_arguments(parser)
-    add_sampling_arguments(parser)
+    add_sampling_arguments(parser, str(MOST_TOKENS))
     add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    sampling = sampling_values(args) | constraint_values(args)
+    sampling = sampling_values(args, MOST_TOKENS) | constraint_values(args)
+    question = prompt_of(args)
+    chat: Chat
     if args.url is not None:
         # What was not asked for is the server's to decide; not every server knows all of these.
-        return _talk(_remote(args), _fields({name: sampling[name] for name in sampling if _given(args, name)}))
-    if args.api_key is not None:
+        sampling = _fields({name: sampling[name] for name in sampling if _given(args, name)})
+        chat = _remote(args)
+    elif args.api_key is not None:
         raise InputError("--api-key needs --url")
-    return _talk(_local(args), sampling if args.max_tokens is not None else {**sampling, "max_tokens": MOST_TOKENS})
+    else:
+        chat = _local(args)
+    talk = Talk(chat, sampling, args.json)
+    if question is None:
+        return talk.go_on()
+    talk.say(question)
+    return 0
 
 
 def _given(args: argparse.Namespace, name: str) -> bool:
@@ -115,91 +147,183 @@ def _local(args: argparse.Namespace) -> ChatSession:
         return ChatSession(model, system=args.system, template="plain")
 
 
-def _talk(chat: Chat, sampling: dict[str, Any]) -> int:
-    interactive = sys.stdin is not None and sys.stdin.isatty()
-    if interactive:
-        print("/help lists the commands; Ctrl-D ends.", file=sys.stderr)
-    while (line := _next_line(interactive)) is not None:
-        if line.startswith("/") and not line.startswith("//"):
-            if not _command(chat, line):
-                break
-        elif line.strip():
-            _answer(chat, line[1:] if line.startswith("//") else line, sampling)
-            # Each answer has randomness of its own, and the conversation as a whole can be had again.
-            if "seed" in sampling:
-                sampling["seed"] = (sampling["seed"] + 1) % 2**64
-    return 0
+class Talk:
+    """A conversation whose answers go to standard output, and all else to standard error.
 
+    Parameters
+    ----------
+    chat : ChatSession or RemoteChat
+    sampling : dict
+        As the conversation's `stream` takes it.
+    as_json : bool
+        Show an answer as an object, when it is complete.
+    """
 
-def _next_line(interactive: bool) -> str | None:
-    """Read a message; None at the end of the input."""
-    while True:
+    def __init__(self, chat: Chat, sampling: dict[str, Any], as_json: bool) -> None:
+        self._chat, self._sampling, self._json = chat, sampling, as_json
+        self._told = False
+        """Whether it was said that turns are left out."""
+
+    def go_on(self) -> int:
+        """Answer messages, and do what commands say, to the end of the input."""
+        read, person = message_reader(_COMMANDS)
+        if person:
+            _tell("/help lists the commands; Ctrl-D ends.")
+        while True:
+            try:
+                text = read()
+            except EOFError:
+                if person:
+                    _tell("")
+                return 0
+            except KeyboardInterrupt:
+                if not person:
+                    raise
+                _tell("\n(Ctrl-D or /quit ends)")
+                continue
+            if text.startswith("/") and not text.startswith("//"):
+                if not self._command(text):
+                    return 0
+            elif text.strip():
+                self._answer(text[1:] if text.startswith("//") else text)
+
+    def say(self, text: str) -> None:
+        """Show the answer to a message.
+
+        Raises
+        ------
+        LowbitError
+            If there is none; what was shown of it stays part of the conversation, as after Ctrl-C.
+        """
+        seed = self._sampling.get("seed")
+        answer, pieces = self._chat.stream(text, **self._sampling), list[str]()
         try:
-            if not interactive:
-                line = sys.stdin.buffer.readline().decode("utf-8", "replace") if sys.stdin is not None else ""
-                return line.rstrip("\r\n") if line else None
-            return input("> ")
-        except EOFError:
-            print(file=sys.stderr)
-            return None
+            while True:
+                try:
+                    piece = next(answer)
+                except StopIteration as end:
+                    result = end.value
+                    break
+                if not pieces:
+                    self._tell_of_left_out()
+                pieces.append(piece)
+                if not self._json:
+                    sys.stdout.write(piece)
+                    sys.stdout.flush()
+        except LowbitError:
+            print(end="\n" if pieces and not self._json else "", flush=True)
+            raise
+        finally:
+            answer.close()
+            if seed is not None:  # each answer has randomness of its own, and the conversation can be had again
+                self._sampling["seed"] = (seed + 1) % 2**64
+        if self._json:
+            remote = {"text": "".join(pieces), "finish_reason": result}
+            print_json(remote if isinstance(result, str) else as_json(result, seed or 0))
+        else:
+            sys.stdout.write("\n")
+        sys.stdout.flush()
+        self._tell_of_end(result if isinstance(result, str) else result.finish_reason)
+
+    def _answer(self, text: str) -> None:
+        """Show the answer; Ctrl-C ends it, and what is wrong with the message is said."""
+        try:
+            self.say(text)
         except KeyboardInterrupt:
-            if not interactive:
-                raise
-            print("\n(Ctrl-D or /quit ends)", file=sys.stderr)
+            print(" [stopped]", file=sys.stderr, end="", flush=True)
+            print(flush=True)
+        except LowbitError as error:
+            too_long = isinstance(error, ContextLengthError)  # by itself: what was said before is left out
+            hint = "; /reset forgets the conversation" if self._chat.messages and not too_long else ""
+            _tell(f"lowbit: {printable(str(error))}{hint}")
+
+    def _tell_of_left_out(self) -> None:
+        if self._chat.left_out and not self._told:
+            _tell("(The context is full: the oldest messages are left out of what the model reads.)")
+        self._told = bool(self._chat.left_out)
+
+    def _tell_of_end(self, reason: str) -> None:
+        if reason == "context":
+            _tell("(The answer ends here because the context is full.)")
+        elif reason == "length":
+            _tell(f"(The answer was cut{_at_most(self._sampling)}; -n takes more.)")
+
+    def _command(self, line: str) -> bool:
+        """Do what a line with a slash says; return whether to go on."""
+        name, _, rest = line.partition(" ")
+        rest, chat = rest.strip(), self._chat
+        if name in ("/quit", "/exit", "/bye"):
+            return False
+        if name == "/reset":
+            chat.reset(chat.messages[0]["content"] if chat.messages[:1] and _is(chat.messages[0], "system") else None)
+            _tell("The conversation is forgotten.")
+        elif name == "/system":
+            chat.reset(rest or None)
+            _tell("A new conversation begins.")
+        elif name == "/regenerate":
+            self._regenerate()
+        elif name == "/tokens":
+            _tell(chat.size())
+        elif name == "/save":
+            _tell(_save(chat, rest))
+        elif name == "/load":
+            _tell(_load(chat, rest))
+        elif name == "/help":
+            for what, does in _HELP.items():
+                _tell(f"{what:<13} {does}")
+        else:
+            _tell(f"There is no command {printable(name)}; /help lists them.")
+        return True
+
+    def _regenerate(self) -> None:
+        chat, before = self._chat, self._chat.messages
+        asked = [i for i, message in enumerate(before) if _is(message, "user")]
+        if not asked:
+            _tell("There is nothing to answer yet.")
+            return
+        chat.messages = before[: asked[-1]]
+        self._answer(before[asked[-1]]["content"])
+        if len(chat.messages) == asked[-1]:  # there was no answer
+            chat.messages = before
 
 
-def _answer(chat: Chat, text: str, sampling: dict[str, Any]) -> None:
-    """Stream the answer to standard output; Ctrl-C ends it, and what is wrong with the message is said."""
-    from ..errors import LowbitError
-
-    answer, begun = chat.stream(text, **sampling), False
-    try:
-        for piece in answer:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-            begun = True
-    except KeyboardInterrupt:
-        answer.close()
-        print(" [stopped]", file=sys.stderr, end="", flush=True)
-    except LowbitError as error:
-        print("\n" if begun else "", end="", flush=True)
-        hint = "; /reset forgets the conversation" if chat.messages else ""
-        print(f"lowbit: {printable(str(error))}{hint}", file=sys.stderr)
-        return
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+def _is(message: dict[str, Any], role: str) -> bool:
+    return message["role"] == role
 
 
-def _command(chat: Chat, line: str) -> bool:
-    """Do what a line with a slash says; return whether to go on."""
-    name, _, rest = line.partition(" ")
-    rest = rest.strip()
-    if name == "/quit":
-        return False
-    if name == "/reset":
-        system = chat.messages[0]["content"] if chat.messages and chat.messages[0]["role"] == "system" else None
-        chat.reset(system)
-        said = "The conversation is forgotten."
-    elif name == "/system":
-        chat.reset(rest or None)
-        said = "A new conversation begins."
-    elif name == "/save":
-        said = _save(chat, rest)
-    elif name == "/help":
-        said = _HELP
-    else:
-        said = f"There is no command {printable(name)}; /help lists them."
-    print(said, file=sys.stderr, flush=True)
-    return True
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
-def _save(chat: Chat, path: str) -> str:
-    if not path:
+def _at_most(sampling: dict[str, Any]) -> str:
+    return f" at {sampling['max_tokens']} tokens" if "max_tokens" in sampling else ""
+
+
+def _save(chat: Chat, name: str) -> str:
+    if not name:
         return "/save needs the name of a file."
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(chat.messages, file, ensure_ascii=False, indent=2)
-            file.write("\n")
+        with Replacing(path(name)) as file:
+            file.write(json.dumps(chat.messages, ensure_ascii=False, indent=2).encode("utf-8", "replace") + b"\n")
     except OSError as error:
-        return f"{printable(path)}: {error.strerror}"
-    return f"Saved {len(chat.messages)} messages to {printable(path)}."
+        return f"{printable(name)}: {error.strerror}"
+    return f"Saved {len(chat.messages)} messages to {printable(name)}."
+
+
+def _load(chat: Chat, name: str) -> str:
+    from ..chat.templates import check_messages
+
+    if not name:
+        return "/load needs the name of a file."
+    try:
+        messages = json.loads(read_file(name))
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise ValueError("no list of messages")
+        messages = check_messages(messages)
+    except OSError as error:
+        return f"{printable(name)}: {error.strerror}"
+    except (ValueError, RecursionError, InputError, LowbitError) as error:
+        return f"{printable(name)}: not a conversation ({printable(str(error))})"
+    chat.reset()
+    chat.messages = messages
+    return f"Loaded {len(messages)} messages from {printable(name)}."

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -14,23 +15,36 @@ if TYPE_CHECKING:
     from ..model import Model
 
 __all__ = [
+    "FILES",
     "InputError",
     "add_constraint_arguments",
     "add_model_arguments",
+    "add_prompt_arguments",
     "add_sampling_arguments",
     "add_tokenizer_argument",
+    "at_most_cores",
     "constraint_values",
     "load_model",
+    "path",
     "print_json",
     "print_table",
     "printable",
+    "prompt_of",
     "read_file",
     "read_text",
     "sampling_values",
     "share_or_file",
+    "unescaped",
     "whole",
     "without_controls",
 ]
+
+
+ESCAPES = {r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\\": "\\"}
+FILES = ("FILE", "FILE|JSON", "PATH", "SRC", "DST", "DIR")
+"""What arguments that name files are called in the help; in all of them a ~ stands for the user's home."""
+NO_LIMIT = 2**31 - 1
+"""As many tokens as there is room for."""
 
 
 class InputError(Exception):
@@ -41,10 +55,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that `load_model` reads."""
     add = parser.add_argument_group("model").add_argument
     add(
-        "-m", "--model", metavar="FILE", help="model file, folder or hf:OWNER/NAME[:FILE] (default: the embedded model)"
+        "-m",
+        "--model",
+        type=path,
+        metavar="FILE",
+        help="model file, folder or hf:OWNER/NAME[:FILE] (default: the embedded model)",
     )
     add_tokenizer_argument(add)
-    add("-t", "--threads", type=whole(1), metavar="N", help="threads (default: one per core)")
+    add("-t", "--threads", type=whole(1), metavar="N", help="threads (default: one per core, which is also the most)")
     add(
         "--max-ram",
         metavar="SIZE",
@@ -52,7 +70,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--sparsity", type=share_or_file, metavar="F", help="share of activations to skip, or a thresholds file")
     add("--sparse-prefill", action="store_true", default=None, help="skip them in prompts too")
-    add("--context", type=whole(1), metavar="N", help="tokens to make room for (default: as the model says)")
+    add(
+        "-c",
+        "--context",
+        type=whole(1),
+        metavar="N",
+        help="tokens to make room for (default: as the model says, at most 8192)",
+    )
     add("--kv-type", metavar="TYPE", help="keep past keys and values as f32, f16 or int8 (default: auto, f32 if small)")
     add(
         "--kv-disk",
@@ -75,6 +99,8 @@ def load_model(args: argparse.Namespace) -> Model:
     names = ("tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "kv_disk",
              "kv_disk_bytes", "head")  # fmt: skip
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    if "threads" in given:
+        given["threads"] = at_most_cores(given["threads"])
     try:
         return lowbit.load(args.model, **given) if args.model is not None else lowbit.load(**given)
     except lowbit.LowbitError:
@@ -89,9 +115,9 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, most: str | None = N
 
     default = SamplingParams()
     add = parser.add_argument_group("sampling").add_argument
-    add("-n", "--max-tokens", type=int, metavar="N",
-        help=f"most tokens to generate (default: {most or default.max_tokens})")  # fmt: skip
-    add("--temperature", type=float, metavar="T", help=f"0 is greedy (default: {default.temperature})")
+    add("-n", "--max-tokens", type=_most_tokens, metavar="N",
+        help=f"most tokens to generate, -1 is no limit (default: {most or default.max_tokens})")  # fmt: skip
+    add("--temperature", "--temp", type=float, metavar="T", help=f"0 is greedy (default: {default.temperature})")
     add("--top-k", type=int, metavar="K", help=f"keep the K likeliest tokens, 0 is off (default: {default.top_k})")
     add("--top-p", type=float, metavar="P", help=f"keep the likeliest tokens up to this sum (default: {default.top_p})")
     add("--min-p", type=float, metavar="P", help=f"drop tokens below this share of the best (default: {default.min_p})")
@@ -101,8 +127,33 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, most: str | None = N
         metavar="F",
         help=f"make recent tokens less likely, 1 is off (default: {default.repeat_penalty})",
     )
-    add("--seed", type=int, metavar="N", help="same seed, same text (default: a new one, reported at the end)")
-    add("--stop", action="append", metavar="S", help="end before this text; may be given several times")
+    add("-s", "--seed", type=int, metavar="N", help="same seed, same text (default: a new one, reported at the end)")
+    add(
+        "--stop",
+        action="append",
+        type=unescaped,
+        metavar="S",
+        help=r"end before this text, in which \n is a line end; may be given several times",
+    )
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the options that `prompt_of` reads."""
+    parser.add_argument("prompt", nargs="*", metavar="PROMPT", help=what)
+    parser.add_argument("-p", "--prompt", dest="prompt_text", metavar="TEXT", help="the same")
+    parser.add_argument("-f", "--file", dest="prompt_file", metavar="FILE", help="read it from a file")
+
+
+def prompt_of(args: argparse.Namespace) -> str | None:
+    """Return the prompt that was given, its words joined; None if there is none."""
+    given = [value for value in (args.prompt or None, args.prompt_text, args.prompt_file) if value is not None]
+    if len(given) > 1:
+        raise InputError("give one prompt: as an argument, with -p or with -f")
+    if args.prompt_file is not None:
+        return without_last_line_end(read_file(args.prompt_file))
+    if args.prompt_text is not None:
+        return read_text(args.prompt_text, "prompt", named=False)
+    return read_text(" ".join(args.prompt), "prompt") if args.prompt else None
 
 
 def add_constraint_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,13 +177,18 @@ def constraint_values(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def sampling_values(args: argparse.Namespace) -> dict[str, Any]:
-    """Return checked keyword arguments for `Model.generate`, with a seed that can be reported."""
+def sampling_values(args: argparse.Namespace, max_tokens: int | None = None) -> dict[str, Any]:
+    """Return checked keyword arguments for `Model.generate`, with a seed that can be reported.
+
+    `max_tokens` is the most if nothing else was asked for.
+    """
     from ..sampling import SamplingParams
 
     names = [field.name for field in dataclasses.fields(SamplingParams)]
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     given.setdefault("seed", int.from_bytes(os.urandom(4), "little"))
+    if max_tokens is not None:
+        given.setdefault("max_tokens", max_tokens)
     try:
         return dataclasses.asdict(SamplingParams(**given))
     except ValueError as error:
@@ -144,9 +200,37 @@ def share_or_file(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        if os.path.isfile(text):
-            return text
+        if os.path.isfile(path(text)):
+            return path(text)
     raise argparse.ArgumentTypeError(f"must be a share from 0 to 1 or a thresholds file, not {text!r}")
+
+
+path = os.path.expanduser
+"""Converts an argument to the name of a file; a shell does not see a ~ behind ``=`` or in quotes."""
+
+
+def unescaped(text: str) -> str:
+    r"""Return an argument with ``\n``, ``\r``, ``\t`` and ``\\`` as the characters that they stand for."""
+    return re.sub(r"\\[nrt\\]", lambda found: ESCAPES[found[0]], text)
+
+
+def at_most_cores(threads: int) -> int:
+    """Return a number of threads, but for more than there are cores, which is said."""
+    from .._kernels import dispatch
+
+    most = min(dispatch.cores(), dispatch.MAX_THREADS)
+    if threads > most:
+        print(f"lowbit: {threads} threads are more than there are cores; {most} will do", file=sys.stderr)
+    return min(threads, most)
+
+
+def _most_tokens(text: str) -> int:
+    if text.strip() == "-1":
+        return NO_LIMIT
+    try:
+        return whole(0)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, or -1 for no limit, not {text!r}") from None
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -161,9 +245,9 @@ def whole(least: int) -> Callable[[str], int]:
     return convert
 
 
-def read_text(argument: str | None, what: str) -> str:
-    """Return the argument itself, or all of standard input if it is ``-`` or was left out."""
-    if argument is not None and argument != "-":
+def read_text(argument: str | None, what: str, named: bool = True) -> str:
+    """Return the argument itself, or all of standard input if it was left out, or is ``-`` and that is a name."""
+    if argument is not None and (argument != "-" or not named):
         try:
             argument.encode("utf-8")
         except UnicodeEncodeError:
@@ -171,17 +255,21 @@ def read_text(argument: str | None, what: str) -> str:
         return argument
     if argument is None and (sys.stdin is None or sys.stdin.isatty()):
         raise InputError(f"no {what}: give it as an argument, or pipe it in")
-    text = read_file("-")
-    return text[:-1] if text.endswith("\n") else text  # echo and editors end the last line
+    return without_last_line_end(read_file("-"))
 
 
-def read_file(path: str) -> str:
-    """Return the text of a file, or of standard input if `path` is ``-``."""
-    if path == "-":
+def without_last_line_end(text: str) -> str:
+    """Return a text without the line end that echo and editors put after the last line."""
+    return text[:-1] if text.endswith("\n") else text
+
+
+def read_file(name: str) -> str:
+    """Return the text of a file, or of standard input if `name` is ``-``."""
+    if name == "-":
         data, name = (b"" if sys.stdin is None else sys.stdin.buffer.read()), "standard input"
     else:
-        with open(path, "rb") as file:
-            data, name = file.read(), path
+        with open(path(name), "rb") as file:
+            data = file.read()
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,7 +1,8 @@
 """Convert a model to GGUF.
 
 Linear layers become the type asked for, embedding and output head the type of --head, norms F32. The ternary types
-(tq2_0, tq1_0, i2_s) take ternary weights only. The tokenizer and the chat template of a folder come along. The new file
+(tq2_0, tq1_0, i2_s) take ternary weights only. q4_k_m, q5_k_m, q6_k, q4_1 and iq4_nl are llama.cpp's mixtures, which
+choose a type for each tensor. The tokenizer and the chat template of a folder come along. The new file
 gets its name when it is complete, and replaces one that has this name already.
 """
 
@@ -13,15 +14,17 @@ import sys
 from .common import print_json, printable
 
 # As in lowbit.convert, which is too heavy to be imported for a help text.
-TARGET_TYPES = ("tq2_0", "tq1_0", "i2_s", "q8_0", "q4_0", "f16")
+TARGET_TYPES = ("tq2_0", "tq1_0", "i2_s", "q8_0", "q4_0", "f16", "q4_1", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl")
 HEAD_TYPES = ("q8_0", "q6_k", "f16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="model file")
     parser.add_argument("target", metavar="DST", help="GGUF file to write")
-    parser.add_argument("--type", required=True, choices=TARGET_TYPES, help="type of the linear layers")
-    parser.add_argument("--head", default="q8_0", choices=HEAD_TYPES, help="type of embedding and head (default: q8_0)")
+    add = parser.add_argument
+    add("--type", required=True, type=str.lower, choices=TARGET_TYPES, help="type of the linear layers, or mixture")
+    add("--head", type=str.lower, choices=HEAD_TYPES,
+        help="type of embedding and head (default: q8_0, or as the mixture has it)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -1,6 +1,7 @@
 """Continue a text.
 
-The text appears on standard output as it is made; timings follow on standard error.
+The text appears on standard output as it is made, until the model ends it, the context is full, or there are as many
+tokens as -n says. Timings follow on standard error, and why the text ended if the model did not end it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from .common import (
     InputError,
     add_constraint_arguments,
     add_model_arguments,
+    add_prompt_arguments,
     add_sampling_arguments,
     constraint_values,
     load_model,
     print_json,
     printable,
+    prompt_of,
     read_text,
     sampling_values,
     whole,
@@ -28,8 +31,12 @@ if TYPE_CHECKING:
     from ..model import Generation, Model, TokenLogprob
 
 
+MOST_TOKENS = 256
+"""Unless -n says otherwise."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="text to continue; - or none reads a pipe")
+    add_prompt_arguments(parser, "text to continue; - or none reads a pipe")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of a stream")
     parser.add_argument("-q", "--quiet", action="store_true", help="do not report timings")
     parser.add_argument(
@@ -39,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--logprobs", type=whole(0), metavar="N", help="with --json: log-probability of each token, and the N likeliest"
     )
     add_constraint_arguments(parser)
-    add_sampling_arguments(parser)
+    add_sampling_arguments(parser, str(MOST_TOKENS))
     add_model_arguments(parser)
 
 
@@ -50,18 +57,20 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--logprobs needs --json")
     if args.logprobs is not None and args.logprobs > MAX_LOGPROBS:
         raise InputError(f"--logprobs takes at most {MAX_LOGPROBS}")
-    sampling = sampling_values(args)
+    sampling = sampling_values(args, MOST_TOKENS)
     constraint = constraint_values(args)
-    prompt = read_text(args.prompt, "prompt")
+    prompt = prompt_of(args)
+    if prompt is None:
+        prompt = read_text(None, "prompt")
     model = load_model(args)
     if args.json:
         options = {} if args.logprobs is None else {"logprobs": args.logprobs}
         out = model.generate(prompt, speculate=args.speculate, **options, **constraint, **sampling)
-        print_json(_as_json(out, sampling["seed"]))
+        print_json(as_json(out, sampling["seed"]))
         return 0
     out = _stream(model, prompt, {"speculate": args.speculate, **constraint, **sampling})
     if not args.quiet:
-        print(_summary(model, out, sampling), file=sys.stderr)
+        print(_summary(model, out, sampling, args.max_tokens is None), file=sys.stderr)
     return 0
 
 
@@ -80,7 +89,7 @@ def _stream(model: Model, prompt: str, options: dict[str, Any]) -> Generation:
         sys.stdout.flush()
 
 
-def _summary(model: Model, out: Generation, sampling: dict[str, Any]) -> str:
+def _summary(model: Model, out: Generation, sampling: dict[str, Any], by_default: bool) -> str:
     timings, info = out.timings, model.info()
     parts = [
         printable(info["name"] or os.path.basename(info["path"])),
@@ -90,10 +99,14 @@ def _summary(model: Model, out: Generation, sampling: dict[str, Any]) -> str:
     ]
     if sampling["temperature"] > 0:
         parts.append(f"seed {sampling['seed']}")
+    if out.finish_reason == "context":
+        parts.append(f"ended by the context of {model.context} tokens")
+    elif out.finish_reason == "length":
+        parts.append(f"cut at {timings.decode_tokens} tokens{', -n takes more' if by_default else ''}")
     return "[" + " | ".join(parts) + "]"
 
 
-def _as_json(out: Generation, seed: int) -> dict[str, Any]:
+def as_json(out: Generation, seed: int) -> dict[str, Any]:
     timings = out.timings
     return {
         "text": out.text,

@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 from typing import TYPE_CHECKING
 
-from .common import InputError, add_model_arguments, load_model, print_json, print_table, read_file, whole
+from .common import (
+    InputError,
+    add_model_arguments,
+    load_model,
+    print_json,
+    print_table,
+    read_file,
+    unescaped,
+    whole,
+)
 
 if TYPE_CHECKING:
     from ..model import Model
 
-_ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="UTF-8 text; - or none reads a pipe")
-    parser.add_argument("--separator", metavar="S", help=r"score the pieces between S one by one; \n is a line end")
+    parser.add_argument(
+        "--separator", type=unescaped, metavar="S", help=r"score the pieces between S one by one; \n is a line end"
+    )
     parser.add_argument("--stride", type=whole(1), metavar="N", help="tokens between the windows of a text that is "
                         "longer than the context (default: half of the context)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -50,7 +58,6 @@ def _split(text: str, separator: str | None) -> list[str]:
         return [text] if text else []
     if not separator:
         raise InputError("the separator is empty")
-    separator = re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], separator)
     return [piece for part in text.split(separator) if (piece := part.strip())]
 
 

@@ -1,8 +1,9 @@
 """Make the weights of a model smaller, without training.
 
-With --type all linear layers get one type, embedding and output head that of --head, and --tensor makes exceptions:
+With --type all linear layers get one type, embedding and output head that of --head, and --tensor makes exceptions;
+q4_k_m, q5_k_m, q6_k, q4_1 and iq4_nl are llama.cpp's mixtures, which choose a type for each tensor:
 
-    lowbit quantize model.gguf small.gguf --type int4
+    lowbit quantize model.gguf small.gguf --type q4_k_m
     lowbit quantize model.gguf small.gguf --type ternary --tensor 'blk.0.*=int8' --tensor '*.ffn_down.*=int4'
 
 With --policy dynamic each tensor's sensitivity is measured on a text, and bits go where they matter, within a budget:
@@ -16,17 +17,21 @@ A model that was not trained to be ternary loses nearly everything when it is ma
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from ..replacing import Replacing
 from .common import InputError, print_json, print_table, printable, whole
 
 if TYPE_CHECKING:
     from ..convert.requantize import Quantized
 
 # As in lowbit.convert.source, which is too heavy to be imported for a help text.
-METHODS = ("ternary", "int4", "int8", "f16")
+TYPES = (
+    "ternary", "int4", "int8", "f16", "q4_1", "q5_0", "q5_1", "iq4_nl", "q4_k", "q5_k", "q6_k"
+)  # fmt: skip
 COLOURS = {"TQ2_0": "tab:green", "Q2_0": "tab:green", "Q4_0": "tab:blue", "Q8_0": "tab:orange", "F16": "tab:red"}
 
 
@@ -34,8 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SRC", help="GGUF file or llama2.c checkpoint")
     add("target", metavar="DST", help="GGUF file to write")
-    add("--type", choices=METHODS, help="of the linear layers (default: ternary)")
-    add("--head", choices=METHODS, help="of embedding and output head (default: int8)")
+    add("--type", type=str.lower, choices=(*TYPES, "q4_k_m", "q5_k_m"), metavar="TYPE",
+        help=f"of the linear layers (default: ternary), or a mixture: {', '.join(TYPES)}, q4_k_m, q5_k_m")  # fmt: skip
+    add("--head", type=str.lower, choices=TYPES, metavar="TYPE",
+        help="of embedding and output head (default: int8, or as the mixture has it)")  # fmt: skip
     add("--tensor", action="append", default=[], metavar="PATTERN=TYPE", help="type of tensors whose names fit")
     add("--policy", choices=("uniform", "dynamic"), default="uniform", help="(default: %(default)s)")
     add("--bits", type=float, metavar="F", help="budget of --policy dynamic: bits per weight over the whole file")
@@ -73,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             bar.refresh()
 
         done = quantize_model(
-            args.source, args.target, method=args.type or "ternary", head=args.head or "int8",
+            args.source, args.target, method=args.type or "ternary", head=args.head,
             rules=[_rule(text) for text in args.tensor], bits=args.bits, text=args.text, tokens=args.tokens,
             threads=args.threads, progress=progress,
         )  # fmt: skip
@@ -89,8 +96,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _rule(text: str) -> tuple[str, str]:
     pattern, _, method = text.rpartition("=")
-    if not pattern or method not in METHODS:
-        raise InputError(f"--tensor must be PATTERN=TYPE with one of {', '.join(METHODS)}, not {printable(text)!r}")
+    method = method.lower()
+    if not pattern or method not in TYPES:
+        raise InputError(f"--tensor must be PATTERN=TYPE with one of {', '.join(TYPES)}, not {printable(text)!r}")
     return pattern, method
 
 
@@ -120,13 +128,16 @@ def _plot(path: str, done: Quantized) -> None:
     names = [tensor.name.removesuffix(".weight") for tensor in done.tensors]
     figure = Figure(figsize=(max(6.0, 0.18 * len(names) + 1.5), 3.6), layout="constrained")
     axes = figure.add_subplot(ylabel="bits per weight")
-    bars = axes.bar(names, [tensor.bits for tensor in done.tensors], color=[COLOURS[t.type] for t in done.tensors])
+    bars = axes.bar(
+        names, [tensor.bits for tensor in done.tensors], color=[COLOURS.get(t.type, "tab:gray") for t in done.tensors]
+    )
     used = {tensor.type: bar for tensor, bar in zip(done.tensors, bars, strict=True)}
     axes.axhline(done.bits_per_weight, color="0.3", linewidth=0.8, linestyle="--")
     axes.tick_params(axis="x", rotation=90, labelsize=6)
     axes.margins(x=0.01)
     axes.legend(used.values(), used.keys(), frameon=False, ncols=len(used), loc="lower center", bbox_to_anchor=(0.5, 1))
     try:
-        figure.savefig(path)
+        with Replacing(path) as file:
+            figure.savefig(file, format=os.path.splitext(path)[1][1:])
     except (OSError, ValueError) as error:  # no such folder; an ending that is no picture
         raise InputError(f"{path}: cannot be drawn ({error})") from None

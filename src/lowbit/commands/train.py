@@ -127,9 +127,9 @@ def run(args: argparse.Namespace) -> int:
         from ..train.loop import Schedule
         from ..train.project import Project, train
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "matplotlib"):
+        if error.name != "torch":
             raise
-        raise InputError(f'training needs {error.name}: pip install "lowbit[train]"') from None
+        raise InputError('training needs torch: pip install "lowbit[train]"') from None
     names = {
         "n_layers": args.layers, "hidden_size": args.hidden, "intermediate_size": args.intermediate,
         "n_heads": args.heads, "n_kv_heads": args.kv_heads, "context_length": args.context,

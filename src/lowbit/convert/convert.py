@@ -23,12 +23,13 @@ from ..plan import Attention, ModelPlan
 from ..quantize import pack_codes, quantize
 from ..quantize.ggml_types import type_of
 from ..quantize.ternary import ABSMEAN_FLOOR
+from .mixtures import MIXTURES, fitting, mixed
 from .writing import write_model
 
 __all__ = ["HEAD_TYPES", "TARGET_TYPES", "Conversion", "convert"]
 
-TARGET_TYPES = ("tq2_0", "tq1_0", "i2_s", "q8_0", "q4_0", "f16")
-"""What the linear layers may become."""
+TARGET_TYPES = ("tq2_0", "tq1_0", "i2_s", "q8_0", "q4_0", "f16", *MIXTURES)
+"""What the linear layers may become; `MIXTURES` choose a type for each of them, and for embedding and output head."""
 HEAD_TYPES = ("q8_0", "q6_k", "f16")
 """What the embedding and the output head may become."""
 CHUNK = 1 << 19
@@ -56,7 +57,7 @@ def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     type: str,  # noqa: A002
-    head: str = "q8_0",
+    head: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Write a model as GGUF.
@@ -69,8 +70,8 @@ def convert(
         Replaced in one step when the new file is complete; until then its bytes have a temporary name beside it.
     type : str
         One of `TARGET_TYPES`, for the linear layers. Norms and biases become F32.
-    head : str
-        One of `HEAD_TYPES`, for the embedding and the output head.
+    head : str, optional
+        One of `HEAD_TYPES`, for the embedding and the output head; None is ``q8_0``, or as a mixture has it.
     progress : callable, optional
         Called with the weights done so far and the weights in all.
 
@@ -91,14 +92,14 @@ def convert(
     """
     if type not in TARGET_TYPES:
         raise ValueError(f"type must be one of {', '.join(TARGET_TYPES)}, not {type!r}")
-    if head not in HEAD_TYPES:
+    if head is not None and head not in HEAD_TYPES:
         raise ValueError(f"head must be one of {', '.join(HEAD_TYPES)}, not {head!r}")
     source, target = os.fspath(source), os.fspath(target)
     with open_model(source) as file:
         if os.path.exists(target) and os.path.samefile(source, target):
             raise LowbitError(f"{target}: is the file to be converted; give the new one another name")
         try:
-            return _Converter(file, type.upper(), head.upper()).write(target, progress or (lambda done, total: None))
+            return _Converter(file, type, head).write(target, progress or (lambda done, total: None))
         except (FormatError, UnsupportedModelError) as error:
             if str(error).startswith((source, target)):
                 raise
@@ -108,38 +109,39 @@ def convert(
 
 
 class _Converter:
-    def __init__(self, file: ModelFile, kind: str, head: str) -> None:
-        self.plan, self.kind = plan_of(file), kind
+    def __init__(self, file: ModelFile, target: str, head: str | None) -> None:
+        self.plan, self.target = plan_of(file), target.upper()
+        mixture = MIXTURES.get(target)
+        self.kind = mixture.type if mixture else self.target
         usual = find_family(file.architecture).rope_pairing
         self.file: ModelFile = file if self.plan.rope_pairing == usual else _AdjacentPairs(file, self.plan)
         self.result = Conversion("")
         if not file.tensors:
             raise FormatError("has no tensors to convert")
-        self.kinds = {info.name: self._kind(info, head) for info in file.tensors.values()}
-        if kind not in self.kinds.values():
-            raise FormatError(
-                f"no linear layer has rows that are a multiple of the {kind} block of {type_of(kind).block_elements}"
-            )
+        asked = mixed(target, file, self.plan) if mixture else {}
+        if head is not None or not mixture:
+            tables = [weight.name for weight in self.plan.weights() if weight.kind in ("embedding", "head")]
+            asked |= dict.fromkeys(tables, (head or "q8_0").upper())
+        self.kinds = {info.name: self._kind(info, asked.get(info.name, self.kind)) for info in file.tensors.values()}
+        if not mixture and self.kind not in self.kinds.values():
+            size = type_of(self.kind).block_elements
+            raise FormatError(f"no linear layer has rows that are a multiple of the {self.kind} block of {size}")
 
     def _purpose(self, name: str) -> str | None:
         return self.plan.by_name[name].kind if name in self.plan.by_name else None
 
-    def _kind(self, info: TensorInfo, head: str) -> str:
+    def _kind(self, info: TensorInfo, asked: str) -> str:
         purpose = self._purpose(info.name)
         if len(info.shape) == 1 or purpose not in ("linear", "embedding", "head"):
             return "F32"
-        asked = self.kind if purpose == "linear" else head
-        # Rows that are no whole number of blocks: the nearest type that holds any row, and keeps the values.
-        for kind in (asked, "F16") if purpose == "linear" else (asked, "Q8_0", "F16"):
-            if info.shape[-1] % type_of(kind).block_elements == 0:
-                if kind != asked:
-                    self.result.instead[info.name] = kind
-                return kind
-        raise AssertionError("F16 holds every row")
+        kind = fitting(info, asked)  # keeps the values, where rows are no whole number of blocks
+        if kind != asked:
+            self.result.instead[info.name] = kind
+        return kind
 
     def write(self, target: str, progress: Callable[[int, int], None]) -> Conversion:
         result = self.result
-        result.no_tokenizer = write_model(self.file, target, self.kinds, self.kind, self._made, progress)
+        result.no_tokenizer = write_model(self.file, target, self.kinds, self.target, self._made, progress)
         for kind in self.kinds.values():
             result.types[kind] = result.types.get(kind, 0) + 1
         result.path, result.nbytes = target, os.path.getsize(target)

@@ -14,7 +14,8 @@ from ..formats import open_model
 from ..formats.base import TensorInfo
 from ..formats.blocks import dequantize
 from ..quantize import quantize
-from .sensitivity import Calibration, allocate, measure
+from .mixtures import MIXTURES, fitting, mixed
+from .sensitivity import Calibration, allocate, check_budget, measure
 from .source import Source, encode, error_of
 from .writing import write_model
 
@@ -50,13 +51,14 @@ class Quantized:
     after: float | None = None
 
 
-def uniform(source: Source, method: str, head: str, rules: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Choose one method for all linear layers, another for the tables, and others where a rule says so.
+def uniform(source: Source, method: str, head: str | None, rules: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Choose one method for all linear layers or a mixture, another for the tables, and others where a rule says so.
 
     Parameters
     ----------
     source : Source
-    method, head : keys of `METHODS`, for the linear layers and for embedding and output head
+    method : key of `TYPES` or `MIXTURES`, for the linear layers
+    head : key of `TYPES`, for embedding and output head; None is as a mixture has it, or else ``int8``
     rules : pairs of a pattern such as ``blk.0.*`` and a method; the last that fits a name counts
 
     Returns
@@ -69,21 +71,25 @@ def uniform(source: Source, method: str, head: str, rules: Sequence[tuple[str, s
     LowbitError
         If a pattern fits no matrix.
     """
+    mixture = mixed(method, source.file, source.plan) if method in MIXTURES else {}
     kinds = {}
     for pattern, _ in rules:
         if not any(fnmatch.fnmatchcase(info.name, pattern) for info in source.matrices):
             raise LowbitError(f"no matrix of the model has a name like {pattern!r}")
     for info in source.matrices:
-        asked = method if source.of(info).kind == "linear" else head
+        linear = source.of(info).kind == "linear"
+        asked = None if mixture and (linear or head is None) else method if linear else head or "int8"
         for pattern, other in rules:
             if fnmatch.fnmatchcase(info.name, pattern):
                 asked = other
-        kinds[info.name] = source.fitting(info, asked) or "F16"
+        kinds[info.name] = source.fitting(info, asked) or "F16" if asked else fitting(info, mixture[info.name])
     return kinds
 
 
-def write(source: Source, target: str, kinds: Mapping[str, str], progress: Callable[[int, int], None]) -> Quantized:
-    """Write the model with these types; the file gets its name when it is complete.
+def write(
+    source: Source, target: str, kinds: Mapping[str, str], progress: Callable[[int, int], None], name: str | None = None
+) -> Quantized:
+    """Write the model with these types, said to be of the mixture `name`; the file gets its name when it is complete.
 
     Raises
     ------
@@ -111,7 +117,7 @@ def write(source: Source, target: str, kinds: Mapping[str, str], progress: Calla
         stored += raw.nbytes
         yield raw
 
-    write_model(file, target, types, max(set(linear), key=linear.count), make, progress)
+    write_model(file, target, types, name or max(set(linear), key=linear.count), make, progress)
     return Quantized(target, os.path.getsize(target), 8 * stored / source.weights, chosen)
 
 
@@ -120,7 +126,7 @@ def quantize_model(
     target: str | os.PathLike[str],
     *,
     method: str = "ternary",
-    head: str = "int8",
+    head: str | None = None,
     rules: Sequence[tuple[str, str]] = (),
     bits: float | None = None,
     text: str | os.PathLike[str] | None = None,
@@ -134,7 +140,8 @@ def quantize_model(
     ----------
     source : path of a GGUF file or llama2.c checkpoint
     target : path of the GGUF file to write; replaced in one step when it is complete
-    method, head : keys of `METHODS`, for the linear layers and for embedding and output head
+    method : key of `TYPES`, for the linear layers; or of `MIXTURES`, for all
+    head : key of `TYPES`, for embedding and output head; None is as a mixture has it, or else ``int8``
     rules : pairs of a pattern of tensor names and a method for those
     bits : float, optional
         Budget in bits per weight over all tensors. If given, types are chosen by measured sensitivity, and `method`,
@@ -168,6 +175,8 @@ def quantize_model(
             raise LowbitError(f"{target}: is the file to be quantised; give the new one another name")
         try:
             model = Source(file)
+            if bits is not None:
+                check_budget(model, bits)
             calibration = Calibration(file, text, tokens, threads) if text is not None else None
             before = calibration.score(file) if calibration else None
             losses: dict[str, dict[str, float]] = {}
@@ -179,7 +188,8 @@ def quantize_model(
                 options = measure(model, calibration, before, lambda i, n: report("measuring", i, n))
                 kinds = allocate(model, options, bits)
                 losses = {name: {o.type: o.loss for o in found} for name, found in options.items()}
-            done = write(model, target, kinds, lambda i, n: report("writing", i, n))
+            named = method.upper() if bits is None and method in MIXTURES else None
+            done = write(model, target, kinds, lambda i, n: report("writing", i, n), named)
         except (FormatError, UnsupportedModelError) as error:
             if str(error).startswith((source, target, os.fspath(text or source))):
                 raise

@@ -20,13 +20,13 @@ from .._kernels.decoder import Decoder
 from .._kernels.sequence import Sequence
 from ..errors import FormatError, LowbitError
 from ..families import plan_of
-from ..formats.base import ModelFile
+from ..formats.base import ModelFile, TensorInfo
 from ..loading.load import build, check_threads, tokenizer_of
 from ..quantize.ggml_types import tensor_nbytes
 from ..train.corpus import plain_text, read_documents
 from .source import METHODS, Altered, Source, encode, error_of
 
-__all__ = ["Calibration", "Option", "allocate", "measure"]
+__all__ = ["Calibration", "Option", "allocate", "check_budget", "measure"]
 
 WINDOW = 256
 """Longest piece of a document that is scored at once, in tokens."""
@@ -148,6 +148,39 @@ def measure(
     return result
 
 
+def check_budget(source: Source, bits: float) -> None:
+    """Refuse a budget that no choice of types fits into, before anything is measured.
+
+    Raises
+    ------
+    LowbitError
+        If the smallest file needs more.
+    """
+    used = 0
+    for info in source.file.tensors.values():
+        if info not in source.matrices:
+            used += tensor_nbytes(source.kept_type(info), info.shape)
+            continue
+        kinds = [kind for method in METHODS if (kind := source.fitting(info, method))]
+        sizes = sorted((tensor_nbytes(kind, info.shape), kind) for kind in kinds)
+        used += next(size for size, kind in sizes if source.layer_of(info.name) >= 0 or _high(source, info, kind))
+    if used > bits * source.weights / 8:
+        raise _too_few(source, bits, used)
+
+
+def _high(source: Source, info: TensorInfo, kind: str) -> bool:
+    """Whether a type has at least `HIGH_BITS`, or keeps the values of a matrix as they are."""
+    if 8 * tensor_nbytes(kind, info.shape) >= HIGH_BITS * math.prod(info.shape):
+        return True
+    values = source.values(info)
+    return error_of(values, kind, encode(kind, values)) <= EXACT
+
+
+def _too_few(source: Source, bits: float, nbytes: int) -> LowbitError:
+    least = 8 * nbytes / source.weights
+    return LowbitError(f"{bits:g} bits per weight are too few: the smallest file of this model has {least:.2f}")
+
+
 def expected(options: list[Option]) -> list[float]:
     """Return the losses of a tensor's options by the best fit of a multiple of the squared error, none below 0."""
     squares = [option.error**2 for option in options]
@@ -200,8 +233,7 @@ def allocate(source: Source, options: dict[str, list[Option]], bits: float) -> d
         if used <= budget:
             break
     else:
-        least = 8 * (used + fixed) / source.weights
-        raise LowbitError(f"{bits:g} bits per weight are too few: the smallest file of this model has {least:.2f}")
+        raise _too_few(source, bits, used + fixed)
     while True:
         steps = [
             ((choices[at].loss - choices[i].loss) / (choices[i].nbytes - choices[at].nbytes), name, i)

@@ -19,12 +19,18 @@ from ..quantize import pack_codes, quantize
 from ..quantize.ggml_types import type_of
 from ..quantize.ternary import nearest_ternary
 
-__all__ = ["METHODS", "Altered", "Source", "encode", "error_of"]
+__all__ = ["METHODS", "TYPES", "Altered", "Source", "encode", "error_of"]
 
 METHODS: dict[str, tuple[str, ...]] = {
     "ternary": ("TQ2_0", "Q2_0"), "int4": ("Q4_0",), "int8": ("Q8_0",), "f16": ("F16",)
 }  # fmt: skip
-"""Stored types by what the user asks for, best first: the first whose blocks fit into the rows is taken."""
+"""Stored types by what the user asks for, best first: the first whose blocks fit into the rows is taken. These are
+what a budget is shared out among."""
+TYPES = METHODS | {
+    "q4_1": ("Q4_1",), "q5_0": ("Q5_0",), "q5_1": ("Q5_1",), "iq4_nl": ("IQ4_NL",), "q4_k": ("Q4_K", "Q5_0"),
+    "q5_k": ("Q5_K", "Q5_1"), "q6_k": ("Q6_K", "Q8_0"),
+}  # fmt: skip
+"""And others, that can be asked for by name."""
 
 
 class Source:
@@ -44,7 +50,7 @@ class Source:
         if file.format not in ("gguf", "llama2c"):
             raise UnsupportedModelError("quantising starts from one file; make it GGUF with `lowbit convert` first")
         self.file = file
-        plan = plan_of(file)
+        self.plan = plan = plan_of(file)
         if plan.rope_pairing != find_family(file.architecture).rope_pairing:
             raise UnsupportedModelError("rotates other channels than its family; `lowbit convert` puts that right")
         self._masters = plan.bit_linear
@@ -79,7 +85,7 @@ class Source:
 
     def fitting(self, info: TensorInfo, method: str) -> str | None:
         """Return the type by which a method stores a matrix, or None if no block fits into its rows."""
-        return next((kind for kind in METHODS[method] if info.shape[-1] % type_of(kind).block_elements == 0), None)
+        return next((kind for kind in TYPES[method] if info.shape[-1] % type_of(kind).block_elements == 0), None)
 
 
 def encode(kind: str, values: np.ndarray) -> np.ndarray:

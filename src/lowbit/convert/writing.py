@@ -16,10 +16,14 @@ from ..formats.base import ModelFile, TensorInfo
 from ..formats.files import reading
 from ..formats.gguf_writer import GGUFWriter
 from ..quantize.ggml_types import tensor_nbytes
+from .mixtures import MIXTURES
 
 __all__ = ["PAIRING", "write_model"]
 
-FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7, "TQ1_0": 36, "TQ2_0": 37, "I2_S": 40}
+FILE_TYPES = {
+    "F16": 1, "Q4_0": 2, "Q8_0": 7, "TQ1_0": 36, "TQ2_0": 37, "I2_S": 40,
+    **{name.upper(): mixture.number for name, mixture in MIXTURES.items()},
+}  # fmt: skip
 """Values of ``general.file_type``, for readers that look at it."""
 PAIRING = "lowbit.rope_pairing"
 """Set where a source pairs rotated channels otherwise than files of its architecture do; a GGUF file has it never."""
@@ -43,7 +47,7 @@ def write_model(
     kinds : mapping of str to str
         The new type of each tensor.
     main : str
-        Type that the file is said to be of.
+        Type or mixture that the file is said to be of.
     make : function of a tensor of the old file
         Gives the stored bytes of the new one, in one piece or several.
     progress : callable

@@ -7,7 +7,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence as Sequence_
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -17,13 +17,16 @@ from .._kernels.kvpool import SPAN
 from .._kernels.sequence import Sequence
 from ..errors import LowbitError, MemoryBudgetError, QueueFullError
 from ..loading.memory import parse_size
-from ..sampling import Grammar, SamplingParams
+from ..sampling import Grammar, Sampling, params_of
 from .driving import Driven
 from .host import Host
 from .scheduler import Pace, plan_step
 from .sequence import Request, State
 from .stream import Stream
 from .text import LogprobRecorder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["Engine"]
 
@@ -106,7 +109,7 @@ class Engine(Driven):
         cache_salt: str = "",
         fresh: bool = False,
         progress: bool = False,
-        **sampling: Any,
+        **sampling: Unpack[Sampling],
     ) -> Stream:
         """Ask for the continuation of a text.
 
@@ -155,7 +158,7 @@ class Engine(Driven):
         LowbitError
             If the engine is closed, or the extra is not installed.
         """
-        params = SamplingParams(**sampling)
+        params = params_of(sampling)
         record = None if logprobs is None else LogprobRecorder(self.model._tokenizer, logprobs, chances)
         constraint = self.model._compiler.constraint(json_schema, regex, grammar)
         ids = self.model._prompt_ids(prompt)
@@ -220,6 +223,9 @@ class Engine(Driven):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an engine cannot be pickled or copied; load the model and make one in each process")
 
     def _has_work(self) -> bool:
         return self._sweep or any(r.cancelled or not r.put_off for r in (*self._running, *self._waiting))

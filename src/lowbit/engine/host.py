@@ -20,9 +20,11 @@ __all__ = ["Host"]
 class Host(Protocol):
     """What an engine needs of a model, such as `lowbit.Model`."""
 
-    _decoder: Decoder
     _tokenizer: Tokenizer | None
     _compiler: Compiler
+
+    @property
+    def _decoder(self) -> Decoder: ...
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> np.ndarray: ...
 

@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-__all__ = ["Every", "Mean", "One"]
+__all__ = ["Every", "Mean", "One", "pooled"]
+
+
+def pooled(how: str, out: np.ndarray, n: int) -> Callable[[np.ndarray], None]:
+    """Return what takes the states of `n` tokens: ``last``, ``first``, ``mean``, or ``none``, which keeps all.
+
+    Raises
+    ------
+    ValueError
+        If `how` is none of these.
+    """
+    if how not in ("last", "mean", "first", "none"):
+        raise ValueError(f"pooling must be last, mean or first, not {how!r}")
+    if how == "none":
+        return Every(out)
+    return Mean(out, n) if how == "mean" else One(out, how == "first")
 
 
 class One:

@@ -233,7 +233,9 @@ class Request:
             self._load_seconds, len(self.ids), self.reused, self._prompt_seconds, len(text.tokens), self.decode_seconds,
             self._first_token_seconds,
         )  # fmt: skip
-        out = text.result(len(self.ids), timings)
+        out = replace(text.result(len(self.ids), timings), seed=self.params.seed)
+        if out.finish_reason == "length" and len(text.tokens) < self.params.max_tokens:
+            out = replace(out, finish_reason="context")
         if self.record is not None:
             out = replace(out, logprobs=self._logprobs[: len(out.tokens)])  # without the token that ended the text
         return out

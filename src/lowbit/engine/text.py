@@ -67,8 +67,8 @@ class Generation:
     tokens: list[int]
     """Generated token ids, without the one that ended the text."""
     prompt_tokens: int
-    finish_reason: Literal["stop", "length"]
-    """``stop``: the model or a stop string ended the text; ``length``: `max_tokens` or the context did."""
+    finish_reason: Literal["stop", "length", "context"]
+    """``stop``: the model or a stop string ended the text; ``length``: `max_tokens` did; ``context``: it is full."""
     timings: Timings
     logprobs: list[TokenLogprob] | None = None
     """One per entry of `tokens`, if they were asked for."""
@@ -78,6 +78,8 @@ class Generation:
     """Calls of tools, where tools were given: ``id``, ``type``, and ``function`` with ``name`` and ``arguments``."""
     stopped_by: str = ""
     """The stop string that ended the text, if one did."""
+    seed: int | None = None
+    """The same call with this seed gives the same text."""
 
     def __str__(self) -> str:
         return self.text

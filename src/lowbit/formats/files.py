@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lowbit.errors import FormatError
+from lowbit.errors import FormatError, LowbitError, MissingFileError
 
 __all__ = ["out_of_memory", "reading"]
 
@@ -22,8 +22,10 @@ def reading(name: str) -> Iterator[None]:
     """
     try:
         yield
+    except LowbitError:  # of which one is a FileNotFoundError
+        raise
     except FileNotFoundError as error:
-        raise FormatError(f"{name}: no such file") from error
+        raise MissingFileError(f"{name}: no such file", name) from error
     except OSError as error:
         raise out_of_memory(error) or FormatError(f"{name}: cannot be read ({error.strerror or error})") from error
 

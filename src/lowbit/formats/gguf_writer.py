@@ -5,9 +5,7 @@ The file appears under its own name only when it is complete, so an interrupted 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from lowbit.errors import FormatError
 from lowbit.formats import gguf_spec as spec
 from lowbit.quantize import quantize
 from lowbit.quantize.ggml_types import refuse_unreadable, tensor_nbytes, type_of
+from lowbit.replacing import Replacing
 
 __all__ = ["GGUFWriter"]
 
@@ -54,8 +53,7 @@ class GGUFWriter:
             raise ValueError(f"alignment must be a power of two up to {spec.MAX_ALIGNMENT}, not {alignment}")
         self.path = Path(path)
         self.alignment = alignment
-        self._file: BinaryIO | None = None
-        self._temporary: Path | None = None
+        self._output: Replacing | None = None
         self._metadata: dict[str, bytes] = {}
         self._tensors: dict[str, tuple[int, tuple[int, ...], int]] = {}
         """Name -> type number, shape, stored bytes, in file order."""
@@ -170,10 +168,7 @@ class GGUFWriter:
             parts += [_string(name), struct.pack(f"<I{len(shape)}qiQ", len(shape), *shape[::-1], number, offset)]
             offset = spec.align_up(offset + nbytes, self.alignment)
         header = b"".join(parts)
-        # A name of our own making: `tempfile` would give the finished file the mode 0600.
-        temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
-        self._file = open(temporary, "xb")
-        self._temporary = temporary
+        self._output = Replacing(self.path)
         self._pending = list(self._tensors)
         self._write_padded(np.frombuffer(header, np.uint8))
 
@@ -234,31 +229,22 @@ class GGUFWriter:
             If bytes of an announced tensor are missing; nothing is left behind then.
         """
         try:
-            if self._file is None:
+            if self._output is None:
                 self.write_header()
             while self._pending and self._pending[0] in self._held:
                 self.write_tensor(self._pending[0], self._held.pop(self._pending[0]))
             if self._pending:
                 raise FormatError(f"{self.path}: tensor {self._pending[0]!r} was announced but not written")
-            assert self._file is not None
-            assert self._temporary is not None
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._temporary.replace(self.path)
+            assert self._output is not None
+            self._output.commit()
         except BaseException:
             self.abort()
             raise
-        self._temporary = None
 
     def abort(self) -> None:
         """Remove what was written."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # what is still buffered may not fit on the disk either
-                self._file.close()
-        if self._temporary is not None:
-            self._temporary.unlink()
-            self._temporary = None
+        if self._output is not None:
+            self._output.abort()
 
     def __enter__(self) -> GGUFWriter:
         return self
@@ -270,15 +256,15 @@ class GGUFWriter:
             self.abort()
 
     def _refuse_after_header(self) -> None:
-        if self._file is not None:
+        if self._output is not None:
             raise ValueError("the header is written already")
 
     def _due(self, name: str) -> BinaryIO:
-        if self._file is None:
+        if self._output is None:
             raise ValueError("write_header comes before write_tensor")
         if not self._pending or self._pending[0] != name:
             raise ValueError(f"tensor {name!r} is not due; next is {self._pending[0] if self._pending else None!r}")
-        return self._file
+        return self._output.file
 
     def _check_size(self, name: str, nbytes: int) -> None:
         expected = self._tensors[name][2]
@@ -286,9 +272,9 @@ class GGUFWriter:
             raise FormatError(f"{self.path}: tensor {name!r} has {nbytes} bytes, announced were {expected}")
 
     def _write_padded(self, data: np.ndarray) -> None:
-        assert self._file is not None
-        self._file.write(data.data)
-        self._file.write(bytes(spec.align_up(data.nbytes, self.alignment) - data.nbytes))
+        assert self._output is not None
+        self._output.file.write(data.data)
+        self._output.file.write(bytes(spec.align_up(data.nbytes, self.alignment) - data.nbytes))
 
 
 def _as_bytes(raw: Any) -> np.ndarray:

@@ -15,12 +15,13 @@ import numpy as np
 from lowbit.errors import FormatError
 from lowbit.formats.bits import f16, spread
 from lowbit.formats.grids import grid
+from lowbit.quantize.iq4 import VALUES
 
 __all__ = ["GROUPS", "integers"]
 
 Integers = tuple[np.ndarray, np.ndarray]
 
-_NIBBLES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+_NIBBLES = VALUES.astype(np.int8)
 """What the nibbles of IQ4_NL and IQ4_XS stand for."""
 _FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 """Twice what the nibbles of MXFP4 stand for: floats of a sign, two bits of exponent and one of fraction."""

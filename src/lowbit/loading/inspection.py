@@ -10,7 +10,7 @@ from ..assets import EMBEDDED_MODEL
 from ..families import plan_of
 from ..formats import open_model
 from ..plan import DeltaNet, Experts, LatentAttention, ModelPlan
-from ..tokenizers import Tokenizer
+from ..tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary
 from .load import (
     BATCH,
     DEFAULT_CONTEXT,
@@ -45,7 +45,8 @@ def inspect_file(
     -------
     dict
         What `Model.info` returns of the model, loaded with the defaults; and in it ``network`` and ``tokenizer``.
-        ``scratch_bytes`` is near the truth, all other sizes are exact.
+        ``scratch_bytes`` is near the truth, all other sizes are exact. Of a file that holds a vocabulary alone, what
+        there is.
 
     Raises
     ------
@@ -54,6 +55,13 @@ def inspect_file(
     """
     tokenizer = None if tokenizer is None else os.path.normpath(tokenizer)
     with open_model(EMBEDDED_MODEL if path is None else path) as file, named(file.path, tokenizer):
+        if not file.tensors and tokenizer is None and has_vocabulary(file.metadata):
+            alone = "a vocabulary without a model: other commands take it as --tokenizer"
+            return {
+                **describe(file),
+                "tokenizer": _tokens(from_gguf_metadata(file.metadata, file.path)),
+                "warnings": [alone],
+            }
         plan = plan_of(file)
         reader = tokenizer_of(file, plan, tokenizer)
         check_tensors(file, plan)

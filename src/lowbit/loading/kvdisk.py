@@ -23,6 +23,7 @@ from ..formats.base import ModelFile
 from ..plan import ModelPlan
 from .kvfolder import KVFolder
 from .memory import parse_size
+from .shared import files_of
 
 __all__ = ["KVDisk", "fingerprint", "kv_folder", "name_in"]
 
@@ -50,7 +51,7 @@ def fingerprint(file: ModelFile, plan: ModelPlan, *settings: object) -> bytes:
     """
     digest = blake2b(digest_size=16, person=b"lowbit model")
     digest.update(repr((VERSION, version("lowbit"), sys.byteorder, plan, settings)).encode())
-    for path in _files_of(file):
+    for path in files_of(file):
         with open(path, "rb", buffering=0) as data:
             about = os.fstat(data.fileno())
             digest.update(f"{os.path.basename(path)} {about.st_size} {about.st_mtime_ns}\n".encode())
@@ -58,13 +59,6 @@ def fingerprint(file: ModelFile, plan: ModelPlan, *settings: object) -> bytes:
                 data.seek(max(about.st_size - SAMPLE, 0) * i // (SAMPLES - 1))
                 digest.update(data.read(SAMPLE))
     return digest.digest()
-
-
-def _files_of(file: ModelFile) -> list[str]:
-    if hasattr(file, "locate"):
-        return sorted({file.locate(name)[0] for name in file.tensors})
-    with os.scandir(file.path) as entries:
-        return sorted(entry.path for entry in entries if entry.is_file())
 
 
 def kv_folder(path: str | os.PathLike[str] | None, limit: str | int | None) -> KVFolder | None:

@@ -26,6 +26,7 @@ from . import sparsity as sparsity_settings
 from .memory import Budget, blocks_of, parse_size
 from .packing import FLOAT_WEIGHTS, HEADS, check_tensors, kept_as, packed_bytes, read_weights
 from .paging import Paging
+from .shared import LOADED, packed_from
 from .traps import find_traps
 
 if TYPE_CHECKING:
@@ -105,8 +106,10 @@ def load(
 
     Raises
     ------
+    MissingFileError
+        If there is no such file; it is a FileNotFoundError.
     FormatError
-        If the file is missing, damaged, or not a model file.
+        If the file is damaged, or not a model file.
     UnsupportedModelError
         If the file is sound, but lowbit does not know its architecture, tensor types or tokenizer.
     RemoteError
@@ -120,6 +123,8 @@ def load(
     """
     from ..model import Model  # what users hold stands above this room, and begins here
 
+    if path is not None and not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"path must be a str or a path, or None for the embedded model, not {path!r}")
     budget = None if max_ram is None else Budget(parse_size(max_ram))
     sparse = sparsity_settings.parse(sparsity)
     if kv_type not in ("auto", *KV_TYPES):
@@ -140,7 +145,9 @@ def load(
     with dispatch.PlainFloats(), open_model(source) as file, named(file.path, tokenizer):
         plan = plan_of(file)
         reader = tokenizer_of(file, plan, tokenizer)  # first, so that a budget can count it
-        decoder, plan = build(file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse)
+        decoder, plan = build(
+            file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse, share=budget is None
+        )  # fmt: skip
         description = {**describe(file), "warnings": find_traps(file, plan, reader, tokenizer is None)}
         decoder.sparse_prefill = sparse_prefill
         if folder is not None:
@@ -202,8 +209,12 @@ def automatic_kv_type(plan: ModelPlan) -> str:
 def build(
     file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = BATCH,
     weights: str = "auto", budget: Budget | None = None, sparse: sparsity_settings.Sparsity = sparsity_settings.NONE,
+    share: bool = False,
 ) -> tuple[Decoder, ModelPlan]:  # fmt: skip
-    """Pack a file's weights for a decoder, or leave them in the file if a budget has no room for all."""
+    """Pack a file's weights for a decoder, or leave them in the file if a budget has no room for all.
+
+    With `share`, what another decoder of the same file holds is taken; for files whose tensors are those on the disk.
+    """
     plan = plan_of(file)
     most = min(plan.context_length, DEFAULT_CONTEXT)
     if context is not None and (
@@ -215,10 +226,15 @@ def build(
     paging = None
     if budget is not None and not budget.holds(packed_bytes(file, plan, head, weights, thorough=True)[0]):
         paging = Paging(file, budget.block_bytes)
-    read = read_weights(file, plan, threads, head, weights, paging)
+    key = packed_from(file, plan, head, weights, sparsity_settings.details(sparse)) if share else None
+    read = LOADED.get(key)
+    if read is None:
+        read = read_weights(file, plan, threads, head, weights, paging)
+        sparsity_settings.arrange(read.layers, sparse, plan, threads)
+        if key is not None:
+            LOADED[key] = read
     if read.rope_factors:
         plan = plan.with_rope_factors(read.rope_factors)
-    sparsity_settings.arrange(read.layers, sparse, plan, threads)
 
     def make(context: int, batch: int) -> Decoder:
         graph = Graph(
@@ -236,6 +252,7 @@ def build(
     else:
         file.release_all()  # it is closed when loading ends, so what is mapped does not count
         decoder = budget.fit(make, paging, context, most, batch)
+    decoder.weights = read
     sparsity_settings.apply(decoder, plan, sparse, file)
     return decoder, plan
 

@@ -24,6 +24,7 @@ from ..formats.base import ModelFile
 from ..formats.files import reading
 from ..formats.strict_json import MAX_BYTES, parse_object
 from ..plan import LINEARS, Linear, ModelPlan
+from ..replacing import Replacing
 
 __all__ = [
     "NONE", "Setting", "Sparsity", "apply", "arrange", "details", "histograms", "identity", "meets_zeros", "parse",
@@ -187,9 +188,8 @@ def write_thresholds(
 ) -> None:
     """Write a thresholds file: JSON with the model's identity, and for each layer the thresholds by linear layer."""
     content = {"kind": KIND, "model": identity(file), "target": target, "tokens": tokens, "layers": layers}
-    with open(path, "w", encoding="utf-8") as out:
-        json.dump(content, out, indent=1)
-        out.write("\n")
+    with Replacing(path) as out:
+        out.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
 def read_content(path: str) -> dict[str, Any]:

@@ -10,8 +10,11 @@ from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.quantize.floats import encode_bf16, encode_f16, encode_f32
 from lowbit.quantize.ggml_types import tensor_nbytes, type_of
 from lowbit.quantize.int4 import encode_q4_0, encode_q4_1
+from lowbit.quantize.int5 import encode_q5_0, encode_q5_1
 from lowbit.quantize.int6 import encode_q6_k
 from lowbit.quantize.int8 import encode_q8_0
+from lowbit.quantize.iq4 import encode_iq4_nl
+from lowbit.quantize.kquants import encode_q4_k, encode_q5_k
 from lowbit.quantize.ternary import absmean, encode_i2_s, encode_tq1_0, encode_tq2_0, pack_codes
 
 __all__ = ["QUANTIZERS", "absmean", "pack_codes", "quantize"]
@@ -23,7 +26,12 @@ QUANTIZERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "Q8_0": encode_q8_0,
     "Q4_0": encode_q4_0,
     "Q4_1": encode_q4_1,
+    "Q5_0": encode_q5_0,
+    "Q5_1": encode_q5_1,
+    "Q4_K": encode_q4_k,
+    "Q5_K": encode_q5_k,
     "Q6_K": encode_q6_k,
+    "IQ4_NL": encode_iq4_nl,
     "TQ1_0": encode_tq1_0,
     "TQ2_0": encode_tq2_0,
     "I2_S": encode_i2_s,
@@ -46,8 +54,8 @@ def quantize(type_name: str, array: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of uint8, shape (n_bytes,)
-        As `ggml` encodes it, byte for byte; of Q6_K in all but about one block in thirty, where two
-        scales are equally good up to rounding and ggml takes the other.
+        As `ggml` encodes it, byte for byte, but for codes under a scale of 0, and for weights whose fourth powers
+        float32 does not hold.
 
     Raises
     ------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lowbit.quantize.rounding import blocks_of, scale_bytes, scaled
+from lowbit.quantize.rounding import blocks_of, nibble_pairs, scale_bytes, scaled
 
 __all__ = ["encode_q4_0", "encode_q4_1"]
 
@@ -26,7 +26,7 @@ def encode_q4_0(weights: np.ndarray) -> np.ndarray:
     largest = np.abs(blocks).argmax(axis=1, keepdims=True)
     scales = np.take_along_axis(blocks, largest, axis=1) / np.float32(-8)
     nibbles = np.minimum(np.trunc(scaled(blocks, scales) + np.float32(8.5)), 15).astype(np.uint8)
-    return np.concatenate([scale_bytes(scales), _pairs(nibbles)], axis=1)
+    return np.concatenate([scale_bytes(scales), nibble_pairs(nibbles)], axis=1)
 
 
 def encode_q4_1(weights: np.ndarray) -> np.ndarray:
@@ -45,9 +45,4 @@ def encode_q4_1(weights: np.ndarray) -> np.ndarray:
     minima = blocks.min(axis=1, keepdims=True)
     scales = (blocks.max(axis=1, keepdims=True) - minima) / np.float32(15)
     nibbles = np.minimum(np.trunc(scaled(blocks - minima, scales) + np.float32(0.5)), 15).astype(np.uint8)
-    return np.concatenate([scale_bytes(scales), scale_bytes(minima), _pairs(nibbles)], axis=1)
-
-
-def _pairs(nibbles: np.ndarray) -> np.ndarray:
-    """(n, 32) -> (n, 16): the first half in the low nibbles."""
-    return nibbles[:, :16] | nibbles[:, 16:] << 4
+    return np.concatenate([scale_bytes(scales), scale_bytes(minima), nibble_pairs(nibbles)], axis=1)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from lowbit.errors import FormatError
-from lowbit.quantize.rounding import blocks_of
+from lowbit.quantize.rounding import blocks_of, exponents, in_columns
 
 __all__ = ["encode_q6_k"]
 
 GROUP = 16
-CANDIDATES = 19
-"""Scales tried per group: the largest magnitude is mapped to 31.1 ... 32.9, in steps of 0.1."""
+TRIES = (0, *(i for i in range(-9, 10) if i))
+"""Scales tried per group: the largest magnitude is mapped to 32, then to 31.1 ... 32.9, in steps of 0.1."""
+AT_ONCE = 4096
 
 
 def encode_q6_k(weights: np.ndarray) -> np.ndarray:
@@ -33,14 +34,16 @@ def encode_q6_k(weights: np.ndarray) -> np.ndarray:
         If a block's scale does not fit float16.
     """
     groups = blocks_of(weights, GROUP)
-    best = _group_scales(groups).reshape(-1, 16)
+    parts = [_group_scales(groups[start : start + AT_ONCE]) for start in range(0, len(groups), AT_ONCE)]
+    best = np.concatenate(parts).reshape(-1, 16)
     largest = np.take_along_axis(best, np.abs(best).argmax(axis=1, keepdims=True), axis=1)
-    with np.errstate(over="ignore"):
-        halves = (largest / np.float32(-128)).astype("<f2")
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(-128) / largest
+        halves = (np.float32(1) / inverse).astype("<f2")
     if not np.isfinite(halves).all():
         raise FormatError(f"a block's scale of {np.abs(largest).max() / 128:g} does not fit float16")
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        scales = np.nan_to_num(np.clip(np.rint(best * (np.float32(-128) / largest)), -128, 127)).astype(np.int8)
+        scales = np.nan_to_num(np.clip(np.rint(best * inverse), -128, 127)).astype(np.int8)
         steps = (halves.astype(np.float32) * scales.astype(np.float32)).reshape(-1, 1)
         codes = np.clip(np.nan_to_num(np.rint(groups / steps), posinf=0, neginf=0), -32, 31)
     q = (codes + 32).astype(np.uint8).reshape(-1, 2, 4, 32)  # (block, half, quarter, value)
@@ -53,19 +56,19 @@ def encode_q6_k(weights: np.ndarray) -> np.ndarray:
 
 def _group_scales(groups: np.ndarray) -> np.ndarray:
     """The scale s per group that makes sum(x^2 (x - s q)^2) least, over the candidates: (n, 16) -> (n,)."""
-    largest = np.take_along_axis(groups, np.abs(groups).argmax(axis=1, keepdims=True), axis=1)
-    # Relative to the largest, so that neither squares nor products overflow or vanish.
-    shares = np.divide(groups, largest, out=np.zeros_like(groups), where=largest != 0)
-    importance = shares * shares
-    best_scale = np.zeros(len(groups), np.float32)
-    best_gain = np.zeros(len(groups), np.float32)
-    # The full range first: it stays where no other is better.
-    for step in sorted(range(-(CANDIDATES // 2), CANDIDATES // 2 + 1), key=abs):
-        q = np.clip(np.rint(shares * np.float32(-(32 + 0.1 * step))), -32, 31)
-        against = (importance * shares * q).sum(axis=1)
-        square = (importance * q * q).sum(axis=1)
-        gain = np.divide(against * against, square, out=np.zeros_like(square), where=square > 0)
-        better = gain > best_gain
-        best_scale[better] = against[better] / square[better]
-        best_gain[better] = gain[better]
-    return best_scale * largest[:, 0]
+    exponent = exponents(groups)
+    x = in_columns(groups, exponent)
+    largest = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], axis=0)[0]
+    largest[largest == 0] = 1  # a group of zeros, of which no square is above 0
+    w = x * x
+    wx = w * x
+    scale = best = np.zeros_like(largest)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for i in TRIES:
+            q = np.rint(-(np.float32(32) + np.float32(0.1) * np.float32(i)) / largest * x)
+            np.clip(q, -32, 31, out=q)
+            against, square = (wx * q).sum(axis=0), (w * q * q).sum(axis=0)
+            better = (square > 0) & (against * against > best * square)
+            scale = np.where(better, against / square, scale)
+            best = np.where(better, scale * against, best)
+    return np.ldexp(scale, exponent)

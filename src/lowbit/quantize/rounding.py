@@ -6,7 +6,7 @@ import numpy as np
 
 from lowbit.errors import FormatError
 
-__all__ = ["blocks_of", "round_half_away", "scale_bytes", "scaled"]
+__all__ = ["blocks_of", "exponents", "in_columns", "nibble_pairs", "round_half_away", "scale_bytes", "scaled"]
 
 
 def blocks_of(weights: np.ndarray, n: int) -> np.ndarray:
@@ -20,6 +20,25 @@ def round_half_away(x: np.ndarray) -> np.ndarray:
     whole = np.floor(magnitude)
     # Not floor(|x| + 0.5): that sum rounds 0.49999997 up to 1.
     return np.copysign(whole + (magnitude - whole >= 0.5), x)
+
+
+def exponents(blocks: np.ndarray) -> np.ndarray:
+    """Return the power of two above the largest magnitude of each block: (n, width) -> (n,)."""
+    exponent: np.ndarray = np.frexp(np.abs(blocks).max(axis=1))[1]
+    return exponent
+
+
+def in_columns(blocks: np.ndarray, exponent: np.ndarray) -> np.ndarray:
+    """Return blocks as columns, divided by powers of two, so that squares and products keep their bits.
+
+    (n, width) -> (width, n): sums over a block then go value by value, for many blocks at a time.
+    """
+    return np.ldexp(np.ascontiguousarray(blocks.T), -exponent)
+
+
+def nibble_pairs(nibbles: np.ndarray) -> np.ndarray:
+    """(n, 32) -> (n, 16): the first half in the low nibbles."""
+    return nibbles[:, :16] | nibbles[:, 16:] << 4
 
 
 def scaled(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:

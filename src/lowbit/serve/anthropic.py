@@ -140,7 +140,7 @@ async def messages(call: Call, service: Service) -> None:
 
 def _end(result: Generation, asked: Messages, service: Service, parser: ToolCalls) -> dict[str, Any]:
     word = result.stopped_by if result.stopped_by in asked.stop_sequences else None
-    if result.finish_reason == "length":
+    if result.finish_reason != "stop":
         reason = "max_tokens"
     elif word is not None:
         reason = "stop_sequence"

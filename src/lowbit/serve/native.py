@@ -95,7 +95,7 @@ class _Shape:
     def whole(self, index: int, result: Generation, in_stream: bool = False) -> dict[str, Any]:
         service, n = self._service, len(result.tokens)
         word = result.stopped_by
-        full = result.prompt_tokens + n >= service.model.context and result.finish_reason == "length"
+        full = result.prompt_tokens + n >= service.model.context and result.finish_reason != "stop"
         kind = "word" if word else "eos" if result.finish_reason == "stop" else "limit"
         value = {
             "index": index, "content": "" if in_stream else result.text,

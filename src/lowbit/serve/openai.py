@@ -18,7 +18,7 @@ from .http import Call, Events
 from .problems import Problem
 from .prompts import prompt_ids, prompts_kind
 from .service import Service
-from .talk import finish_reason, prepare, spoken, template_values_kind, tool_choice_kind, tools_kind
+from .talk import finish_reason, prepare, spoken, template_values_kind, tool_choice_kind, tools_kind, why
 from .written import chat_logprobs, event_of, extras, text_logprobs, text_of, timings, usage
 
 __all__ = [
@@ -262,7 +262,7 @@ async def completions(call: Call, service: Service) -> None:
                                   "finish_reason": None})  # fmt: skip
                 if piece.result is not None:
                     found.append({"index": piece.index, "text": "", "logprobs": None,
-                                  "finish_reason": piece.result.finish_reason})  # fmt: skip
+                                  "finish_reason": why(piece.result)})  # fmt: skip
                 return found
 
             empty = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
@@ -272,7 +272,7 @@ async def completions(call: Call, service: Service) -> None:
     for result in results:
         service.note_times(result)
     whole_choices = [
-        {"index": i, "text": result.text, "finish_reason": result.finish_reason,
+        {"index": i, "text": result.text, "finish_reason": why(result),
          "logprobs": text_logprobs(result.logprobs)}
         for i, result in enumerate(results)
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from .problems import Problem
 from .service import Service
 
 __all__ = ["Talk", "finish_reason", "prepare", "shown_tools", "spoken", "template_values_kind", "tool_choice_kind",
-           "tools_kind"]  # fmt: skip
+           "tools_kind", "why"]  # fmt: skip
 
 
 def _take_tools(value: Any) -> tuple[Any, ...]:
@@ -116,5 +116,10 @@ def spoken(parser: ToolCalls, result: Generation) -> list[Delta]:
 
 def finish_reason(parser: ToolCalls, result: Generation, choice: Any) -> str:
     """Return why an answer ended, in OpenAI's words: a call that was asked for by name ends as any text does."""
-    named = isinstance(choice, Mapping)
-    return "tool_calls" if parser.called and result.finish_reason == "stop" and not named else result.finish_reason
+    reason = why(result)
+    return "tool_calls" if parser.called and reason == "stop" and not isinstance(choice, Mapping) else reason
+
+
+def why(result: Generation) -> str:
+    """Return why a text ended, in OpenAI's words, which do not tell a full context from `max_tokens`."""
+    return "stop" if result.finish_reason == "stop" else "length"

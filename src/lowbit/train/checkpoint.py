@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from ..errors import FormatError, LowbitError
+from ..replacing import Replacing
 from .model import BitNet
 from .optimizer import Optimizer
 
@@ -38,15 +38,10 @@ def save_checkpoint(path: Path, model: BitNet, optimizer: Optimizer, progress: d
             if kind == "weight" or tensor.any():  # before the first step all moments are 0
                 arrays[f"{kind}/{name}"] = tensor.cpu().numpy()
     arrays["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
-    temporary = path.with_name(path.name + ".new")
     try:
-        with open(temporary, "wb") as file:
+        with Replacing(path) as file:
             np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise LowbitError(f"{path}: cannot write the checkpoint: {error.strerror or error}") from None
 
 

@@ -96,6 +96,9 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        if error is not None:  # what they are doing is of no use any more, and nobody shall wait for it
+            for process in self._processes:
+                process.kill()
         self.close()
 
     def _work(self, task: str, count: int, arguments: tuple[Any, ...]) -> dict[int, Any]:

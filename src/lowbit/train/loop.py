@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -215,7 +218,7 @@ def fit(
     model : trained in place
     documents : token ids of each document
     schedule : what happens at which step
-    checkpoint : file for the state, written every `checkpoint_seconds` and at the end
+    checkpoint : file for the state, written every `checkpoint_seconds`, at the end, and on Ctrl-C
     weights, marks : how often each document comes in an epoch, and the tokens to emphasise; see `Rows`
     teacher : whose predictions are learned too (knowledge distillation)
     identity : what else a resumed run must have in common with the first part (corpus, shape)
@@ -234,6 +237,8 @@ def fit(
     ------
     LowbitError
         If the loss is no longer finite; `checkpoint` then holds the last good state.
+    KeyboardInterrupt
+        At once, but between two steps as far as the state is concerned; `checkpoint` then holds it.
     """
     rows = Rows(documents, schedule.window, schedule.seed, weights, marks)
     optimizer = Optimizer(model, schedule.optimizer, schedule.ema)
@@ -272,45 +277,74 @@ def fit(
     if not resume:
         save(0)
     model.train()
-    with Crew(processes, {"pass": passes, "add": add_up, "update": update}, threads) as crew:
-        saved = time.monotonic()
-        for step in range(start, schedule.steps):
-            begun = time.monotonic()
-            first_row = step * schedule.batch_tokens // schedule.window
-            rows.epoch_of(first_row + schedule.batch_tokens // schedule.window)  # packs the epoch
-            done = crew.run("pass", passes.count, step)
-            tokens = sum(n for _, n in done)
-            loss = sum(nats for nats, _ in done) / max(tokens, 1)
-            fill = schedule.batch_tokens / max(tokens, 1)
-            norm = math.sqrt(sum(crew.run("add", len(names)))) * fill
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise LowbitError(
-                    f"the loss is {loss:.3g} and its gradient {norm:.3g} at step {step + 1}: "
-                    f"try a lower learning rate; the last good state is in {checkpoint}"
-                )
-            crew.run("update", len(names), step, fill * min(1.0, schedule.clip / (norm + 1e-6)))
-            record = {
-                "step": step + 1, "loss": loss, "rate": schedule.rate(step), "norm": norm, "tokens": tokens,
-                "epoch": rows.epoch_of(first_row), "seconds": time.monotonic() - begun,
-            }  # fmt: skip
-            last = step + 1 == schedule.steps
-            if validate and (last or (validate_every and (step + 1) % validate_every == 0)):
-                _at_full_rounding(model)
-                with optimizer.averaged():
-                    record["bits_per_byte"] = validate()
-            history.append(record)
-            if last or time.monotonic() - saved > checkpoint_seconds:
-                save(step + 1)
-                saved = time.monotonic()
-            if schedule.stable and step + 1 == schedule.stable:
-                save(step + 1, checkpoint.with_name(STABLE))
-            if report:
-                report(record)
+    try:
+        with Crew(processes, {"pass": passes, "add": add_up, "update": update}, threads) as crew:
+            saved = time.monotonic()
+            for step in range(start, schedule.steps):
+                begun = time.monotonic()
+                first_row = step * schedule.batch_tokens // schedule.window
+                rows.epoch_of(first_row + schedule.batch_tokens // schedule.window)  # packs the epoch
+                done = crew.run("pass", passes.count, step)
+                tokens = sum(n for _, n in done)
+                loss = sum(nats for nats, _ in done) / max(tokens, 1)
+                fill = schedule.batch_tokens / max(tokens, 1)
+                norm = math.sqrt(sum(crew.run("add", len(names)))) * fill
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    raise LowbitError(
+                        f"the loss is {loss:.3g} and its gradient {norm:.3g} at step {step + 1}: "
+                        f"try a lower learning rate; the last good state is in {checkpoint}"
+                    )
+                record = {
+                    "step": step + 1, "loss": loss, "rate": schedule.rate(step), "norm": norm, "tokens": tokens,
+                    "epoch": rows.epoch_of(first_row),
+                }  # fmt: skip
+                with _uninterrupted():
+                    crew.run("update", len(names), step, fill * min(1.0, schedule.clip / (norm + 1e-6)))
+                    record["seconds"] = time.monotonic() - begun
+                    history.append(record)
+                last = step + 1 == schedule.steps
+                if validate and (last or (validate_every and (step + 1) % validate_every == 0)):
+                    _at_full_rounding(model)
+                    with optimizer.averaged():
+                        record["bits_per_byte"] = validate()
+                if last or time.monotonic() - saved > checkpoint_seconds:
+                    save(step + 1)
+                    saved = time.monotonic()
+                if schedule.stable and step + 1 == schedule.stable:
+                    save(step + 1, checkpoint.with_name(STABLE))
+                if report:
+                    report(record)
+    except KeyboardInterrupt:
+        with _uninterrupted():
+            save(len(history))
+        raise
     for name, mean in optimizer.means().items():
         optimizer.parameters[name].data.copy_(mean)
     _at_full_rounding(model)
     model.eval()
     return history
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait until the block has ended."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # which Ctrl-C does not interrupt
+        return
+    pressed = False
+
+    def note(*arguments: object) -> None:
+        nonlocal pressed
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def _at_full_rounding(model: BitNet) -> None:

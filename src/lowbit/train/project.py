@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import multiprocessing
 import os
 import random
 import re
@@ -19,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import FormatError
+from ..errors import FormatError, one_line
+from ..replacing import Replacing
 from ..tokenizers import Tokenizer, from_gguf_metadata
 from .checkpoint import read_progress
 from .corpus import Document, asked_for, encode, plain_text, read_documents, texts
@@ -160,8 +163,9 @@ def train(project: Project) -> Path:
     if not project.resume:
         write_vocabulary(vocabulary_file, vocabulary)
         write_options(folder / "options.json", project, schedule, identity)
+    compiled = folder / "compiled"
     if project.compile or (project.compile is None and shutil.which("c++")):
-        model.compile()
+        compile_model(model, compiled)
     # A second model, in float32 and not compiled, measures: as the exported file will compute, in any batch shape.
     plain = BitNet(model.shape, precision=project.precision).to(project.device)
 
@@ -183,6 +187,12 @@ def train(project: Project) -> Path:
             resume=project.resume, processes=processes, threads=threads, checkpoint_seconds=project.checkpoint_seconds,
             validate=measure, validate_every=project.measure_every, report=report,
         )  # fmt: skip
+    except KeyboardInterrupt:
+        progress.close()
+        if checkpoint.exists():
+            step = read_progress(checkpoint)["step"]
+            say(f"stopped after step {step} of {schedule.steps}; the same command with --resume goes on from there")
+        raise
     finally:
         progress.close()
         log.close()
@@ -191,12 +201,40 @@ def train(project: Project) -> Path:
         project.output, model, vocabulary, name=name,
         ternary_type=project.ternary_type, embedding_type=project.embedding_type,
     )  # fmt: skip
+    shutil.rmtree(compiled, ignore_errors=True)
     if history:
-        plot_loss(folder / "loss.svg", history)
+        try:
+            plot_loss(folder / "loss.svg", history)
+        except ModuleNotFoundError as error:
+            say(f"{folder / 'loss.svg'}: not drawn, {error.name} is not installed; its values are in {checkpoint}")
     say(f"{project.output}: {project.output.stat().st_size:,} bytes, {measure():.4f} bits/byte on held-out text")
     if project.samples:
         write_samples(folder / "samples.txt", project, tokenizer, held)
     return project.output
+
+
+def compile_model(model: BitNet, cache: Path) -> None:
+    """Fuse a model's arithmetic, and keep what the compiler makes in the folder `cache`.
+
+    What cannot be compiled, because there is no compiler, or the folder is damaged, runs as it is; that is said once.
+    """
+    import torch._dynamo
+
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache.absolute())
+    torch._dynamo.config.suppress_errors = True
+    said = False
+
+    def told(record: logging.LogRecord) -> bool:
+        nonlocal said
+        if record.exc_info and not said and multiprocessing.parent_process() is None:
+            said = True
+            why = one_line(record.exc_info[1])[:120]
+            say(f"compiling failed ({why}); training goes on without it, as with --no-compile")
+        return not record.exc_info
+
+    logging.getLogger("torch._dynamo.convert_frame").addFilter(told)
+    say("compiling: the first step takes a minute or so")
+    model.compile()
 
 
 def write_options(path: Path, project: Project, schedule: Schedule, identity: dict[str, Any]) -> None:
@@ -207,7 +245,8 @@ def write_options(path: Path, project: Project, schedule: Schedule, identity: di
     }
     versions = {"lowbit": version("lowbit"), "torch": torch.__version__}
     told = {**asdict(project), "schedule": asdict(schedule), **identity, "sha256": digests, "versions": versions}
-    path.write_text(json.dumps(told, indent=1, default=os.fspath) + "\n", encoding="utf-8")
+    with Replacing(path) as file:
+        file.write(json.dumps(told, indent=1, default=os.fspath).encode() + b"\n")
 
 
 def say(text: str) -> None:
@@ -323,5 +362,6 @@ def write_samples(path: Path, project: Project, tokenizer: Tokenizer, held: Sequ
         start = tokenizer.decode(tokenizer.encode(plain_text(held[i % len(held)]))[: min(8, room // 4)])
         made = model.generate(start, max_tokens=min(150, room // 2), temperature=0.7, seed=project.schedule.seed + i)
         texts.append(f"{start}|{made.text}")
-    path.write_text("\n\n----\n\n".join(texts) + "\n", encoding="utf-8")
+    with Replacing(path) as file:
+        file.write(("\n\n----\n\n".join(texts) + "\n").encode())
     say(f"{path}: {project.samples} samples")

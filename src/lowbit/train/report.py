@@ -10,9 +10,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..replacing import Replacing
+
 __all__ = ["Progress", "plot_loss"]
 
-QUIET_SECONDS = 30.0
+QUIET_SECONDS = 9.0
 """Between two lines where nobody watches a bar (a log file)."""
 
 
@@ -74,4 +76,5 @@ def plot_loss(path: Path, history: Sequence[dict[str, float]]) -> None:
         right.legend(loc="upper right", bbox_to_anchor=(1, 0.88), frameon=False)
     axes.legend(loc="upper right", frameon=False)
     axes.grid(alpha=0.3)
-    figure.savefig(path)
+    with Replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:])
