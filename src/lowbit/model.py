@@ -17,7 +17,7 @@ from ._kernels.sampler import Sampler
 from .engine import Engine, Generation, Stream, Timings, TokenLogprob
 from .engine.constraints import Compiler, Constraint
 from .engine.pooling import Every, Mean, One
-from .engine.sequence import Request
+from .engine.sequence import Request, make_sampler
 from .engine.text import LogprobRecorder
 from .errors import ContextLengthError, UnsupportedModelError
 from .loading.memory import MemoryPlan
@@ -62,8 +62,9 @@ class Model:
         description: dict[str, Any],
         load_seconds: float,
         plan: MemoryPlan | None = None,
+        draft: Decoder | None = None,
     ) -> None:
-        self._decoder = decoder
+        self._decoder, self._draft = decoder, draft
         self._tokenizer = tokenizer
         self._description = description
         self._load_seconds = load_seconds
@@ -87,22 +88,27 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: str, *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
+        self, prompt: str, *, speculate: bool | None = ..., logprobs: int | None = ..., **sampling: Any
     ) -> Generation: ...
     @overload
     def generate(
-        self, prompt: Sequence[int], *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
+        self, prompt: Sequence[int], *, speculate: bool | None = ..., logprobs: int | None = ..., **sampling: Any
     ) -> Generation: ...
     @overload
     def generate(
-        self, prompt: Sequence[str], *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
+        self, prompt: Sequence[str], *, speculate: bool | None = ..., logprobs: int | None = ..., **sampling: Any
     ) -> list[Generation]: ...
     @overload
     def generate(
-        self, prompt: Sequence[Sequence[int]], *, speculate: bool = ..., logprobs: int | None = ..., **sampling: Any
+        self,
+        prompt: Sequence[Sequence[int]],
+        *,
+        speculate: bool | None = ...,
+        logprobs: int | None = ...,
+        **sampling: Any,
     ) -> list[Generation]: ...
     def generate(
-        self, prompt: Any, *, speculate: bool = False, logprobs: int | None = None, json_schema: Any = None,
+        self, prompt: Any, *, speculate: bool | None = None, logprobs: int | None = None, json_schema: Any = None,
         regex: str | None = None, grammar: str | Grammar | None = None, fresh: bool = False, **sampling: Any,
     ) -> Generation | list[Generation]:  # fmt: skip
         """Continue a text, or several texts at once.
@@ -112,9 +118,10 @@ class Model:
         prompt : str, sequence of int, or a list of these
             Text, or token ids that are taken as they are. The texts of a list go through each weight together, and
             each comes out as it would alone.
-        speculate : bool
-            Propose tokens that followed the same words earlier in the text, and check several in one pass. The text
-            is the same; repetitive text comes sooner.
+        speculate : bool, optional
+            Propose tokens, and check several in one pass: the text is the same, and comes sooner where they are right.
+            Proposed is what followed the same words earlier, in the text or in texts that were made with this before,
+            and what the model `draft` of `load` would say. None does so if there is such a model.
         logprobs : int, optional
             Also report, for each generated token, its log-probability and this many of the likeliest tokens in its
             place, 0 to 100. These are natural logarithms of what the model itself predicts, before temperature, cuts
@@ -162,7 +169,7 @@ class Model:
         return results if several else results[0]
 
     def stream(
-        self, prompt: str | Sequence[int], *, speculate: bool = False, json_schema: Any = None,
+        self, prompt: str | Sequence[int], *, speculate: bool | None = None, json_schema: Any = None,
         regex: str | None = None, grammar: str | Grammar | None = None, fresh: bool = False, **sampling: Any,
     ) -> Generator[str, None, Generation]:  # fmt: skip
         """Continue a text, piece by piece.
@@ -382,15 +389,18 @@ class Model:
         return self._ids(ids)
 
     def _request(
-        self, ids: np.ndarray, params: SamplingParams, speculate: bool = False, record: LogprobRecorder | None = None,
-        salt: bytes = b"", constraint: Constraint | None = None, fresh: bool = False,
+        self, ids: np.ndarray, params: SamplingParams, speculate: bool | None = None,
+        record: LogprobRecorder | None = None, salt: bytes = b"", constraint: Constraint | None = None,
+        fresh: bool = False,
     ) -> Request:  # fmt: skip
+        speculate = self._draft is not None if speculate is None else speculate
         for token in params.logit_bias or ():
             if token >= self.config.vocab_size:
                 raise ValueError(f"logit_bias names {token}, which is not in a vocabulary of {self.config.vocab_size}")
         return Request(
-            ids, params, lambda: self._sampler(params, ids), self.context, self._tokenizer, self._ends, speculate,
-            record, salt=salt, load_seconds=self._load_seconds, constraint=constraint,
+            ids, params, lambda: self._sampler(params, ids), self.context, self._tokenizer, self._ends,
+            speculate, self._draft is not None, record, salt=salt, load_seconds=self._load_seconds,
+            constraint=constraint,
             begins=fresh or self._tokenizer is None or all(i in self._tokenizer.control_ids for i in ids.tolist()),
         )  # fmt: skip
 
@@ -430,9 +440,6 @@ class Model:
 
     def _sampler(self, params: SamplingParams, ids: np.ndarray) -> Sampler:
         seed = int.from_bytes(os.urandom(8), "little") if params.seed is None else params.seed
-        sampler = Sampler(
-            self.config.vocab_size, params.temperature, params.top_k, params.top_p, params.min_p,
-            params.repeat_penalty, seed, params.presence_penalty, params.frequency_penalty, params.logit_bias,
-        )  # fmt: skip
+        sampler = make_sampler(params, self.config.vocab_size, seed)
         sampler.note(ids.tolist())
         return sampler
