@@ -12,9 +12,10 @@ from small_model import write_small_model
 
 import lowbit
 from lowbit import Engine, FormatError, MemoryBudgetError, UnsupportedModelError
-from lowbit.engine import State, drafting, sequence
+from lowbit.engine import State, sequence
 from lowbit.engine.shadow import Shadow
 
+LENGTH = Shadow.length
 PROMPT = [1, *np.random.default_rng(2).integers(3, 280, 70).tolist()]
 SETTINGS = [
     {"temperature": 0},
@@ -40,7 +41,7 @@ def drafts(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def always_worth(monkeypatch):
     """On models of this size no proposal pays; whether one is made must not depend on the clock."""
-    monkeypatch.setattr(drafting, "WORTH", 0.0)
+    monkeypatch.setattr(Shadow, "length", lambda shadow, most, row, token: (min(5, most), 99.0))
 
 
 def same(found, want):
@@ -67,7 +68,10 @@ def test_a_draft_that_says_the_same_is_always_right(load, drafts, options):
     assert stats["steps"] < 0.5 * len(out.tokens)
 
 
-def test_several_texts_with_and_without_a_draft_share_steps(load, drafts):
+@pytest.mark.parametrize("gain", [1.2, 99.0])
+def test_several_texts_with_and_without_a_draft_share_steps(load, drafts, monkeypatch, gain):
+    """With little gain what was said before is proposed as well."""
+    monkeypatch.setattr(Shadow, "length", lambda shadow, most, row, token: (min(3, most), gain))
     model = load(draft=drafts["near"])
     asked = [
         {"max_tokens": 30 + 9 * i, "seed": i, "temperature": (0, 0.8, 2.0)[i % 3], "stop": ((), "a")[i % 2]}
@@ -162,7 +166,7 @@ def test_a_draft_that_is_wrong_is_asked_less_and_less():
     shadow = Shadow(None)
     lengths = []
     for _ in range(60):
-        n, _ = shadow.length(16, 0.1, 0.05)
+        n, _ = LENGTH(shadow, 16, 0.1, 0.05)
         lengths.append(n)
         shadow.at, shadow.proposed = 0, max(n, 1)
         shadow.learn(1)
@@ -173,11 +177,11 @@ def test_a_draft_that_is_wrong_is_asked_less_and_less():
 
 def test_a_draft_that_is_right_is_asked_for_more():
     shadow = Shadow(None)
-    first, _ = shadow.length(16, 0.05, 0.05)
+    first, _ = LENGTH(shadow, 16, 0.05, 0.05)
     for _ in range(30):
         shadow.at, shadow.proposed = 0, 4
         shadow.learn(5)
-    last, gain = shadow.length(16, 0.05, 0.05)
+    last, gain = LENGTH(shadow, 16, 0.05, 0.05)
     assert last > first
     assert gain > 3
 
