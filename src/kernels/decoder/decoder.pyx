@@ -220,7 +220,8 @@ cdef class Decoder(ForwardPass):
                 self._leave(batch)
                 if self.status:
                     break
-                note_pass(&self.costs, self.n_rows, nanoseconds() - begun)
+                if self.n_wanted == self.n_rows:    # as where tokens are checked
+                    note_pass(&self.costs, self.n_rows, nanoseconds() - begun)
                 made += 1
                 if not self._account(batch) or made == steps or lb_atomic_load(&self.interrupted):
                     break
@@ -310,7 +311,7 @@ cdef class Decoder(ForwardPass):
         self.n_rows, self.n_wanted, self.n_segments = n, wanted, batch.n_entries
 
     def row_cost(self, int32_t texts=1):
-        """Return what one more row of a text costs where so many share a pass, in shares of a pass of a row of each; and
+        """Return what one more row costs, in one text's share of a pass of a row of each of so many texts, and
         such a share in seconds, 0 if there was no pass."""
         return row_cost(&self.costs, texts), text_seconds(&self.costs, texts)
 

@@ -66,18 +66,19 @@ class Drafter:
             if shadow is None or request.sequence.n_tokens < shadow.next:
                 continue
             most, gain = shadow.length(drafts, row, self._token_seconds / seconds if seconds else 0.0)
-            if gain < WORTH:
+            if gain < request.sequence.foresee(drafts, row):
+                continue
+            shadow.sequence.imitate(request.sequence)
+            shadow.sequence.publish()
+            if shadow.sequence.ended:
+                self._give_up(request)
+            elif shadow.sequence.pending > MOST_BEHIND:
+                behind.append(request)
+            elif gain >= WORTH:
+                wanted[request] = most
+            else:  # a few, to see whether they pay by now
+                wanted[request] = min(2, drafts)
                 shadow.next = request.sequence.n_tokens + PAUSE
-                most = 0 if shadow.tried > 8 else min(2, drafts)  # from time to time a few, to see whether they pay now
-            if most and request.sequence.foresee(drafts, row) < gain:
-                shadow.sequence.imitate(request.sequence)
-                shadow.sequence.publish()
-                if shadow.sequence.ended:
-                    self._give_up(request)
-                elif shadow.sequence.pending > MOST_BEHIND:
-                    behind.append(request)
-                else:
-                    wanted[request] = most
         try:
             self._read(behind, rows)
             return self._draft(wanted) if wanted else {}
@@ -154,5 +155,5 @@ class Drafter:
         made = passes * len(wanted)
         if made:
             seconds = (time.perf_counter() - start) / made
-            self._token_seconds += (seconds - self._token_seconds) * (0.1 if self._token_seconds else 1.0)
+            self._token_seconds += (seconds - self._token_seconds) * (0.2 if self._token_seconds else 1.0)
         return proposals
