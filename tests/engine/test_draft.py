@@ -7,15 +7,16 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import CONTEXT
 from small_model import write_small_model
 
 import lowbit
 from lowbit import Engine, FormatError, MemoryBudgetError, UnsupportedModelError
 from lowbit.engine import State, sequence
+from lowbit.engine.scheduler import MAX_DRAFT
 from lowbit.engine.shadow import Shadow
 
 LENGTH = Shadow.length
+CONTEXT = 320
 PROMPT = [1, *np.random.default_rng(2).integers(3, 280, 70).tolist()]
 SETTINGS = [
     {"temperature": 0},
@@ -64,8 +65,8 @@ def test_a_draft_that_says_the_same_is_always_right(load, drafts, options):
     model = load(draft=drafts["same"])
     out = model.generate(PROMPT, max_tokens=200, logit_bias={1: -1000.0, 2: -1000.0}, **options)
     stats = model._engine.stats()
-    assert stats["proposed_tokens"] == stats["accepted_tokens"] > 0.6 * len(out.tokens)
-    assert stats["steps"] < 0.5 * len(out.tokens)
+    assert stats["accepted_tokens"] > 0.75 * len(out.tokens)
+    assert stats["proposed_tokens"] - stats["accepted_tokens"] <= MAX_DRAFT  # from the text, while the draft read it
 
 
 @pytest.mark.parametrize("gain", [1.2, 99.0])
@@ -151,8 +152,8 @@ def test_a_draft_without_memory_left_is_done_without(load, drafts):
     model = load(draft=drafts["same"])
     model._draft.pool.resize(1, 1)
     assert same(model.generate(PROMPT, max_tokens=60, seed=1), load().generate(PROMPT, max_tokens=60, seed=1))
-    assert model._engine.stats()["proposed_tokens"] == 0
     assert model._draft.pool.allocated <= 1
+    assert model._draft.pool.sequences == ()
 
 
 def test_a_known_beginning_is_not_read_again_by_the_draft(load, drafts):

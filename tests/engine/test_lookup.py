@@ -169,7 +169,8 @@ def test_earlier_requests_change_no_text_and_save_passes(load, options):
 
 def test_another_salt_knows_nothing(load):
     prompt, options = [1, 20, 30, 40], {"max_tokens": 60, "temperature": 0.8, "seed": 4, "speculate": True}
-    engine = Engine(load(), thread=False)
+    model = load()
+    engine = Engine(model, thread=False)
     engine.submit(prompt, cache_salt="a", **options).result()
     before = engine.stats()["accepted_tokens"]
     engine.submit(prompt, cache_salt="b", **options).result()

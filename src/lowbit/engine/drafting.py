@@ -43,8 +43,8 @@ class Drafter:
 
     def propose(
         self, chosen: Sequence_[tuple[Request, int, int]], large: Decoder, rows: int
-    ) -> Mapping[Request, np.ndarray]:
-        """Return what the texts of a step may go on with.
+    ) -> tuple[Mapping[Request, np.ndarray], bool]:
+        """Return what the texts of a step may go on with, and whether there will be more for the next one.
 
         Parameters
         ----------
@@ -81,11 +81,11 @@ class Drafter:
                 shadow.next = request.sequence.n_tokens + PAUSE
         try:
             self._read(behind, rows)
-            return self._draft(wanted) if wanted else {}
+            return self._draft(wanted) if wanted else {}, bool(behind or wanted)
         except Exception:  # texts are made without it as well
             for request in (*behind, *wanted):
                 self._give_up(request)
-            return {}
+            return {}, False
 
     def settle(self) -> None:
         """Let go of what is over, also after an interruption."""

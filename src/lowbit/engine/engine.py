@@ -363,8 +363,9 @@ class Engine(Driven):
         proposals: Mapping[Request, np.ndarray] = {}
         begun = time.perf_counter()
         if self._drafter is not None:
-            proposals = self._drafter.propose(chosen, decoder, self._pace.rows())
-        steps = 1 if single or proposals else BURST_STEPS
+            proposals, more = self._drafter.propose(chosen, decoder, self._pace.rows())
+            single = single or more
+        steps = 1 if single else BURST_STEPS
         batch.clear()
         entered: list[Request] = []
         for request, rows, drafts in chosen:
