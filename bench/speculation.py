@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--draft")
     parser.add_argument("--weights", default="auto")
+    parser.add_argument("--max-ram")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
     parser.add_argument("--text", help="one text to continue, in place of the tasks")
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0.0, 0.8])
@@ -162,7 +163,7 @@ def main() -> None:
     if args.grow:
         grow(args.model, args.grow, args.out)
         return
-    model = lowbit.load(args.model, draft=args.draft, weights=args.weights, threads=args.threads)
+    model = lowbit.load(args.model, draft=args.draft, weights=args.weights, threads=args.threads, max_ram=args.max_ram)
     texts = {"text": args.text} if args.text else {name: TASKS[name] for name in args.tasks}
     record: dict[str, Any] = {"uptime": os.getloadavg(), "isa": lowbit.isa.active(), "threads": model._decoder.threads}
     for name, text in texts.items():

@@ -22,8 +22,9 @@ __all__ = ["Drafter"]
 
 MOST_BEHIND = 16
 """Tokens that the small model reads in the pass that makes its first one; if there are more, it reads before."""
-PAUSE = 32
-"""Tokens of a text that are made without proposals, if these do not pay, before they are tried again."""
+PAUSES = 8, 64
+"""Tokens of a text that are made without proposals, if these do not pay, before they are tried again: at first, and
+after some tries in vain."""
 WORTH = 1.03
 """How many times as fast as without proposals a text must become to be given any."""
 
@@ -75,10 +76,11 @@ class Drafter:
             elif shadow.sequence.pending > MOST_BEHIND:
                 behind.append(request)
             elif gain >= WORTH:
-                wanted[request] = most
+                wanted[request], shadow.pause = most, PAUSES[0]
             else:  # a few, to see whether they pay by now
                 wanted[request] = min(2, drafts)
-                shadow.next = request.sequence.n_tokens + PAUSE
+                shadow.next = request.sequence.n_tokens + shadow.pause
+                shadow.pause = min(2 * shadow.pause, PAUSES[1])
         try:
             self._read(behind, rows)
             return self._draft(wanted) if wanted else {}, bool(behind or wanted)
@@ -101,10 +103,11 @@ class Drafter:
         capacity = min(request.capacity, graph.context)
         try:
             if target.n_tokens < capacity:
-                request.shadow = Shadow(Sequence(
+                sequence = Sequence(
                     self._decoder.pool, target.tokens(), capacity, len(request.ids),
                     make_sampler(request.params, graph.vocab, 0), capacity + 1, salt=request.salt, owner=request,
-                ))  # fmt: skip
+                )  # fmt: skip
+                request.shadow = Shadow(sequence, PAUSES[0])
         except MemoryError:
             pass
         request.drafted = request.shadow is not None

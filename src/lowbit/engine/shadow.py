@@ -13,11 +13,11 @@ MEMORY = 64
 class Shadow:
     """The small model's own sequence, and how often it was right."""
 
-    def __init__(self, sequence: Sequence) -> None:
+    def __init__(self, sequence: Sequence, pause: int = 0) -> None:
         self.sequence = sequence
-        self.right, self.tried = 3.0, 4.0
-        self.next = 0
-        """Tokens of the text from which on proposals are made."""
+        self.right, self.tried = 6.0, 8.0
+        self.next, self.pause = 0, pause
+        """Tokens of the text from which on proposals are made, and how many it grows by before the next try in vain."""
         self.proposed = 0
         """Of these the large one is checking so many, behind `at` tokens."""
         self.at = 0
