@@ -20,9 +20,12 @@ def add_tokenizer(out):
     out.add_metadata("tokenizer.ggml.eos_token_id", 2, "u32")
 
 
-def write_small_model(path, context, name=None):
-    """Three layers with grouped heads, whose samples are spread over all tokens, the end token among them."""
-    rng, n, hidden = np.random.default_rng(5), len(TEXTS), 64
+def write_small_model(path, context, name=None, noise=0.0):
+    """Three layers with grouped heads, whose samples are spread over all tokens, the end token among them.
+
+    With `noise` it says something else here and there, or everywhere.
+    """
+    rng, other, n, hidden = np.random.default_rng(5), np.random.default_rng(6), len(TEXTS), 64
     layer = {
         "attn_norm": (hidden,), "attn_q": (hidden, hidden), "attn_k": (32, hidden), "attn_v": (32, hidden),
         "attn_output": (hidden, hidden), "ffn_norm": (hidden,), "ffn_gate": (96, hidden), "ffn_up": (96, hidden),
@@ -41,5 +44,6 @@ def write_small_model(path, context, name=None):
         add_tokenizer(out)
         for name, shape in shapes.items():
             values = rng.standard_normal(shape).astype(np.float32) * (0.3 if len(shape) == 2 else 1)
+            values += (noise * other.standard_normal(shape)).astype(np.float32)
             out.add_tensor(f"{name}.weight", "F32", np.abs(values) + 0.5 if len(shape) == 1 else values)
     return path

@@ -12,13 +12,12 @@ import numpy as np
 from ._kernels import dispatch
 from ._kernels.decoder import Decoder
 from ._kernels.kvpool import SPAN
-from ._kernels.sampler import Sampler
 from .engine import Engine, Generation, Stream, Timings, TokenLogprob
 from .engine.constraints import Compiler, Constraint
 from .engine.perplexity import Perplexity, measured
 from .engine.pooling import pooled
 from .engine.prompts import prompts_of, token_ids
-from .engine.sequence import Request
+from .engine.sequence import Request, make_sampler
 from .engine.text import LogprobRecorder
 from .errors import ContextLengthError, LowbitError, UnsupportedModelError
 from .loading.memory import MemoryPlan
@@ -55,8 +54,10 @@ class Model:
         description: dict[str, Any],
         load_seconds: float,
         plan: MemoryPlan | None = None,
+        draft: Decoder | None = None,
     ) -> None:
         self._own_decoder: Decoder | None = decoder
+        self._draft = draft
         self._tokenizer = tokenizer
         self._description = description
         self._load_seconds = load_seconds
@@ -88,7 +89,7 @@ class Model:
 
     def close(self) -> None:
         """Cancel what runs and give the memory back, as soon as no stream and no `Engine` of it is left."""
-        engine, self._own_decoder, self._own_engine = self._own_engine, None, None
+        engine, self._own_decoder, self._own_engine, self._draft = self._own_engine, None, None, None
         if engine is not None:
             engine.close()
             engine.settle()
@@ -119,7 +120,7 @@ class Model:
         seed: int | Sequence[int] | None = ..., **options: Unpack[Asked],
     ) -> list[Generation]: ...  # fmt: skip
     def generate(
-        self, prompt: Any, *, n: int | None = None, seed: int | Sequence[int] | None = None, speculate: bool = False,
+        self, prompt: Any, *, n: int | None = None, seed: int | Sequence[int] | None = None, speculate: bool | None = None,
         logprobs: int | None = None, json_schema: Any = None, regex: str | None = None,
         grammar: str | Grammar | None = None, fresh: bool = False, **sampling: Unpack[Settings],
     ) -> Generation | list[Generation]:  # fmt: skip
@@ -135,9 +136,10 @@ class Model:
         seed : int or list of int, optional
             Seed of the random numbers, 0 to 2**64 - 1. Of several texts the first has this one, and each later one the
             next number; a list has the seed of each. None takes new ones from the system. `Generation.seed` tells.
-        speculate : bool
-            Propose tokens that followed the same words earlier in the text, and check several in one pass. The text
-            is the same; repetitive text comes sooner.
+        speculate : bool, optional
+            Propose tokens, and check several in one pass: the text is the same, and comes sooner where they are right.
+            Proposed is what followed the same words earlier, in the text or in texts that were made with this before,
+            and what the model `draft` of `load` would say. None does so if there is such a model.
         logprobs : int, optional
             Also report, for each generated token, its log-probability and this many of the likeliest tokens in its
             place, 0 to 100. These are natural logarithms of what the model itself predicts, before temperature, cuts
@@ -193,7 +195,7 @@ class Model:
         return results if several or n is not None else results[0]
 
     def stream(
-        self, prompt: str | Sequence[int], *, speculate: bool = False, json_schema: Any = None,
+        self, prompt: str | Sequence[int], *, speculate: bool | None = None, json_schema: Any = None,
         regex: str | None = None, grammar: str | Grammar | None = None, fresh: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Generator[str, None, Generation]:  # fmt: skip
@@ -397,17 +399,20 @@ class Model:
         return self._ids(ids)
 
     def _request(
-        self, ids: np.ndarray, params: SamplingParams, speculate: bool = False, record: LogprobRecorder | None = None,
-        salt: bytes = b"", constraint: Constraint | None = None, fresh: bool = False,
+        self, ids: np.ndarray, params: SamplingParams, speculate: bool | None = None,
+        record: LogprobRecorder | None = None, salt: bytes = b"", constraint: Constraint | None = None,
+        fresh: bool = False,
     ) -> Request:  # fmt: skip
         if params.seed is None:
             params = replace(params, seed=int.from_bytes(os.urandom(6), "little"))  # which JSON can tell exactly
+        speculate = self._draft is not None if speculate is None else speculate
         for token in params.logit_bias or ():
             if token >= self.config.vocab_size:
                 raise ValueError(f"logit_bias names {token}, which is not in a vocabulary of {self.config.vocab_size}")
         return Request(
-            ids, params, lambda: self._sampler(params, ids), self.context, self._tokenizer, self._ends, speculate,
-            record, salt=salt, load_seconds=self._load_seconds, constraint=constraint,
+            ids, params, lambda: make_sampler(params, self.config.vocab_size, params.seed or 0, ids.tolist()),
+            self.context, self._tokenizer, self._ends, speculate, self._draft is not None, record, salt=salt,
+            load_seconds=self._load_seconds, constraint=constraint,
             begins=fresh or self._tokenizer is None or all(i in self._tokenizer.control_ids for i in ids.tolist()),
         )  # fmt: skip
 
@@ -439,12 +444,3 @@ class Model:
             return stream.result()
         finally:
             stream.cancel()
-
-    def _sampler(self, params: SamplingParams, ids: np.ndarray) -> Sampler:
-        sampler = Sampler(
-            self.config.vocab_size, params.temperature, params.top_k, params.top_p, params.min_p,
-            params.repeat_penalty, params.seed or 0, params.presence_penalty, params.frequency_penalty,
-            params.logit_bias,
-        )  # fmt: skip
-        sampler.note(ids.tolist())
-        return sampler

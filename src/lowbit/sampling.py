@@ -48,7 +48,7 @@ class Sampling(Settings, total=False):
 class Asked(Settings, total=False):
     """What else `Model.generate` takes, for type checkers."""
 
-    speculate: bool
+    speculate: bool | None
     logprobs: int | None
     json_schema: Any
     regex: str | None

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowbit.engine.scheduler import KNOWN_ROWS, Pace, plan_step
+from lowbit.engine.scheduler import KNOWN_ROWS, MAX_DRAFT, Pace, plan_step
 from lowbit.engine.sequence import State
 
 
@@ -33,8 +33,8 @@ def test_rows_and_logits_fit_into_a_pass(running, batch, most_logits, turn):
 
 def test_known_tokens_are_taken_in_before_others_are_proposed():
     """Those of a recurrent model, whose proposals were wrong, as those that a grammar forced."""
-    for pending in (1, 3, 8, 9, 12):
+    for pending in (1, 3, MAX_DRAFT, MAX_DRAFT + 1, MAX_DRAFT + 4):
         [(_, rows, drafts)] = plan_step([decoding(pending, True)], 256, 256, Pace(50, 256), 0)
-        assert (rows, drafts) == (pending, max(0, 8 - (pending - 1)))
+        assert (rows, drafts) == (pending, max(0, MAX_DRAFT - (pending - 1)))
     [(_, rows, drafts)] = plan_step([decoding(500, False)], 256, 256, Pace(50, 256), 0)
     assert (rows, drafts) == (1 + KNOWN_ROWS, 0)

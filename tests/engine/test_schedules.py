@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_model import write_small_model
 
 import lowbit
 from lowbit import Engine
 from lowbit.engine import State, engine, sequence
+from lowbit.engine.shadow import Shadow
 
 PREFIX = np.random.default_rng(1).integers(3, 280, 200).tolist()
 STOPS = ("a", "b", "zq")
@@ -113,6 +115,38 @@ def run_schedule(model, alone, wanted, blocks, at_once, step_ms, backwards):
     assert pool.held == 0
     assert pool.sequences == ()
     assert pool.allocated <= (blocks or 5)
+
+
+@pytest.fixture(scope="module")
+def drafts(tmp_path_factory):
+    """Small models that say the same, or nearly so."""
+    folder = tmp_path_factory.mktemp("drafts")
+    return functools.cache(lambda noise: write_small_model(folder / f"{noise}.gguf", 200, noise=noise))
+
+
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(requests, min_size=1, max_size=6),
+    st.sampled_from([None, 9]),
+    st.sampled_from([0.0, 0.01]),
+    st.sampled_from([None, 4]),
+    st.sampled_from([1, 512]),
+    st.booleans(),
+)
+def test_any_schedule_with_a_draft_gives_every_text_as_it_is_alone(
+    drafts, alone, path, wanted, blocks, noise, room, unread, backwards
+):
+    """Requests that arrive, are cancelled and set aside at random, and too little room for the draft."""
+    model = lowbit.load(path, threads=1, draft=drafts(noise))
+    model._draft.pool.resize(room, 5 if room is None else room)
+    for request in wanted:
+        request["speculate"] = request["speculate"] or None
+    with (
+        mock.patch.object(sequence, "MOST_UNREAD", unread),
+        mock.patch.object(Shadow, "length", lambda shadow, most, row, token: (min(5, most), 1.5)),
+    ):
+        run_schedule(model, lambda request: alone(request, "f32", 0.0), wanted, blocks, 4, 50.0, backwards)
+    assert model._draft.pool.sequences == ()
 
 
 def test_a_reader_that_stays_away_keeps_nobody_waiting(load):

@@ -12,6 +12,7 @@ import lowbit
 from lowbit._kernels.decoder import Batch
 from lowbit._kernels.kvpool import SPAN, KVPool
 from lowbit._kernels.sequence import Sequence
+from lowbit.engine.shadow import Shadow
 from lowbit.families import plan_of
 from lowbit.formats import open_model
 from lowbit.loading.load import state_bytes
@@ -148,6 +149,20 @@ def test_wrong_proposals_are_taken_back(folder):
         options = {"max_tokens": 60, "temperature": 1.5, "seed": start, "top_k": 3}
         plain = lowbit.load(folder, **EXACT).generate(words, **options)
         assert lowbit.load(folder, **EXACT).generate(words, speculate=True, **options).tokens == plain.tokens
+
+
+def test_a_draft_writes_ahead_of_recurrent_layers_and_has_none(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Shadow, "length", lambda shadow, most, row, token: (min(3, most), 99.0))
+    draft = checkpoints.write("llama1", tmp_path / "llama")
+    model = lowbit.load(folder, draft=draft, **EXACT)
+    for seed, options in enumerate([{"temperature": 0}, {"temperature": 1.5, "top_k": 3}]):
+        options |= {"max_tokens": 60, "seed": seed}
+        plain = lowbit.load(folder, **EXACT).generate(IDS[:70].tolist(), **options)
+        assert model.generate(IDS[:70].tolist(), **options).tokens == plain.tokens
+    stats = model._engine.stats()
+    assert stats["accepted_tokens"] < stats["proposed_tokens"]
+    with pytest.raises(lowbit.UnsupportedModelError, match=r"recurrent layers \(qwen35\) cannot be the draft"):
+        lowbit.load(draft, draft=folder, **EXACT)
 
 
 @pytest.mark.parametrize("kv_type", ["f32", "int8"])

@@ -15,7 +15,9 @@ from lowbit._kernels.dispatch cimport checked, lb_times, nanoseconds, parallel
 from lowbit._kernels.forward cimport INTERRUPTED, ForwardPass
 from lowbit._kernels.graph cimport Graph
 from lowbit._kernels.kvpool cimport KVPool
+from lowbit._kernels.lookup cimport MAX_DRAFT, Lookup
 from lowbit._kernels.ops cimport NormWork, norm_work, scale_by
+from lowbit._kernels.rowcost cimport note_pass, row_cost, text_seconds
 from lowbit._kernels.sampler cimport Sampler
 from lowbit._kernels.sequence cimport Sequence, State, ends_with
 
@@ -23,12 +25,16 @@ import threading
 
 import numpy as np
 
+from lowbit._kernels.lookup import EarlierTexts
+
 
 cdef enum:
     NOTHING = 0                     # what rows leave behind
     LAST = 1
     EVERY = 2
     STATES = 3
+
+    EARLIER_TOKENS = 1 << 16
 
 WANTS = {"nothing": NOTHING, "last": LAST, "every": EVERY, "states": STATES}
 
@@ -55,7 +61,8 @@ cdef class Batch:
         self.sequences = []
         self.n_entries = self.n_rows = self.n_wanted = 0
 
-    def add(self, Sequence sequence not None, int32_t rows=1, str want="last", int32_t ahead=0, int32_t drafts=0):
+    def add(self, Sequence sequence not None, int32_t rows=1, str want="last", int32_t ahead=0, int32_t drafts=0,
+            const int32_t[::1] proposal=None):
         """Take in the next `rows` tokens of a sequence, and take blocks for them.
 
         Parameters
@@ -70,7 +77,9 @@ cdef class Batch:
         ahead : int
             Tokens that the step may make after the first.
         drafts : int
-            Most tokens to propose, if the sequence speculates.
+            Most tokens to propose.
+        proposal : ndarray of int32, optional
+            What to propose in the first pass; without it that is what the sequence's `Lookup` finds.
 
         Raises
         ------
@@ -81,17 +90,22 @@ cdef class Batch:
         """
         cdef State *s = &sequence.state
         cdef Entry *e
-        cdef int32_t i
+        cdef int32_t i, given
         if not 1 <= rows <= s.n_tokens - s.length or self.n_rows + rows > self.capacity:
             raise ValueError(f"{rows} rows do not fit: {s.n_tokens - s.length} are pending, and a batch of "
                              f"{self.capacity} has {self.n_rows}")
         for i in range(s.length, s.length + rows):
             if not 0 <= s.text[i] < self.vocab:
                 raise ValueError(f"token {s.text[i]} is not in a vocabulary of {self.vocab}")
-        drafts = min(drafts, <int32_t>MAX_DRAFT, self.capacity - self.n_rows - rows) if s.speculate else 0
+        given = 0 if proposal is None else <int32_t>min(proposal.shape[0], MAX_DRAFT)
+        drafts = min(drafts, <int32_t>MAX_DRAFT if s.lookup != NULL else given, self.capacity - self.n_rows - rows)
         sequence.reserve(s.length + rows + max(drafts, min(ahead, s.most - s.n_tokens)))
         e = &self.entries[self.n_entries]
         e.state, e.rows, e.want, e.most_drafted, e.most_rows = s, rows, WANTS[want], drafts, rows + drafts
+        e.n_given = 0
+        while e.n_given < min(given, drafts) and 0 <= proposal[e.n_given] < self.vocab:
+            e.drafted[e.n_given] = proposal[e.n_given]
+            e.n_given += 1
         self.sequences.append(sequence)
         self.n_entries += 1
         self.n_rows += rows + drafts
@@ -121,10 +135,15 @@ cdef class Decoder(ForwardPass):
     ----------
     lock : threading.Lock
         Held by whoever makes a step, or changes the pool or a sequence.
+    texts : EarlierTexts
+        What was said in texts that ended, for proposals.
+    proposed, accepted : int
+        Tokens that were proposed so far, and those that were right.
     """
 
     def __cinit__(self, Graph graph not None, KVPool pool not None, int32_t threads, int32_t batch=256):
         self.most_logits = batch
+        self.texts = EarlierTexts(EARLIER_TOKENS)
         self.lock = threading.Lock()
         self.wanted = <int32_t *>self._scratch(batch, 4)
         self._need_logits(1)
@@ -183,7 +202,7 @@ cdef class Decoder(ForwardPass):
             Within some milliseconds. The sequences are then as they were after the last whole pass.
         """
         cdef int32_t made = 0, i
-        cdef int64_t start = nanoseconds()
+        cdef int64_t start = nanoseconds(), begun
         cdef float[:, ::1] view
         self._need_logits(max(batch.n_wanted, 1))
         self.states_memory = None
@@ -196,10 +215,13 @@ cdef class Decoder(ForwardPass):
         with nogil:
             while batch.n_entries:
                 self._fill(batch)
+                begun = nanoseconds()
                 self._forward()
                 self._leave(batch)
                 if self.status:
                     break
+                if self.n_wanted == self.n_rows:    # as where tokens are checked
+                    note_pass(&self.costs, self.n_rows, nanoseconds() - begun)
                 made += 1
                 if not self._account(batch) or made == steps or lb_atomic_load(&self.interrupted):
                     break
@@ -250,8 +272,9 @@ cdef class Decoder(ForwardPass):
 
     cdef void _fill(self, Batch batch) noexcept nogil:
         """Write down the rows of one pass."""
-        cdef int32_t i, j, n = 0, wanted = 0, states = 0
+        cdef int32_t i, j, n = 0, wanted = 0, states = 0, most
         cdef bint reaches
+        cdef float cost = <float>row_cost(&self.costs, batch.n_entries)
         cdef Entry *e
         cdef State *s
         for i in range(batch.n_entries):
@@ -261,8 +284,13 @@ cdef class Decoder(ForwardPass):
             e.samples = reaches and s.sampler != NULL and not s.ended and e.want == LAST
             e.n_drafted = 0
             if e.samples and e.most_drafted > 0:
-                e.n_drafted = look_up(s.text, s.n_tokens, e.drafted,
-                                      min(e.most_drafted, e.most_rows - e.rows, s.most - s.n_tokens - 1))
+                most = min(e.most_drafted, e.most_rows - e.rows, s.most - s.n_tokens - 1)
+                e.looked_up = e.n_given == 0 and s.lookup != NULL
+                if e.looked_up:
+                    e.n_drafted = (<Lookup>s.lookup).propose(s.text, s.n_tokens, e.drafted, most, cost)
+                else:
+                    e.n_drafted = min(e.n_given, most)
+                e.n_given = 0
             e.first_wanted = states if e.want == STATES else wanted
             e.first_row = n
             self.segments[i].before, self.segments[i].after = s.recurrent, s.next
@@ -281,6 +309,11 @@ cdef class Decoder(ForwardPass):
                 states += e.rows
             e.n_wanted = (states if e.want == STATES else wanted) - e.first_wanted
         self.n_rows, self.n_wanted, self.n_segments = n, wanted, batch.n_entries
+
+    def row_cost(self, int32_t texts=1):
+        """Return what one more row costs, in one text's share of a pass of a row of each of so many texts, and
+        such a share in seconds, 0 if there was no pass."""
+        return row_cost(&self.costs, texts), text_seconds(&self.costs, texts)
 
     cdef bint _account(self, Batch batch) noexcept nogil:
         """Count the rows as part of their sequences, and make the next tokens; whether to go on by itself."""
@@ -308,6 +341,11 @@ cdef class Decoder(ForwardPass):
                 if s.ended or j == e.n_drafted or token != e.drafted[j]:
                     break
                 s.length += 1
+            if e.n_drafted:
+                self.proposed += e.n_drafted
+                self.accepted += s.length - before - e.rows
+                if e.looked_up:
+                    (<Lookup>s.lookup).learn(s.length - before - e.rows, e.n_drafted)
             if s.length == before + e.rows + e.n_drafted:
                 s.recurrent, s.next = s.next, s.recurrent
             elif s.recurrent != NULL:       # it saw tokens that are not in the text: those that are, are taken in again
@@ -378,21 +416,3 @@ cdef class Decoder(ForwardPass):
         layers = self.graph.experts
         return self.graph.pager.cache.stats() | (
             {"expert_hits": [layer.found / layer.asked if layer.asked else 0.0 for layer in layers]} if layers else {})
-
-
-cdef int32_t look_up(const int32_t *text, int64_t n, int32_t *proposal, int32_t most) noexcept nogil:
-    """Propose what followed the last three tokens, or else the last two, when they last occurred together."""
-    cdef int64_t at
-    cdef int32_t size, i
-    for size in range(3, 1, -1):
-        for at in range(n - size - 1, -1, -1):
-            i = 0
-            while i < size and text[at + i] == text[n - size + i]:
-                i += 1
-            if i == size:
-                i = 0
-                while i < most and at + size + i < n:
-                    proposal[i] = text[at + size + i]
-                    i += 1
-                return i
-    return 0

@@ -251,6 +251,14 @@ cdef class Sampler:
             self.recent[self.n_recent % RECENT] = token
             self.n_recent += 1
 
+    def imitate(self, Sampler other not None) -> None:
+        """Go on as another one would, which was made with the same settings; their vocabularies may differ in size."""
+        memcpy(self.state, other.state, sizeof(self.state))
+        memcpy(self.recent, other.recent, sizeof(self.recent))
+        self.n_recent = other.n_recent
+        if self.counts != NULL and other.counts != NULL:
+            memcpy(self.counts, other.counts, 4 * <size_t>min(self.vocab_size, other.vocab_size))
+
     def drawn_from(self) -> tuple[list[int], list[float]]:
         """Return the tokens that the last one was drawn from, the likeliest first, and their probabilities."""
         cdef double total = 0

@@ -6,6 +6,7 @@ from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport LB_KV_SPAN
 from lowbit._kernels.kvpool cimport Block, KVPool
+from lowbit._kernels.lookup cimport MAX_DRAFT, Lookup
 from lowbit._kernels.recall cimport recall, store
 from lowbit._kernels.sampler cimport Sampler
 
@@ -272,6 +273,27 @@ cdef class Sequence:
             s.ended = s.n_tokens == s.most or ends_with(s, token)
         return s.n_tokens - n
 
+    def foresee(self, int32_t most, float cost):
+        """Return what a proposal of its `Lookup` would be worth, at such a cost of a row; 1 if it has none."""
+        cdef int32_t unused[MAX_DRAFT]
+        if self.lookup is None:
+            return 1.0
+        self.lookup.propose(self.state.text, self.state.n_tokens, unused, min(most, <int32_t>MAX_DRAFT), cost)
+        return self.lookup.value
+
+    def imitate(self, Sequence other not None):
+        """Take over the text of another, as far as there is room, and the state of its sampler.
+
+        What was taken in stays, up to the first token that differs.
+        """
+        cdef State *s = &self.state
+        cdef int32_t n = min(other.state.n_tokens, s.most), same = 0
+        while same < min(n, s.n_tokens) and s.text[same] == other.state.text[same]:
+            same += 1
+        memcpy(s.text, other.state.text, 4 * <size_t>n)
+        s.n_tokens, s.length, s.ended = n, min(s.length, same, n - 1), n == s.most
+        self.sampler.imitate(other.sampler)
+
     def end(self):
         """Make no more tokens."""
         self.state.ended = True
@@ -296,12 +318,13 @@ cdef class Sequence:
         """Whether no token will be made any more."""
         return self.state.ended
 
-    def compute_as(self, bint speculate=False, bint all_sparse=False):
-        """Propose tokens that followed the same words earlier; compute the prompt as made tokens are computed.
+    def compute_as(self, Lookup lookup=None, bint all_sparse=False):
+        """Propose what `lookup` finds; compute the prompt as made tokens are computed.
 
         Of the latter nothing is shared: it may differ from what a prompt of the same tokens is.
         """
-        self.state.speculate, self.state.all_sparse = speculate, all_sparse
+        self.lookup, self.state.all_sparse = lookup, all_sparse
+        self.state.lookup = <void *>lookup if lookup is not None else NULL
         if all_sparse:
             self.shared = 0
         return self

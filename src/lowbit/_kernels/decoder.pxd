@@ -1,10 +1,9 @@
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, int64_t
 
 from lowbit._kernels.forward cimport ForwardPass
+from lowbit._kernels.lookup cimport MAX_DRAFT
+from lowbit._kernels.rowcost cimport RowCosts
 from lowbit._kernels.sequence cimport State
-
-cdef enum:
-    MAX_DRAFT = 8           # tokens proposed at a time by prompt look-up
 
 cdef extern from "os.h":
     ctypedef int32_t lb_atomic
@@ -23,7 +22,9 @@ cdef struct Entry:
     bint samples            # whether the last one is followed by a made token
     int32_t most_drafted
     int32_t most_rows       # drafts among them
+    int32_t n_given         # proposals that the caller gave, for the first pass
     int32_t n_drafted
+    bint looked_up          # whether these were found by the text's Lookup
     int32_t drafted[MAX_DRAFT]
 
 
@@ -43,6 +44,7 @@ cdef class Decoder(ForwardPass):
     cdef public bint sparse_prefill     # not all inputs count in prompts, either
     cdef public object weights          # what others that load the same file may share
     cdef readonly object lock
+    cdef public object texts
     cdef lb_atomic interrupted
     cdef int32_t n_wanted               # rows of this pass that leave logits
     cdef int32_t *wanted                # which these are
@@ -50,6 +52,8 @@ cdef class Decoder(ForwardPass):
     cdef int32_t logits_rows
     cdef float *row_logits
     cdef float *row_states
+    cdef readonly int64_t proposed, accepted    # tokens, so far
+    cdef RowCosts costs
 
     cdef int _need_logits(self, int32_t rows) except -1
     cdef void _fill(self, Batch batch) noexcept nogil

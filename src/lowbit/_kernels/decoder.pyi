@@ -5,6 +5,7 @@ import numpy as np
 from .forward import ForwardPass
 from .graph import Graph
 from .kvpool import KVPool
+from .lookup import EarlierTexts
 from .sequence import Sequence
 
 class Batch:
@@ -13,19 +14,31 @@ class Batch:
     n_wanted: int
     def __init__(self, decoder: Decoder) -> None: ...
     def clear(self) -> None: ...
-    def add(self, sequence: Sequence, rows: int = 1, want: str = "last", ahead: int = 0, drafts: int = 0) -> None: ...
+    def add(
+        self,
+        sequence: Sequence,
+        rows: int = 1,
+        want: str = "last",
+        ahead: int = 0,
+        drafts: int = 0,
+        proposal: np.ndarray | None = None,
+    ) -> None: ...
     def place(self, index: int) -> slice: ...
 
 class Decoder(ForwardPass):
     most_logits: int
     sparse_prefill: bool
     weights: object
+    proposed: int
+    accepted: int
     lock: threading.Lock
+    texts: EarlierTexts
     def __init__(self, graph: Graph, pool: KVPool, threads: int, batch: int = 256) -> None: ...
     @property
     def logits(self) -> np.ndarray: ...
     @property
     def states(self) -> np.ndarray: ...
+    def row_cost(self, texts: int = 1) -> tuple[float, float]: ...
     def renew_lock(self) -> None: ...
     def interrupt(self) -> None: ...
     def step(self, batch: Batch, steps: int = 1, budget_ns: int = 0) -> int: ...

@@ -1,6 +1,7 @@
 from libc.stdint cimport int32_t, int64_t
 
 from lowbit._kernels.kvpool cimport Block, KVPool
+from lowbit._kernels.lookup cimport Lookup
 from lowbit._kernels.sampler cimport Sampler
 
 
@@ -20,7 +21,7 @@ cdef struct State:
     float *recurrent        # state of the recurrent layers behind `length` positions; NULL if there are none
     float *next             # where a pass writes the one behind it
     int32_t border          # positions from one state to keep to the next
-    bint speculate
+    void *lookup            # a Lookup; NULL: nothing is proposed from what was said before
     bint all_sparse         # its prompt, too, is computed as made tokens are
     bint ended              # by an end token, or by `most`
 
@@ -50,6 +51,7 @@ cdef class Sequence:
     cdef int64_t began              # nanoseconds since 1970
     cdef readonly int32_t reused    # positions that were known
     cdef readonly Sampler sampler
+    cdef readonly Lookup lookup
     cdef readonly object owner
 
     cdef int _share(self, list blocks) except -1

@@ -3,6 +3,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from .kvpool import KVPool
+from .lookup import Lookup
 from .sampler import Sampler
 
 class Turn:
@@ -13,6 +14,7 @@ class Turn:
 class Sequence:
     reused: int
     sampler: Sampler | None
+    lookup: Lookup | None
     owner: object
     def __init__(
         self,
@@ -28,7 +30,9 @@ class Sequence:
         share_made: bool = True,
         owner: object = None,
     ) -> None: ...
-    def compute_as(self, speculate: bool = False, all_sparse: bool = False) -> Sequence: ...
+    def compute_as(self, lookup: Lookup | None = None, all_sparse: bool = False) -> Sequence: ...
+    def foresee(self, most: int, cost: float) -> float: ...
+    def imitate(self, other: Sequence) -> None: ...
     def blocks_for(self, positions: int) -> int: ...
     def append(self, tokens: Iterable[int]) -> int: ...
     def end(self) -> None: ...

@@ -84,6 +84,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder to keep them in for later runs; 'auto' is one in the user's cache folder",
     )
     add("--kv-disk-bytes", metavar="SIZE", help="most that this folder may take (default: 4GB)")
+    add("--draft", metavar="FILE", help="small model of the same vocabulary that writes ahead: same text, sooner")
     add("--head", metavar="TYPE", help="float output heads: auto (large ones in 8 bits, default), file or q8_0")
 
 
@@ -97,7 +98,7 @@ def load_model(args: argparse.Namespace) -> Model:
     import lowbit
 
     names = ("tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "kv_disk",
-             "kv_disk_bytes", "head")  # fmt: skip
+             "kv_disk_bytes", "draft", "head")  # fmt: skip
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     if "threads" in given:
         given["threads"] = at_most_cores(given["threads"])

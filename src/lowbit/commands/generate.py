@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of a stream")
     parser.add_argument("-q", "--quiet", action="store_true", help="do not report timings")
     parser.add_argument(
-        "--speculate", action="store_true", help="propose tokens from the text so far: same text, sooner"
+        "--speculate", action="store_true", default=None, help="propose tokens from the text so far: same text, sooner"
     )
     parser.add_argument(
         "--logprobs", type=whole(0), metavar="N", help="with --json: log-probability of each token, and the N likeliest"

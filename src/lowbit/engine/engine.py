@@ -6,6 +6,7 @@ import os
 import time
 import weakref
 from collections import deque
+from collections.abc import Mapping
 from collections.abc import Sequence as Sequence_
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,10 +15,12 @@ import numpy as np
 from .._kernels.decoder import Batch
 from .._kernels.dispatch import PlainFloats
 from .._kernels.kvpool import SPAN
+from .._kernels.lookup import Lookup
 from .._kernels.sequence import Sequence
 from ..errors import LowbitError, MemoryBudgetError, QueueFullError
 from ..loading.memory import parse_size
 from ..sampling import Grammar, Sampling, params_of
+from .drafting import Drafter
 from .driving import Driven
 from .host import Host
 from .scheduler import Pace, plan_step
@@ -84,6 +87,7 @@ class Engine(Driven):
             with model._decoder.lock:
                 self._pool.fit(parse_size(kv_ram))
         self._batch = Batch(model._decoder)
+        self._drafter = None if model._draft is None else Drafter(model._draft)
         self._rows = model._decoder.batch if batch is None else min(batch, model._decoder.batch)
         self._pace = Pace(step_ms, self._rows)
         self._steps = self._entered = self._made = self._prompt_tokens = self._known_tokens = 0
@@ -103,7 +107,7 @@ class Engine(Driven):
         json_schema: Any = None,
         regex: str | None = None,
         grammar: str | Grammar | None = None,
-        speculate: bool = False,
+        speculate: bool | None = None,
         logprobs: int | None = None,
         chances: bool = False,
         cache_salt: str = "",
@@ -123,8 +127,8 @@ class Engine(Driven):
             Expression that the whole text must match, in the syntax of Rust's regex, without look-around.
         grammar : str or Grammar, optional
             In GBNF, or in Lark as llguidance has it.
-        speculate : bool
-            Propose tokens that followed the same words earlier, and check several in one pass: the same text, sooner.
+        speculate : bool, optional
+            Propose tokens, and check several in one pass, as in `Model.generate`: the same text, sooner.
         logprobs : int, optional
             Also report log-probabilities, as in `Model.generate`.
         chances : bool
@@ -201,9 +205,10 @@ class Engine(Driven):
         dict
             ``running`` and ``waiting`` requests; ``finished``, ``cancelled`` and ``failed`` ones; ``steps``, and
             ``entered``, the requests that took part in each, together; ``tokens``, ``tokens_per_second`` of the time
-            that steps took; ``prompt_tokens``, and ``known_tokens`` of them that were not computed; ``kv``: blocks of
-            keys and values, as `KVPool.stats` counts them, and in its ``disk`` those of the folder `kv_disk` of `load`,
-            as `KVDisk.stats` does.
+            that steps took; ``prompt_tokens``, and ``known_tokens`` of them that were not computed;
+            ``proposed_tokens``, and ``accepted_tokens`` of them, of all engines of the model; ``kv``: blocks of keys
+            and values, as `KVPool.stats` counts them, and in its ``disk`` those of the folder `kv_disk` of `load`, as
+            `KVDisk.stats` does.
         """
         return {
             "running": len(self._running),
@@ -215,6 +220,8 @@ class Engine(Driven):
             "tokens_per_second": self._made / self._busy_seconds if self._busy_seconds else 0.0,
             "prompt_tokens": self._prompt_tokens,
             "known_tokens": self._known_tokens,
+            "proposed_tokens": self._decoder.proposed,
+            "accepted_tokens": self._decoder.accepted,
             "kv": self._pool.stats(),
         }
 
@@ -267,10 +274,16 @@ class Engine(Driven):
             owner = sequence.owner
             if isinstance(owner, Request) and owner.sequence is not sequence:
                 sequence.close()
+        if self._drafter is not None:
+            self._drafter.settle()
 
     def _forget(self, request: Request, state: State = State.CANCELLED, error: BaseException | None = None) -> None:
         request.end(state, error)
         self._ended[request.state] += 1
+        if request.sequence is not None and request.sequence.lookup is not None:
+            earlier = self._decoder.texts.of(request.salt)
+            if earlier is not None:
+                earlier.remember(request.sequence.tokens())
         request.forget()
 
     def _admit(self) -> None:
@@ -320,7 +333,6 @@ class Engine(Driven):
                 min(len(request.ids) + request.params.max_tokens, MOST_TOKENS), request.ends,
                 request.salt, not scored, self._decoder.sparse_prefill or not graph.sparse_decode, request,
             )  # fmt: skip
-            sequence.compute_as(request.speculate, scored and request.want == "every")
             free = self._pool.free
             if free is None:
                 break
@@ -331,7 +343,8 @@ class Engine(Driven):
             sequence.close()
             if not self._set_aside(others):
                 return False
-        request.begin(sequence)
+        lookup = Lookup(request.capacity + 1, self._decoder.texts.of(request.salt)) if request.speculate else None
+        request.begin(sequence.compute_as(lookup, scored and request.want == "every"))
         self._running.append(request)
         self._prompt_tokens += len(request.ids)
         self._known_tokens += sequence.reused
@@ -358,13 +371,18 @@ class Engine(Driven):
         chosen = plan_step(self._running, self._rows, decoder.most_logits, self._pace, self._steps)
         prompt_rows = sum(rows for request, rows, _ in chosen if request.state is State.PREFILL)
         single = prompt_rows or any(r.record or r.constraint for r, _, _ in chosen)
+        proposals: Mapping[Request, np.ndarray] = {}
+        begun = time.perf_counter()
+        if self._drafter is not None:
+            proposals, more = self._drafter.propose(chosen, decoder, self._pace.rows())
+            single = single or more
         steps = 1 if single else BURST_STEPS
         batch.clear()
         entered: list[Request] = []
         for request, rows, drafts in chosen:
             assert request.sequence is not None
             try:
-                batch.add(request.sequence, rows, request.want, steps - 1, drafts)
+                batch.add(request.sequence, rows, request.want, steps - 1, drafts, proposals.get(request))
                 entered.append(request)
             except (MemoryError, ValueError) as error:
                 request.end(State.FAILED, error)
@@ -379,9 +397,10 @@ class Engine(Driven):
             for request in entered:
                 request.end(State.FAILED, error)
             return True
-        seconds = time.perf_counter() - start
+        end = time.perf_counter()
+        self._pace.learn(end - start, prompt_rows, passes)
+        seconds = end - begun
         self._busy_seconds += seconds
-        self._pace.learn(seconds, prompt_rows, passes)
         with PlainFloats():
             for i, request in enumerate(entered):
                 self._take(request, batch.place(i), seconds)
@@ -396,6 +415,8 @@ class Engine(Driven):
                 request.decode_seconds += seconds
             if request.each is not None:
                 request.each((decoder.states if request.want == "states" else decoder.logits)[place])
+            if request.shadow is not None:
+                request.shadow.learn(sequence.n_tokens)
             made = request.made
             request.take(None if request.record is None or place.start == place.stop else decoder.logits[place][-1])
             self._made += request.made - made

@@ -20,6 +20,7 @@ __all__ = ["Host"]
 class Host(Protocol):
     """What an engine needs of a model, such as `lowbit.Model`."""
 
+    _draft: Decoder | None
     _tokenizer: Tokenizer | None
     _compiler: Compiler
 
@@ -29,6 +30,6 @@ class Host(Protocol):
     def _prompt_ids(self, prompt: str | Sequence[int]) -> np.ndarray: ...
 
     def _request(
-        self, ids: np.ndarray, params: SamplingParams, speculate: bool, record: LogprobRecorder | None, salt: bytes,
-        constraint: Constraint | None, fresh: bool,
+        self, ids: np.ndarray, params: SamplingParams, speculate: bool | None, record: LogprobRecorder | None,
+        salt: bytes, constraint: Constraint | None, fresh: bool,
     ) -> Request: ...  # fmt: skip

@@ -10,7 +10,7 @@ __all__ = ["SCORE_ROWS", "Pace", "plan_step"]
 
 SCORE_ROWS = 64
 """Most rows whose logits or states are held at a time for one scored text."""
-MAX_DRAFT = 8
+MAX_DRAFT = 16
 """Most tokens that a sequence proposes in one pass."""
 KNOWN_ROWS = 64
 """Most tokens that a text takes in at a time whose successor is known already."""

@@ -6,6 +6,7 @@ import enum
 import time
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as Sequence_
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +16,10 @@ from .._kernels.sequence import Sequence, Turn
 from ..sampling import SamplingParams
 from ..tokenizers import Tokenizer
 from .constraints import Constraint
+from .shadow import Shadow
 from .text import GeneratedText, Generation, LogprobRecorder, Timings, TokenLogprob
 
-__all__ = ["Request", "State"]
+__all__ = ["Request", "State", "make_sampler"]
 
 
 class State(enum.Enum):
@@ -30,6 +32,17 @@ class State(enum.Enum):
     FINISHED = "finished"
     CANCELLED = "cancelled"
     FAILED = "failed"
+
+
+def make_sampler(params: SamplingParams, vocab_size: int, seed: int, known: Sequence_[int] = ()) -> Sampler:
+    """Return what chooses tokens as these settings say, after those that are known."""
+    bias = {token: value for token, value in (params.logit_bias or {}).items() if token < vocab_size}
+    sampler = Sampler(
+        vocab_size, params.temperature, params.top_k, params.top_p, params.min_p, params.repeat_penalty, seed,
+        params.presence_penalty, params.frequency_penalty, bias,
+    )  # fmt: skip
+    sampler.note(list(known))
+    return sampler
 
 
 class Request:
@@ -48,6 +61,9 @@ class Request:
     ends : frozenset of int
         Tokens that end the text.
     speculate : bool
+        Propose tokens, and check several in one pass.
+    drafted : bool
+        Let a small model propose some of them.
     record : LogprobRecorder, optional
         Sees the logits that each token was chosen from.
     each : callable, optional
@@ -67,8 +83,9 @@ class Request:
     def __init__(
         self, ids: np.ndarray, params: SamplingParams, make_sampler: Callable[[], Sampler] | None, context: int,
         tokenizer: Tokenizer | None = None, ends: frozenset[int] = frozenset(), speculate: bool = False,
-        record: LogprobRecorder | None = None, each: Callable[[np.ndarray], None] | None = None, want: str = "last",
-        salt: bytes = b"", load_seconds: float = 0.0, constraint: Constraint | None = None, begins: bool = True,
+        drafted: bool = False, record: LogprobRecorder | None = None,
+        each: Callable[[np.ndarray], None] | None = None, want: str = "last", salt: bytes = b"",
+        load_seconds: float = 0.0, constraint: Constraint | None = None, begins: bool = True,
     ) -> None:  # fmt: skip
         self.ids, self.params = ids, params
         self.samples, self._make_sampler = make_sampler is not None, make_sampler
@@ -77,6 +94,8 @@ class Request:
         """What it begins with: the prompt, and what was made before it was set aside."""
         self.capacity = min(context, len(ids) + (params.max_tokens if self.samples else 0))
         self.speculate = speculate and record is None and constraint is None
+        self.drafted = drafted and self.speculate
+        self.shadow: Shadow | None = None
         self.constraint = constraint
         self.record, self.each, self.want, self.salt = record, each, want, salt
         self.ends = np.array(sorted(ends), np.int32)
@@ -160,6 +179,13 @@ class Request:
         self.tokens = sequence.tokens()
         self.sequence = None
         sequence.close()
+        self.leave_shadow()
+
+    def leave_shadow(self) -> None:
+        """Give up what the small model has of the text."""
+        shadow, self.shadow = self.shadow, None
+        if shadow is not None:
+            shadow.sequence.close()
 
     def guide(self) -> None:
         """Append the tokens that must follow, and tell the sampler what may."""
@@ -220,6 +246,7 @@ class Request:
         self._sampler = self._make_sampler = self.constraint = None
         if sequence is not None:
             sequence.close()
+        self.leave_shadow()
 
     def so_far(self, start: int, end: int | None = None) -> tuple[list[int], list[TokenLogprob]]:
         """The tokens made since the first `start`, and their log-probabilities."""

@@ -59,6 +59,7 @@ def load(
     weights: str = "auto",
     kv_disk: str | os.PathLike[str] | None = None,
     kv_disk_bytes: str | int | None = None,
+    draft: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load a model.
 
@@ -99,6 +100,10 @@ def load(
         folder. Any number of models and processes may share one.
     kv_disk_bytes : str or int, optional
         Most that all files in that folder may take, 4GB by default; what was not used for the longest goes first.
+    draft : path, optional
+        A much smaller model of the same vocabulary, without recurrent layers, that writes ahead; this one checks
+        several tokens in one pass. The text is the same, and comes sooner where both agree. It is all in memory, which
+        counts in `max_ram`.
 
     Returns
     -------
@@ -111,7 +116,8 @@ def load(
     FormatError
         If the file is damaged, or not a model file.
     UnsupportedModelError
-        If the file is sound, but lowbit does not know its architecture, tensor types or tokenizer.
+        If the file is sound, but lowbit does not know its architecture, tensor types or tokenizer; or if `draft` has
+        another vocabulary, or recurrent layers.
     RemoteError
         If it is named ``hf:...``, is not here, and cannot be fetched.
     MemoryBudgetError
@@ -145,10 +151,13 @@ def load(
     with dispatch.PlainFloats(), open_model(source) as file, named(file.path, tokenizer):
         plan = plan_of(file)
         reader = tokenizer_of(file, plan, tokenizer)  # first, so that a budget can count it
+        small = None if draft is None else load_draft(draft, plan, reader, threads, context, budget)
         decoder, plan = build(
             file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse, share=budget is None
         )  # fmt: skip
         description = {**describe(file), "warnings": find_traps(file, plan, reader, tokenizer is None)}
+        if draft is not None:
+            description["draft"] = os.fspath(draft)
         decoder.sparse_prefill = sparse_prefill
         if folder is not None:
             skipped = sparsity_settings.details(sparse) if sparse_prefill else None
@@ -156,7 +165,43 @@ def load(
             name = str(description["name"] or os.path.basename(os.path.normpath(description["path"])))
             decoder.pool.disk = KVDisk(folder, model, name, decoder.pool)
     memory = None if budget is None else budget.plan
-    return Model(decoder, plan, reader, description, time.perf_counter() - start, memory)
+    return Model(decoder, plan, reader, description, time.perf_counter() - start, memory, small)
+
+
+def load_draft(
+    path: str | os.PathLike[str], plan: ModelPlan, tokenizer: Tokenizer | None, threads: int, context: int | None,
+    budget: Budget | None,
+) -> Decoder:  # fmt: skip
+    """Load the small model that makes proposals for one of this plan and this tokenizer."""
+    with open_model(path) as file, named(file.path):
+        own = plan_of(file)
+        if state_bytes(own):
+            raise UnsupportedModelError(
+                f"a model with recurrent layers ({own.family}) cannot be the draft of another: it takes no token back"
+            )
+        reader = tokenizer_of(file, own)
+        _check_same_vocabulary(own, reader, plan, tokenizer)
+        decoder, _ = build(file, threads, min(context or DEFAULT_CONTEXT, plan.context_length, own.context_length))
+        if budget is not None:
+            file.release_all()
+            budget.leave_to(decoder)
+    return decoder
+
+
+def _check_same_vocabulary(own: ModelPlan, reader: Tokenizer | None, plan: ModelPlan, other: Tokenizer | None) -> None:
+    sizes = own.vocab_size, plan.vocab_size
+    if reader is not None and other is not None:
+        sizes = reader.vocab_size, other.vocab_size
+        for token in range(min(sizes)):
+            ours, theirs = reader.piece(token), other.piece(token)
+            if ours != theirs:
+                raise UnsupportedModelError(
+                    f"a draft needs the model's vocabulary, but its token {token} is {ours!r}, the model's {theirs!r}"
+                )
+    if sizes[0] != sizes[1]:
+        raise UnsupportedModelError(
+            f"a draft needs the model's vocabulary, but has {sizes[0]} tokens, the model {sizes[1]}"
+        )
 
 
 @contextmanager

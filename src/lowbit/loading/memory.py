@@ -11,7 +11,9 @@ from typing import Any
 
 from .._kernels.decoder import Decoder
 from .._kernels.kvpool import SPAN
+from .._kernels.lookup import EarlierTexts
 from .._kernels.paging import trim_heap
+from .._kernels.suffixes import BYTES_PER_TOKEN
 from ..errors import MemoryBudgetError
 from .paging import Paging
 
@@ -61,7 +63,7 @@ class MemoryPlan:
     kv: int
     """Keys and values of the whole context."""
     scratch: int
-    """Activations of a batch, logits, and one block that is being packed."""
+    """Activations of a batch, logits, one block that is being packed, and what `speculate` knows of a text."""
     logit_rows: int
     """Positions whose logits may be held at a time: sequences decoded together, or positions scored."""
 
@@ -102,6 +104,27 @@ class Budget:
         self.before = self._in_use()
         self.block_bytes = min(max(limit // 256, 64 << 10), 1 << 20)
         self.plan: MemoryPlan | None = None
+        self.left = 0
+        """Bytes that were left to another model."""
+
+    def leave_to(self, decoder: Decoder) -> None:
+        """Leave what a model that is all in memory takes, and up to a 32nd for its keys and values.
+
+        Raises
+        ------
+        MemoryBudgetError
+            If nothing remains.
+        """
+        pool = decoder.pool
+        blocks = min(blocks_of(decoder), max(1, self.limit // 32 // pool.block_bytes))
+        pool.resize(blocks, blocks)
+        logits = min(MOST_LOGIT_ROWS, decoder.batch) * 4 * decoder.graph.vocab
+        took = decoder.graph.weight_bytes + decoder.scratch_bytes + logits
+        self.left = max(took, self._in_use() - self.before) + blocks * pool.block_bytes
+        if self.left >= self.limit:
+            raise MemoryBudgetError(f"{shown(self.limit)} of memory are too little for a draft of {shown(self.left)}")
+        self.limit -= self.left
+        self.before = self._in_use()
 
     def fit(
         self,
@@ -147,11 +170,12 @@ class Budget:
                 self.plan = plan
                 decoder.most_logits = plan.logit_rows
                 decoder.pool.resize(blocks_of(decoder), blocks_of(decoder))
+                decoder.texts = EarlierTexts(0)
                 return decoder
         # what is set aside for the allocator grows with the limit
-        megabytes = -(-smallest * 64 // 63 // (1 << 20)) + 1
+        megabytes = -(-(smallest * 64 // 63 + self.left) // (1 << 20)) + 1
         raise MemoryBudgetError(
-            f"{shown(self.limit)} of memory are too little for this model: it needs at least {megabytes}MB",
+            f"{shown(self.limit + self.left)} of memory are too little for this model: it needs at least {megabytes}MB",
             megabytes << 20,
         )
 
@@ -175,11 +199,12 @@ class Budget:
     def _plan(self, decoder: Decoder, paging: Paging | None) -> MemoryPlan:
         logits = 5 * 4 * decoder.graph.vocab  # scoring holds them as float32, and twice as float64
         rows = min(MOST_LOGIT_ROWS, decoder.batch, max(1, self.limit // 32 // logits))
+        lookups = BYTES_PER_TOKEN * (decoder.graph.context + 1)  # of the texts whose keys and values there is room for
         return MemoryPlan(
             budget=self.limit,
             resident=max(0, self._in_use() - self.before),
             kv=blocks_of(decoder) * decoder.pool.block_bytes,
-            scratch=decoder.scratch_bytes + rows * logits + (paging.scratch_bytes if paging is not None else 0),
+            scratch=decoder.scratch_bytes + rows * logits + lookups + (paging.scratch_bytes if paging else 0),
             logit_rows=rows,
         )
 
