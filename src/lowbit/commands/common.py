@@ -21,6 +21,7 @@ __all__ = [
     "add_tokenizer_argument",
     "constraint_values",
     "load_model",
+    "load_options",
     "print_json",
     "print_table",
     "printable",
@@ -68,13 +69,18 @@ def add_tokenizer_argument(add: Callable[..., argparse.Action]) -> None:
     add("--tokenizer", metavar="PATH", help="tokenizer file or folder to use in place of the model's own")
 
 
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what of the options of `add_model_arguments` was given, but for the model, as `lowbit.load` takes it."""
+    names = ("tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "kv_disk",
+             "kv_disk_bytes", "head")  # fmt: skip
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
+
+
 def load_model(args: argparse.Namespace) -> Model:
     """Load the model that the options of `add_model_arguments` name."""
     import lowbit
 
-    names = ("tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "kv_disk",
-             "kv_disk_bytes", "head")  # fmt: skip
-    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    given = load_options(args)
     try:
         return lowbit.load(args.model, **given) if args.model is not None else lowbit.load(**given)
     except lowbit.LowbitError:
@@ -83,7 +89,9 @@ def load_model(args: argparse.Namespace) -> Model:
         raise InputError(str(error)) from None
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser, most: str | None = None) -> None:
+def add_sampling_arguments(
+    parser: argparse.ArgumentParser, most: str | None = None, seed: str = "a new one, reported at the end"
+) -> None:
     """Add the options that `sampling_values` reads, with the defaults of `SamplingParams`; `most` tells of tokens."""
     from ..sampling import SamplingParams
 
@@ -101,7 +109,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, most: str | None = N
         metavar="F",
         help=f"make recent tokens less likely, 1 is off (default: {default.repeat_penalty})",
     )
-    add("--seed", type=int, metavar="N", help="same seed, same text (default: a new one, reported at the end)")
+    add("--seed", type=int, metavar="N", help=f"same seed, same text (default: {seed})")
     add("--stop", action="append", metavar="S", help="end before this text; may be given several times")
 
 
