@@ -22,7 +22,7 @@ FLOORS = [
     ["engine"],
     ["model"],
     ["train"],
-    ["convert", "benchmark"],
+    ["convert", "benchmark", "fleet"],
     ["serve"],
     ["batch"],
     ["ray"],

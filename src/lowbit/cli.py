@@ -21,8 +21,8 @@ from .errors import LowbitError
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "generate", "chat", "serve", "batch", "pull", "models", "convert", "info", "tokenize", "perplexity", "bench",
-    "quantize", "calibrate", "train", "cache",
+    "generate", "chat", "serve", "batch", "plan", "pull", "models", "convert", "info", "tokenize", "perplexity",
+    "bench", "quantize", "calibrate", "train", "cache",
 )  # fmt: skip
 """Modules of `lowbit.commands`, in the order in which the help lists them.
 

@@ -1,4 +1,4 @@
-"""A folder for a batch, and a batch that nobody disturbed."""
+"""A batch that nobody disturbed."""
 
 from __future__ import annotations
 

@@ -19,8 +19,7 @@ from .common import InputError, add_model_arguments, add_sampling_arguments, loa
 from .serve import sampling_given, size
 
 if TYPE_CHECKING:
-    from ..batch import Answerer
-    from ..ray import Cluster
+    from ..batch import Answerer, Dispatcher
     from ..serve import Settings
 
 _MANUAL = """\
@@ -60,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _MANUAL
 
 
-def _answerer(args: argparse.Namespace, settings: Settings, seed: int) -> Answerer | Cluster:
-    from ..batch import Answerer
+def _answerer(args: argparse.Namespace, settings: Settings, seed: int) -> Answerer | Dispatcher:
+    from ..batch import Answerer, Dispatcher
 
     if args.ray is None:
         return Answerer(settings, seed, lambda: load_model(args))
@@ -69,7 +68,12 @@ def _answerer(args: argparse.Namespace, settings: Settings, seed: int) -> Answer
         from ..ray import Cluster, Task
     except ImportError as error:
         raise InputError(f"--ray needs the extra 'ray': pip install 'lowbit[ray]' ({error})") from None
-    return Cluster(args.ray, Task(args.model, load_options(args), settings, seed))
+    cluster = Cluster(args.ray, Task(args.model, load_options(args), settings, seed))
+    try:
+        return Dispatcher(cluster, settings.max_sequences)
+    except BaseException:
+        cluster.close()
+        raise
 
 
 def run(args: argparse.Namespace) -> int:

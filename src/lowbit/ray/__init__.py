@@ -8,6 +8,6 @@ from __future__ import annotations
 
 from .cluster import Cluster
 from .data import Answers
-from .node import Task
+from .worker import Task
 
 __all__ = ["Answers", "Cluster", "Task"]

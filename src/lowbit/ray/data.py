@@ -13,7 +13,7 @@ import ray
 from ..batch import Answer, failure
 from ..batch.asked import digest_of, key_of, read_line
 from ..serve.problems import Problem
-from .node import Task, answerer_of
+from .worker import Task, answerer_of
 
 __all__ = ["Answers"]
 

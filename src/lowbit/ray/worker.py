@@ -11,7 +11,7 @@ from ..batch.asked import Asked
 from ..errors import LowbitError, one_line
 from ..serve import Settings
 
-__all__ = ["Node", "Task", "answerer_of"]
+__all__ = ["Task", "Worker", "answerer_of"]
 
 
 class Task(NamedTuple):
@@ -30,7 +30,7 @@ def answerer_of(task: Task, threads: int) -> Answerer:
     return Answerer(task.settings, task.seed, lambda: load(task.model, **options))
 
 
-class Node:
+class Worker:
     """An actor.
 
     Parameters
