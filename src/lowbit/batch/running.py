@@ -110,6 +110,7 @@ class _Run:
         try:
             asked = self._lines.read(index, data)
         except Problem as problem:
+            await asyncio.sleep(0)  # many of these in a row must not keep the signals and the writer waiting
             return failure(key, number, _id_in(data), problem)
         return await self._answer(key, number, asked)
 
