@@ -13,7 +13,7 @@ from ..serve.fields import Kind, choice, mapping, need, only, parse
 from ..serve.http import parse_object
 from ..serve.problems import Problem
 
-__all__ = ["PATHS", "Asked", "beginning", "digest_of", "key_of", "read_line", "seed_of"]
+__all__ = ["PATHS", "Asked", "beginning", "digest_of", "key_of", "read_line", "seed_of", "text_of"]
 
 PATHS = {
     "/v1/chat/completions": openai.chat,
@@ -73,10 +73,15 @@ def digest_of(data: bytes) -> int:
 
 def beginning(asked: Asked) -> str:
     """Return a text in the order in which the model reads the line: lines that begin alike have prompts that do."""
-    return "\0".join(_texts([asked.url, *(asked.body.get(name) for name in _FIRST)]))
+    return f"{asked.url} {text_of(asked.body)}"
 
 
-_FIRST = ("tools", "messages", "prompt", "input")
+def text_of(body: dict[str, Any]) -> str:
+    """Return what a request says, in the order in which a model reads it."""
+    return "\0".join(_texts([body.get(name) for name in _FIRST]))
+
+
+_FIRST = ("tools", "system", "instructions", "messages", "prompt", "input")
 """Fields that make the prompt."""
 
 

@@ -50,6 +50,7 @@ def header_of(model: Model, settings: Settings, seed: int, options: dict[str, An
             "kv_type": next(name for name, kind in KV_TYPES.items() if kind == model._decoder.pool.kv_type),
             "pooling": settings.pooling,
             "reasoning": settings.reasoning,
+            "date": settings.today,
             **{name: _content(options.get(name)) for name in kept},
             "chat_template": _content(settings.chat_template),
             "names": list(settings.aliases),

@@ -64,6 +64,14 @@ class Journal:
             raise LowbitError(f"{self.path}: another process writes to it") from None
         _sync_folder(self.path)
 
+    def begun(self) -> dict[str, Any]:
+        """Return the header of a run that has begun; empty if none has."""
+        if self._fd >= 0:
+            with contextlib.suppress(ValueError, TypeError, KeyError), open(self._fd, "rb", closefd=False) as file:
+                found = json.loads(file.readline(CHUNK))["lowbit_batch"]
+                return found if isinstance(found, dict) else {}
+        return {}
+
     def resume(self, header: dict[str, Any]) -> np.ndarray:
         """Begin the file, or check that it belongs to the run of `header`, and cut off what is no whole line.
 

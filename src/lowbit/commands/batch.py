@@ -10,10 +10,11 @@ settings alone: a line without a seed gets one that is made of --seed and its cu
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import sys
-from contextlib import closing
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
 
 from .common import InputError, add_model_arguments, add_sampling_arguments, load_model, load_options, printable, whole
 from .serve import sampling_given, size
@@ -52,11 +53,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chat-template", metavar="NAME", help="built-in chat template or Jinja file (default: the model's, or plain)")
     add("--reasoning", choices=("on", "off"),
         help="whether answers begin with thoughts, for models that can (default: as the template has it)")  # fmt: skip
+    add("--date", metavar="DATE", help="the day that chat templates are told, as 2026-01-31 (default: that of the "
+        "output's beginning)")  # fmt: skip
     add("--pooling", choices=("last", "mean"), default="last", help="what an embedding is (default: last)")
     add("-q", "--quiet", action="store_true", help="report nothing but errors")
     add_sampling_arguments(parser, "as many as there is room for", "0")
     add_model_arguments(parser)
     parser.epilog = _MANUAL
+
+
+def _settings(args: argparse.Namespace, begun: dict[str, Any]) -> tuple[Settings, int]:
+    """Return the settings of a run that begins, or goes on with one of which this is the header; and its seed."""
+    from .. import __version__
+    from ..serve import Settings
+
+    try:
+        sampling = sampling_given(args)
+        date = datetime.date.fromisoformat(args.date) if args.date else datetime.date.today()
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    today = begun.get("settings", {}).get("date") if args.date is None else None
+    seed = sampling.pop("seed", 0)
+    return Settings(
+        version=f"lowbit-{__version__}", aliases=tuple(args.alias), chat_template=args.chat_template,
+        pooling=args.pooling, reasoning={"on": True, "off": False}.get(args.reasoning), sampling=sampling,
+        max_sequences=args.parallel, max_queue=(1 << 20) - 1, kv_ram=args.kv_ram, step_ms=60_000.0,
+        today=today or date.isoformat(),
+    ), seed  # fmt: skip
 
 
 def _answerer(args: argparse.Namespace, settings: Settings, seed: int) -> Answerer | Dispatcher:
@@ -77,29 +100,19 @@ def _answerer(args: argparse.Namespace, settings: Settings, seed: int) -> Answer
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import __version__, batch
+    from .. import batch
     from ..errors import LowbitError
-    from ..serve import Settings
 
     if os.path.exists(args.output) and os.path.samefile(args.input, args.output):
         raise InputError("the output is the input")
-    sampling = sampling_given(args)
-    seed = sampling.pop("seed", 0)
-    settings = Settings(
-        version=f"lowbit-{__version__}", aliases=tuple(args.alias), chat_template=args.chat_template,
-        pooling=args.pooling, reasoning={"on": True, "off": False}.get(args.reasoning), sampling=sampling,
-        max_sequences=args.parallel, max_queue=(1 << 20) - 1, kv_ram=args.kv_ram, step_ms=60_000.0,
-        max_body=size(args.max_line, "--max-line"),
-    )  # fmt: skip
-    lines = batch.Lines(args.input, settings.max_body)
-    # Before the model is loaded, for what may be wrong with these files.
     failed = args.failed or f"{os.path.splitext(args.output)[0]}.failed.jsonl"
-    with (
-        closing(lines),
-        closing(batch.Journal(args.output)) as answers,
-        closing(batch.Journal(failed, create=False)) as failures,
-        closing(_answerer(args, settings, seed)) as answerer,
-    ):
+    with ExitStack() as held:
+        # Files first, and the model then, for what may be wrong with them.
+        lines = held.enter_context(closing(batch.Lines(args.input, size(args.max_line, "--max-line"))))
+        answers = held.enter_context(closing(batch.Journal(args.output)))
+        failures = held.enter_context(closing(batch.Journal(failed, create=False)))
+        settings, seed = _settings(args, answers.begun())
+        answerer = held.enter_context(closing(_answerer(args, settings, seed)))
         left = batch.lines_left(lines, answers, failures, answerer.header(load_options(args)))
         progress = batch.Progress(len(lines), len(lines) - len(left), args.quiet)
         order = lines.order(args.order, left)

@@ -239,6 +239,22 @@ def test_failures_are_tried_again_when_their_file_is_removed(folder):
     assert set(folder.answers()) == {"a"}
 
 
+def test_the_date_that_a_template_asks_for_is_that_of_the_beginning(folder):
+    template = folder.path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ strftime_now('%Y') }} {{ m.content }}{% endfor %}")
+    options = ("--chat-template", template)
+    folder.write(chat("a", seed=1, max_tokens=24))
+    assert folder.run(*options, "--date", "1999-12-31")[0] == 0
+    folder.write(chat("a", seed=1, max_tokens=24), chat("b", seed=1, max_tokens=24))
+    assert folder.run(*options)[0] == 0
+    answers = folder.answers()
+    assert answers["a"]["choices"] == answers["b"]["choices"]
+    status, said = folder.run(*options, "--date", "2026-01-31")
+    assert status == 2
+    assert 'settings date was "1999-12-31", and is "2026-01-31"' in said
+    assert folder.run("--date", "today")[0] == 2
+
+
 def test_an_answer_is_that_of_the_server_but_for_what_depends_on_the_clock(folder):
     from lowbit import load
     from lowbit.batch.asked import seed_of
