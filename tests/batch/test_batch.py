@@ -302,6 +302,8 @@ def test_progress_on_a_terminal_is_one_line_with_rate_and_time_left():
 
     out = Terminal()
     progress = Progress(1000, 100, out=out)
+    assert out.said == "lowbit: 100 of 1,000 lines are done already\n"
+    out.said = ""
     for i in range(100):
         progress._last = 0.0
         progress.note(i == 3, 20)

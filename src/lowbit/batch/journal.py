@@ -89,11 +89,11 @@ class Journal:
         if self._fd < 0:
             return np.empty(0, np.uint64)
         keys = self._read(header)
-        if self._size == 0:
-            self._write(self._header)
-        elif os.fstat(self._fd).st_size != self._size:
+        if os.fstat(self._fd).st_size != self._size:
             os.ftruncate(self._fd, self._size)
             os.fsync(self._fd)
+        if self._size == 0:
+            self._write(self._header)
         self.lines = len(keys)
         return np.frombuffer(keys, np.uint64) if keys else np.empty(0, np.uint64)
 

@@ -20,8 +20,8 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 from ray.serve.request_router import FIFOMixin, RequestRouter
 
-from .. import load
 from ..batch.asked import text_of
+from ..loading.load import load
 from ..serve import App, Service, Settings
 from ..serve.http import encode
 from ..serve.problems import Problem, anthropic_form, openai_form

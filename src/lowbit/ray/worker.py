@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any, NamedTuple
 
-from .. import load
 from ..batch import Answer, Answerer
 from ..batch.asked import Asked
 from ..errors import LowbitError, one_line
+from ..loading.load import load
 from ..serve import Settings
 
 __all__ = ["Task", "Worker", "answerer_of"]
