@@ -40,17 +40,17 @@ def test_killed_again_and_again_it_leaves_what_it_leaves_in_one_go(folder, whole
         with open(folder.output, "ab") as file:  # as if it had been killed in the middle of a line
             file.write(b'{"id":"batch_req_00112233')
     status, said = folder.run()
-    assert status == 1, said
+    assert status == 3, said
     assert answers_of(folder.output) == answers_of(whole.output)
     assert answers_of(folder.failed) == answers_of(whole.failed)
     again = folder.run()
-    assert again[0] == 1, "what failed is not tried again"
+    assert again[0] == 3, "what failed is not tried again"
     assert answers_of(folder.output) == answers_of(whole.output)
 
 
 def test_answers_do_not_depend_on_order_width_or_threads(folder, whole):
     shutil.copy(whole.input, folder.input)
-    assert folder.run("--order", "random", "--parallel", 3, "-q")[0] == 1
+    assert folder.run("--order", "random", "--parallel", 3, "-q")[0] == 3
     assert answers_of(folder.output) == answers_of(whole.output)
 
 
@@ -61,7 +61,7 @@ def test_a_signal_keeps_what_is_answered_and_says_how_to_go_on(folder, number):
     process = start(folder)
     process.send_signal(number)
     _, said = process.communicate()
-    assert process.returncode == 128 + number
+    assert process.returncode == 328 + number
     n = len(answers_of(folder.output))
     assert said == f"lowbit: stopped; {n:,} of 1,000 lines are done; {SAID}\n"
     assert folder.output.read_bytes().endswith(b"}\n")
@@ -163,7 +163,7 @@ def test_a_full_disk_loses_no_answer(folder, whole):
     assert SAID in said
     assert folder.output.stat().st_size <= 200_000
     assert folder.output.read_bytes().endswith(b"\n"), "what was written in part is cut off"
-    assert folder.run()[0] == 1
+    assert folder.run()[0] == 3
     assert answers_of(folder.output) == answers_of(whole.output)
 
 
@@ -196,7 +196,7 @@ def test_every_line_that_cannot_be_answered_comes_with_its_reason(folder):
         completion("stream", stream=True), completion("model", model="gpt-4o"), b'{"custom_id": "cut',
     )  # fmt: skip
     status, said = folder.run()
-    assert status == 1, said
+    assert status == 3, said
     assert f"{folder.failed} has 14 lines that failed, with the reason" in said
     assert set(folder.answers()) == {"good"}
     failures = folder.failures()
@@ -225,16 +225,16 @@ def test_every_line_that_cannot_be_answered_comes_with_its_reason(folder):
 
 def test_a_line_longer_than_the_limit_fails_and_the_next_one_does_not(folder):
     folder.write(completion("long", "x" * 5000), completion("b"))
-    assert folder.run("--max-line", "4KB")[0] == 1
+    assert folder.run("--max-line", "4KB")[0] == 3
     assert set(folder.answers()) == {"b"}
     assert folder.failures()[1]["error"] == {"code": "too_large", "message": "the line has more than 4096 bytes"}
 
 
 def test_failures_are_tried_again_when_their_file_is_removed(folder):
     folder.write(completion("a"), completion("b", model="other"))
-    assert folder.run()[0] == 1
+    assert folder.run()[0] == 3
     folder.failed.unlink()
-    assert folder.run()[0] == 1
+    assert folder.run()[0] == 3
     assert folder.failures()[2]["custom_id"] == "b"
     assert set(folder.answers()) == {"a"}
 

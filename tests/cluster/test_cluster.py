@@ -38,7 +38,7 @@ def whole(tmp_path_factory):
     """The answers of one process."""
     folder = Folder(tmp_path_factory.mktemp("whole"))
     write_lines(folder.input, 600, 24, 4)
-    assert folder.run("--order", "file")[0] == 1
+    assert folder.run("--order", "file")[0] == 3
     return folder
 
 
@@ -69,7 +69,7 @@ def test_two_nodes_leave_what_one_process_leaves(cluster, folder, whole):
     folder.input = whole.input
     process = begin(cluster, folder)
     _, said = process.communicate()
-    assert process.returncode == 1, said
+    assert process.returncode == 3, said
     check(folder, whole)
 
 
@@ -86,7 +86,7 @@ def test_workers_a_node_and_the_driver_may_be_killed(cluster, folder, whole):
     wait_for_lines(folder, process, 200)
     cluster.remove_node(lost, allow_graceful=False)
     _, said = process.communicate()
-    assert process.returncode == 1, said
+    assert process.returncode == 3, said
     check(folder, whole)
 
 

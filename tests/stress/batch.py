@@ -1,6 +1,6 @@
 """Kill a batch again and again, and compare what it leaves with what it leaves in one go.
 
-python batch.py [--lines 2000] [--kills 20] [--tokens 24] [--seed 1] [--ray ADDRESS]
+python batch.py [--lines 2000] [--kills 20] [--tokens 96] [--seed 1] [--ray ADDRESS]
 
 Kills are SIGKILL, at random moments between the first answers and the end. The answers must be those of a run that
 nobody disturbs, line by line, none of them lost and none doubled; the failures, too.
@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lines", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ray", metavar="ADDRESS")
     args = parser.parse_args()
@@ -45,12 +45,13 @@ def main() -> None:
             while process.poll() is None and (broken.read_bytes().count(b"\n") if broken.exists() else 0) <= before:
                 time.sleep(0.01)
             if kills < args.kills:
-                time.sleep(rng.uniform(0, 1.8 * seconds / args.kills))
+                time.sleep(rng.uniform(0, seconds / args.kills / 2))
                 if process.poll() is None:
                     process.send_signal(signal.SIGKILL)
                     kills += 1
             process.wait()
             kept.append(broken.read_bytes().count(b"\n"))
+            assert process.returncode in (0, 3, -signal.SIGKILL)
             if process.returncode >= 0:
                 break
         whole, found = answers_of(folder / "whole.jsonl"), answers_of(broken)

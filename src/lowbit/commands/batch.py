@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..serve import Settings
 
 _MANUAL = """\
-exit status: 0 if all lines are answered; 1 if some failed; 2 if the batch could not be run to its end; 130 after
+exit status: 0 if all lines are answered; 3 if some failed; 2 if the batch could not be run to its end; 130 after
 Ctrl-C, and 143 after SIGTERM, either of which loses no answer.
 
 examples:
@@ -134,4 +134,4 @@ def run(args: argparse.Namespace) -> int:
     if failures.lines and not args.quiet:
         print(f"lowbit: {printable(failures.path)} has {failures.lines:,} lines that failed, with the reason",
               file=sys.stderr)  # fmt: skip
-    return 1 if failures.lines else 0
+    return 3 if failures.lines else 0
