@@ -24,6 +24,9 @@ class Process:
 
     async def load(self):
         await asyncio.sleep(0)
+        if self.node.id in self.machines.goes:
+            self.machines.lost.add(self.node.id)
+            raise ConnectionError("the node is gone")
         return self.machines.headers.get(self.node.id, HEADER)
 
     async def answer(self, group):
@@ -50,7 +53,7 @@ class Machines:
     def __init__(self, n, seed=0, death=0.0, deadly=(), headers=None):
         self.all = [Node(str(i), f"machine {i}", 1) for i in range(n)]
         self.rng, self.death, self.deadly, self.headers = random.Random(seed), death, set(deadly), headers or {}
-        self.stuck = set()
+        self.stuck, self.goes = set(), set()
         self.lost, self.groups, self.answered, self.processes = set(), [], [], []
 
     def nodes(self):
@@ -120,6 +123,16 @@ def test_a_machine_that_goes_leaves_its_lines_to_the_others(capsys):
     found = answers(machines, during=lambda done: machines.lost.add("1") if done == 100 else None)
     assert [answer.line for answer in found] == [b"%d" % i for i in range(500)]
     assert "lowbit: node machine 1 is gone; what it had goes to others\n" in capsys.readouterr().err
+
+
+def test_a_machine_that_goes_while_it_loads_is_left_out():
+    machines = Machines(3)
+    machines.goes = {"2"}
+    assert [answer.line for answer in answers(machines)] == [b"%d" % i for i in range(500)]
+    machines = Machines(1)
+    machines.goes = {"0"}
+    with pytest.raises(lowbit.LowbitError, match="no node of the cluster is left"):
+        Dispatcher(machines, 8)
 
 
 def test_a_machine_that_comes_later_takes_part():

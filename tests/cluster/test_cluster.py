@@ -83,7 +83,7 @@ def test_workers_a_node_and_the_driver_may_be_killed(cluster, folder, whole):
     process.communicate()
     lost = cluster.add_node(num_cpus=1)
     process = begin(cluster, folder)
-    wait_for_lines(folder, process, 200)
+    wait_for_lines(folder, process, folder.output.read_bytes().count(b"\n") + 20)
     cluster.remove_node(lost, allow_graceful=False)
     _, said = process.communicate()
     assert process.returncode == 3, said

@@ -138,7 +138,14 @@ class Dispatcher:
     async def _load_all(self) -> dict[str, Any]:
         """Load the model everywhere; return the header that all have."""
         workers = list(self._workers.values())
-        headers = await asyncio.gather(*map(self._load, workers))
+        loaded = await asyncio.gather(*map(self._load, workers))
+        there = {node.id for node in await asyncio.to_thread(self._machines.nodes)}
+        for worker in workers:
+            worker.gone = worker.node.id not in there  # it went while it was loading, which is no fault of the model's
+        headers = [header for worker, header in zip(workers, loaded) if not worker.gone]
+        workers = [worker for worker in workers if not worker.gone]
+        if not workers:
+            raise LowbitError("no node of the cluster is left")
         usual = Counter(map(repr, headers)).most_common(1)[0][0]
         for worker, header in zip(workers, headers):
             if "error" in header:
@@ -199,7 +206,8 @@ class Dispatcher:
     async def _keep(self) -> None:
         """See that all machines that there are have work."""
         for worker in self._workers.values():
-            self._feed(worker)
+            if not worker.gone:
+                self._feed(worker)
         try:
             while not all(worker.gone for worker in self._workers.values()):
                 await asyncio.sleep(LOOK_SECONDS)
