@@ -61,7 +61,7 @@ def test_a_signal_keeps_what_is_answered_and_says_how_to_go_on(folder, number):
     process = start(folder)
     process.send_signal(number)
     _, said = process.communicate()
-    assert process.returncode == 328 + number
+    assert process.returncode == 128 + number
     n = len(answers_of(folder.output))
     assert said == f"lowbit: stopped; {n:,} of 1,000 lines are done; {SAID}\n"
     assert folder.output.read_bytes().endswith(b"}\n")

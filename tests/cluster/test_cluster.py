@@ -37,7 +37,7 @@ def cluster():
 def whole(tmp_path_factory):
     """The answers of one process."""
     folder = Folder(tmp_path_factory.mktemp("whole"))
-    write_lines(folder.input, 600, 24, 4)
+    write_lines(folder.input, 2000, 48, 4)
     assert folder.run("--order", "file")[0] == 3
     return folder
 
