@@ -106,3 +106,22 @@ def test_an_address_that_does_not_answer_is_one_line(folder):
     assert status == 2
     assert said.startswith("lowbit: error: no Ray cluster answers at 127.0.0.1:1: ")
     assert said.count("\n") == 1
+
+
+def test_ray_data_gives_the_same_answers(cluster, folder):
+    pytest.importorskip("pyarrow", reason="Ray Data needs the extra 'ray[data]'")
+    from lowbit import __version__
+    from lowbit.ray import Answers, Task
+    from lowbit.serve import Settings
+
+    write_lines(folder.input, 40, 8, 4, wrong=False)
+    assert folder.run("-q")[0] == 0
+    ray.init(cluster.address, log_to_driver=False, logging_level="error")
+    try:
+        task = Task(None, {}, Settings(version=f"lowbit-{__version__}", max_queue=4096), 0)
+        lines = ray.data.from_items([{"text": line} for line in folder.input.read_text("utf-8").splitlines()])
+        actors = ray.data.ActorPoolStrategy(size=1)
+        answers = lines.map_batches(Answers, fn_constructor_args=[task], compute=actors, num_cpus=1, batch_size=16)
+        assert sorted(row["answer"].encode() for row in answers.take_all()) == answers_of(folder.output)
+    finally:
+        ray.shutdown()
