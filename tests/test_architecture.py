@@ -22,8 +22,9 @@ FLOORS = [
     ["engine"],
     ["model"],
     ["train"],
-    ["convert", "benchmark", "batch"],
+    ["convert", "benchmark", "fleet"],
     ["serve"],
+    ["batch"],
     ["ray"],
     ["isa", "kernels"],
     ["__init__"],
@@ -35,7 +36,7 @@ FLOORS = [
 commands make use."""
 
 LOOSE = {
-    "__init__", "__main__", "benchmark", "batch", "cli", "errors", "hub", "isa", "kernels", "layers", "model", "plan",
+    "__init__", "__main__", "benchmark", "cli", "errors", "hub", "isa", "kernels", "layers", "model", "plan",
     "replacing", "sampling",
 }  # fmt: skip
 """Modules that lie in no room."""

@@ -21,8 +21,8 @@ from .errors import LowbitError
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = (
-    "generate", "chat", "serve", "pull", "models", "convert", "info", "tokenize", "perplexity", "bench", "quantize",
-    "calibrate", "train", "cache", "completion",
+    "generate", "chat", "serve", "batch", "plan", "pull", "models", "convert", "info", "tokenize", "perplexity",
+    "bench", "quantize", "calibrate", "train", "cache", "completion",
 )  # fmt: skip
 """Modules of `lowbit.commands`, in the order in which the help lists them.
 

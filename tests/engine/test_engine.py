@@ -163,6 +163,21 @@ def test_a_queue_is_bounded_in_tokens(model):
         engine.submit([1] * 20, max_tokens=1)
 
 
+def test_the_queue_may_change_while_it_is_counted(model):
+    engine = Engine(model, thread=False, max_queue_tokens=1000)
+
+    class Leaving:
+        """Is taken out of the queue by the engine's thread just when somebody looks at it."""
+
+        @property
+        def ids(self):
+            engine._waiting.remove(self)
+            return []
+
+    engine._waiting.extend([Leaving(), Leaving()])
+    assert engine.submit(PROMPT, max_tokens=1).result().tokens
+
+
 def test_a_text_that_never_fits_into_the_pool_is_refused(model):
     engine = Engine(model, thread=False, kv_ram=3 * model._decoder.pool.block_bytes)
     with pytest.raises(MemoryBudgetError, match="keys and values"):

@@ -61,7 +61,7 @@ def render_jinja(
     tools : sequence of mappings, optional
         Value of ``tools``.
     values : mapping, optional
-        Further values, such as ``enable_thinking``.
+        Further values, such as ``enable_thinking``; ``today`` in place of the clock's, as ``2026-01-31``.
 
     Returns
     -------
@@ -82,12 +82,12 @@ def render_jinja(
         "names": "" if disguise is None else disguise.names,
         "values": {
             "add_generation_prompt": True,
+            "today": time.strftime("%Y-%m-%d"),
             **(values or {}),
             "messages": [dict(message) for message in messages],
             "bos_token": bos,
             "eos_token": eos,
             "tools": None if tools is None else [dict(tool) for tool in tools],
-            "today": time.strftime("%Y-%m-%d"),
         },
         "max_output": MAX_OUTPUT,
         "max_seconds": seconds,

@@ -336,10 +336,15 @@ def write(
     return text + disguise.hide(without_surrogates(begun)), disguise
 
 
+_NAMES = {"today": r"\b(strftime_now|date_string|datetime)\b"}
+"""What templates call a value that has another name here."""
+
+
 def _told(values: Mapping[str, Any], template: Template) -> dict[str, Any]:
     """Return the values that a template asks for; ValueError for one that it does not."""
-    told = {name: value for name, value in values.items() if re.search(rf"\b{re.escape(name)}\b", template.source)}
+    told = {name: value for name, value in values.items() if re.search(_NAMES.get(name, rf"\b{re.escape(name)}\b"),
+            template.source)}  # fmt: skip
     for name, value in values.items():
-        if name not in told and (name, value) != ("enable_thinking", False):
+        if name not in told and (name, value) != ("enable_thinking", False) and name not in _NAMES:
             raise ValueError(f"chat_template_kwargs: the template does not ask for {name}")
     return told

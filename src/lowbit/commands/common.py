@@ -25,6 +25,7 @@ __all__ = [
     "at_most_cores",
     "constraint_values",
     "load_model",
+    "load_options",
     "path",
     "print_json",
     "print_table",
@@ -93,15 +94,21 @@ def add_tokenizer_argument(add: Callable[..., argparse.Action]) -> None:
     add("--tokenizer", metavar="PATH", help="tokenizer file or folder to use in place of the model's own")
 
 
-def load_model(args: argparse.Namespace) -> Model:
-    """Load the model that the options of `add_model_arguments` name."""
-    import lowbit
-
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what of the options of `add_model_arguments` was given, but for the model, as `lowbit.load` takes it."""
     names = ("tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "kv_disk",
              "kv_disk_bytes", "draft", "head")  # fmt: skip
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     if "threads" in given:
         given["threads"] = at_most_cores(given["threads"])
+    return given
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    """Load the model that the options of `add_model_arguments` name."""
+    import lowbit
+
+    given = load_options(args)
     try:
         return lowbit.load(args.model, **given) if args.model is not None else lowbit.load(**given)
     except lowbit.LowbitError:
@@ -110,7 +117,9 @@ def load_model(args: argparse.Namespace) -> Model:
         raise InputError(str(error)) from None
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser, most: str | None = None) -> None:
+def add_sampling_arguments(
+    parser: argparse.ArgumentParser, most: str | None = None, seed: str = "a new one, reported at the end"
+) -> None:
     """Add the options that `sampling_values` reads, with the defaults of `SamplingParams`; `most` tells of tokens."""
     from ..sampling import SamplingParams
 

@@ -102,11 +102,11 @@ def run(args: argparse.Namespace) -> int:
             version=f"lowbit-{__version__}", host=args.host, port=args.port, api_keys=_keys(args),
             hosts=tuple(name.lower() for name in args.allow_host),
             cors=tuple(origin.rstrip("/") for origin in args.cors), aliases=tuple(args.alias),
-            chat_template=args.chat_template, pooling=args.pooling, sampling=_sampling(args), tags=tuple(args.tag),
+            chat_template=args.chat_template, pooling=args.pooling, sampling=sampling_given(args), tags=tuple(args.tag),
             page=not args.no_page, slots=not args.no_slots, metrics=not args.no_metrics, batch=args.batch,
             show_prompts=args.show_prompts, reasoning={"on": True, "off": False}.get(args.reasoning),
             max_sequences=args.parallel, max_queue=args.queue, kv_ram=args.kv_ram, step_ms=args.step_ms,
-            max_body=_size(args.max_body), request_seconds=args.timeout, grace_seconds=args.grace,
+            max_body=size(args.max_body, "--max-body"), request_seconds=args.timeout, grace_seconds=args.grace,
             log_requests=args.log_requests,
         )  # fmt: skip
     except ValueError as error:
@@ -115,13 +115,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _size(text: str) -> int:
+def size(text: str, name: str) -> int:
+    """Return the bytes that an option says."""
     from ..loading.memory import parse_size
 
     try:
         return parse_size(text)
     except ValueError:
-        raise InputError(f"--max-body must be a size, such as 8MB, not {text!r}") from None
+        raise InputError(f"{name} must be a size, such as 8MB, not {text!r}") from None
 
 
 def _keys(args: argparse.Namespace) -> tuple[str, ...]:
@@ -136,8 +137,8 @@ def _keys(args: argparse.Namespace) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def _sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were given, checked."""
+def sampling_given(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that were given, checked."""
     from ..sampling import SamplingParams
 
     names = [field.name for field in dataclasses.fields(SamplingParams)]

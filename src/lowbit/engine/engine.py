@@ -182,11 +182,12 @@ class Engine(Driven):
         with self.changed:
             if self._closed is not None:
                 raise LowbitError(" ".join(["the engine is closed", str(self._closed)]).strip())
-            tokens = sum(len(r.ids) for r in self._waiting) + len(request.ids)
-            if len(self._waiting) >= self.max_queue:
+            waiting = tuple(self._waiting)  # which the engine's thread may change at any time
+            if len(waiting) >= self.max_queue:
                 raise QueueFullError(f"{self.max_queue} requests are waiting")
-            if self.max_queue_tokens is not None and self._waiting and tokens > self.max_queue_tokens:
-                raise QueueFullError(f"the prompts that wait have {self.max_queue_tokens} tokens together")
+            most = self.max_queue_tokens
+            if most is not None and waiting and sum(len(r.ids) for r in waiting) + len(request.ids) > most:
+                raise QueueFullError(f"the prompts that wait have {most} tokens together")
             request.turn = None if self._threaded else self._turn
             self._waiting.append(request)
             self._start_thread()

@@ -25,7 +25,7 @@ from .kvfolder import KVFolder
 from .memory import parse_size
 from .shared import files_of
 
-__all__ = ["KVDisk", "fingerprint", "kv_folder", "name_in"]
+__all__ = ["KVDisk", "fingerprint", "kv_folder", "name_in", "sample"]
 
 MAGIC, VERSION = b"lowbitKV", 1
 """The version is raised, too, when lowbit computes other bits than before within a version of its own."""
@@ -52,13 +52,19 @@ def fingerprint(file: ModelFile, plan: ModelPlan, *settings: object) -> bytes:
     digest = blake2b(digest_size=16, person=b"lowbit model")
     digest.update(repr((VERSION, version("lowbit"), sys.byteorder, plan, settings)).encode())
     for path in files_of(file):
-        with open(path, "rb", buffering=0) as data:
-            about = os.fstat(data.fileno())
-            digest.update(f"{os.path.basename(path)} {about.st_size} {about.st_mtime_ns}\n".encode())
-            for i in range(SAMPLES):
-                data.seek(max(about.st_size - SAMPLE, 0) * i // (SAMPLES - 1))
-                digest.update(data.read(SAMPLE))
+        digest.update(f"{os.path.basename(path)} {os.stat(path).st_mtime_ns}\n".encode())
+        sample(path, digest)
     return digest.digest()
+
+
+def sample(path: str, digest: blake2b) -> None:
+    """Put the size of a file, and samples from its beginning to its end, into a digest."""
+    with open(path, "rb", buffering=0) as data:
+        size = os.fstat(data.fileno()).st_size
+        digest.update(f"{size}\n".encode())
+        for i in range(SAMPLES):
+            data.seek(max(size - SAMPLE, 0) * i // (SAMPLES - 1))
+            digest.update(data.read(SAMPLE))
 
 
 def kv_folder(path: str | os.PathLike[str] | None, limit: str | int | None) -> KVFolder | None:

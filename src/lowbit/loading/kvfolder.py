@@ -24,16 +24,16 @@ from ..errors import LowbitError
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(fd: int) -> None:
+    def try_lock(fd: int) -> None:
         msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
 else:
     import fcntl
 
-    def _try_lock(fd: int) -> None:
+    def try_lock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-__all__ = ["KVFile", "KVFolder", "default_folder"]
+__all__ = ["BINARY", "KVFile", "KVFolder", "default_folder", "try_lock"]
 
 NAME = re.compile(r"([0-9a-f]{32})-[0-9a-f]{40}\.(block|state)")
 LOCK, UNFINISHED = "lock", "unfinished"
@@ -210,7 +210,7 @@ class KVFolder:
 def _locks(fd: int, tries: int) -> bool:
     for left in range(tries - 1, -1, -1):
         try:
-            _try_lock(fd)
+            try_lock(fd)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
                 raise

@@ -16,7 +16,7 @@ from ..errors import one_line
 from .problems import Problem
 from .settings import Settings
 
-__all__ = ["Call", "Events", "encode"]
+__all__ = ["Call", "Events", "encode", "parse_object"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -88,7 +88,7 @@ class Call:
             raise Problem(408, f"the body did not arrive within {settings.body_seconds:g} seconds") from None
         self._watcher = asyncio.ensure_future(self._watch())
         self._timer = asyncio.get_running_loop().call_later(settings.request_seconds, self._give_up, True)
-        return await asyncio.to_thread(_parse, body) if len(body) > SMALL else _parse(body)
+        return await asyncio.to_thread(parse_object, body) if len(body) > SMALL else parse_object(body)
 
     async def _body(self) -> bytes:
         parts, size, more = [], 0, True
@@ -189,25 +189,26 @@ class Events:
             await self.end(self._form(problem))
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes, what: str = "the body") -> dict[str, Any]:
+    """Return a JSON object; a Problem if it is none."""
     if sum(body.count(mark) for mark in (b'"', b",", b"[", b"{")) > MAX_MARKS:
-        raise Problem(400, "the body has too many values", code="too_large")
+        raise Problem(400, f"{what} has too many values", code="too_large")
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError:
-        raise Problem(400, "the body is not UTF-8", code="invalid_json") from None
+        raise Problem(400, f"{what} is not UTF-8", code="invalid_json") from None
     except RecursionError:
-        raise Problem(400, "the body is nested too deeply", code="invalid_json") from None
+        raise Problem(400, f"{what} is nested too deeply", code="invalid_json") from None
     except ValueError as error:
-        raise Problem(400, f"the body is no JSON: {one_line(error)}", code="invalid_json") from None
+        raise Problem(400, f"{what} is no JSON: {one_line(error)}", code="invalid_json") from None
     if not isinstance(value, dict):
-        raise Problem(400, "the body must be a JSON object", code="invalid_json")
+        raise Problem(400, f"{what} must be a JSON object", code="invalid_json")
     level: list[Any] = [value]  # all lists and objects of one depth
     depth = 0
     while level:
         depth += 1
         if depth > MAX_DEPTH:
-            raise Problem(400, "the body is nested too deeply", code="invalid_json")
+            raise Problem(400, f"{what} is nested too deeply", code="invalid_json")
         below = (one for holder in level for one in (holder.values() if isinstance(holder, dict) else holder))
         level = [one for one in below if isinstance(one, (dict, list))]
     return value

@@ -172,7 +172,8 @@ class Service:
         thinking = self.settings.reasoning
         if thinking and "enable_thinking" not in self.template.source:
             thinking = None  # and it is as the template has it
-        return {**({} if thinking is None else {"enable_thinking": thinking}), **(values or {})}
+        told = {"enable_thinking": thinking, "today": self.settings.today}
+        return {**{name: value for name, value in told.items() if value is not None}, **(values or {})}
 
     # --- texts ---
 

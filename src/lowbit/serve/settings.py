@@ -29,6 +29,8 @@ class Settings:
     pooling: str = "last"
     reasoning: bool | None = None
     """Whether answers begin with thoughts, where requests do not say; None is as the template has it."""
+    today: str | None = None
+    """The date that templates are told, as ``2026-01-31``; None is the clock's."""
     tags: tuple[str, ...] = ()
     """Words that describe the model in the list of models."""
     page: bool = True

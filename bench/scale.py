@@ -1,0 +1,140 @@
+"""Many machines: the simulation drawn, and compared with a real cluster of Ray on this machine.
+
+python bench/scale.py draw OUT.svg
+python bench/scale.py cluster [--lines 20000] [--tokens 24] [--nodes 2]
+
+`cluster` answers the same lines with as many plain processes as there are nodes, each with its part, and then with the
+cluster; both answer with one thread for each. It compares the answers, line by line, and the
+time with the simulation, which knows only the speed of the processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from lowbit.fleet import Fleet, simulate
+
+
+def rate_of(said: str) -> tuple[float, float]:
+    """Return lines and tokens per second, as a batch reports them at its end."""
+    found = re.search(r"([\d,.]+) lines/s, ([\d,]+) tokens/s", said)
+    assert found, said
+    return float(found[1].replace(",", "")), float(found[2].replace(",", ""))
+
+
+def cluster(lines: int, tokens: int, nodes: int) -> dict[str, object]:
+    """Compare a cluster with plain processes."""
+    from batches import answers_of, command, write_lines
+    from ray.cluster_utils import Cluster
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_lines(folder / "in.jsonl", lines, tokens, 1, wrong=False)
+        whole = (folder / "in.jsonl").read_bytes().splitlines(keepends=True)
+        parts = [whole[i::nodes] for i in range(nodes)]
+        for i, part in enumerate(parts):
+            (folder / f"in{i}.jsonl").write_bytes(b"".join(part))
+        start = time.monotonic()
+        processes = [
+            subprocess.Popen(command(folder / f"in{i}.jsonl", "-o", folder / f"plain{i}.jsonl", "-t", 1),
+                             stderr=subprocess.PIPE, text=True)
+            for i in range(nodes)
+        ]  # fmt: skip
+        plain = [rate_of(process.communicate()[1]) for process in processes]
+        plain_wall = time.monotonic() - start
+        ray = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        for _ in range(nodes):
+            ray.add_node(num_cpus=1)
+        start = time.monotonic()
+        done = subprocess.run(command(folder / "in.jsonl", "-o", folder / "ray.jsonl", "--ray", ray.address),
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        ray_wall = time.monotonic() - start
+        ray.shutdown()
+        wanted = sorted(line for i in range(nodes) for line in answers_of(folder / f"plain{i}.jsonl"))
+        assert answers_of(folder / "ray.jsonl") == wanted, "answers differ"
+        work = []
+        for line in wanted:
+            work.append(json.loads(line)["response"]["body"]["usage"]["total_tokens"])
+    got = rate_of(done.stderr)
+    seconds = max(len(part) / rate for part, (rate, _) in zip(parts, plain))
+    random.Random(1).shuffle(work)
+    predicted = simulate(work, Fleet([rate for _, rate in plain], load=0)).seconds
+    return {
+        "nodes": nodes, "lines": lines, "plain_seconds": seconds, "plain_wall": plain_wall,
+        "ray_seconds": lines / got[0], "ray_wall": ray_wall, "overhead": lines / got[0] / seconds - 1,
+        "simulated_seconds": predicted, "simulated_over_real": predicted / (lines / got[0]), "equal": True,
+    }  # fmt: skip
+
+
+def machines(n: int, seed: int = 1) -> list[float]:
+    """Return speeds of machines as they are found in a computer room: tokens per second of a 2B model."""
+    rng = random.Random(seed)
+    return [rng.choice((12.0, 25.0, 25.0, 40.0, 80.0)) for _ in range(n)]
+
+
+def draw(out: str) -> None:
+    """Draw speed-up, stragglers, and the cost of failures."""
+    from plots import STYLE, plt
+
+    rng = random.Random(2)
+    work = [rng.lognormvariate(5, 0.6) for _ in range(200_000)]
+    with plt.rc_context(STYLE):
+        figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10.5, 3.2), layout="constrained")
+        counts = [1, 10, 40, 100, 400, 1000, 3000, 10_000]
+        one = sum(work) / 36.4
+        for label, options in (("as it is", {}), ("nobody takes what another has", {"copies": False}),
+                               ("and groups do not shrink", {"copies": False, "fixed_groups": True})):  # fmt: skip
+            runs = [simulate(work, Fleet(machines(n), driver=0.0005, load=20, **options)) for n in counts]
+            middle.semilogx(counts, [100 * run.efficiency for run in runs], marker="o", markersize=3, label=label)
+            if not options:
+                left.loglog(counts, [one / run.seconds for run in runs], marker="o", markersize=3)
+                for n, run in zip(counts, runs):
+                    print(f"{n} machines: {run.seconds:,.0f} s, efficiency {run.efficiency:.3f}")
+        left.loglog(counts, counts, color="#999999", linewidth=0.8)
+        left.set(title="Speed-up, 200,000 lines", xlabel="machines of mixed speed")
+        middle.set(title="% of the speed that is of use", xlabel="machines", ylim=(0, 102))
+        middle.legend(fontsize=7, loc="lower left")
+        hours = [1, 3, 10, 30, 100, 300, 1000]
+        for n in (40, 400):
+            runs = [simulate(work, Fleet(machines(n), driver=0.0005, load=20,
+                    between_failures=3600 * hour, repair=900), 1) for hour in hours]  # fmt: skip
+            right.semilogx(
+                hours, [100 * run.efficiency for run in runs], marker="o", markersize=3, label=f"{n} machines"
+            )
+            for hour, run in zip(hours, runs):
+                lost = run.lost_tokens / sum(work)
+                print(f"{n} machines, a failure in {hour} h: efficiency {run.efficiency:.3f}, {run.failures} failures, "
+                      f"{lost:.2%} computed twice")  # fmt: skip
+        right.set(title="The same with failures", xlabel="hours between two failures of a machine", ylim=(0, 102))
+        right.legend(fontsize=7, loc="lower right")
+        figure.savefig(out, metadata={"Date": None})
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(dest="what", required=True)
+    what.add_parser("draw").add_argument("out")
+    real = what.add_parser("cluster")
+    real.add_argument("--lines", type=int, default=20_000)
+    real.add_argument("--tokens", type=int, default=24)
+    real.add_argument("--nodes", type=int, default=2)
+    args = parser.parse_args()
+    if args.what == "draw":
+        draw(args.out)
+    else:
+        print(json.dumps(cluster(args.lines, args.tokens, args.nodes), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What runs on a node of a cluster: one process that has the model loaded, and answers groups of lines."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NamedTuple
+
+from ..batch import Answer, Answerer
+from ..batch.asked import Asked
+from ..errors import LowbitError, one_line
+from ..loading.load import load
+from ..serve import Settings
+
+__all__ = ["Task", "Worker", "answerer_of"]
+
+
+class Task(NamedTuple):
+    """What an answer depends on beside the line; it is sent to each node."""
+
+    model: str | None
+    options: dict[str, Any]
+    """Of `lowbit.load`."""
+    settings: Settings
+    seed: int
+
+
+def answerer_of(task: Task, threads: int) -> Answerer:
+    """Load the model with as many threads as there are processors for this process, unless the options say."""
+    options = {"threads": threads, **task.options}
+    return Answerer(task.settings, task.seed, lambda: load(task.model, **options))
+
+
+class Worker:
+    """An actor.
+
+    Parameters
+    ----------
+    task : Task
+    threads : int
+    """
+
+    def __init__(self, task: Task, threads: int) -> None:
+        self._task, self._threads = task, threads
+
+    async def load(self) -> dict[str, Any]:
+        """Load the model; return the header of its answers, or an ``error``."""
+        try:
+            self._answerer = await asyncio.to_thread(answerer_of, self._task, self._threads)
+            return await asyncio.to_thread(self._answerer.header, self._task.options)
+        except (LowbitError, OSError, ValueError, MemoryError) as error:
+            return {"error": one_line(error) or "not enough memory"}
+
+    async def answer(self, group: list[tuple[int, int, Asked]]) -> list[Answer]:
+        """Answer lines: key, number and what each asks."""
+        return await asyncio.gather(*(self._answerer.answer(*line) for line in group))
