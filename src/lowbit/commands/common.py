@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ..model import Model
 
 __all__ = [
@@ -21,12 +23,14 @@ __all__ = [
     "add_tokenizer_argument",
     "constraint_values",
     "load_model",
+    "need_matplotlib",
     "print_json",
     "print_table",
     "printable",
     "read_file",
     "read_text",
     "sampling_values",
+    "save_figure",
     "share_or_file",
     "whole",
     "without_controls",
@@ -200,6 +204,22 @@ def print_table(rows: Iterable[Iterable[str]], numeric: bool = False) -> None:
     for row in table:
         cells = [cell.rjust(w) if numeric else cell.ljust(w) for cell, w in zip(row, widths, strict=True)]
         print("  ".join(cells).rstrip())
+
+
+def need_matplotlib() -> None:
+    """Refuse --plot where it cannot be done, before the long work whose result is drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        raise InputError("--plot needs matplotlib: pip install matplotlib") from None
+
+
+def save_figure(figure: Figure, path: str) -> None:
+    """Write a picture, as SVG or PNG by the file's ending."""
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:  # no such folder; an ending that is no picture
+        raise InputError(f"{path}: cannot be drawn ({error})") from None
 
 
 def printable(text: str) -> str:
