@@ -240,7 +240,10 @@ def run(
 
 
 def _turn(
-    decoder: Decoder, ids: np.ndarray, decode_tokens: int, profiles: tuple[Profile | None, Profile | None] = (None, None)
+    decoder: Decoder,
+    ids: np.ndarray,
+    decode_tokens: int,
+    profiles: tuple[Profile | None, Profile | None] = (None, None),
 ) -> tuple[float, float]:
     """Return the seconds that prefill and decode take; each may have a profile."""
     vocab = decoder.graph.vocab

@@ -15,12 +15,12 @@ STREAMS = (2, 3, 4, 8)
 
 @pytest.fixture
 def in_streams():
-    """`in_streams(n, call)` is what a call returns while n row groups are read at a time."""
+    """`in_streams(n, function, ...)` is what a function returns while n row groups are read at a time."""
 
-    def run(n, call):
+    def run(n, function, *arguments):
         dispatch.use_streams(n)
         try:
-            return call()
+            return function(*arguments)
         finally:
             dispatch.use_streams()
 
@@ -35,7 +35,7 @@ def test_sums_of_a_large_matrix_are_exact_in_any_number_of_streams(isa, form, th
     x = np.random.default_rng(1).integers(-127, 128, (1, 1056), np.int8)
     want = reference.int_matmul(w.weights, x)
     for n in STREAMS:
-        assert np.array_equal(in_streams(n, lambda: matmul_sums(w.matrix, x, threads)), want), n
+        assert np.array_equal(in_streams(n, matmul_sums, w.matrix, x, threads), want), n
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -48,9 +48,9 @@ def test_scaled_products_have_the_same_bits_in_any_number_of_streams(isa, form, 
         options = {"group_cols": max(group, block), "block_cols": block}
         w = packed(form, rows, 544, rows, scales, minima if form.endswith("m") else None, **options).matrix
         x = rng.standard_normal((1, 544)).astype(np.float32)
-        want = in_streams(1, lambda: matmul(w, x))
+        want = in_streams(1, matmul, w, x)
         for n in STREAMS:
-            got = in_streams(n, lambda: matmul(w, x))
+            got = in_streams(n, matmul, w, x)
             assert np.array_equal(got.view(np.uint32), want.view(np.uint32)), (rows, n)
 
 

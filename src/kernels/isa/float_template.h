@@ -8,6 +8,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "inline.h"
 #include "names.h"
 
 #if defined(_MSC_VER)
