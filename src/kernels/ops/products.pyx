@@ -2,8 +2,8 @@
 from libc.stdint cimport int8_t, int32_t, int64_t
 
 from lowbit._kernels.dispatch cimport (
-    LB_ROWS, begin_floats, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matrix, lb_row_groups, lb_units,
-    parallel, streams, table,
+    LB_ROWS, begin_floats, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matrix, lb_row_groups,
+    lb_units, parallel, streams, table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, aligned, group_code_bytes, is_float, padded_cols, row_stride
 
