@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from ._kernels import dispatch
-from ._kernels.probe import read_bandwidth
+from ._kernels.decoder import Decoder
+from ._kernels.probe import dot_peak, read_bandwidths
+from ._kernels.profile import Profile
 from ._kernels.sampler import Sampler
 from ._kernels.sequence import Sequence as Text
 from .assets import EMBEDDED_MODEL
@@ -140,6 +142,7 @@ def run(
     repeat: int = 3,
     progress: Callable[[int, int], None] | None = None,
     sparsity: Setting = 0.0,
+    profile: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure a model.
 
@@ -161,12 +164,17 @@ def run(
         Called with the number of steps done, and of all steps.
     sparsity : float, mapping of str to float, or path
         As for `lowbit.load`; holds while decoding.
+    profile : bool
+        Measure each operation too, in as many runs again.
 
     Returns
     -------
     list of dict
         One per thread count: threads, isa, prefill_tps, decode_tps (tokens per second), weight_bytes_per_token,
-        decode_gbps and memory_read_gbps (10**9 bytes per second), load_seconds, rss_mb (2**20 bytes).
+        decode_gbps and memory_read_gbps (10**9 bytes per second), load_seconds, rss_mb (2**20 bytes). With `profile`
+        also ``profile``: ``prefill`` and ``decode`` are lists of operations, as `_operations` makes them, ``read_gbps``
+        maps the number of streams that a thread reads at once to 10**9 bytes per second, and ``peak_gmacs`` are 10**9
+        int8 multiply-adds per second in registers.
 
     Raises
     ------
@@ -178,7 +186,7 @@ def run(
     counts = [check_threads(n) for n in threads]
     say = progress or (lambda done, total: None)
     need = prompt_tokens + decode_tokens
-    steps, done = 1 + len(counts) * (repeat + 1), 0
+    steps, done = 1 + len(counts) * (repeat * (1 + profile) + 1), 0
     with ExitStack() as stack:
         say(0, steps)
         start = time.perf_counter()
@@ -196,34 +204,95 @@ def run(
     results = []
     for n in counts:
         decoder.threads = n
-        prefill = decode = float("inf")
         say(done := done + 1, steps)
-        memory = read_bandwidth(n)
-        for _ in range(repeat):
+        rates = read_bandwidths(n)
+        times, profiles = [], []
+        for i in range(repeat * (1 + profile)):
             say(done := done + 1, steps)
-            sampler = Sampler(plan.vocab_size, 0.0, 0, 1.0, 0.0, 1.0, 0)
-            most = prompt_tokens + 1 + decode_tokens
-            text = Text(decoder.pool, ids, need, sampler=sampler, most=most, reuse=False)
-            start = time.perf_counter()
-            decoder.read(text)
-            between = time.perf_counter()
-            decoder.make([text], decode_tokens)
-            end = time.perf_counter()
-            text.close()
-            prefill, decode = min(prefill, between - start), min(decode, end - between)
-        memory = max(memory, read_bandwidth(n))
-        results.append(
-            {
-                "threads": n,
-                "isa": dispatch.active(),
-                "prefill_tps": prompt_tokens / prefill,
-                "decode_tps": decode_tokens / decode,
-                "weight_bytes_per_token": per_token,
-                "decode_gbps": per_token * decode_tokens / decode / 1e9,
-                "memory_read_gbps": memory / 1e9,
-                "load_seconds": load_seconds,
-                "rss_mb": resident_bytes() / 2**20,
-            }
-        )
+            if i < repeat:
+                times.append(_turn(decoder, ids, decode_tokens))
+            else:
+                profiles.append((Profile(), Profile()))
+                _turn(decoder, ids, decode_tokens, profiles[-1])
+        prefill, decode = map(min, zip(*times, strict=True))
+        rates = {streams: max(rate, rates[streams]) for streams, rate in read_bandwidths(n).items()}
+        result = {
+            "threads": n,
+            "isa": dispatch.active(),
+            "prefill_tps": prompt_tokens / prefill,
+            "decode_tps": decode_tokens / decode,
+            "weight_bytes_per_token": per_token,
+            "decode_gbps": per_token * decode_tokens / decode / 1e9,
+            "memory_read_gbps": max(rates.values()) / 1e9,
+            "load_seconds": load_seconds,
+            "rss_mb": resident_bytes() / 2**20,
+        }
+        if profile:
+            peak = dot_peak(n)
+            parts = zip(("prefill", "decode"), zip(*profiles, strict=True), (prompt_tokens, decode_tokens), strict=True)
+            result["profile"] = {
+                "read_gbps": {streams: rate / 1e9 for streams, rate in rates.items()},
+                "peak_gmacs": peak / 1e9,
+            } | {name: _operations(turns, tokens, max(rates.values()), peak) for name, turns, tokens in parts}
+        results.append(result)
     say(steps, steps)
     return results
+
+
+def _turn(
+    decoder: Decoder,
+    ids: np.ndarray,
+    decode_tokens: int,
+    profiles: tuple[Profile | None, Profile | None] = (None, None),
+) -> tuple[float, float]:
+    """Return the seconds that prefill and decode take; each may have a profile."""
+    vocab = decoder.graph.vocab
+    sampler = Sampler(vocab, 0.0, 0, 1.0, 0.0, 1.0, 0)
+    need = len(ids) + decode_tokens
+    text = Text(decoder.pool, ids, need, sampler=sampler, most=need + 1, reuse=False)
+    decoder.profile = profiles[0]
+    start = time.perf_counter()
+    decoder.read(text)
+    between = time.perf_counter()
+    decoder.profile = profiles[1]
+    decoder.make([text], decode_tokens)
+    end = time.perf_counter()
+    decoder.profile = None
+    text.close()
+    return between - start, end - between
+
+
+def _operations(turns: Sequence[Profile], tokens: int, read: float, peak: float) -> list[dict[str, Any]]:
+    """Return what the fastest of some profiles has measured, per token, and beside the limits of the machine.
+
+    Parameters
+    ----------
+    turns : sequence of Profile
+    tokens : int
+        That each of them saw.
+    read, peak : float
+        Bytes and int8 products that the machine can take per second.
+
+    Returns
+    -------
+    list of dict
+        operation, calls (all of them), us_per_call, us_per_token, share (of all time), gbps and gmacs (10**9 bytes and
+        products per second), of_read and of_peak (what part of the limits these are).
+    """
+    laps = min((turn.laps() for turn in turns), key=lambda laps: sum(lap["ns"] for lap in laps))
+    whole = sum(lap["ns"] for lap in laps)
+    return [
+        {
+            "operation": lap["operation"],
+            "calls": lap["calls"],
+            "us_per_call": lap["ns"] / lap["calls"] / 1e3,
+            "us_per_token": lap["ns"] / tokens / 1e3,
+            "share": lap["ns"] / whole,
+            "gbps": lap["bytes"] / lap["ns"],
+            "gmacs": lap["products"] / lap["ns"],
+            "of_read": lap["bytes"] * 1e9 / lap["ns"] / read,
+            "of_peak": lap["products"] * 1e9 / lap["ns"] / peak,
+        }
+        for lap in laps
+        if lap["ns"]
+    ]

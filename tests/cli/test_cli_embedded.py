@@ -128,6 +128,29 @@ def test_bench_reports_every_figure_for_each_thread_count(lowbit_command):
         assert result["load_seconds"] >= 0
 
 
+def test_bench_profile_accounts_for_all_of_the_time(lowbit_command):
+    done = lowbit_command("bench", "-p", "4", "-n", "2", "-t", "1", "--repeat", "1", "--profile", "--json")
+    [result] = json.loads(done.stdout)
+    assert list(result["profile"]["read_gbps"]) == ["1", "2", "4", "8", "16"]
+    assert min(result["profile"]["read_gbps"].values()) > 0
+    assert result["profile"]["peak_gmacs"] > 0
+    for part in ("prefill", "decode"):
+        operations = {operation["operation"]: operation for operation in result["profile"][part]}
+        assert {"embedding", "attn_qkv", "attention", "ffn_down", "output"} <= set(operations)
+        assert sum(operation["share"] for operation in operations.values()) == pytest.approx(1)
+        assert operations["ffn_down"]["gbps"] > 0
+        assert operations["ffn_down"]["gmacs"] > 0
+
+
+def test_bench_profile_prints_tables_and_draws(lowbit_command, tmp_path):
+    pytest.importorskip("matplotlib", reason="drawing needs matplotlib")
+    plot = tmp_path / "profile.svg"
+    done = lowbit_command("bench", "-p", "4", "-n", "2", "-t", "1", "--repeat", "1", "--profile", "--plot", str(plot))
+    assert done.stdout.count("ffn_gate_up") == 2
+    assert "GB/s in so many streams" in done.stdout
+    assert "<svg" in plot.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("command", [["generate", PROMPT, "-m"], ["info"], ["tokenize", PROMPT, "-m"], ["bench", "-m"]])
 class TestBadFile:
     def test_missing(self, lowbit_command, command, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 import lowbit
@@ -97,6 +99,12 @@ def test_info_takes_one_file(run, model):
 @pytest.mark.parametrize("counts", ["0", "1,", "1,two", "-1"])
 def test_bench_thread_counts_are_checked(run, counts):
     assert_one_clear_line(run("bench", f"--threads={counts}"), "threads", "at least 1")
+
+
+def test_bench_draws_what_is_profiled(run, monkeypatch):
+    assert_one_clear_line(run("bench", "--plot", "a.svg"), "--plot", "--profile")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert_one_clear_line(run("bench", "--profile", "--plot", "a.svg"), "matplotlib", "pip install")
 
 
 def test_bench_takes_a_file_or_a_shape(run):

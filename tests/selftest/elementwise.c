@@ -189,17 +189,20 @@ static void check_quantize(int32_t n, int32_t group_cols, int32_t per_token, flo
 
 /* The probes of a machine: a read depends on every word, and a peak counts the products of whole tiles. */
 static void check_probes(void) {
-    uint64_t memory[40];
-    for (size_t n = 1; n <= 40; n++) {
-        snprintf(text, sizeof text, "read: n %zu", n);
-        for (size_t i = 0; i < n; i++) memory[i] = random_bits();
-        const uint64_t before = lb_table.read(memory, n);
-        for (size_t i = 0; i < n; i++) {
-            memory[i]++;
-            if (lb_table.read(memory, n) == before) report(text, "word %zu was not read", i);
-            memory[i]--;
+    uint64_t memory[3 * 8 * 16];
+    for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) memory[i] = random_bits();
+    for (int32_t streams = 1; streams <= 16; streams *= 2) {
+        for (size_t n = 8 * streams; n <= 3 * 8 * (size_t)streams; n += 8 * streams) {
+            snprintf(text, sizeof text, "read: n %zu, %d streams", n, (int)streams);
+            const uint64_t before = lb_table.read(memory, n, streams);
+            if (before != lb_table.read(memory, n, 1)) report(text, "not the sum of one stream");
+            for (size_t i = 0; i < n; i++) {
+                memory[i]++;
+                if (lb_table.read(memory, n, streams) == before) report(text, "word %zu was not read", i);
+                memory[i]--;
+            }
+            n_checks++;
         }
-        n_checks++;
     }
     const int64_t one = lb_table.dot_peak(1), ten = lb_table.dot_peak(10);
     snprintf(text, sizeof text, "dot_peak: 1 and 10 rounds");

@@ -145,6 +145,25 @@ static void run(const char *text, lb_matmul_fn *matmul, const lb_matmul_args *ar
     matmul(args, middle, groups);
 }
 
+/* One token: the same rows in several streams, in two ranges of units. */
+static void check_streams(const char *text, const lb_matmul_args *args, uint8_t *out, const void *expected,
+                          size_t n_bytes) {
+    static const int32_t counts[] = {2, 4, 8};
+    for (int i = 0; i < COUNT(counts); i++) {
+        char more[240];
+        const int32_t units = lb_units(lb_row_groups(args->w->n_rows), counts[i]);
+        snprintf(more, sizeof more, "%s, %d streams", text, (int)counts[i]);
+        memset(out, GUARD, n_bytes);
+        lb_table.streams(args, counts[i], units / 2, units);
+        lb_table.streams(args, counts[i], 0, units / 2);
+        if (args->sums) {
+            check_bytes(more, "sums", out, expected, n_bytes);
+        } else {
+            check_floats(more, "output", (const float *)(void *)out, expected, (int32_t)(n_bytes / 4));
+        }
+    }
+}
+
 static void check_integer(const shape *s) {
     char text[200];
     lb_matrix m;
@@ -161,6 +180,7 @@ static void check_integer(const shape *s) {
     memset(expected, GUARD, n_bytes);
     reference_matmul(&reference, 0, lb_row_groups(s->n_rows));
     check_floats(text, "output", got, expected, (int32_t)n);
+    if (s->n_tokens == 1) check_streams(text, &args, (uint8_t *)got, expected, n_bytes);
 
     if (m.n_groups == 1) {
         args.sums = (int32_t *)(void *)got, reference.sums = (int32_t *)(void *)expected;
@@ -169,6 +189,7 @@ static void check_integer(const shape *s) {
         memset(expected, GUARD, n_bytes);
         reference_matmul(&reference, 0, lb_row_groups(s->n_rows));
         check_bytes(text, "sums", got, expected, n_bytes);
+        if (s->n_tokens == 1) check_streams(text, &args, (uint8_t *)got, expected, n_bytes);
     }
     free((void *)m.codes), free((void *)m.scales), free(memory), free((void *)a.scale), free((void *)a.sum);
     free(got), free(expected);
@@ -195,6 +216,11 @@ void test_integer_matmul(void) {
         for (int32_t tokens = 1; tokens <= 33; tokens++, n++) {
             check_integer(
                 &(shape){format, 33, 3 * usual + 20, usual, n & 1 ? usual : 3 * usual + 20, n & 1, tokens, RANDOM});
+        }
+        /* every number of row groups, so that streams of every length and every rest are met */
+        for (int32_t groups = 1; groups <= 17; groups++, n++) {
+            const int32_t cols = 9 * usual + (n % 2 ? 20 : 0), group = n % 3 == 0 ? cols : usual * (n % 3);
+            check_integer(&(shape){format, 16 * groups - n % 5, cols, usual, group, n & 1, 1, n % N_FILLS});
         }
         /* the longest sums that packing allows */
         for (int32_t fill = 0; fill < N_FILLS; fill++) {

@@ -41,6 +41,14 @@ uint32_t lb_cpu_features(void) {
     return found;
 }
 
+int32_t lb_cpu_streams(void) {
+    const uint32_t intel[3] = {0x756e6547, 0x49656e69, 0x6c65746e}; /* "Genu", "ineI", "ntel" in EBX, EDX, ECX */
+    uint32_t r[4];
+    cpuid(0, 0, r);
+    if (r[1] != intel[0] || r[3] != intel[1] || r[2] != intel[2]) return 1;
+    return lb_cpu_features() & LB_CPU_AVX512VNNI ? 4 : 1;
+}
+
 #elif defined(__aarch64__) || defined(_M_ARM64)
 
 #if defined(__linux__)
@@ -63,4 +71,8 @@ uint32_t lb_cpu_features(void) { return LB_CPU_NEON; }
 
 #else
 uint32_t lb_cpu_features(void) { return 0; }
+#endif
+
+#if !defined(__i386__) && !defined(__x86_64__) && !defined(_M_IX86) && !defined(_M_X64)
+int32_t lb_cpu_streams(void) { return 1; }
 #endif

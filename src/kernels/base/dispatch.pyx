@@ -24,6 +24,9 @@ cdef extern from "table.h":
     void lb_set_portable_ternary(lb_matmul_fn *matmul) noexcept
     const lb_kernels lb_table
 
+cdef extern from "cpu.h":
+    int32_t lb_cpu_streams() noexcept
+
 cdef extern from "pool.h":
     int LB_MAX_THREADS
     void lb_parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) noexcept nogil
@@ -45,6 +48,7 @@ cdef enum:
     LOOK_NS = 20000000          # between two looks for Ctrl-C, each of which takes the GIL
 
 table = &lb_table
+streams = 1
 MAX_THREADS = LB_MAX_THREADS
 _active = -1
 
@@ -162,11 +166,26 @@ def use(name=None) -> None:
     _active = index
 
 
+def use_streams(n=None) -> None:
+    """Read this many row groups at a time from now on, 1 to 8, for one token; None takes what suits the processor."""
+    global streams
+    n = lb_cpu_streams() if n is None else n
+    if not 1 <= n <= LB_MAX_STREAMS:
+        raise ValueError(f"row groups are read in 1 to {LB_MAX_STREAMS} streams, not {n}")
+    streams = n
+
+
+def active_streams() -> int:
+    """Return how many row groups are read at a time for one token."""
+    return streams
+
+
 def _after_fork():
     lb_pool_after_fork()
 
 
 if sys.byteorder != "little":
     raise ImportError("lowbit runs on little-endian machines only")
+use_streams()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

@@ -154,6 +154,11 @@ typedef struct {
 enum { LB_SILU = 0, LB_RELU2 = 1, LB_GELU = 2, LB_SWIGLU_OAI = 3 };
 
 typedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end);
+/*
+ * The same for one token and integer weights, with up to `streams` row groups read at once: for the units [begin, end)
+ * of lb_units. Unit g is the row groups g, g + units, g + 2 * units, ..., as many as there are.
+ */
+typedef void lb_streams_fn(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end);
 typedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end);
 /* Writes four row groups (64 outputs, a quarter of a line) of a channel-major matrix as words: 4 * words * 64 bytes. */
 typedef void lb_to_row_groups_fn(const lb_matrix *m, int32_t quarter, uint8_t *codes);
@@ -190,8 +195,11 @@ typedef void lb_hadamard_fn(float *x, int32_t n, int32_t block);
 /* How many magnitudes, as the 31 bits of a float without its sign, are at least `limit`. NaN is above infinity. */
 typedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit);
 
-/* Reads n words as fast as the core can; returns something that depends on all of them. */
-typedef uint64_t lb_read_fn(const uint64_t *memory, size_t n);
+/*
+ * Reads n words as fast as the core can, in 1, 2, 4, 8 or 16 streams that begin n / streams words apart; returns their
+ * sum. n is a multiple of 8 * streams.
+ */
+typedef uint64_t lb_read_fn(const uint64_t *memory, size_t n, int32_t streams);
 /* Runs the int8 dot product of the instruction set `rounds` times in registers; returns the multiply-adds done. */
 typedef int64_t lb_dot_peak_fn(int32_t rounds);
 
@@ -209,6 +217,7 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(matmul_f32, lb_matmul_fn)           \
     X(matmul_f16, lb_matmul_fn)           \
     X(matmul_bf16, lb_matmul_fn)          \
+    X(streams, lb_streams_fn)             \
     X(sparse, lb_sparse_fn)               \
     X(sparse_finish, lb_sparse_fn)        \
     X(to_row_groups, lb_to_row_groups_fn) \
@@ -238,6 +247,9 @@ typedef union {
 #define LB_DECLARE_ISA(isa) void lb_init__##isa(lb_kernels *table);
 
 static inline int32_t lb_row_groups(int32_t rows) { return (rows + LB_ROWS - 1) / LB_ROWS; }
+
+#define LB_MAX_STREAMS 8
+static inline int32_t lb_units(int32_t row_groups, int32_t streams) { return (row_groups + streams - 1) / streams; }
 
 /* Whether a format's scales come with minima. */
 static inline int lb_has_minima(int32_t format) { return format == LB_U4M || format == LB_U8M; }

@@ -17,6 +17,7 @@ from lowbit._kernels.graph cimport Graph
 from lowbit._kernels.kvpool cimport KVPool
 from lowbit._kernels.lookup cimport MAX_DRAFT, Lookup
 from lowbit._kernels.ops cimport NormWork, norm_work, scale_by
+from lowbit._kernels.profile cimport SAMPLE
 from lowbit._kernels.rowcost cimport note_pass, row_cost, text_seconds
 from lowbit._kernels.sampler cimport Sampler
 from lowbit._kernels.sequence cimport Sequence, State, ends_with
@@ -203,6 +204,7 @@ cdef class Decoder(ForwardPass):
         """
         cdef int32_t made = 0, i
         cdef int64_t start = nanoseconds(), begun
+        cdef bint more
         cdef float[:, ::1] view
         self._need_logits(max(batch.n_wanted, 1))
         self.states_memory = None
@@ -212,6 +214,8 @@ cdef class Decoder(ForwardPass):
             view = self.states_memory
             self.row_states = &view[0, 0]
         self.status = 0
+        if self.profile is not None:
+            self.profile.begin()
         with nogil:
             while batch.n_entries:
                 self._fill(batch)
@@ -223,7 +227,9 @@ cdef class Decoder(ForwardPass):
                 if self.n_wanted == self.n_rows:    # as where tokens are checked
                     note_pass(&self.costs, self.n_rows, nanoseconds() - begun)
                 made += 1
-                if not self._account(batch) or made == steps or lb_atomic_load(&self.interrupted):
+                more = self._account(batch)
+                self._lap(SAMPLE)
+                if not more or made == steps or lb_atomic_load(&self.interrupted):
                     break
                 if budget_ns and nanoseconds() - start > budget_ns:
                     break

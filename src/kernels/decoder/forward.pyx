@@ -10,8 +10,8 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 
 from lowbit._kernels.dispatch cimport (
-    Interrupts, begin_doubles, checked, end_floats, lb_activations, lb_float_mode, lb_matrix, lb_plus, lb_times,
-    parallel,
+    LB_KV_F16, LB_KV_F32, Interrupts, begin_doubles, checked, end_floats, lb_activations, lb_float_mode, lb_matrix,
+    lb_plus, lb_times, parallel,
 )
 from lowbit._kernels.deltanet cimport DeltaWork, Segment, mix
 from lowbit._kernels.graph cimport Graph, Layer, Linear
@@ -24,6 +24,7 @@ from lowbit._kernels.ops cimport (
     attention_work, gate_work, glu_work, norm_work, rope_work, scale_by, unrotate,
 )
 from lowbit._kernels.paging cimport PagedMatrix
+from lowbit._kernels.profile cimport ADD, ATTENTION, EMBED, EXPERTS, GLU, MIX, NORM, ROPE
 from lowbit._kernels.products cimport multiply
 
 import numpy as np
@@ -80,12 +81,18 @@ cdef class ForwardPass:
         for i in range(self.n_rows):
             self._embed(self.tokens[i], self.x + <size_t>i * self.graph.hidden)
         scale_by(self.x, self.graph.embedding_scale, <int64_t>self.n_rows * self.graph.hidden)
+        self._lap(EMBED)
         for i in range(self.graph.n_layers):
             if self.status == 0 and (look or i == 0) and self.interrupts.wanted():
                 self.status = INTERRUPTED
             if self.status == 0:
                 self._layer(i)
         end_floats(mode)
+
+    cdef void _lap(self, int32_t operation) noexcept nogil:
+        """Tell the profile what was done since the last lap."""
+        if self.profile is not None:
+            self.profile.lap(operation)
 
     cdef void _embed(self, int32_t token, float *out) noexcept nogil:
         if self.graph.token_embd.paged == NULL:
@@ -124,6 +131,7 @@ cdef class ForwardPass:
                 work.keep, work.threshold = linear.keep if counts else 0, linear.threshold if counts else 0
                 work.histogram = histogram if counts else NULL
                 parallel(norm_work, &work, n_rows, chunk, self.threads)
+                self._lap(NORM)
                 histogram = NULL if counts else histogram
             if norm != NULL:
                 work.x, work.x_stride, work.weight = self.h, n_in, NULL
@@ -136,6 +144,7 @@ cdef class ForwardPass:
                 inner.keep, inner.threshold, inner.histogram = 0, 0, NULL
                 inner.weight, inner.out, inner.reader = own, self.normed, NULL if is_float(m.format) else m
                 parallel(norm_work, &inner, n_rows, chunk, self.threads)
+                self._lap(NORM)
                 a.x, a.stride = self.normed, n_in
             if not is_float(m.format):
                 a.stride = <int32_t>work.q_stride
@@ -146,6 +155,9 @@ cdef class ForwardPass:
             elif self.status == 0:
                 self.status = (<PagedMatrix>linear.parts[part].paged).multiply_paged(
                     &a, out, linear.n_out, self.threads)
+            if self.profile is not None:
+                self.profile.read(m, n_rows)
+            self._lap(linear.operation)
             out += m.n_rows
             before = m
 
@@ -169,13 +181,16 @@ cdef class ForwardPass:
             add.y = self.wide
         add.norm = layer.attn_post_norm
         parallel(add_work, &add, n_rows, chunk, self.threads)
+        self._lap(ADD)
 
         if layer.experts != NULL:
             self._experts(layer)
+            self._lap(EXPERTS)
             return
         self._dense(layer, self.x, layer.ffn_norm)
         add.y, add.bias, add.norm = self.attended, NULL, layer.ffn_post_norm
         parallel(add_work, &add, n_rows, chunk, self.threads)
+        self._lap(ADD)
 
     cdef void _attend(self, Layer *layer) noexcept nogil:
         """From queries, keys and values in `wide` to what is added to the residual stream, in `wide` too."""
@@ -202,6 +217,7 @@ cdef class ForwardPass:
         rope.eps, rope.q_scale = self.graph.eps, layer.q_scale
         rope.whole_norm = layer.whole_norm
         parallel(rope_work, &rope, n_rows, chunk, self.threads)
+        self._lap(ROPE)
         for i in range(n_rows):
             seen = self.positions[i] + 1
             work += <int64_t>(min(seen, layer.window) if layer.window else seen) * q_size
@@ -210,7 +226,22 @@ cdef class ForwardPass:
         if layer.gated:
             gate.x, gate.gate, gate.n = self.attended, self.gates, q_size
             parallel(gate_work, &gate, n_rows, chunk, self.threads)
+        if self.profile is not None:
+            self.profile.open.products = 2 * work
+            self.profile.open.bytes = self._kv_bytes(layer)
+        self._lap(ATTENTION)
         self._apply(&layer.attn_output, self.attended, q_size, q_size, layer.attn_sub_norm, n_rows, self.wide)
+
+    cdef int64_t _kv_bytes(self, Layer *layer) noexcept nogil:
+        """Bytes of keys and values that a layer reads for one sequence: rows of a tile share them."""
+        cdef int32_t size = 4 if self.pool.kv_type == LB_KV_F32 else 2 if self.pool.kv_type == LB_KV_F16 else 1
+        cdef int32_t i, seen
+        cdef int64_t positions = 0
+        for i in range(self.n_rows):
+            if i == self.n_rows - 1 or i % ATTENTION_ROWS == ATTENTION_ROWS - 1:
+                seen = self.positions[i] + 1
+                positions += min(seen, layer.window) if layer.window else seen
+        return 2 * positions * layer.n_kv_heads * (size * layer.head_dim + (4 if size == 1 else 0))
 
     cdef void _attend_latents(self, Layer *layer, LatentLayer latent) noexcept nogil:
         """The same for latent attention: `wide` has queries, or what they are made of, and latents."""
@@ -227,6 +258,7 @@ cdef class ForwardPass:
         rows.n, rows.threads, rows.per_token = self.n_rows, self.threads, self.graph.per_token
         rows.eps, rows.q_scale = self.graph.eps, layer.q_scale
         self.latents.run(latent, &rows)
+        self._lap(ATTENTION)
         self._apply(&layer.attn_output, self.attended, size, size, NULL, self.n_rows, self.wide)
 
     cdef void _recur(self, Layer *layer) noexcept nogil:
@@ -235,6 +267,7 @@ cdef class ForwardPass:
         work.layer, work.segments, work.segment_of = &layer.delta, self.segments, self.segment_of
         work.wide, work.stride, work.mixed, work.eps = self.wide, layer.qkv.n_out, self.mixed, self.graph.eps
         mix(&work, self.n_rows, self.n_segments, self.threads)
+        self._lap(MIX)
         self._apply(&layer.attn_output, self.wide + layer.delta.channels, layer.qkv.n_out,
                     layer.delta.n_value_heads * layer.delta.dim, NULL, self.n_rows, self.attended)
 
@@ -245,6 +278,7 @@ cdef class ForwardPass:
         self._apply(&layer.gate_up, x, hidden, hidden, norm, n_rows, self.wide)
         glu.gate_up, glu.n, glu.activation = self.wide, wide, layer.activation
         parallel(glu_work, &glu, n_rows, 1 if n_rows < 4 * self.threads else 4, self.threads)
+        self._lap(GLU)
         self._apply(&layer.ffn_down, self.wide, 2 * wide, wide, layer.ffn_sub_norm, n_rows, self.attended)
 
     cdef void _experts(self, Layer *layer) noexcept nogil:

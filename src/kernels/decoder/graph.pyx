@@ -16,6 +16,7 @@ from lowbit._kernels.latent cimport LatentLayer
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, row_stride
 from lowbit._kernels.moe cimport ExpertLayer, Projection
 from lowbit._kernels.paging cimport PagedMatrix, Pager
+from lowbit._kernels.profile cimport ATTN_OUTPUT, FFN_DOWN, GATE_UP, HEAD, PRODUCT, QKV, ROUTER
 from lowbit._kernels.sparse cimport SparseScratch
 
 import numpy as np
@@ -113,8 +114,12 @@ cdef class Graph:
             one.attn_output.bias = self._vector(layer.get("attn_output_bias"), self.hidden)
             one.sinks = self._vector(layer.get("attn_sinks"), one.n_heads)
             self._feed_forward(one, layer, config.layers[i].feed_forward, threads)
+            one.qkv.operation, one.q_b.operation, one.attn_output.operation = QKV, QKV, ATTN_OUTPUT
+            one.gate_up.operation, one.ffn_down.operation = GATE_UP, FFN_DOWN
+            one.router.operation = one.shared_gate.operation = ROUTER
         self.state_bytes = checked(lb_times(state, 4), "the state of recurrent layers") if state else 0
         self.output = self._linear([output], self.hidden, self.vocab, threads, None, [config.is_folded(config.output)])
+        self.output.operation = HEAD
         self.token_embd = self.output.parts[0]
         if token_embd is not output:
             self.token_embd = self._linear([token_embd], self.hidden, self.vocab, threads).parts[0]
@@ -268,7 +273,7 @@ cdef class Graph:
                         list folded=None) except *:
         cdef Linear linear
         cdef const lb_matrix *m
-        linear.n_parts, linear.n_out, linear.bias = len(parts), n_out, NULL
+        linear.n_parts, linear.n_out, linear.bias, linear.operation = len(parts), n_out, NULL, PRODUCT
         linear.keep, linear.threshold, linear.histogram, linear.rotates = 0, 0, NULL, False
         if not 1 <= len(parts) <= MAX_PARTS or sum(part.shape[0] for part in parts) != n_out:
             raise FormatError(f"matrices {parts} do not have {n_out} rows together")

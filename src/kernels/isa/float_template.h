@@ -8,6 +8,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "inline.h"
 #include "names.h"
 
 #if defined(_MSC_VER)
@@ -210,18 +211,26 @@ void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t activation
     }
 }
 
-uint64_t LB_NAME(lb_read)(const uint64_t *memory, size_t n) {
-    i32x16 sum = vi_set1(0), other = sum;
-    size_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        sum = vi_add(sum, vi_load((const int32_t *)(const void *)(memory + i)));
-        other = vi_add(other, vi_load((const int32_t *)(const void *)(memory + i + 8)));
+LB_INLINED i32x16 read_streams(const uint64_t *memory, size_t n, const int streams) {
+    i32x16 sum[2] = {vi_set1(0), vi_set1(0)};
+    for (size_t i = 0; i < n / streams; i += 8) {
+        for (int s = 0; s < streams; s++) {
+            const uint64_t *p = memory + n / streams * s + i;
+            sum[s & 1] = vi_add(sum[s & 1], vi_load((const int32_t *)(const void *)p));
+        }
     }
+    return vi_add(sum[0], sum[1]);
+}
+
+uint64_t LB_NAME(lb_read)(const uint64_t *memory, size_t n, int32_t streams) {
     int32_t lanes[16];
     uint64_t total = 0;
-    vi_store(lanes, vi_add(sum, other));
+    vi_store(lanes, streams == 1   ? read_streams(memory, n, 1)
+                    : streams == 2 ? read_streams(memory, n, 2)
+                    : streams == 4 ? read_streams(memory, n, 4)
+                    : streams == 8 ? read_streams(memory, n, 8)
+                                   : read_streams(memory, n, 16));
     for (int j = 0; j < 16; j++) total += (uint32_t)lanes[j];
-    for (; i < n; i++) total += memory[i];
     return total;
 }
 

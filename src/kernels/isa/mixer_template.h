@@ -176,6 +176,17 @@ LB_INLINED void add_all_values(const void *values, ptrdiff_t at, int32_t chunks,
 }
 
 /*
+ * Keys and values of one head in one block are a few KB, far from those of the next block: the processor's own
+ * prefetcher would begin anew with each of them.
+ */
+LB_INLINED void prefetch_positions(const char *part, ptrdiff_t at, int32_t positions, int32_t channels,
+                                   const int32_t type) {
+    const ptrdiff_t element = type == LB_KV_F32 ? 4 : type == LB_KV_F16 ? 2 : 1;
+    const ptrdiff_t bytes = positions * channels * element;
+    for (ptrdiff_t i = 0; i < bytes; i += 64) LB_PREFETCH(part + at * element + i);
+}
+
+/*
  * `heads` queries, q_step apart, over the positions from `first` to `count` of one kv head. Heads of one row (more = 0)
  * all have as many; neighbouring rows (more = 1) have one more each, all in the same span, and begin at 0. A query's
  * additions are the same, and in the same order, as if it came alone. A sink is where the running maximum begins, so
@@ -203,6 +214,7 @@ LB_INLINED void attend(const lb_attention_args *a, char *const *block, const flo
         const int32_t blocks = (n[heads - 1] + 15) / 16;
         const char *keys = *block + kv->keys, *values = *block + kv->values;
         int32_t b = 0;
+        prefetch_positions(values, value_base, n[heads - 1], 16 * chunks, type);
         if (heads <= LB_HEADS / 2) { /* else there are no registers for the sums of two blocks */
             for (; b + 2 <= blocks; b += 2) {
                 score_blocks(keys, key_base + (ptrdiff_t)b * dim * 16, q, q_step, dim,
@@ -213,6 +225,7 @@ LB_INLINED void attend(const lb_attention_args *a, char *const *block, const flo
             score_blocks(keys, key_base + (ptrdiff_t)b * dim * 16, q, q_step, dim,
                          (float (*)[SPAN])(weights[0] + 16 * b), heads, 1, type);
         }
+        if (start + SPAN < count) prefetch_positions(block[1] + kv->keys, key_base, SPAN, dim, type);
         for (int h = 0; h < heads; h++) {
             const int32_t own = (n[h] + 15) / 16;
             if (type == LB_KV_I8) scale_blocks(weights[h], scales_of(*block + kv->key_scales, kv_head), own);

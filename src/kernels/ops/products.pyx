@@ -3,7 +3,7 @@ from libc.stdint cimport int8_t, int32_t, int64_t
 
 from lowbit._kernels.dispatch cimport (
     LB_ROWS, begin_floats, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matrix, lb_row_groups,
-    parallel, table,
+    lb_units, parallel, streams, table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, aligned, group_code_bytes, is_float, padded_cols, row_stride
 
@@ -18,22 +18,25 @@ cdef enum:
 cdef struct Products:
     const lb_matmul_args *each
     int32_t n
+    int32_t streams         # row groups of a unit
 
 
 cdef void multiply_work(void *context, int32_t begin, int32_t end) noexcept nogil:
-    """Row groups, counted through all products."""
+    """Units, counted through all products: row groups, or some of them that lie far apart (`lb_streams_fn`)."""
     cdef const Products *c = <const Products *>context
     cdef const lb_matmul_args *args
-    cdef int32_t i, groups
+    cdef int32_t i, units
     for i in range(c.n):
         args = &c.each[i]
-        groups = lb_row_groups(args.w.n_rows)
+        units = lb_units(lb_row_groups(args.w.n_rows), c.streams)
         if end <= 0:
             break
-        if begin < groups:
-            table.matmul[args.w.format](args, max(begin, 0), min(end, groups))
-        begin -= groups
-        end -= groups
+        if begin < units and c.streams == 1:
+            table.matmul[args.w.format](args, max(begin, 0), min(end, units))
+        elif begin < units:
+            table.streams(args, c.streams, max(begin, 0), min(end, units))
+        begin -= units
+        end -= units
 
 
 cdef void multiply_all(const lb_matmul_args *products, int32_t n, int32_t threads) noexcept nogil:
@@ -43,17 +46,21 @@ cdef void multiply_all(const lb_matmul_args *products, int32_t n, int32_t thread
     """
     cdef Products all
     cdef const lb_matrix *w = products[0].w
-    cdef int32_t groups = 0, chunk, i
+    cdef int32_t units = 0, chunk, i
     cdef int64_t work = 0
-    all.each, all.n = products, n
+    all.each, all.n, all.streams = products, n, 1 if is_float(w.format) else streams
     for i in range(n):
-        groups += lb_row_groups(products[i].w.n_rows)
+        if products[i].x.n_tokens != 1:
+            all.streams = 1
+    for i in range(n):
+        units += lb_units(lb_row_groups(products[i].w.n_rows), all.streams)
         work += <int64_t>lb_row_groups(products[i].w.n_rows) * LB_ROWS * w.n_cols * products[i].x.n_tokens
     if threads <= 1 or work < (1 << 18 if is_float(w.format) else 1 << 20):
-        parallel(multiply_work, &all, groups, groups, 1)
+        parallel(multiply_work, &all, units, units, 1)
         return
-    chunk = <int32_t>min(<int64_t>groups // (threads * 4), CHUNK_BYTES // <int64_t>group_code_bytes(w))
-    parallel(multiply_work, &all, groups, chunk if chunk > 1 else 1, threads)
+    chunk = <int32_t>min(<int64_t>units // (threads * 4),
+                         CHUNK_BYTES // (all.streams * <int64_t>group_code_bytes(w)))
+    parallel(multiply_work, &all, units, chunk if chunk > 1 else 1, threads)
 
 
 cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_t *sums, ptrdiff_t y_stride,

@@ -25,6 +25,7 @@ cdef extern from "kernels.h":
         LB_SWIGLU_OAI
         LB_LINE_ROWS
         LB_CHANNELS
+        LB_MAX_STREAMS
 
     ctypedef struct lb_matrix:
         const uint8_t *codes
@@ -91,6 +92,7 @@ cdef extern from "kernels.h":
         const float *sinks
 
     ctypedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end) noexcept nogil
+    ctypedef void lb_streams_fn(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) noexcept nogil
     ctypedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end) noexcept nogil
     ctypedef void lb_to_row_groups_fn(const lb_matrix *m, int32_t quarter, uint8_t *codes) noexcept nogil
     ctypedef void lb_quantize_fn(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded,
@@ -108,11 +110,12 @@ cdef extern from "kernels.h":
     ctypedef void lb_hadamard_fn(float *x, int32_t n, int32_t block) noexcept nogil
     ctypedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit) noexcept nogil
 
-    ctypedef uint64_t lb_read_fn(const uint64_t *memory, size_t n) noexcept nogil
+    ctypedef uint64_t lb_read_fn(const uint64_t *memory, size_t n, int32_t streams) noexcept nogil
     ctypedef int64_t lb_dot_peak_fn(int32_t rounds) noexcept nogil
 
     ctypedef struct lb_kernels:
         lb_matmul_fn **matmul
+        lb_streams_fn *streams
         lb_sparse_fn *sparse
         lb_sparse_fn *sparse_finish
         lb_to_row_groups_fn *to_row_groups
@@ -130,6 +133,7 @@ cdef extern from "kernels.h":
         lb_dot_peak_fn *dot_peak
 
     int32_t lb_row_groups(int32_t rows) noexcept nogil
+    int32_t lb_units(int32_t row_groups, int32_t streams) noexcept nogil
     bint lb_has_minima(int32_t format) noexcept nogil
     size_t lb_scales_at(const lb_matrix *m, int32_t row_group, int32_t group) noexcept nogil
     int32_t lb_lines(int32_t rows) noexcept nogil
@@ -158,6 +162,7 @@ cdef extern from "sizes.h":
 ctypedef void work_fn(void *context, int32_t begin, int32_t end) noexcept nogil
 
 cdef const lb_kernels *table
+cdef int32_t streams        # row groups that a thread reads at a time for one token
 cdef void parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) noexcept nogil
 # Around floats that are computed without `parallel`: in the mode of floats.h, whatever the host's is. On an x87 floats
 # and doubles have modes of their own.

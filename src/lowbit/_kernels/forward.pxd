@@ -7,6 +7,7 @@ from lowbit._kernels.graph cimport Graph, Layer, Linear
 from lowbit._kernels.kvpool cimport KVPool
 from lowbit._kernels.latent cimport LatentLayer, LatentScratch
 from lowbit._kernels.moe cimport ExpertScratch
+from lowbit._kernels.profile cimport Profile
 
 cdef enum:
     INTERRUPTED = -1        # status of a pass that Ctrl-C ended
@@ -16,6 +17,7 @@ cdef class ForwardPass:
     cdef readonly Graph graph
     cdef readonly KVPool pool
     cdef public int32_t threads
+    cdef public Profile profile         # None: nothing is measured
     cdef readonly int32_t batch         # most rows of a pass
     cdef readonly size_t scratch_bytes
     cdef list keep                      # scratch memory
@@ -44,11 +46,13 @@ cdef class ForwardPass:
 
     cdef void *_scratch(self, size_t rows, size_t row_bytes) except NULL
     cdef void _forward(self) noexcept nogil
+    cdef void _lap(self, int32_t operation) noexcept nogil
     cdef void _embed(self, int32_t token, float *out) noexcept nogil
     cdef void _apply(self, Linear *linear, const float *x, int64_t x_stride, int32_t n_in, const float *norm,
                      int32_t n_rows, float *y) noexcept nogil
     cdef void _layer(self, int32_t index) noexcept nogil
     cdef void _attend(self, Layer *layer) noexcept nogil
+    cdef int64_t _kv_bytes(self, Layer *layer) noexcept nogil
     cdef void _attend_latents(self, Layer *layer, LatentLayer latent) noexcept nogil
     cdef void _recur(self, Layer *layer) noexcept nogil
     cdef void _dense(self, Layer *layer, const float *x, const float *norm) noexcept nogil

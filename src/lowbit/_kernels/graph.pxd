@@ -24,6 +24,7 @@ cdef struct Linear:
     Part parts[MAX_PARTS]
     int32_t n_parts
     int32_t n_out
+    int32_t operation       # what a profile calls it
     const float *bias       # (n_out,), or NULL
     bint rotates            # some part has a rotation: inputs that count are chosen behind it, for these parts alone
     int32_t keep            # inputs of largest magnitude that count, 0 for all

@@ -11,7 +11,11 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..replacing import Replacing
+
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from ..model import Model
 
 __all__ = [
@@ -26,6 +30,7 @@ __all__ = [
     "constraint_values",
     "load_model",
     "load_options",
+    "need_matplotlib",
     "path",
     "print_json",
     "print_table",
@@ -34,6 +39,7 @@ __all__ = [
     "read_file",
     "read_text",
     "sampling_values",
+    "save_figure",
     "share_or_file",
     "unescaped",
     "whole",
@@ -298,6 +304,23 @@ def print_table(rows: Iterable[Iterable[str]], numeric: bool = False) -> None:
     for row in table:
         cells = [cell.rjust(w) if numeric else cell.ljust(w) for cell, w in zip(row, widths, strict=True)]
         print("  ".join(cells).rstrip())
+
+
+def need_matplotlib() -> None:
+    """Refuse --plot where it cannot be done, before the long work whose result is drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        raise InputError("--plot needs matplotlib: pip install matplotlib") from None
+
+
+def save_figure(figure: Figure, path: str) -> None:
+    """Write a picture, as SVG or PNG by the file's ending."""
+    try:
+        with Replacing(path) as file:
+            figure.savefig(file, format=os.path.splitext(path)[1][1:])
+    except (OSError, ValueError) as error:  # no such folder; an ending that is no picture
+        raise InputError(f"{path}: cannot be drawn ({error})") from None
 
 
 def printable(text: str) -> str:

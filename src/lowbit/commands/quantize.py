@@ -22,8 +22,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ..replacing import Replacing
-from .common import InputError, print_json, print_table, printable, whole
+from .common import InputError, need_matplotlib, print_json, print_table, printable, save_figure, whole
 
 if TYPE_CHECKING:
     from ..convert.requantize import Quantized
@@ -68,10 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if args.bits is not None and not 0 < args.bits <= 32:
         raise InputError(f"--bits must be above 0 and at most 32, not {args.bits:g}")
     if args.plot:
-        try:
-            import matplotlib  # noqa: F401  (asked for now, because the work before the plot may take long)
-        except ModuleNotFoundError:
-            raise InputError("--plot needs matplotlib: pip install matplotlib") from None
+        need_matplotlib()
     with tqdm(unit_scale=True, delay=1, disable=None, leave=False) as bar:
 
         def progress(what: str, done: int, total: int) -> None:
@@ -136,8 +132,4 @@ def _plot(path: str, done: Quantized) -> None:
     axes.tick_params(axis="x", rotation=90, labelsize=6)
     axes.margins(x=0.01)
     axes.legend(used.values(), used.keys(), frameon=False, ncols=len(used), loc="lower center", bbox_to_anchor=(0.5, 1))
-    try:
-        with Replacing(path) as file:
-            figure.savefig(file, format=os.path.splitext(path)[1][1:])
-    except (OSError, ValueError) as error:  # no such folder; an ending that is no picture
-        raise InputError(f"{path}: cannot be drawn ({error})") from None
+    save_figure(figure, path)

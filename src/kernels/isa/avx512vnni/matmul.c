@@ -18,6 +18,7 @@
 #define LB_FLOAT_TILE 8
 #define LB_U8_OFFSET 128
 #include "../matmul_template.h"
+#include "../streams_template.h"
 
 LB_INLINE __m512i dot4(__m512i acc, __m512i codes, const int8_t *x) {
     int32_t four;
@@ -25,43 +26,54 @@ LB_INLINE __m512i dot4(__m512i acc, __m512i codes, const int8_t *x) {
     return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(four));
 }
 
-/* One block for up to four tokens. The usual 8 words are unrolled: the end of a short loop is often mispredicted. */
-LB_INLINE void u2_words(const uint8_t *w, const int8_t *x, ptrdiff_t stride, const int tokens, const int32_t words,
-                        __m512i a[][4]) {
+/*
+ * One block for up to four tokens, or for one and up to four streams `apart` bytes from one another; a[] has the sums
+ * of the tokens, or of the streams. The usual 8 words are unrolled: the end of a short loop is often mispredicted.
+ */
+LB_INLINE void u2_words(const uint8_t *w, size_t apart, const int streams, const int8_t *x, ptrdiff_t stride,
+                        const int tokens, const int32_t words, __m512i a[][4]) {
     const __m512i low = _mm512_set1_epi8(3);
     const __m512i m1 = _mm512_slli_epi16(low, 2), m2 = _mm512_slli_epi16(low, 4), m3 = _mm512_slli_epi16(low, 6);
     const int32_t field = 4 * words;
     LB_UNROLL(8)
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
-        if (tokens > 1) _mm_prefetch((const char *)w + LB_AHEAD, _MM_HINT_T0);
-        const __m512i v = _mm512_loadu_si512(w);
-        const __m512i c0 = _mm512_and_si512(v, low), c1 = _mm512_and_si512(v, m1), c2 = _mm512_and_si512(v, m2),
-                      c3 = _mm512_and_si512(v, m3);
-        for (int j = 0; j < tokens; j++) {
-            const int8_t *xj = x + j * stride;
-            a[j][0] = dot4(a[j][0], c0, xj);
-            a[j][1] = dot4(a[j][1], c1, xj + field);
-            a[j][2] = dot4(a[j][2], c2, xj + 2 * field);
-            a[j][3] = dot4(a[j][3], c3, xj + 3 * field);
+        for (int s = 0; s < streams; s++) {
+            const uint8_t *ws = w + s * apart;
+            if (tokens > 1) _mm_prefetch((const char *)ws + LB_AHEAD, _MM_HINT_T0);
+            if (streams > 1) _mm_prefetch((const char *)((uintptr_t)ws + LB_STREAM_AHEAD), _MM_HINT_T0);
+            const __m512i v = _mm512_loadu_si512(ws);
+            const __m512i c0 = _mm512_and_si512(v, low), c1 = _mm512_and_si512(v, m1), c2 = _mm512_and_si512(v, m2),
+                          c3 = _mm512_and_si512(v, m3);
+            for (int j = 0; j < tokens; j++) {
+                const int8_t *xj = x + j * stride;
+                a[s + j][0] = dot4(a[s + j][0], c0, xj);
+                a[s + j][1] = dot4(a[s + j][1], c1, xj + field);
+                a[s + j][2] = dot4(a[s + j][2], c2, xj + 2 * field);
+                a[s + j][3] = dot4(a[s + j][3], c3, xj + 3 * field);
+            }
         }
     }
 }
 
-LB_INLINE void u2_few(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
+LB_INLINE void u2_few(const uint8_t *w, size_t apart, const int streams, lb_run run, const int8_t *x, ptrdiff_t stride,
+                      const int tokens, i32x16 *acc) {
+    const int n = streams * tokens;
     __m512i a[4][4];
-    for (int j = 0; j < tokens; j++) {
+    for (int j = 0; j < n; j++) {
         a[j][0] = acc[j];
         a[j][1] = a[j][2] = a[j][3] = _mm512_setzero_si512();
     }
     if (run.words == 8) {
-        for (int32_t b = 0; b < run.full; b++, w += 8 * 64, x += 128) u2_words(w, x, stride, tokens, 8, a);
+        for (int32_t b = 0; b < run.full; b++, w += 8 * 64, x += 128) {
+            u2_words(w, apart, streams, x, stride, tokens, 8, a);
+        }
     } else {
         for (int32_t b = 0; b < run.full; b++, w += run.words * 64, x += 16 * run.words) {
-            u2_words(w, x, stride, tokens, run.words, a);
+            u2_words(w, apart, streams, x, stride, tokens, run.words, a);
         }
     }
-    if (run.tail) u2_words(w, x, stride, tokens, run.tail, a);
-    for (int j = 0; j < tokens; j++) {
+    if (run.tail) u2_words(w, apart, streams, x, stride, tokens, run.tail, a);
+    for (int j = 0; j < n; j++) {
         const __m512i low = _mm512_add_epi32(a[j][0], _mm512_srai_epi32(a[j][1], 2));
         const __m512i high = _mm512_add_epi32(_mm512_srai_epi32(a[j][2], 4), _mm512_srai_epi32(a[j][3], 6));
         acc[j] = _mm512_add_epi32(low, high);
@@ -70,7 +82,7 @@ LB_INLINE void u2_few(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t s
 
 LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
     if (tokens <= 4) {
-        u2_few(w, run, x, stride, tokens, acc);
+        u2_few(w, 0, 1, run, x, stride, tokens, acc);
         return;
     }
     const __m512i low = _mm512_set1_epi8(3);
@@ -145,53 +157,57 @@ LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
  * fill eight registers, in the order of the columns, and the sums of sixteen tokens sixteen: each token takes its eight
  * products and its scales in one go, and nothing goes to memory in between.
  */
-LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t token, const int tokens,
-                          const int32_t format, const int32_t offset) {
+LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t apart, const int streams,
+                          int32_t token, const int tokens, const int32_t format, const int32_t offset) {
     const lb_matrix *m = args->w;
     const lb_activations *a = args->x;
     const int words = lb_bits[format];
-    const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
+    const size_t row_bytes = (size_t)m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
     float x_sums[LB_TILE][LB_SUMS_AHEAD];
     f32x16 y[LB_TILE];
-    for (int j = 0; j < tokens; j++) y[j] = v_set1(0.0f);
-    for (int32_t g = 0; g < m->n_groups; g++, w += 64 * words, x += 32) {
-        __m512i codes[8];
-        for (int t = 0; t < words; t++) {
-            if (tokens > 1) _mm_prefetch((const char *)((uintptr_t)w + 64 * t + LB_AHEAD), _MM_HINT_T0);
-            codes[t] = _mm512_loadu_si512(w + 64 * t);
-        }
-        for (int t = 0; t < 4 && words == 4; t++) {
-            codes[t + 4] = _mm512_and_si512(_mm512_srli_epi16(codes[t], 4), _mm512_set1_epi8(15));
-            codes[t] = _mm512_and_si512(codes[t], _mm512_set1_epi8(15));
-        }
-        const lb_scales scales = lb_load_scales(m, row_group, g, format);
+    for (int j = 0; j < streams * tokens; j++) y[j] = v_set1(0.0f);
+    for (int32_t g = 0; g < m->n_groups; g++, x += 32) {
         if (lb_has_minima(format) && g % LB_SUMS_AHEAD == 0) lb_make_x_sums(a, token, tokens, g, x_sums);
-        LB_UNROLL(16)
-        for (int j = 0; j < tokens; j++) {
-            const ptrdiff_t i = (ptrdiff_t)(token + j) * a->n_groups + g;
-            const int8_t *xj = x + j * a->stride;
-            __m512i sum = _mm512_setzero_si512(), turn = sum;
-            LB_UNROLL(8)
-            for (int t = 0; t < 8; t++) {
-                __m512i *one = tokens == 1 && t & 1 ? &turn : &sum;
-                *one = dot4(*one, codes[t], xj + 4 * t);
+        for (int s = 0; s < streams; s++) {
+            const uint8_t *w = m->codes + (row_group + s * apart) * row_bytes + (size_t)g * words * 64;
+            __m512i codes[8];
+            for (int t = 0; t < words; t++) {
+                if (tokens > 1) _mm_prefetch((const char *)((uintptr_t)w + 64 * t + LB_AHEAD), _MM_HINT_T0);
+                if (streams > 1) _mm_prefetch((const char *)((uintptr_t)w + 64 * t + LB_STREAM_AHEAD), _MM_HINT_T0);
+                codes[t] = _mm512_loadu_si512(w + 64 * t);
             }
-            if (tokens == 1) sum = _mm512_add_epi32(sum, turn);
-            if (offset) sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(vi_set1(a->sum[i]), vi_set1(offset)));
-            y[j] = lb_add_group(y[j], sum, scales, a->scale[i], &x_sums[j][g % LB_SUMS_AHEAD], format);
+            for (int t = 0; t < 4 && words == 4; t++) {
+                codes[t + 4] = _mm512_and_si512(_mm512_srli_epi16(codes[t], 4), _mm512_set1_epi8(15));
+                codes[t] = _mm512_and_si512(codes[t], _mm512_set1_epi8(15));
+            }
+            const lb_scales scales = lb_load_scales(m, row_group + s * apart, g, format);
+            LB_UNROLL(16)
+            for (int j = 0; j < tokens; j++) {
+                const ptrdiff_t i = (ptrdiff_t)(token + j) * a->n_groups + g;
+                const int8_t *xj = x + j * a->stride;
+                __m512i sum = _mm512_setzero_si512(), turn = sum;
+                LB_UNROLL(8)
+                for (int t = 0; t < 8; t++) {
+                    __m512i *one = tokens == 1 && t & 1 ? &turn : &sum;
+                    *one = dot4(*one, codes[t], xj + 4 * t);
+                }
+                if (tokens == 1) sum = _mm512_add_epi32(sum, turn);
+                if (offset) sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(vi_set1(a->sum[i]), vi_set1(offset)));
+                y[s + j] = lb_add_group(y[s + j], sum, scales, a->scale[i], &x_sums[j][g % LB_SUMS_AHEAD], format);
+            }
         }
     }
-    for (int j = 0; j < tokens; j++) {
-        lb_store_rows(args->y + (token + j) * args->y_stride + row_group * LB_ROWS, y[j],
-                      m->n_rows - row_group * LB_ROWS);
+    for (int j = 0; j < streams * tokens; j++) {
+        const int32_t first = (streams > 1 ? row_group + j * apart : row_group) * LB_ROWS;
+        lb_store_rows(args->y + (streams > 1 ? token : token + j) * args->y_stride + first, y[j], m->n_rows - first);
     }
 }
 
 #define LB_BLOCK_MATMUL(name, format, offset, tile)                                             \
     void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) {                \
         if (lb_is_blocks_of_32(args)) {                                                         \
-            LB_FOR_TILES(LB_TILE, block_tile(args, row_group, token, n, format, offset))        \
+            LB_FOR_TILES(LB_TILE, block_tile(args, row_group, 0, 1, token, n, format, offset))  \
         } else {                                                                                \
             LB_FOR_TILES(LB_TILE, lb_int_tile(args, row_group, token, n, format, offset, tile)) \
         }                                                                                       \
@@ -206,3 +222,41 @@ LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
 LB_FLOAT_MATMUL(lb_matmul_f16, LB_F16)
 LB_FLOAT_MATMUL(lb_matmul_bf16, LB_BF16)
 LB_DOT_PEAK(u8_tile)
+
+/* Streams word by word: they share the activations, and their sums wait for nothing. */
+LB_INLINE void u2_streams(const uint8_t *w, size_t apart, int streams, lb_run run, const int8_t *x, i32x16 *acc) {
+    if (streams == 4) {
+        u2_few(w, apart, 4, run, x, 0, 1, acc);
+    } else if (streams == 2) {
+        u2_few(w, apart, 2, run, x, 0, 1, acc);
+    } else {
+        lb_take_turns(w, apart, streams, run, x, acc, 4, u2_tile);
+    }
+}
+
+LB_TURNS(u4_turns, 2, u4_tile)
+LB_TURNS(u8_turns, 1, u8_tile)
+
+LB_INLINE void block_streams(const lb_matmul_args *args, int32_t row_group, int32_t apart, int32_t n,
+                             const int32_t format, const int32_t offset, lb_streams_tile_fn *turns) {
+    if (n == 4 && lb_is_blocks_of_32(args)) {
+        block_tile(args, row_group, apart, 4, 0, 1, format, offset);
+    } else {
+        lb_int_streams(args, row_group, apart, n, format, offset, turns);
+    }
+}
+
+#define LB_BLOCK_STREAMS(format, offset, turns) \
+    case format:                                \
+        LB_FOR_UNITS(block_streams(args, row_group, apart, n, format, offset, turns)) break;
+
+void LB_NAME(lb_streams)(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) {
+    switch (args->w->format) {
+    case LB_U2:
+        LB_FOR_UNITS(lb_int_streams(args, row_group, apart, n, LB_U2, 1, u2_streams)) break;
+        LB_BLOCK_STREAMS(LB_U4, 8, u4_turns)
+        LB_BLOCK_STREAMS(LB_U8, LB_U8_OFFSET, u8_turns)
+        LB_BLOCK_STREAMS(LB_U4M, 0, u4_turns)
+        LB_BLOCK_STREAMS(LB_U8M, LB_U8_OFFSET, u8_turns)
+    }
+}

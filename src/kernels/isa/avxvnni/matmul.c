@@ -19,6 +19,7 @@
 #define LB_TILE 8
 #define LB_U8_OFFSET 128
 #include "../matmul_template.h"
+#include "../streams_template.h"
 
 /* The same instruction in its AVX-512 encoding, to run this file's code where only that exists (tests/selftest). */
 #if defined(LB_AVXVNNI_AS_EVEX)
@@ -177,4 +178,5 @@ LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
 LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
+LB_STREAMS_BY_TURNS
 LB_DOT_PEAK(u8_tile)

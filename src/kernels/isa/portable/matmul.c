@@ -43,3 +43,14 @@ LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
 LB_FLOAT_MATMUL(lb_matmul_f16, LB_F16)
 LB_FLOAT_MATMUL(lb_matmul_bf16, LB_BF16)
 LB_DOT_PEAK(u8_tile)
+
+/* One after the other: nothing is known of a processor that has no other set. */
+void LB_NAME(lb_streams)(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) {
+    static lb_matmul_fn *const matmul[] = {LB_NAME(lb_matmul_u2), LB_NAME(lb_matmul_u4), LB_NAME(lb_matmul_u8),
+                                           LB_NAME(lb_matmul_u4m), LB_NAME(lb_matmul_u8m)};
+    const int32_t groups = lb_row_groups(args->w->n_rows), apart = lb_units(groups, streams);
+    for (int32_t first = 0; first < groups; first += apart) {
+        const int32_t last = first + end < groups ? first + end : groups;
+        matmul[args->w->format](args, first + begin, last);
+    }
+}
