@@ -31,7 +31,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None or os.name == "nt":
         pytest.skip("no C compiler with the options of GCC")
     folder = tmp_path_factory.mktemp("selftest")
-    built: Path = runner.build(folder, compiler, platform.machine(), evex=runner.has_evex_only())
+    built: Path = runner.build(folder, compiler, platform.machine(), cpu=runner.cpu_flags())
     return built
 
 

@@ -131,8 +131,8 @@ static int forced_isa(void) {
     if (!name || !*name) return -1;
     for (int i = 0; i < lb_isa_count(); i++) {
         if (strcmp(lb_isa_name(i), name) == 0) {
-            if (lb_isa_supported(i)) return i;
-            fprintf(stderr, "LOWBIT_ISA: this CPU does not have %s\n", name);
+            if (!lb_isa_lacks(i)) return i;
+            fprintf(stderr, "LOWBIT_ISA: no %s: %s\n", name, lb_isa_lacks(i));
             exit(2);
         }
     }
@@ -153,8 +153,8 @@ int main(void) {
     for (int i = 0; i < lb_isa_count(); i++) {
         if (forced >= 0 && forced != i) continue;
         isa = lb_isa_name(i);
-        if (!lb_isa_supported(i)) {
-            printf("%-12s not on this CPU\n", isa);
+        if (lb_isa_lacks(i)) {
+            printf("%-12s %s\n", isa, lb_isa_lacks(i));
             continue;
         }
         is_portable = i == 0;

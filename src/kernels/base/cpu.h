@@ -13,11 +13,16 @@ enum {
     LB_CPU_AVX512VNNI = 1 << 5, /* with F, BW, DQ, VL */
     LB_CPU_NEON = 1 << 6,
     LB_CPU_NEONDOT = 1 << 7,
-    LB_CPU_CMOV = 1 << 8
+    LB_CPU_CMOV = 1 << 8,
+    LB_CPU_AMX = 1 << 9 /* tiles and their int8 products, with AVX512VNNI */
 };
 
 /* A set of the flags above. */
 uint32_t lb_cpu_features(void);
+
+/* Asks the system, once, for those of these features that it gives a process on request only; returns NULL, or why it
+ * does not. */
+const char *lb_cpu_refusal(uint32_t features);
 
 /* Those of 32-bit x86 that the compiler may use in every file of this build. */
 extern const uint32_t lb_built_for;
