@@ -11,6 +11,7 @@
 #include <math.h>
 #include <stdarg.h>
 
+#include "cpu.h"
 #include "selftest.h"
 
 const char *isa;
@@ -140,6 +141,15 @@ static int forced_isa(void) {
     exit(2);
 }
 
+/* What only a request brings is refused where the CPU does not have it; what nobody has to ask for is not. */
+static void test_permission(void) {
+    n_checks++;
+    if (lb_cpu_refusal(~(uint32_t)LB_CPU_AMX)) report("permission", "%s", lb_cpu_refusal(~(uint32_t)LB_CPU_AMX));
+#if defined(__linux__) && defined(__x86_64__)
+    if (!(lb_cpu_features() & LB_CPU_AMX) && !lb_cpu_refusal(LB_CPU_AMX)) report("permission", "AMX is not refused");
+#endif
+}
+
 int main(void) {
     const int forced = forced_isa();
     long all_failures = 0;
@@ -147,6 +157,7 @@ int main(void) {
     lb_isa_use(0);
     portable = lb_table;
     isa = "all sets";
+    test_permission();
     test_sizes();
     test_float_mode();
     all_failures = n_failures;
