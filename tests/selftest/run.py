@@ -31,7 +31,7 @@ SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover
 EMULATED = {
     "x86_64": {"qemu64": "sse2", "Conroe": "ssse3", "Nehalem": "ssse3", "Haswell": "avx2"},
     "i686": {"pentium2": "mmx", "coreduo": "sse2", "n270": "ssse3"},
-    "aarch64": {"cortex-a53": "neon", "neoverse-n1": "neondot"},
+    "aarch64": {"cortex-a53": "neon", "neoverse-n1": "neondot", "max": "neoni8mm"},
 }
 
 
@@ -62,7 +62,8 @@ def rows(processor: str) -> list[Row]:
 
 def knows(compiler: list[str], row: Row) -> bool:
     """Return whether a compiler can compile an instruction set, as CMakeLists.txt asks it."""
-    source = f"#include <immintrin.h>\nint main(void) {{ {row.tried}; return 0; }}"
+    include = "#ifdef __aarch64__\n#include <arm_neon.h>\n#else\n#include <immintrin.h>\n#endif\n"
+    source = f"{include}int main(void) {{ {row.tried}; return 0; }}"
     command = [*compiler, *row.flags, "-x", "c", "-", "-o", os.devnull]
     return not row.tried or subprocess.run(command, input=source, text=True, capture_output=True).returncode == 0
 

@@ -57,16 +57,21 @@ uint32_t lb_cpu_features(void) {
 #if defined(__linux__)
 #include <sys/auxv.h>
 uint32_t lb_cpu_features(void) {
-    const unsigned long asimddp = 1ul << 20; /* HWCAP_ASIMDDP */
-    return LB_CPU_NEON | (getauxval(AT_HWCAP) & asimddp ? LB_CPU_NEONDOT : 0);
+    const unsigned long asimddp = 1ul << 20, i8mm = 1ul << 13; /* HWCAP_ASIMDDP, HWCAP2_I8MM */
+    if (!(getauxval(AT_HWCAP) & asimddp)) return LB_CPU_NEON;
+    return LB_CPU_NEON | LB_CPU_NEONDOT | (getauxval(AT_HWCAP2) & i8mm ? LB_CPU_NEONI8MM : 0);
 }
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
+static int has(const char *feature) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(feature, &value, &size, NULL, 0) == 0 && value;
+}
+
 uint32_t lb_cpu_features(void) {
-    int dot = 0;
-    size_t size = sizeof dot;
-    if (sysctlbyname("hw.optional.arm.FEAT_DotProd", &dot, &size, NULL, 0) != 0) dot = 0;
-    return LB_CPU_NEON | (dot ? LB_CPU_NEONDOT : 0);
+    if (!has("hw.optional.arm.FEAT_DotProd")) return LB_CPU_NEON;
+    return LB_CPU_NEON | LB_CPU_NEONDOT | (has("hw.optional.arm.FEAT_I8MM") ? LB_CPU_NEONI8MM : 0);
 }
 #else
 uint32_t lb_cpu_features(void) { return LB_CPU_NEON; }

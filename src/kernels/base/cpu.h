@@ -14,7 +14,8 @@ enum {
     LB_CPU_NEON = 1 << 6,
     LB_CPU_NEONDOT = 1 << 7,
     LB_CPU_CMOV = 1 << 8,
-    LB_CPU_AMX = 1 << 9 /* tiles and their int8 products, with AVX512VNNI */
+    LB_CPU_AMX = 1 << 9,     /* tiles and their int8 products, with AVX512VNNI */
+    LB_CPU_NEONI8MM = 1 << 10 /* with NEONDOT */
 };
 
 /* A set of the flags above. */
