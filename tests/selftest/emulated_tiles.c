@@ -14,8 +14,9 @@ typedef struct {
     uint8_t rows[16];
 } configuration;
 
-static configuration config; /* palette 0: none */
-static uint8_t tiles[TILES][MOST_ROWS][ROW_BYTES];
+/* Each thread has its own. */
+static _Thread_local configuration config; /* palette 0: none */
+static _Thread_local uint8_t tiles[TILES][MOST_ROWS][ROW_BYTES];
 
 static void must(int holds, const char *instruction, const char *what) {
     if (holds) return;
