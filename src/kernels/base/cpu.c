@@ -10,6 +10,8 @@
 
 #include "cpu.h"
 
+#include <stddef.h>
+
 #if defined(__i386__) || defined(__x86_64__) || defined(_M_IX86) || defined(_M_X64)
 
 #if defined(_MSC_VER)
