@@ -31,12 +31,28 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None or os.name == "nt":
         pytest.skip("no C compiler with the options of GCC")
     folder = tmp_path_factory.mktemp("selftest")
-    built: Path = runner.build(folder, compiler, platform.machine(), evex=runner.has_evex_only())
+    built: Path = runner.build(folder, compiler, platform.machine(), cpu=runner.cpu_flags())
     return built
 
 
-def test_every_kernel_of_this_cpu_equals_the_plain_loops(program: Path) -> None:
-    assert runner.run(program, [])[0] == "portable"
+@pytest.fixture(scope="module")
+def equal(program: Path) -> list[str]:
+    """The instruction sets that this CPU runs, all found equal to the plain loops."""
+    found: list[str] = runner.run(program, [])
+    return found
+
+
+def test_every_kernel_of_this_cpu_equals_the_plain_loops(equal: list[str]) -> None:
+    assert equal[0] == "portable"
+
+
+def test_tiles_equal_the_plain_loops_also_on_a_cpu_that_emulates_them(equal: list[str]) -> None:
+    if "avx512_vnni" not in runner.cpu_flags():
+        pytest.skip("this CPU has no AVX-512 VNNI, on which the tiles of AMX are emulated")
+    compiler, amx = runner.native_compiler(), runner.rows("x86_64")[-1]
+    if not runner.knows(compiler, amx):
+        pytest.skip("the compiler does not know AMX")
+    assert equal[-1] == amx.name == "amx"
 
 
 def test_an_unknown_instruction_set_ends_the_self_test(program: Path) -> None:

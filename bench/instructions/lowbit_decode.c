@@ -251,7 +251,7 @@ int main(int count, char **arguments) {
     int isa = -1;
     for (int i = 0; i < lb_isa_count(); i++) {
         const int wanted = count == 6 ? strcmp(lb_isa_name(i), arguments[5]) == 0 : 1;
-        if (wanted && lb_isa_supported(i)) isa = i;
+        if (wanted && !lb_isa_lacks(i)) isa = i;
     }
     if (isa < 0) return 2;
     lb_isa_use(isa);

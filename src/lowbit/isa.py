@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ._kernels import dispatch
 
-__all__ = ["active", "available", "compiled", "use"]
+__all__ = ["active", "available", "compiled", "missing", "use"]
 
 
 def active() -> str:
@@ -17,13 +17,21 @@ def active() -> str:
 
 
 def available() -> list[str]:
-    """Return the instruction sets that this build and this CPU have, the plainest first."""
+    """Return the instruction sets of this build that can run here, the plainest first."""
     return dispatch.available()
 
 
 def compiled() -> list[str]:
     """Return the instruction sets of this build, the plainest first."""
     return dispatch.compiled()
+
+
+def missing() -> dict[str, str]:
+    """Return why instruction sets of this build cannot run here, by name.
+
+    The CPU does not have them, or, with ``amx``, the system refuses the registers that a process must ask for.
+    """
+    return dispatch.missing()
 
 
 def use(name: str | None = None) -> None:
@@ -39,6 +47,6 @@ def use(name: str | None = None) -> None:
     Raises
     ------
     UnsupportedISAError
-        If this build or this CPU does not have it.
+        If this build does not have it, or it cannot run here (`missing`).
     """
     dispatch.use(name)

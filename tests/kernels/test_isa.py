@@ -46,6 +46,16 @@ def test_an_instruction_set_that_the_cpu_lacks_is_an_error():
         assert f"no {name}" in import_with(name).stderr.strip().splitlines()[-1]
 
 
+def test_every_set_of_the_build_runs_here_or_says_why_not():
+    missing = instruction_sets.missing()
+    assert [name for name in instruction_sets.compiled() if name not in missing] == instruction_sets.available()
+    for name, reason in missing.items():
+        with pytest.raises(UnsupportedISAError) as error:
+            instruction_sets.use(name)
+        there = ", ".join(instruction_sets.available())
+        assert str(error.value) == f"no {name}: {reason}; there are {there}"
+
+
 def test_a_refused_name_changes_nothing(isa):
     with pytest.raises(UnsupportedISAError, match="nonsense"):
         instruction_sets.use("nonsense")

@@ -11,6 +11,7 @@
 #include <math.h>
 #include <stdarg.h>
 
+#include "cpu.h"
 #include "selftest.h"
 
 const char *isa;
@@ -131,13 +132,22 @@ static int forced_isa(void) {
     if (!name || !*name) return -1;
     for (int i = 0; i < lb_isa_count(); i++) {
         if (strcmp(lb_isa_name(i), name) == 0) {
-            if (lb_isa_supported(i)) return i;
-            fprintf(stderr, "LOWBIT_ISA: this CPU does not have %s\n", name);
+            if (!lb_isa_lacks(i)) return i;
+            fprintf(stderr, "LOWBIT_ISA: no %s: %s\n", name, lb_isa_lacks(i));
             exit(2);
         }
     }
     fprintf(stderr, "LOWBIT_ISA: this build has no instruction set %s\n", name);
     exit(2);
+}
+
+/* What only a request brings is refused where the CPU does not have it; what nobody has to ask for is not. */
+static void test_permission(void) {
+    n_checks++;
+    if (lb_cpu_refusal(~(uint32_t)LB_CPU_AMX)) report("permission", "%s", lb_cpu_refusal(~(uint32_t)LB_CPU_AMX));
+#if defined(__linux__) && defined(__x86_64__)
+    if (!(lb_cpu_features() & LB_CPU_AMX) && !lb_cpu_refusal(LB_CPU_AMX)) report("permission", "AMX is not refused");
+#endif
 }
 
 int main(void) {
@@ -147,14 +157,15 @@ int main(void) {
     lb_isa_use(0);
     portable = lb_table;
     isa = "all sets";
+    test_permission();
     test_sizes();
     test_float_mode();
     all_failures = n_failures;
     for (int i = 0; i < lb_isa_count(); i++) {
         if (forced >= 0 && forced != i) continue;
         isa = lb_isa_name(i);
-        if (!lb_isa_supported(i)) {
-            printf("%-12s not on this CPU\n", isa);
+        if (lb_isa_lacks(i)) {
+            printf("%-12s %s\n", isa, lb_isa_lacks(i));
             continue;
         }
         is_portable = i == 0;

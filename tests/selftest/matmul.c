@@ -1,4 +1,5 @@
 /* Matrix products against loops over single weights, packed here from the layout that kernels.h describes. */
+#include "emulated_tiles.h"
 #include "selftest.h"
 
 static const int bits_of[] = {2, 4, 8, 4, 8}, offset_of[] = {1, 8, 128, 0, 128}, usual_block[] = {128, 32, 32, 32, 32};
@@ -28,21 +29,21 @@ static float scale_at(const lb_matrix *m, int32_t row, int32_t group, int32_t be
     return m->scales_f16 ? lb_half_to_float(((const uint16_t *)m->scales)[at]) : ((const float *)m->scales)[at];
 }
 
-/* Integer sum of one row, one token and one scale group. */
-static int32_t group_sum(const lb_matrix *m, const int8_t *q, int32_t row, int32_t group) {
+/* Integer sum of one row's weights, one token and one scale group. */
+static int32_t group_sum(const lb_matrix *m, const int8_t *q, const int16_t *weights, int32_t group) {
     const int32_t begin = m->n_groups == 1 ? 0 : group * m->group_cols;
     const int32_t end = group == m->n_groups - 1 ? m->n_cols : begin + m->group_cols;
     int64_t sum = 0;
-    for (int32_t c = begin; c < end; c++) sum += (code_at(m, row, c) - offset_of[m->format]) * (int64_t)q[c];
+    for (int32_t c = begin; c < end; c++) sum += weights[c] * q[c];
     return (int32_t)sum;
 }
 
-static void reference_row(const lb_matmul_args *args, int32_t token, int32_t row) {
+static void reference_row(const lb_matmul_args *args, const int16_t *weights, int32_t token, int32_t row) {
     const lb_matrix *m = args->w;
     const lb_activations *a = args->x;
     float y = 0.0f;
     for (int32_t g = 0; g < m->n_groups; g++) {
-        const int32_t sum = group_sum(m, a->q + (ptrdiff_t)token * a->stride, row, g);
+        const int32_t sum = group_sum(m, a->q + (ptrdiff_t)token * a->stride, weights, g);
         if (args->sums) {
             args->sums[token * args->y_stride + row] = sum;
             return;
@@ -56,11 +57,13 @@ static void reference_row(const lb_matmul_args *args, int32_t token, int32_t row
 }
 
 static void reference_matmul(const lb_matmul_args *args, int32_t begin, int32_t end) {
-    for (int32_t token = 0; token < args->x->n_tokens; token++) {
-        for (int32_t row = begin * LB_ROWS; row < end * LB_ROWS && row < args->w->n_rows; row++) {
-            reference_row(args, token, row);
-        }
+    const lb_matrix *m = args->w;
+    int16_t *weights = allocate((size_t)m->n_cols * sizeof *weights);
+    for (int32_t row = begin * LB_ROWS; row < end * LB_ROWS && row < m->n_rows; row++) {
+        for (int32_t c = 0; c < m->n_cols; c++) weights[c] = (int16_t)(code_at(m, row, c) - offset_of[m->format]);
+        for (int32_t token = 0; token < args->x->n_tokens; token++) reference_row(args, weights, token, row);
     }
+    free(weights);
 }
 
 void reference_matmul_u2(const lb_matmul_args *args, int32_t begin, int32_t end) { reference_matmul(args, begin, end); }
@@ -143,6 +146,7 @@ static void run(const char *text, lb_matmul_fn *matmul, const lb_matmul_args *ar
         }
     }
     matmul(args, middle, groups);
+    if (emulated_in_use()) report(text, "the tiles stay configured");
 }
 
 /* One token: the same rows in several streams, in two ranges of units. */
@@ -198,6 +202,8 @@ static void check_integer(const shape *s) {
 void test_integer_matmul(void) {
     static const int32_t columns[] = {1, 3, 4, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 255, 256, 257, 400};
     static const int32_t rows[] = {1, 15, 16, 17, 32, 33, 50};
+    static const int32_t long_columns[] = {64, 65, 100, 128, 192, 300, 1024, 1030, 2500};
+    static const int32_t many_tokens[] = {15, 16, 17, 31, 32, 33, 47, 48, 64, 65, 100};
     int32_t n = 0;
     for (int32_t format = LB_U2; format < LB_F32; format++) {
         if (is_portable && format == LB_U2) continue; /* written in Cython, and not linked here */
@@ -222,11 +228,24 @@ void test_integer_matmul(void) {
             const int32_t cols = 9 * usual + (n % 2 ? 20 : 0), group = n % 3 == 0 ? cols : usual * (n % 3);
             check_integer(&(shape){format, 16 * groups - n % 5, cols, usual, group, n & 1, 1, n % N_FILLS});
         }
+        /* tiles of tokens and rests of them, in groups that are long enough for tiles and rows of several panels */
+        for (int i = 0; i < COUNT(long_columns); i++) {
+            for (int32_t fill = 0; fill < N_FILLS; fill++, n++) {
+                const int32_t block = n % 5 ? usual : usual / 4 * 3, group = n % 3 ? 4 * block * (n % 3) : long_columns[i];
+                check_integer(&(shape){format, rows[n % COUNT(rows)], long_columns[i], block,
+                                       group < long_columns[i] ? group : long_columns[i], n & 1,
+                                       many_tokens[n % COUNT(many_tokens)], fill});
+            }
+        }
+        check_integer(&(shape){format, 33, 200, usual, 200, 0, 300, RANDOM});
+        check_integer(&(shape){format, 20, 200, usual, 2 * usual, 0, 257, RANDOM});
         /* the longest sums that packing allows */
         for (int32_t fill = 0; fill < N_FILLS; fill++) {
             check_integer(&(shape){format, 1, longest, usual, longest, 0, 2 + fill % 2, fill});
             check_integer(&(shape){format, 1, longest, usual, longest, 0, 1, fill});
         }
+        check_integer(&(shape){format, 1, longest, usual, longest, 0, 16, HIGH});
+        check_integer(&(shape){format, 1, longest, usual, longest, 0, 17, OPPOSED});
     }
 }
 

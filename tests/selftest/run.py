@@ -4,7 +4,8 @@
     python run.py BUILD_FOLDER --emulate             and on emulated CPUs, with qemu-user and cross compilers
     python run.py BUILD_FOLDER --sanitize            with AddressSanitizer and UBSan
 
-No instruction set is named here but in the table of emulated CPUs: sources, flags and needs come from cmake/isa.cmake.
+Sources, flags and needs of the instruction sets come from cmake/isa.cmake. Named here are the best sets of emulated
+CPUs, and those whose code runs on a CPU that lacks them (`stand_in`).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover
 EMULATED = {
     "x86_64": {"qemu64": "sse2", "Conroe": "ssse3", "Nehalem": "ssse3", "Haswell": "avx2"},
     "i686": {"pentium2": "mmx", "coreduo": "sse2", "n270": "ssse3"},
-    "aarch64": {"cortex-a53": "neon", "neoverse-n1": "neondot"},
+    "aarch64": {"cortex-a53": "neon", "neoverse-n1": "neondot", "max": "neoni8mm"},
 }
 
 
@@ -42,16 +43,29 @@ class Row(NamedTuple):
     processors: str
     needs: str
     flags: tuple[str, ...]
+    system: str
+    tried: str
 
 
 def rows(processor: str) -> list[Row]:
     """Return the instruction sets for a processor, the plainest first."""
     text = (ROOT / "cmake" / "isa.cmake").read_text()
     found = re.findall(
-        r'^lb_isa\(NAME (\S+)\s+BASE (\S+)\s+FOR "(.*?)"\s+NEEDS "(.*?)"\s+FLAGS "(.*?)"', text, re.MULTILINE
+        r'^lb_isa\(NAME (\S+)\s+BASE (\S+)\s+FOR "(.*?)"\s+NEEDS "(.*?)"\s+FLAGS "(.*?)"\s+MSVC ".*?"'
+        r'(?:\s+ON "(.*?)")?(?:\s+TRY "(.*?)")?\)',
+        text,
+        re.MULTILINE,
     )
-    every = [Row(*most, tuple(flags.split())) for *most, flags in found]
-    return [row for row in every if re.fullmatch(row.processors, processor)]
+    every = [Row(*four, tuple(flags.split()), *more) for *four, flags, more in ((*row[:5], row[5:]) for row in found)]
+    return [row for row in every if re.fullmatch(row.processors, processor) and row.system in ("", platform.system())]
+
+
+def knows(compiler: list[str], row: Row) -> bool:
+    """Return whether a compiler can compile an instruction set, as CMakeLists.txt asks it."""
+    include = "#ifdef __aarch64__\n#include <arm_neon.h>\n#else\n#include <immintrin.h>\n#endif\n"
+    source = f"{include}int main(void) {{ {row.tried}; return 0; }}"
+    command = [*compiler, *row.flags, "-x", "c", "-", "-o", os.devnull]
+    return not row.tried or subprocess.run(command, input=source, text=True, capture_output=True).returncode == 0
 
 
 def common_flags() -> list[str]:
@@ -62,11 +76,18 @@ def common_flags() -> list[str]:
     return [*flags[1].split(), "-std=gnu11", "-Wall", "-Wextra", "-Werror"]
 
 
-def evex_row(row: Row) -> Row:
-    """Return the AVX-VNNI row with the same code in the encoding of AVX-512, for CPUs that have only that one."""
-    flags = [flag for flag in row.flags if flag != "-mavxvnni"]
-    flags += ["-mavx512vnni", "-mavx512vl", "-DLB_AVXVNNI_AS_EVEX"]
-    return row._replace(needs="AVX512VNNI", flags=tuple(flags))
+def stand_in(row: Row, cpu: set[str]) -> Row:
+    """Return the row of a set that a CPU with these flags lacks so that its code runs there, on AVX-512 VNNI.
+
+    AVX-VNNI is the same instruction in another encoding, and the tiles of AMX are emulated.
+    """
+    if "avx512_vnni" in cpu and row.name == "avxvnni" and "avx_vnni" not in cpu:
+        flags = [flag for flag in row.flags if flag != "-mavxvnni"]
+        flags += ["-mavx512vnni", "-mavx512vl", "-DLB_AVXVNNI_AS_EVEX"]
+        return row._replace(needs="AVX512VNNI", flags=tuple(flags))
+    if "avx512_vnni" in cpu and row.name == "amx" and "amx_int8" not in cpu:
+        return row._replace(needs="AVX512VNNI", flags=(*row.flags, "-include", str(SELFTEST / "emulated_tiles.h")))
+    return row
 
 
 def write_table(folder: Path, table: list[Row]) -> None:
@@ -82,7 +103,7 @@ def build(
     *,
     static: bool = False,
     sanitize: bool = False,
-    evex: bool = False,
+    cpu: set[str] | None = None,
     quick: bool = False,
 ) -> Path:
     """Compile every instruction set with its own flags and link the self-test.
@@ -99,8 +120,8 @@ def build(
         Link statically, for an emulator without the target's libraries.
     sanitize : bool
         Watch memory accesses and undefined behaviour.
-    evex : bool
-        Build AVX-VNNI in the encoding of AVX-512.
+    cpu : set of str, optional
+        Flags of the CPU that it will run on, for `stand_in`.
     quick : bool
         Compile with -O1, which takes a fraction of the time, instead of as the wheel is.
 
@@ -111,7 +132,7 @@ def build(
     """
     folder.mkdir(parents=True, exist_ok=True)
     flags = [*common_flags(), *(SANITIZE if sanitize else []), *(["-O1"] if quick else [])]
-    table = [evex_row(row) if evex and row.name == "avxvnni" else row for row in rows(processor)]
+    table = [stand_in(row, cpu or set()) for row in rows(processor) if knows(compiler, row)]
     write_table(folder, table)
     common = [KERNELS / "base" / "table.c", KERNELS / "base" / "cpu.c", *sorted(SELFTEST.glob("*.c"))]
     jobs = [(source, row.flags) for row in table for source in sorted((KERNELS / "isa" / row.name).glob("*.c"))]
@@ -182,13 +203,12 @@ def emulator(target: str) -> str | None:
     return shutil.which(f"qemu-{name}-static") or shutil.which(f"qemu-{name}")
 
 
-def has_evex_only() -> bool:
-    """Return whether this CPU has VNNI in the encoding of AVX-512 and not in that of AVX."""
+def cpu_flags() -> set[str]:
+    """Return the flags of this CPU, as far as the system tells."""
     try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
+        return set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
-        return False
-    return "avx512_vnni" in flags and "avx_vnni" not in flags
+        return set()
 
 
 def emulate(folder: Path, target: str, only: str | None = None) -> bool:
@@ -218,7 +238,7 @@ def main() -> None:
     compiler = native_compiler()
     if compiler is None:
         sys.exit("no C compiler")
-    run(build(options.folder / "native", compiler, machine, sanitize=options.sanitize, evex=has_evex_only()), [])
+    run(build(options.folder / "native", compiler, machine, sanitize=options.sanitize, cpu=cpu_flags()), [])
     for target in EMULATED if options.emulate else ():
         emulate(options.folder / target, target)
 

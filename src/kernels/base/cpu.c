@@ -1,5 +1,16 @@
 /* CPUID and XGETBV bits: Intel SDM volume 2A, CPUID, and volume 1, chapter 13. Arm: AT_HWCAP, Linux elf_hwcaps. */
+#if defined(__linux__) && defined(__x86_64__)
+#define _GNU_SOURCE /* syscall */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "cpu.h"
+
+#include <stddef.h>
 
 #if defined(__i386__) || defined(__x86_64__) || defined(_M_IX86) || defined(_M_X64)
 
@@ -38,6 +49,8 @@ uint32_t lb_cpu_features(void) {
     if (zmm && has(seven[B], 16) && has(seven[B], 17) && has(seven[B], 30) && has(seven[B], 31) && has(seven[C], 11)) {
         found |= LB_CPU_AVX512VNNI;
     }
+    const int tiles = (saved & 0x60000) == 0x60000;
+    if (tiles && (found & LB_CPU_AVX512VNNI) && has(seven[D], 24) && has(seven[D], 25)) found |= LB_CPU_AMX;
     return found;
 }
 
@@ -54,16 +67,21 @@ int32_t lb_cpu_streams(void) {
 #if defined(__linux__)
 #include <sys/auxv.h>
 uint32_t lb_cpu_features(void) {
-    const unsigned long asimddp = 1ul << 20; /* HWCAP_ASIMDDP */
-    return LB_CPU_NEON | (getauxval(AT_HWCAP) & asimddp ? LB_CPU_NEONDOT : 0);
+    const unsigned long asimddp = 1ul << 20, i8mm = 1ul << 13; /* HWCAP_ASIMDDP, HWCAP2_I8MM */
+    if (!(getauxval(AT_HWCAP) & asimddp)) return LB_CPU_NEON;
+    return LB_CPU_NEON | LB_CPU_NEONDOT | (getauxval(AT_HWCAP2) & i8mm ? LB_CPU_NEONI8MM : 0);
 }
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
+static int has(const char *feature) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(feature, &value, &size, NULL, 0) == 0 && value;
+}
+
 uint32_t lb_cpu_features(void) {
-    int dot = 0;
-    size_t size = sizeof dot;
-    if (sysctlbyname("hw.optional.arm.FEAT_DotProd", &dot, &size, NULL, 0) != 0) dot = 0;
-    return LB_CPU_NEON | (dot ? LB_CPU_NEONDOT : 0);
+    if (!has("hw.optional.arm.FEAT_DotProd")) return LB_CPU_NEON;
+    return LB_CPU_NEON | LB_CPU_NEONDOT | (has("hw.optional.arm.FEAT_I8MM") ? LB_CPU_NEONI8MM : 0);
 }
 #else
 uint32_t lb_cpu_features(void) { return LB_CPU_NEON; }
@@ -75,4 +93,24 @@ uint32_t lb_cpu_features(void) { return 0; }
 
 #if !defined(__i386__) && !defined(__x86_64__) && !defined(_M_IX86) && !defined(_M_X64)
 int32_t lb_cpu_streams(void) { return 1; }
+#endif
+
+#if defined(__linux__) && defined(__x86_64__)
+/* The state of the tiles is 8 KB for each thread, and a signal's stack must hold it: Linux has a process ask for it
+ * (since 5.16; Documentation/arch/x86/xstate.rst). Its threads and the processes that it forks then have it, too. */
+const char *lb_cpu_refusal(uint32_t features) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILE_DATA = 18 };
+    static int asked;
+    static char refusal[96];
+    if (!(features & LB_CPU_AMX)) return NULL;
+    if (!asked) {
+        if (syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA) != 0) {
+            snprintf(refusal, sizeof refusal, "Linux does not let this process use AMX tiles (%s)", strerror(errno));
+        }
+        asked = 1;
+    }
+    return *refusal ? refusal : NULL;
+}
+#else
+const char *lb_cpu_refusal(uint32_t features) { return (void)features, NULL; }
 #endif

@@ -13,7 +13,9 @@ enum {
     LB_CPU_AVX512VNNI = 1 << 5, /* with F, BW, DQ, VL */
     LB_CPU_NEON = 1 << 6,
     LB_CPU_NEONDOT = 1 << 7,
-    LB_CPU_CMOV = 1 << 8
+    LB_CPU_CMOV = 1 << 8,
+    LB_CPU_AMX = 1 << 9,     /* tiles and their int8 products, with AVX512VNNI */
+    LB_CPU_NEONI8MM = 1 << 10 /* with NEONDOT */
 };
 
 /* A set of the flags above. */
@@ -25,6 +27,10 @@ uint32_t lb_cpu_features(void);
  * Emerald Rapids). Of others nothing is known, so they read one.
  */
 int32_t lb_cpu_streams(void);
+
+/* Asks the system, once, for those of these features that it gives a process on request only; returns NULL, or why it
+ * does not. */
+const char *lb_cpu_refusal(uint32_t features);
 
 /* Those of 32-bit x86 that the compiler may use in every file of this build. */
 extern const uint32_t lb_built_for;

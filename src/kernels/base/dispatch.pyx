@@ -19,7 +19,7 @@ from lowbit.errors import UnsupportedISAError
 cdef extern from "table.h":
     int lb_isa_count() noexcept
     const char *lb_isa_name(int index) noexcept
-    bint lb_isa_supported(int index) noexcept
+    const char *lb_isa_lacks(int index) noexcept
     void lb_isa_use(int index) noexcept
     void lb_set_portable_ternary(lb_matmul_fn *matmul) noexcept
     const lb_kernels lb_table
@@ -141,9 +141,14 @@ def compiled() -> list:
     return [lb_isa_name(i).decode() for i in range(lb_isa_count())]
 
 
+def missing() -> dict:
+    """Return why instruction sets of this build cannot run here, by name."""
+    return {lb_isa_name(i).decode(): lb_isa_lacks(i).decode() for i in range(lb_isa_count()) if lb_isa_lacks(i) != NULL}
+
+
 def available() -> list:
-    """Return the names of the instruction sets in this build that this CPU has, the plainest first."""
-    return [lb_isa_name(i).decode() for i in range(lb_isa_count()) if lb_isa_supported(i)]
+    """Return the names of the instruction sets in this build that can run here, the plainest first."""
+    return [name for name in compiled() if name not in missing()]
 
 
 def active() -> str:
@@ -154,14 +159,16 @@ def active() -> str:
 def use(name=None) -> None:
     """Use an instruction set from now on, in all of lowbit; None takes the best one."""
     global _active
+    cdef const char *lacks
     names = compiled()
     if name is None:
         name = available()[-1]
     if name not in names:
         raise UnsupportedISAError(f"unknown instruction set {name!r}; this build has {', '.join(names)}")
     index = names.index(name)
-    if not lb_isa_supported(index):
-        raise UnsupportedISAError(f"this CPU has no {name}; it can run {', '.join(available())}")
+    lacks = lb_isa_lacks(index)
+    if lacks != NULL:
+        raise UnsupportedISAError(f"no {name}: {lacks.decode()}; there are {', '.join(available())}")
     lb_isa_use(index)
     _active = index
 

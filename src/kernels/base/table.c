@@ -30,7 +30,10 @@ int lb_isa_count(void) { return (int)(sizeof rows / sizeof *rows); }
 
 const char *lb_isa_name(int index) { return rows[index].name; }
 
-int lb_isa_supported(int index) { return (lb_cpu_features() & rows[index].needs) == rows[index].needs; }
+const char *lb_isa_lacks(int index) {
+    if ((lb_cpu_features() & rows[index].needs) != rows[index].needs) return "this CPU does not have it";
+    return lb_cpu_refusal(rows[index].needs);
+}
 
 /* A table starts as that of the base, and the set overrides what it does better. */
 void lb_isa_use(int index) {

@@ -6,7 +6,8 @@
 
 int lb_isa_count(void);
 const char *lb_isa_name(int index);
-int lb_isa_supported(int index);
+/* NULL, or why the set cannot run in this process. */
+const char *lb_isa_lacks(int index);
 /* Replaces the contents of lb_table by the kernels of that instruction set. */
 void lb_isa_use(int index);
 /* The ternary product of the portable set is written in Cython, so it is handed in. */
