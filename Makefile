@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 BUILD := build
 WHEELS := $(BUILD)/wheel
 WHEELS_NATIVE := $(BUILD)/wheel-native
+WHEELS_ALL := $(BUILD)/wheels
 WHEELS_I686 := $(BUILD)/wheel-i686
 # The machine of 1997: a gigabyte and half an hour to make, so it can be kept elsewhere.
 RETRO := $(BUILD)/retro
@@ -17,7 +18,7 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard cmake src tests bench examples tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train-demo test check lint types format selftest sanitize stress soak bench docs wheel sdist clang clean \
+.PHONY: help demo train-demo test check lint types format selftest sanitize stress soak bench docs wheel wheels sdist clang clean \
 	wheel-i686 test-i386 test-i386-native retro retro-shell
 
 help:  ## list the targets
@@ -86,6 +87,9 @@ bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 
 wheel: $(WHEELS)/.built  ## build the wheel into build/wheel
 
+wheels: $(WHEELS_ALL)/venv/.created  ## build the wheels of all platforms with zig into build/wheels, or those in NAMES
+	$(WHEELS_ALL)/venv/bin/python tools/wheels/build.py $(WHEELS_ALL) $(NAMES)
+
 wheel-i686: $(WHEELS_I686)/.built  ## cross-compile the wheel for 32-bit x86 (a Pentium II and later) into build/wheel-i686
 
 test-i386: $(WHEELS_I686)/.built  ## run all tests with that wheel in a 32-bit Debian (root)
@@ -133,6 +137,11 @@ $(WHEELS)/.built $(WHEELS_NATIVE)/.built: $(VENV)/.created $(SOURCES)
 	rm -rf $(@D)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(@D) \
 		--config-settings=build-dir=$(BUILD)/cmake .
+	touch $@
+
+$(WHEELS_ALL)/venv/.created: tools/wheels/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -r $<
 	touch $@
 
 $(WHEELS_I686)/.built: $(SOURCES) tools/retro/common.sh tools/retro/wheel.sh tools/retro/scan.py

@@ -113,6 +113,9 @@ def check(wheel: Path, objects: Path) -> str:
         subprocess.run(retro, check=True, stdout=subprocess.DEVNULL)
     else:
         scan(objects, kind)
+    audit = [str(Path(sys.executable).with_name("abi3audit")), "--strict", "--summary", wheel]
+    if subprocess.run(audit, check=False).returncode:
+        sys.exit(f"{wheel.name}: more than the stable ABI")
     least = max(filter(None, asked), key=lambda text: [int(n) for n in re.findall(r"\d+", text)], default=system)
     return f"| `{wheel.name}` | {wheel.stat().st_size / 1e6:.2f} MB | {count} | {least} | {BASELINE[kind]} |"
 
