@@ -18,7 +18,7 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard cmake src tests bench examples tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train-demo test check lint types format selftest sanitize stress soak bench docs wheel wheels sdist clang clean \
+.PHONY: help demo train-demo test check lint types format selftest sanitize stress soak bench docs wheel reproducible wheels sdist clang clean \
 	wheel-i686 test-i386 test-i386-native retro retro-shell
 
 help:  ## list the targets
@@ -86,6 +86,16 @@ bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 	$(BIN)/python bench/report.py --kernels $(BUILD)/bench/kernels.json
 
 wheel: $(WHEELS)/.built  ## build the wheel into build/wheel
+
+reproducible: $(VENV)/.created  ## build the wheel of the last commit twice, in two folders, and compare the bytes
+	rm -rf $(BUILD)/reproducible
+	for folder in one another/and/longer; do \
+		mkdir -p $(BUILD)/reproducible/$$folder && git archive HEAD | tar -x -C $(BUILD)/reproducible/$$folder && \
+		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip wheel --quiet --no-deps --no-build-isolation \
+			--wheel-dir $(BUILD)/reproducible/$$folder/wheel $(BUILD)/reproducible/$$folder || exit 1; \
+	done
+	cmp $(BUILD)/reproducible/one/wheel/*.whl $(BUILD)/reproducible/another/and/longer/wheel/*.whl
+	@sha256sum $(BUILD)/reproducible/one/wheel/*.whl
 
 wheels: $(WHEELS_ALL)/venv/.created  ## build the wheels of all platforms with zig into build/wheels, or those in NAMES
 	$(WHEELS_ALL)/venv/bin/python tools/wheels/build.py $(WHEELS_ALL) $(NAMES)

@@ -33,8 +33,8 @@ def translate(out: Path, source: Path, module: Path) -> bool:
         sys.argv = ["cython", "--module-name", f"{PACKAGE}.{module.stem}", *arguments]
         try:
             cython(command_line=True)
-        except SystemExit as exit:  # what is wrong was printed
-            if exit.code:
+        except SystemExit as end:  # what is wrong was printed
+            if end.code:
                 return False
         target = out / made.name
         if not target.exists() or not filecmp.cmp(made, target, shallow=False):

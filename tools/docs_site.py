@@ -38,7 +38,9 @@ def reference() -> str:
     import lowbit  # importing it needs no compiled module
 
     names = [name for name in lowbit.__all__ if not name.startswith("_")]
-    return "# Reference\n\nEverything that `import lowbit` offers.\n" + "".join(f"\n::: lowbit.{name}\n" for name in names)
+    return "# Reference\n\nEverything that `import lowbit` offers.\n" + "".join(
+        f"\n::: lowbit.{name}\n" for name in names
+    )
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -116,6 +116,8 @@ def main() -> None:
     rows = []
     for name in options.names or TARGETS:
         wheel = build(TARGETS[name], out)
+        audit = Path(sys.executable).with_name("abi3audit")
+        subprocess.run([audit, "--strict", "--summary", wheel], check=True)
         rows.append(check(wheel, out / "work" / name / "cmake"))
         print(rows[-1], flush=True)
     table = "| wheel | size | modules | needs | baseline |\n|---|---|---|---|---|\n"
