@@ -57,7 +57,7 @@ def make_headers(folder: Path) -> Path:
     """The headers of this Python, with the pyconfig.h of all targets."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(sysconfig.get_path("include"), folder)
-    shutil.copy(HERE / "pyconfig.h", folder)
+    shutil.copy2(HERE / "pyconfig.h", folder)
     return folder
 
 

@@ -82,12 +82,13 @@ def imports(module: Path, system: str) -> tuple[list[str], str]:
 def scan(objects: Path, kind: str) -> int:
     """Count the object files, none of which has an instruction that the oldest processor lacks."""
     objdump = tool("llvm-objdump")
+    words = ["--mattr=+dotprod,+lse,+rcpc,+i8mm,+bf16"] if kind == "aarch64" else []
     newer, later, count = re.compile(NEWER[kind]), later_sets(), 0
     for file in sorted([*objects.rglob("*.o"), *objects.rglob("*.obj")]):
         if later.intersection(file.parts) or "CompilerIdC" in file.parts:
             continue
         text = subprocess.run(
-            [objdump, "-d", "--no-show-raw-insn", file], check=True, capture_output=True, text=True
+            [objdump, "-d", "--no-show-raw-insn", *words, file], check=True, capture_output=True, text=True
         ).stdout
         for line in text.splitlines():
             code = line.partition(":")[2].split()
