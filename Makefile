@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build
 WHEELS := $(BUILD)/wheel
+WHEELS_NATIVE := $(BUILD)/wheel-native
+WHEELS_ALL := $(BUILD)/wheels
 WHEELS_I686 := $(BUILD)/wheel-i686
 # The machine of 1997: a gigabyte and half an hour to make, so it can be kept elsewhere.
 RETRO := $(BUILD)/retro
@@ -16,13 +18,14 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard cmake src tests bench examples tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train-demo test check lint types format selftest sanitize stress soak bench wheel sdist clang clean \
+.PHONY: help demo train-demo test check lint types format selftest sanitize stress soak bench docs wheel reproducible wheels sdist clang clean \
 	wheel-i686 test-i386 test-i386-native retro retro-shell
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
-demo: $(VENV)/.installed  ## install lowbit and let it tell a story
+# What is installed is used; where nothing is, a wheel for this machine alone is quicker to build.
+demo: $(if $(wildcard $(VENV)/.installed),$(VENV)/.installed,$(VENV)/.native)  ## install lowbit and let it tell a story
 	@$(BIN)/lowbit info
 	@echo
 	@echo '$$ lowbit generate "Once upon a time"'
@@ -84,6 +87,19 @@ bench: $(VENV)/.tools  ## run the benchmarks, write table and plot to docs/
 
 wheel: $(WHEELS)/.built  ## build the wheel into build/wheel
 
+reproducible: $(VENV)/.created  ## build the wheel of the last commit twice, in two folders, and compare the bytes
+	rm -rf $(BUILD)/reproducible
+	for folder in one another/and/longer; do \
+		mkdir -p $(BUILD)/reproducible/$$folder && git archive HEAD | tar -x -C $(BUILD)/reproducible/$$folder && \
+		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip wheel --quiet --no-deps --no-build-isolation \
+			--wheel-dir $(BUILD)/reproducible/$$folder/wheel $(BUILD)/reproducible/$$folder || exit 1; \
+	done
+	cmp $(BUILD)/reproducible/one/wheel/*.whl $(BUILD)/reproducible/another/and/longer/wheel/*.whl
+	@sha256sum $(BUILD)/reproducible/one/wheel/*.whl
+
+wheels: $(WHEELS_ALL)/venv/.created  ## build the wheels of all platforms with zig into build/wheels, or those in NAMES
+	$(WHEELS_ALL)/venv/bin/python tools/wheels/build.py $(WHEELS_ALL) $(NAMES)
+
 wheel-i686: $(WHEELS_I686)/.built  ## cross-compile the wheel for 32-bit x86 (a Pentium II and later) into build/wheel-i686
 
 test-i386: $(WHEELS_I686)/.built  ## run all tests with that wheel in a 32-bit Debian (root)
@@ -98,6 +114,10 @@ retro: $(WHEELS_I686)/.built $(VENV)/.installed  ## boot a Pentium II with 128 M
 retro-shell: $(WHEELS_I686)/.built $(VENV)/.installed  ## the same machine with a person at its serial console (root)
 	RETRO=$(RETRO) tools/retro/machine.sh shell $(WHEELS_I686)/*.whl $(abspath $(BIN))/python
 
+docs: $(VENV)/.installed  ## build the site from docs/ and the docstrings into build/site
+	@$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir $(abspath $(BUILD))/site
+
 sdist: $(VENV)/.tools  ## build the source distribution into build/sdist
 	$(BIN)/python -m build --sdist --outdir $(BUILD)/sdist .
 
@@ -111,14 +131,27 @@ clang: $(VENV)/.created  ## compile every C and Cython module with clang
 clean:  ## remove everything that was built, and the virtual environment
 	rm -rf $(VENV) $(BUILD) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks tests/.hypothesis tests/.benchmarks
 
+# With what builds wheels: a build of an environment of its own each time could not go on from what the last one compiled.
 $(VENV)/.created:
+	@tools/prerequisites.sh $(PYTHON) $(firstword $(CC))
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(shell sed -n 's/^requires = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ,)
+	$(BIN)/python -c 'from scikit_build_core.build import get_requires_for_build_wheel as more; print(*more(), sep="\n")' \
+		>$(VENV)/more.txt
+	$(BIN)/pip install --quiet -r $(VENV)/more.txt
 	touch $@
 
-$(WHEELS)/.built: $(VENV)/.created $(SOURCES)
+$(WHEELS_NATIVE)/.built: export LOWBIT_ISA_BUILD = native
+$(WHEELS)/.built $(WHEELS_NATIVE)/.built: $(VENV)/.created $(SOURCES)
 	@echo "building the wheel"
-	rm -rf $(WHEELS)
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir $(WHEELS) --config-settings=build-dir=$(BUILD)/cmake .
+	rm -rf $(@D)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(@D) \
+		--config-settings=build-dir=$(BUILD)/cmake .
+	touch $@
+
+$(WHEELS_ALL)/venv/.created: tools/wheels/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -r $<
 	touch $@
 
 $(WHEELS_I686)/.built: $(SOURCES) tools/retro/common.sh tools/retro/wheel.sh tools/retro/scan.py
@@ -128,8 +161,11 @@ $(WHEELS_I686)/.built: $(SOURCES) tools/retro/common.sh tools/retro/wheel.sh too
 # The version does not change between builds, so only --force-reinstall replaces the package; its
 # dependencies are left alone.
 $(VENV)/.installed: $(WHEELS)/.built
-	$(BIN)/pip install --quiet $(WHEELS)/*.whl
-	$(BIN)/pip install --quiet --no-deps --force-reinstall $(WHEELS)/*.whl
+$(VENV)/.native: $(WHEELS_NATIVE)/.built
+$(VENV)/.installed $(VENV)/.native:
+	$(BIN)/pip install --quiet $(<D)/*.whl
+	$(BIN)/pip install --quiet --no-deps --force-reinstall $(<D)/*.whl
+	rm -f $(VENV)/.installed $(VENV)/.native
 	touch $@
 
 $(SANITIZED)/.installed: SANITIZERS = address,undefined

@@ -1,4 +1,4 @@
-"""Translates Cython modules to C, all in one process: Cython reads its own code once, which is most of its time.
+"""Translates Cython modules to C, in as many processes as there are cores.
 
     python cythonize.py OUTPUT_FOLDER SOURCE_FOLDER FILE...
 
@@ -12,6 +12,7 @@ import filecmp
 import os
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from Cython.Compiler.Main import main as cython
@@ -21,21 +22,35 @@ PACKAGE = "lowbit._kernels"
 OPTIONS = ["-3", f"--shared={PACKAGE}._cyutility", "-X", "initializedcheck=False", "-X", "cdivision=True"]
 
 
-def translate(out: Path, source: Path, modules: list[Path]) -> None:
-    """Write a C file per module into a folder."""
+def translate(out: Path, source: Path, module: Path) -> bool:
+    """Write the C file of a module into a folder."""
     with tempfile.TemporaryDirectory(dir=out) as folder:
-        for module in [*modules, Path("_cyutility")]:
-            made = Path(folder) / f"{module.stem}.c"
-            if module.stem == "_cyutility":
-                arguments = ["-3", f"--generate-shared={made}"]
-            else:
-                arguments = [*OPTIONS, "-I", str(source), str(module), "-o", str(made)]
-            sys.argv = ["cython", "--module-name", f"{PACKAGE}.{module.stem}", *arguments]
-            cython(command_line=True)  # ends the process where there is an error
-            target = out / made.name
-            if not target.exists() or not filecmp.cmp(made, target, shallow=False):
-                os.replace(made, target)
+        made = Path(folder) / f"{module.stem}.c"
+        if module.stem == "_cyutility":
+            arguments = ["-3", f"--generate-shared={made}"]
+        else:
+            arguments = [*OPTIONS, "-I", str(source), str(module), "-o", str(made)]
+        sys.argv = ["cython", "--module-name", f"{PACKAGE}.{module.stem}", *arguments]
+        try:
+            cython(command_line=True)
+        except SystemExit as end:  # what is wrong was printed
+            if end.code:
+                return False
+        target = out / made.name
+        if not target.exists() or not filecmp.cmp(made, target, shallow=False):
+            os.replace(made, target)
+    return True
+
+
+def main() -> None:
+    """Translate what the command line names."""
+    out, source, *modules = map(Path, sys.argv[1:])
+    modules.sort(key=lambda module: -module.stat().st_size)  # the largest first, so that all end together
+    modules.insert(0, Path("_cyutility"))
+    with ProcessPoolExecutor() as pool:
+        done = pool.map(translate, [out] * len(modules), [source] * len(modules), modules)
+        sys.exit(not all(done))
 
 
 if __name__ == "__main__":
-    translate(Path(sys.argv[1]), Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])
+    main()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .sampling import SamplingParams
     from .tokenizers import load_tokenizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {
     "load": "loading.load",

@@ -12,7 +12,7 @@ make_environment() {
     cp "$WHEELS"/*.whl "$ROOT/wheels"
     inside sh -c 'python3 -m venv --clear /tests && /tests/bin/pip install --quiet --upgrade pip &&
         /tests/bin/pip install --quiet --find-links /wheels /wheels/*.whl tqdm jinja2 \
-            pytest pytest-benchmark hypothesis gguf "cython>=3.1" "scikit-build-core>=0.10"'
+            pytest pytest-benchmark hypothesis gguf "cython>=3.1" "scikit-build-core>=1.0"'
 }
 
 # What is installed is what a user on such a machine gets; the tests run from a folder without the source of the package.

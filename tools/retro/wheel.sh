@@ -20,7 +20,7 @@ get_headers() {
 make_venv() {
     rm -rf "$VENV"
     "$PYTHON" -m venv "$VENV"
-    "$VENV/bin/pip" install --quiet 'scikit-build-core>=0.10' 'cython>=3.1' cmake ninja
+    "$VENV/bin/pip" install --quiet 'scikit-build-core>=1.0' 'cython>=3.1' cmake ninja
 }
 
 # The tag and the names of the modules follow the Python that builds: it has to be of the target's version.

@@ -67,7 +67,13 @@ def _terminal() -> Reader:
     """Read lines as Python does: with history and arrows where it has the module for that."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - `input` uses it from now on
-    return input
+    return input if sys.stdout.isatty() else _with_prompt_apart
+
+
+def _with_prompt_apart(prompt: str) -> str:
+    """Read a line where only answers shall go to standard output."""
+    print(prompt, end="", file=sys.stderr, flush=True)
+    return input()
 
 
 def _editor(commands: Iterable[str]) -> Reader | None:

@@ -1,0 +1,31 @@
+# Keeps of LB_ISAS what a build for this machine alone uses: the best set that it runs, and those that this one refines.
+if(CMAKE_CROSSCOMPILING)
+  message(FATAL_ERROR "LOWBIT_ISA_BUILD=native builds for the machine that builds: this is a build for another one")
+endif()
+
+set(question "#include \"cpu.c\"\n#include <stdio.h>\nint main(void) {\n")
+foreach(isa ${LB_ISAS})
+  if(LB_ISA_${isa}_NEEDS)
+    set(flag LB_CPU_${LB_ISA_${isa}_NEEDS})
+    string(APPEND question "    if ((lb_cpu_features() & ${flag}) == ${flag}) puts(\"${isa}\");\n")
+  else()
+    string(APPEND question "    puts(\"${isa}\");\n")
+  endif()
+endforeach()
+string(APPEND question "}\n")
+file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/native.c CONTENT "${question}" @ONLY)
+unset(LB_NATIVE_RUNS CACHE) # another machine may have built here before
+try_run(LB_NATIVE_RUNS LB_NATIVE_COMPILES ${CMAKE_CURRENT_BINARY_DIR}/native ${CMAKE_CURRENT_BINARY_DIR}/native.c
+  CMAKE_FLAGS -DINCLUDE_DIRECTORIES=${LB_KERNELS}/base RUN_OUTPUT_VARIABLE supported)
+if(NOT "${LB_NATIVE_RUNS}" STREQUAL "0")
+  message(FATAL_ERROR "this machine does not say what it can run: build without LOWBIT_ISA_BUILD=native")
+endif()
+
+string(STRIP "${supported}" supported)
+string(REGEX REPLACE "[\r\n]+" ";" supported "${supported}")
+list(GET supported -1 isa)
+set(LB_ISAS ${isa})
+while(NOT isa STREQUAL "${LB_ISA_${isa}_BASE}")
+  set(isa ${LB_ISA_${isa}_BASE})
+  list(PREPEND LB_ISAS ${isa})
+endwhile()
