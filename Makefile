@@ -35,9 +35,9 @@ train-demo: $(VENV)/.installed  ## train a tiny model in five minutes (installs 
 	@$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[train]"
 	@$(BIN)/python examples/train_demo.py $(BUILD)/train-demo
 
-# The tests run from their own folder, so that only the installed package can be imported.
+# The tests run from their own folder, so that only the installed package can be imported; a file of them in one process.
 test: check  ## lint, check types and run all tests against the installed wheel
-	cd tests && $(abspath $(BIN))/python -m pytest $(PYTEST_ARGS) .
+	cd tests && $(abspath $(BIN))/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS) .
 
 check: lint types  ## lint and check types
 

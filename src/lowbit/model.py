@@ -120,8 +120,8 @@ class Model:
         seed: int | Sequence[int] | None = ..., **options: Unpack[Asked],
     ) -> list[Generation]: ...  # fmt: skip
     def generate(
-        self, prompt: Any, *, n: int | None = None, seed: int | Sequence[int] | None = None, speculate: bool | None = None,
-        logprobs: int | None = None, json_schema: Any = None, regex: str | None = None,
+        self, prompt: Any, *, n: int | None = None, seed: int | Sequence[int] | None = None,
+        speculate: bool | None = None, logprobs: int | None = None, json_schema: Any = None, regex: str | None = None,
         grammar: str | Grammar | None = None, fresh: bool = False, **sampling: Unpack[Settings],
     ) -> Generation | list[Generation]:  # fmt: skip
         """Continue a text, or several texts at once.

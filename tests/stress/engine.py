@@ -41,7 +41,8 @@ def main(seconds: int, clients: int, seed: int) -> int:
             n = rng.randrange(64)
             prompt, options = request_of(n)
             try:
-                stream = engine.submit(prompt, speculate=rng.random() < 0.3, cache_salt=rng.choice(("", "a")), **options)
+                how = {"speculate": rng.random() < 0.3, "cache_salt": rng.choice(("", "a"))}
+                stream = engine.submit(prompt, **how, **options)
             except lowbit.QueueFullError:  # streams that were dropped wait for the next step before they go
                 counts["queue full"] += 1
                 time.sleep(0.01)

@@ -17,7 +17,6 @@ A model that was not trained to be ternary loses nearly everything when it is ma
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING

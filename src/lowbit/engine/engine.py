@@ -337,12 +337,12 @@ class Engine(Driven):
             free = self._pool.free
             if free is None:
                 break
-            others = [s.owner for s in self._pool.sequences if isinstance(s.owner, Request) and s.owner.sequence is s]
-            promised = sum(other.sequence.blocks_for(other.capacity) for other in others)
+            held = [s for s in self._pool.sequences if isinstance(s.owner, Request) and s.owner.sequence is s]
+            promised = sum(s.blocks_for(s.owner.capacity) for s in held)
             if sequence.blocks_for(request.capacity) <= free - promised:
                 break
             sequence.close()
-            if not self._set_aside(others):
+            if not self._set_aside([s.owner for s in held]):
                 return False
         lookup = Lookup(request.capacity + 1, self._decoder.texts.of(request.salt)) if request.speculate else None
         request.begin(sequence.compute_as(lookup, scored and request.want == "every"))
