@@ -231,7 +231,8 @@ void test_integer_matmul(void) {
         /* tiles of tokens and rests of them, in groups that are long enough for tiles and rows of several panels */
         for (int i = 0; i < COUNT(long_columns); i++) {
             for (int32_t fill = 0; fill < N_FILLS; fill++, n++) {
-                const int32_t block = n % 5 ? usual : usual / 4 * 3, group = n % 3 ? 4 * block * (n % 3) : long_columns[i];
+                const int32_t block = n % 5 ? usual : usual / 4 * 3,
+                              group = n % 3 ? 4 * block * (n % 3) : long_columns[i];
                 check_integer(&(shape){format, rows[n % COUNT(rows)], long_columns[i], block,
                                        group < long_columns[i] ? group : long_columns[i], n & 1,
                                        many_tokens[n % COUNT(many_tokens)], fill});

@@ -337,12 +337,12 @@ class Engine(Driven):
             free = self._pool.free
             if free is None:
                 break
-            held = [s for s in self._pool.sequences if isinstance(s.owner, Request) and s.owner.sequence is s]
-            promised = sum(s.blocks_for(s.owner.capacity) for s in held)
+            others = [s.owner for s in self._pool.sequences if isinstance(s.owner, Request) and s.owner.sequence is s]
+            promised = sum(r.sequence.blocks_for(r.capacity) for r in others if r.sequence is not None)
             if sequence.blocks_for(request.capacity) <= free - promised:
                 break
             sequence.close()
-            if not self._set_aside([s.owner for s in held]):
+            if not self._set_aside(others):
                 return False
         lookup = Lookup(request.capacity + 1, self._decoder.texts.of(request.salt)) if request.speculate else None
         request.begin(sequence.compute_as(lookup, scored and request.want == "every"))
