@@ -146,8 +146,8 @@ def test_bench_profile_prints_tables_and_draws(lowbit_command, tmp_path):
     pytest.importorskip("matplotlib", reason="drawing needs matplotlib")
     plot = tmp_path / "profile.svg"
     done = lowbit_command("bench", "-p", "4", "-n", "2", "-t", "1", "--repeat", "1", "--profile", "--plot", str(plot))
-    assert done.stdout.count("ffn_gate_up") == 2
-    assert "GB/s in so many streams" in done.stdout
+    assert done.stdout.count(b"ffn_gate_up") == 2
+    assert b"GB/s in so many streams" in done.stdout
     assert "<svg" in plot.read_text(encoding="utf-8")
 
 

@@ -218,6 +218,7 @@ def test_bench_measures_the_embedded_model_on_one_and_two_threads_by_default(run
             "context": None,
             "repeat": 3,
             "sparsity": 0.0,
+            "profile": False,
         }
     ]
 

@@ -43,6 +43,7 @@ def folder(tmp_path_factory):
     """A folder with the files that the pages name, as the working directory; the embedded model stays loaded."""
     path = tmp_path_factory.mktemp("pages")
     shutil.copyfile(EMBEDDED_MODEL, path / "model.gguf")
+    shutil.copyfile(EMBEDDED_MODEL, path / "small.gguf")
     os.utime(path / "model.gguf", (1e9, 1e9))  # old enough for its weights to be shared
     for name in ("prompt.txt", "stories.txt"):
         (path / name).write_text("Once upon a time there was a little dog.\n", encoding="utf-8")

@@ -38,4 +38,4 @@ def files_of(file: ModelFile) -> list[str]:
     if hasattr(file, "locate"):
         return sorted({file.locate(name)[0] for name in file.tensors})
     with os.scandir(file.path) as entries:
-        return sorted(entry.path for entry in entries if entry.is_file())
+        return sorted(entry.path for entry in entries if os.path.isfile(entry.path))  # no link to itself
