@@ -11,6 +11,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("llguidance")
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
+expect.set_options(timeout=60_000)  # the machine may be busy
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
@@ -36,7 +37,9 @@ def settled(page):
 
 
 def ask(page, text):
+    before = page.locator("article").count()
     say(page, text)
+    expect(page.locator("article")).to_have_count(before + 2)  # or the answer before this one would count as the last
     return settled(page)
 
 
