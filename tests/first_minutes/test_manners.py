@@ -111,8 +111,7 @@ def test_a_closed_pipe_ends_quietly_with_141(arguments):
         ["chat", "word " * 300],
         ["perplexity", "{text}"],
         ["bench", "-t", "1"],
-        ["batch", "{requests}", "-o", "{folder}/answers.jsonl"],
-        ["cache", "warm", "--text", "{text}", "--kv-disk", "{folder}/kv"],
+        ["cache", "warm", "--text", "{short}", "--kv-disk", "{folder}/kv"],
         ["calibrate", "--text", "{text}", "--target", "0.4", "-o", "{folder}/out.json"],
         ["quantize", EMBEDDED_MODEL, "{folder}/out.gguf", "--policy", "dynamic", "--bits", "8", "--text", "{text}"],
     ],
@@ -121,11 +120,9 @@ def test_a_closed_pipe_ends_quietly_with_141(arguments):
 def test_ctrl_c_ends_with_130_after_the_batch_that_is_computed(lowbit, tmp_path, arguments):
     text = tmp_path / "text.txt"
     text.write_text("word " * 3000)
-    requests = tmp_path / "requests.jsonl"
-    body = {"messages": [{"role": "user", "content": "word " * 300}], "max_tokens": 40}
-    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}
-    requests.write_text(json.dumps(line) + "\n")
-    arguments = [word.format(text=text, requests=requests, folder=tmp_path) for word in arguments]
+    short = tmp_path / "short.txt"
+    short.write_text("word " * 300)
+    arguments = [word.format(text=text, short=short, folder=tmp_path) for word in arguments]
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, *arguments], capture_output=True, text=True, check=False, timeout=1200
     )
