@@ -80,9 +80,18 @@ CASES = [
     Case("quantize --type ternary", "quantize {float} {out}.gguf --type ternary", 0.5, 1.0),
     Case("quantize --policy dynamic", "quantize {float} {out}.gguf --policy dynamic --bits 6 --text {text}", 1.5, 4.5),
     Case("calibrate", "calibrate -m {large} --text {text} --target 0.5 -o {out}.json", 3.0, 5.0),
-    Case("train, until the first step", "train {stories} -o {out}.gguf --steps 100000 --no-compile", 1.0, 6.0),
-    Case("train, at work", "train {stories} -o {out}.gguf --steps 100000 --no-compile", 9.0, 14.0),
-    Case("train, compiling and at work", "train {stories} -o {out}.gguf --steps 100000", 15.0, 60.0),
+    Case(
+        "train, until the first step",
+        "train {stories} -o {out}.gguf --vocabulary embedded --steps 100000 --no-compile",
+        1.0,
+        6.0,
+    ),
+    Case(
+        "train, at work", "train {stories} -o {out}.gguf --vocabulary embedded --steps 100000 --no-compile", 9.0, 14.0
+    ),
+    Case(
+        "train, compiling and at work", "train {stories} -o {out}.gguf --vocabulary embedded --steps 100000", 15.0, 60.0
+    ),
 ]
 
 
