@@ -4,7 +4,8 @@
 
 Each command is interrupted at several moments, spread over its work, in a process of its own: with SIGINT, which is
 what Ctrl-C sends. The models are random ones of `lowbit bench`. "work" is what all threads of the process computed in
-that time, which a busy machine does not change. Where a command has ended before, "ended" stands in the table. "train" needs torch.
+that time, which a busy machine does not change. Where a command has ended before, "ended" stands in the table.
+"train" needs torch.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def processor_seconds(process: int) -> float:
 
 
 def press(case: Case, names: dict[str, str], moment: float) -> tuple[float, float, int] | None:
-    """Run a command and press Ctrl-C; seconds to its end, seconds of processors, and its status; None if it had ended."""
+    """Run a command and press Ctrl-C; seconds to its end, those of processors, and its status; None if it had ended."""
     argv = [word.format(**names) for word in case.arguments.split()]
     with open(names["text"], "rb") as text:  # for commands that read standard input
         process = subprocess.Popen(
