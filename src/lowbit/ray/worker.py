@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, NamedTuple
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..batch import Answer, Answerer
 from ..batch.asked import Asked
+from ..batch.header import header_of
 from ..errors import LowbitError, one_line
 from ..loading.load import load
 from ..serve import Settings
 
-__all__ = ["Task", "Worker", "answerer_of"]
+if TYPE_CHECKING:
+    from ..model import Model
+
+__all__ = ["VERSION", "Task", "Worker", "answerer_of"]
+
+VERSION = f"lowbit-{version('lowbit')}"
+"""Of the program on this node."""
 
 
 class Task(NamedTuple):
@@ -22,6 +30,10 @@ class Task(NamedTuple):
     """Of `lowbit.load`."""
     settings: Settings
     seed: int
+
+    def header_of(self, model: Model) -> dict[str, Any]:
+        """Return all that answers depend on beside what is asked, as it is on this node."""
+        return {**header_of(model, self.settings, self.seed, self.options), "version": VERSION}
 
 
 def answerer_of(task: Task, threads: int) -> Answerer:
@@ -46,7 +58,7 @@ class Worker:
         """Load the model; return the header of its answers, or an ``error``."""
         try:
             self._answerer = await asyncio.to_thread(answerer_of, self._task, self._threads)
-            return await asyncio.to_thread(self._answerer.header, self._task.options)
+            return await asyncio.to_thread(self._task.header_of, self._answerer.service.model)
         except (LowbitError, OSError, ValueError, MemoryError) as error:
             return {"error": one_line(error) or "not enough memory"}
 
