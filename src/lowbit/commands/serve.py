@@ -60,7 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ray", metavar="ADDRESS", help="serve on all nodes of this Ray cluster, each of which has lowbit and the "
         "model, at a port of its head: auto, or HOST:PORT")  # fmt: skip
     add("--replicas", type=_replicas, metavar="N[:MAX]", help="with --ray: how many processes, each with the whole "
-        "model and -t processors; or the fewest and the most, as many as requests need (default: as there is room)")  # fmt: skip
+        "model and -t processors; or the fewest and the most, by how many requests there are (default: all that "
+        "there is room for)")  # fmt: skip
     add = parser.add_argument_group("safety").add_argument
     add("--api-key", action="append", default=[], metavar="KEY",
         help="refuse requests without this key; may be given several times (or LOWBIT_API_KEY)")  # fmt: skip
@@ -194,14 +195,13 @@ def sampling_given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _replicas(text: str) -> int | tuple[int, int]:
-    fewest, _, most = text.partition(":")
     try:
-        found = (whole(1)(fewest), whole(1)(most)) if most else whole(1)(fewest)
+        fewest, *most = map(whole(1), text.split(":"))
     except argparse.ArgumentTypeError:
-        found = (1, 0)
-    if isinstance(found, tuple) and found[0] > found[1]:
+        fewest, most = 1, [0]
+    if len(most) > 1 or any(fewest > one for one in most):
         raise argparse.ArgumentTypeError(f"must be a number, or two as 1:8, not {text!r}")
-    return found
+    return (fewest, most[0]) if most else fewest
 
 
 def _port(text: str) -> int:

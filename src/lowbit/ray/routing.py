@@ -51,6 +51,7 @@ def rank(key: int, lengths: dict[str, int], full: int) -> list[str]:
     full : int
         Requests that a replica works on at a time.
     """
+
     def place(name: str) -> tuple[int, bytes]:
         return max(0, lengths[name] - full + 1), blake2b(f"{key} {name}".encode(), digest_size=8).digest()
 

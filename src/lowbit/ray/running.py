@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import time
+from typing import Any
 
 import ray
 from ray import serve
@@ -71,9 +72,10 @@ def _serve(task: Task, cpus: int | None, replicas: int | tuple[int, int] | None)
     most = max(replicas) if isinstance(replicas, tuple) else replicas
     if room < (most or 1):
         raise LowbitError(f"the cluster has room for {room} replicas of {cpus} processors, not for {most or 1}")
-    _make_way()
+    mark = _claim()
     header = common_header(_try_all(task, there))
     settings = task.settings
+    serve.shutdown()  # what is left of a process that was killed
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": settings.port})
         serve.run(application(task, cpus, room if replicas is None else replicas, header), name=NAME, route_prefix="/")
@@ -81,7 +83,7 @@ def _serve(task: Task, cpus: int | None, replicas: int | tuple[int, int] | None)
         name, who = ascii(header["model"]["name"])[1:-1], who_reaches(settings).replace("this machine", "that machine")
         print(f"lowbit: serving {name} at {address} on the cluster's head ({who}); Ctrl-C stops",
               file=sys.stderr, flush=True)  # fmt: skip
-        while True:
+        while mark is not None:
             time.sleep(LOOK_SECONDS)
             serve.status()
     except (RuntimeError, RayError, RayServeException) as error:
@@ -91,13 +93,21 @@ def _serve(task: Task, cpus: int | None, replicas: int | tuple[int, int] | None)
             serve.shutdown()
 
 
-def _make_way() -> None:
-    """End what an earlier run of ours left; whatever else is served there keeps us out."""
+class _Mark:
+    """An actor that lives as long as this process, and shows others that it does."""
+
+
+def _claim() -> Any:
+    """Keep others out; raise an error if there are some."""
+    try:
+        mark = ray.remote(_Mark).options(name=NAME, namespace=NAME, num_cpus=0).remote()
+    except ValueError:
+        raise LowbitError("lowbit is being served on this cluster already") from None
     others = [name for name in serve.status().applications if name != NAME]
     if others:
         raise LowbitError(f"the cluster serves something else already: {', '.join(others)}; beside that, run "
                           "lowbit.ray.deployment(...) with a route of its own")  # fmt: skip
-    serve.shutdown()
+    return mark
 
 
 def _try_all(task: Task, there: list[Node]) -> list[tuple[str, dict[str, object]]]:
