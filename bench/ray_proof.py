@@ -143,11 +143,13 @@ async def _kill_one(served: Any, clients: int) -> None:
     from served_cluster import Stream, client_of
 
     asked = [{"prompt": f"{i} upon a time", "ignore_eos": True, "seed": i, "n_predict": 1500} for i in range(clients)]
+    before = await asyncio.to_thread(served.until_idle, 2)
     async with client_of(served.url) as client:
         streams = [Stream(client, **body) for body in asked]
         await asyncio.gather(*(stream.begun.wait() for stream in streams))
         stats = await asyncio.to_thread(served.stats, 2)
         victim = random.Random(1).choice(sorted(stats))
+        given = served.given(before, stats)[victim]
         ended = [stream for stream in streams if stream.task.done()]
         os.kill(victim, signal.SIGKILL)
         killed = time.monotonic()
@@ -161,12 +163,12 @@ async def _kill_one(served: Any, clients: int) -> None:
         codes = sorted({str(stream.error["code"]) for stream in lost})
         report(
             what="one of two replicas killed", clients=clients, ended_before=len(ended),
-            on_victim=stats[victim]["running"] + stats[victim]["waiting"], lost=len(lost), codes=codes,
+            given_to_it=given, lost=len(lost), codes=codes,
             whole=sum(stream.whole and stream.error is None for stream in streams),
             new_whole=sum(stream.whole for stream in new), new_seconds=round(served_again, 2),
             two_replicas_again_seconds=round(two_again, 2),
         )  # fmt: skip
-        assert 0 < len(lost) <= stats[victim]["running"] + stats[victim]["waiting"]
+        assert 0 < len(lost) <= given < clients
         assert codes == ["replica_lost"]
         assert all(stream.whole and stream.error is None for stream in new)
         again = [Stream(client, **asked[streams.index(stream)]) for stream in lost]

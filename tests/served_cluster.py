@@ -73,6 +73,12 @@ class Served:
             assert time.monotonic() < deadline, f"there are {len(found)} replicas, not {n}"
         return None
 
+    @staticmethod
+    def given(before, after):
+        """How many texts each replica was given between two looks at the counters."""
+        parts = ("running", "waiting", "finished", "cancelled")
+        return {pid: sum(after[pid][part] - before[pid][part] for part in parts) for pid in after}
+
     def until_idle(self, n):
         """Wait until no replica has anything to do or holds a block; return their counters."""
         deadline = time.monotonic() + PATIENCE
