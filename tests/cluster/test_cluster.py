@@ -11,6 +11,7 @@ import time
 import pytest
 from batches import Folder, answers_of, completion, write_lines
 
+pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray", reason="these tests need the extra 'ray'")
 
 

@@ -13,9 +13,12 @@ from small_model import write_small_model
 
 import lowbit
 
+pytestmark = pytest.mark.ray
 pytest.importorskip("ray.serve", reason="these tests need the extra 'ray'")
-pytest.importorskip("httpx", reason="these tests need the extra 'test-server'")
-from served_cluster import Served, Stream, client_of, command
+import lowbit.ray
+
+httpx = pytest.importorskip("httpx", reason="these tests need the extra 'test-server'")
+from served_cluster import Served, Stream, client_of, command, free_port
 
 LONG = {"ignore_eos": True, "seed": 1}
 CONTEXT = 65536
@@ -44,6 +47,26 @@ def test_another_version_on_a_node_is_one_line_that_names_the_node(cluster, odd_
 def test_more_replicas_than_there_is_room_for_are_refused(cluster):
     said = refused(cluster, "--replicas", "1:3")
     assert said == "lowbit: error: the cluster has room for 2 replicas of 1 processors, not for 3\n"
+
+
+def test_a_deployment_may_have_a_route_of_its_own(cluster):
+    import ray
+    from ray import serve
+
+    ray.init(cluster.address, log_to_driver=False, logging_level="error")
+    try:
+        port = free_port()
+        serve.start(http_options={"port": port}, proxy_location="HeadOnly")
+        serve.run(lowbit.ray.deployment(replicas=(1, 2)), name="stories", route_prefix="/stories")
+        url = f"http://127.0.0.1:{port}/stories"
+        asked = {"prompt": "Once upon a time", "max_tokens": 8, "seed": 1}
+        answer = httpx.post(f"{url}/v1/completions", json=asked, timeout=60).json()
+        assert answer["choices"][0]["text"] == lowbit.load(threads=1).generate(asked.pop("prompt"), **asked).text
+        assert httpx.get(f"{url}/health", timeout=60).json() == {"status": "ok"}
+        assert refused(cluster).startswith("lowbit: error: the cluster serves something else already: stories; ")
+    finally:
+        serve.shutdown()
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

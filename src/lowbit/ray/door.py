@@ -24,7 +24,7 @@ __all__ = ["Door"]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-KEPT = ("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers")
+KEPT = ("type", "asgi", "http_version", "method", "scheme", "query_string", "headers")
 """What of a request's scope goes to the replica."""
 TRIES = 2
 """Replicas that may end with a request before it is told so."""
@@ -56,6 +56,7 @@ class Door:
         body = await self._body(receive)
         key = await asyncio.to_thread(key_of, body) if len(body) > SMALL else key_of(body)
         kept = {name: scope[name] for name in KEPT if name in scope}
+        kept["path"] = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")) or "/"
         passing = _Passing(send)
         gone = asyncio.ensure_future(_until_gone(receive))
         try:
@@ -68,7 +69,7 @@ class Door:
                     if gone.done():
                         return
                     if passing.begun or not left or isinstance(error, (RayTaskError, BackPressureError)):
-                        await passing.fail(_problem_of(error), scope["path"])
+                        await passing.fail(_problem_of(error), kept["path"])
                         return
         finally:
             gone.cancel()

@@ -1,12 +1,14 @@
-"""What a cluster of Ray must withstand, on this machine, where each node is a set of processes.
+"""What batches and servers must withstand, alone and on a cluster of Ray whose nodes are processes on this machine.
 
-python bench/ray_proof.py batch [--lines 20000] [--tokens 8] [--nodes 2]
-python bench/ray_proof.py serve [--clients 100]
+python bench/disturbed.py kills [--lines 2000] [--tokens 48] [--times 20]
+python bench/disturbed.py batch [--lines 20000] [--tokens 8] [--nodes 2]
+python bench/disturbed.py serve [--clients 100]
 
-`batch` answers lines with one process, and then with a cluster of which a node is killed in the middle, of which ten
-workers are killed at random, and of which the driver is killed three times and begun again; each time it compares all
-lines. `serve` kills one of two replicas while clients stream, lets clients leave, and compares how much of the prompts
-is known beforehand with one replica and with two. How fast a cluster is: `scale.py cluster`.
+`kills` kills `lowbit batch` again and again. `batch` answers lines with one process, and then with a cluster of which
+ten workers are killed at random, of which the driver is killed three times and begun again, and of which a node is
+killed in the middle. Both compare all lines with those of a run that nobody disturbed. `serve` kills one of two
+replicas while clients stream, lets clients leave, and compares how much of the prompts is known beforehand with one
+replica and with two. How fast a cluster is: `scale.py cluster`.
 """
 
 from __future__ import annotations
@@ -23,18 +25,21 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-
-from ray.cluster_utils import Cluster
 
 CONTEXT = 65536
 
 
 def cluster_of(nodes: int) -> Cluster:
     """Begin a head without a processor, and nodes with one each."""
+    from ray.cluster_utils import Cluster
+
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(nodes):
         cluster.add_node(num_cpus=1)
@@ -50,13 +55,13 @@ def report(**figures: Any) -> None:
 
 
 class Batch:
-    """A batch on a cluster, and how many lines of it are done."""
+    """A batch that runs, and how many lines of it are done."""
 
-    def __init__(self, folder: Path, name: str, cluster: Cluster) -> None:
+    def __init__(self, folder: Path, name: str, *options: object) -> None:
         from batches import command
 
         self.output = folder / f"{name}.jsonl"
-        self._line = command(folder / "in.jsonl", "-o", self.output, "--ray", cluster.address)
+        self._line = command(folder / "in.jsonl", "-o", self.output, *options)
         self.begin()
 
     def begin(self) -> None:
@@ -80,24 +85,57 @@ def workers_of() -> list[int]:
     return [int(line.split()[0]) for line in found.splitlines() if "ray::Worker" in line]
 
 
-def prove_batch(lines: int, tokens: int, nodes: int) -> None:
-    """Disturb batches."""
+def undisturbed(folder: Path, lines: int, tokens: int) -> list[bytes]:
+    """Write lines, and return the answers of one process."""
     from batches import answers_of, command, write_lines
+
+    write_lines(folder / "in.jsonl", lines, tokens, 1, wrong=False)
+    begun = time.monotonic()
+    subprocess.run(command(folder / "in.jsonl", "-o", folder / "one.jsonl", "-t", 1, "-q"), check=True)
+    answers = answers_of(folder / "one.jsonl")
+    assert len(answers) == lines
+    report(what="one process", lines=lines, tokens=tokens, seconds=round(time.monotonic() - begun, 1))
+    return answers
+
+
+def prove_kills(lines: int, tokens: int, times: int) -> None:
+    """Kill a batch of one process."""
+    from batches import answers_of
 
     rng = random.Random(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_lines(folder / "in.jsonl", lines, tokens, 1, wrong=False)
-        begun = time.monotonic()
-        subprocess.run(command(folder / "in.jsonl", "-o", folder / "one.jsonl", "-t", 1, "-q"), check=True)
-        wanted = answers_of(folder / "one.jsonl")
-        assert len(wanted) == lines
-        report(what="one process", lines=lines, tokens=tokens, seconds=round(time.monotonic() - begun, 1))
+        wanted = undisturbed(folder, lines, tokens)
+        batch, killed, at = Batch(folder, "killed", "-t", 1), 0, []
+        while killed < times:
+            batch.wait(batch.done() + 1)
+            time.sleep(rng.random() * 0.3)
+            assert batch.process.poll() is None, f"it was done after {killed} kills"
+            batch.process.kill()
+            batch.process.wait()
+            killed += 1
+            at.append(batch.done())
+            batch.begin()
+        status = batch.process.wait()
+        equal = answers_of(batch.output) == wanted
+        report(what="killed", times=killed, lines_at_each=at, status=status, equal=equal)
+        assert equal
+        assert status == 0
+
+
+def prove_batch(lines: int, tokens: int, nodes: int) -> None:
+    """Disturb batches on a cluster."""
+    from batches import answers_of
+
+    rng = random.Random(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        wanted = undisturbed(folder, lines, tokens)
         cluster = cluster_of(nodes)
 
         def prove(what: str, disturb: Callable[[Batch], int]) -> None:
             begun = time.monotonic()
-            batch = Batch(folder, what.replace(" ", "-"), cluster)
+            batch = Batch(folder, what.replace(" ", "-"), "--ray", cluster.address)
             times = disturb(batch)
             status = batch.process.wait()
             equal = answers_of(batch.output) == wanted
@@ -255,13 +293,19 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(dest="what", required=True)
+    kills = what.add_parser("kills")
+    kills.add_argument("--lines", type=int, default=2000)
+    kills.add_argument("--tokens", type=int, default=48)
+    kills.add_argument("--times", type=int, default=20)
     batch = what.add_parser("batch")
     batch.add_argument("--lines", type=int, default=20_000)
     batch.add_argument("--tokens", type=int, default=8)
     batch.add_argument("--nodes", type=int, default=2)
     what.add_parser("serve").add_argument("--clients", type=int, default=100)
     args = parser.parse_args()
-    if args.what == "batch":
+    if args.what == "kills":
+        prove_kills(args.lines, args.tokens, args.times)
+    elif args.what == "batch":
         prove_batch(args.lines, args.tokens, args.nodes)
     else:
         prove_serve(args.clients)
