@@ -1,4 +1,4 @@
-"""A model served on a real cluster of Ray."""
+"""A model served on a real cluster of Ray; the tests before `served` are those for which nothing may be served yet."""
 
 from __future__ import annotations
 
@@ -9,22 +9,14 @@ import signal
 import subprocess
 
 import pytest
+from served_cluster import Served, Stream, client_of, command, free_port, httpx, ray, serve
 from small_model import write_small_model
 
 import lowbit
 
 pytestmark = pytest.mark.ray
-pytest.importorskip("ray.serve", reason="these tests need the extra 'ray'")
-import lowbit.ray
-
-httpx = pytest.importorskip("httpx", reason="these tests need the extra 'test-server'")
-from served_cluster import Served, Stream, client_of, command, free_port
-
 LONG = {"ignore_eos": True, "seed": 1}
 CONTEXT = 65536
-
-
-# While nothing is served yet.
 
 
 def refused(cluster, *arguments):
@@ -50,14 +42,13 @@ def test_more_replicas_than_there_is_room_for_are_refused(cluster):
 
 
 def test_a_deployment_may_have_a_route_of_its_own(cluster):
-    import ray
-    from ray import serve
+    from lowbit.ray import deployment
 
     ray.init(cluster.address, log_to_driver=False, logging_level="error")
     try:
         port = free_port()
         serve.start(http_options={"port": port}, proxy_location="HeadOnly")
-        serve.run(lowbit.ray.deployment(replicas=(1, 2)), name="stories", route_prefix="/stories")
+        serve.run(deployment(replicas=(1, 2)), name="stories", route_prefix="/stories")
         url = f"http://127.0.0.1:{port}/stories"
         asked = {"prompt": "Once upon a time", "max_tokens": 8, "seed": 1}
         answer = httpx.post(f"{url}/v1/completions", json=asked, timeout=60).json()
