@@ -164,7 +164,7 @@ def prove_batch(lines: int, tokens: int, nodes: int) -> None:
 
         def kill_node(batch: Batch) -> int:
             running = batch.wait(lines / 2)
-            cluster.remove_node(cluster.list_all_nodes[-1], allow_graceful=False)
+            cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
             return int(running)
 
         prove("undisturbed", lambda _: 0)
