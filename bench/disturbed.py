@@ -8,7 +8,7 @@ python bench/disturbed.py serve [--clients 100]
 ten workers are killed at random, of which the driver is killed three times and begun again, and of which a node is
 killed in the middle. Both compare all lines with those of a run that nobody disturbed. `serve` kills one of two
 replicas while clients stream, lets clients leave, and compares how much of the prompts is known beforehand with one
-replica and with two. How fast a cluster is: `scale.py cluster`.
+replica and with two; and sees one replica become two. How fast a cluster is: `scale.py cluster`.
 """
 
 from __future__ import annotations
@@ -264,6 +264,20 @@ async def _share(served: Any, replicas: int) -> float:
     return done("known_tokens") / done("prompt_tokens")
 
 
+async def _grow(served: Any) -> None:
+    from served_cluster import Stream, client_of
+
+    async with client_of(served.url) as client:
+        begun = time.monotonic()
+        streams = [Stream(client, prompt=f"{i} upon", ignore_eos=True, n_predict=60_000) for i in range(16)]
+        await asyncio.to_thread(served.stats, 2)
+        report(what="one replica becomes two", requests=len(streams), seconds=round(time.monotonic() - begun, 1))
+        for stream in streams:
+            stream.task.cancel()
+        await asyncio.wait([stream.task for stream in streams])
+        await asyncio.to_thread(served.until_idle, 2)
+
+
 def prove_serve(clients: int) -> None:
     """Disturb a server."""
     from served_cluster import Served
@@ -286,6 +300,9 @@ def prove_serve(clients: int) -> None:
                 asyncio.run(_kill_one(served, clients))
             status, said = served.stop()
             assert (status, said) == (0, ""), said
+        served = Served(cluster.address, "-m", model, "--context", CONTEXT, "--parallel", 8, "--replicas", "1:2")
+        asyncio.run(_grow(served))
+        served.stop()
         cluster.shutdown()
 
 
