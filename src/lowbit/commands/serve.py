@@ -150,13 +150,14 @@ def ray_task(args: argparse.Namespace, settings: Settings, seed: int = 0) -> Tas
     def everywhere(name: str | None) -> str | None:
         return os.path.abspath(name) if name is not None and os.path.exists(name) else name
 
-    options = load_options(args)
+    # Threads are those of the nodes, which may have more cores than this machine.
+    options = load_options(argparse.Namespace(**{**vars(args), "threads": None}))
     for name in ("tokenizer", "draft"):
         if name in options:
             options[name] = everywhere(options[name])
     settings = dataclasses.replace(settings, chat_template=everywhere(settings.chat_template))
     if args.threads is not None:
-        options["threads"] = args.threads  # of the nodes, which may have more cores than this machine
+        options["threads"] = args.threads
     return Task(everywhere(args.model), options, settings, seed)
 
 

@@ -13,7 +13,6 @@ from ray.serve.config import RequestRouterConfig
 
 from ..batch.header import common_header
 from ..errors import LowbitError, one_line
-from ..loading.load import load
 from ..serve import App, Service, Settings
 from .cluster import this_node
 from .door import Door
@@ -40,8 +39,7 @@ class Replica:
     """
 
     def __init__(self, task: Task, cpus: int, header: dict[str, Any] | None = None) -> None:
-        options = {"threads": cpus, **task.options}
-        self._service = Service(task.settings, lambda: load(task.model, **options))
+        self._service = Service(task.settings, lambda: task.load(cpus))
         try:
             self._service.load()
         except (LowbitError, OSError, ValueError, MemoryError) as error:

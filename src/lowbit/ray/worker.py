@@ -6,6 +6,7 @@ import asyncio
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._kernels import dispatch
 from ..batch import Answer, Answerer
 from ..batch.asked import Asked
 from ..batch.header import header_of
@@ -31,15 +32,19 @@ class Task(NamedTuple):
     settings: Settings
     seed: int
 
+    def load(self, cpus: int) -> Model:
+        """Load the model with as many threads as there are processors for this process, unless the options say."""
+        threads = min(self.options.get("threads", cpus), dispatch.cores())
+        return load(self.model, **{**self.options, "threads": threads})
+
     def header_of(self, model: Model) -> dict[str, Any]:
         """Return all that answers depend on beside what is asked, as it is on this node."""
         return {**header_of(model, self.settings, self.seed, self.options), "version": VERSION}
 
 
-def answerer_of(task: Task, threads: int) -> Answerer:
-    """Load the model with as many threads as there are processors for this process, unless the options say."""
-    options = {"threads": threads, **task.options}
-    return Answerer(task.settings, task.seed, lambda: load(task.model, **options))
+def answerer_of(task: Task, cpus: int) -> Answerer:
+    """Return what answers lines with so many processors."""
+    return Answerer(task.settings, task.seed, lambda: task.load(cpus))
 
 
 class Worker:
@@ -48,16 +53,16 @@ class Worker:
     Parameters
     ----------
     task : Task
-    threads : int
+    cpus : int
     """
 
-    def __init__(self, task: Task, threads: int) -> None:
-        self._task, self._threads = task, threads
+    def __init__(self, task: Task, cpus: int) -> None:
+        self._task, self._cpus = task, cpus
 
     async def load(self) -> dict[str, Any]:
         """Load the model; return the header of its answers, or an ``error``."""
         try:
-            self._answerer = await asyncio.to_thread(answerer_of, self._task, self._threads)
+            self._answerer = await asyncio.to_thread(answerer_of, self._task, self._cpus)
             return await asyncio.to_thread(self._task.header_of, self._answerer.service.model)
         except (LowbitError, OSError, ValueError, MemoryError) as error:
             return {"error": one_line(error) or "not enough memory"}
