@@ -231,10 +231,13 @@ async def _leave(served: Any, clients: int) -> None:
         left = time.monotonic()
         for stream in streams[1::2]:
             stream.task.cancel()
+        cancelled = 0
+        while cancelled < clients // 2:
+            after = await asyncio.to_thread(served.stats, 2)
+            cancelled = sum(after[pid]["cancelled"] - before[pid]["cancelled"] for pid in before)
+            seconds = time.monotonic() - left
         await asyncio.wait([stream.task for stream in streams])
         after = await asyncio.to_thread(served.until_idle, 2)
-        seconds = time.monotonic() - left
-    cancelled = sum(after[pid]["cancelled"] - before[pid]["cancelled"] for pid in before)
     report(what="half of the clients leave", clients=clients, blocks_held_before=held,
            blocks_held_after=[one["kv"]["held"] for one in after.values()], cancelled=cancelled,
            whole=sum(stream.whole for stream in streams), seconds=round(seconds, 2))  # fmt: skip
