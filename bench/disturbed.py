@@ -205,7 +205,8 @@ async def _kill_one(served: Any, clients: int) -> None:
             what="one of two replicas killed", clients=clients, ended_before=len(ended),
             given_to_it=given, lost=len(lost), codes=codes,
             whole=sum(stream.whole and stream.error is None for stream in streams),
-            new_whole=sum(stream.whole for stream in new), first_new_seconds=round(first, 2), all_new_seconds=round(served_again, 2),
+            new_whole=sum(stream.whole for stream in new),
+            first_new_seconds=round(first, 2), all_new_seconds=round(served_again, 2),
             two_replicas_again_seconds=round(two_again, 2),
         )  # fmt: skip
         assert 0 < len(lost) <= given < clients
