@@ -10,8 +10,8 @@
  * The activations are spread into such pairs once per row group (SXTB16), and the sums of four rows stay in registers
  * while they pass.
  *
- * Bounds: a pair adds at most 2 * 255 * 128 < 2**16 to a sum. Sums may wrap around in int32, and come out right, because
- * the true sum fits: of a scale group, U4 15 * 128 * 2**18 < 2**29, U8 255 * 128 * 2**16 < 2**31.
+ * Bounds: a pair adds at most 2 * 255 * 128 < 2**16 to a sum. Sums may wrap around in int32, and come out right,
+ * because the true sum fits: of a scale group, U4 15 * 128 * 2**18 < 2**29, U8 255 * 128 * 2**16 < 2**31.
  */
 #include <arm_acle.h>
 
@@ -23,74 +23,85 @@
 
 enum { SPREAD = 32 }; /* words whose activations are spread at a time */
 
-typedef struct {
-    uint32_t even, odd;
-} pairs;
-
-LB_INLINE pairs spread(const int8_t *x) {
+/* Columns 0 and 2, then 1 and 3, as int16. */
+LB_INLINE uint64_t spread(const int8_t *x) {
     uint32_t four;
     memcpy(&four, x, sizeof four);
-    const pairs p = {(uint32_t)__sxtb16(four), (uint32_t)__sxtb16(four >> 8 | four << 24)};
-    return p;
+    return (uint32_t)__sxtb16(four) | (uint64_t)(uint32_t)__sxtb16(four >> 8 | four << 24) << 32;
 }
 
-/* Two rows' words, read at once. */
-LB_INLINE uint64_t two_words(const uint8_t *w) { return *(const uint64_t *)(const void *)w; }
+/*
+ * Two words `offset` bytes on, at most 252, in one instruction: compilers make two of it. It waits for two sums, so
+ * that not more is begun than there are registers for.
+ */
+#define TWO(two, from, offset, sums)                       \
+    __asm__("ldrd %0, %H0, [%3, %4]"                       \
+            : "=&r"(two), "+r"((sums)[0]), "+r"((sums)[1]) \
+            : "r"(from), "i"(offset), "m"(*(from)))
 
-LB_INLINE int32_t dot8(uint32_t w, pairs x, int32_t sum) {
-    return __smlad((int32_t)(w >> 8 & 0x00ff00ffu), (int32_t)x.odd,
-                   __smlad((int32_t)(w & 0x00ff00ffu), (int32_t)x.even, sum));
+LB_INLINE int32_t even(uint64_t pairs) { return (int32_t)(uint32_t)pairs; }
+LB_INLINE int32_t odd(uint64_t pairs) { return (int32_t)(uint32_t)(pairs >> 32); }
+
+LB_INLINE int32_t dot8(uint32_t w, uint64_t x, int32_t sum) {
+    const uint32_t mask = 0x00ff00ffu;
+    return __smlad((int32_t)(w >> 8 & mask), odd(x), __smlad((int32_t)(w & mask), even(x), sum));
 }
 
-LB_INLINE int32_t dot4(uint32_t w, const pairs *x, int32_t sum) {
+LB_INLINE int32_t dot4(uint32_t w, const uint64_t *x, int32_t sum) {
     const uint32_t mask = 0x000f000fu;
-    sum = __smlad((int32_t)(w & mask), (int32_t)x[0].even, sum);
-    sum = __smlad((int32_t)(w >> 8 & mask), (int32_t)x[0].odd, sum);
-    sum = __smlad((int32_t)(w >> 4 & mask), (int32_t)x[1].even, sum);
-    return __smlad((int32_t)(w >> 12 & mask), (int32_t)x[1].odd, sum);
+    sum = __smlad((int32_t)(w & mask), even(x[0]), sum);
+    sum = __smlad((int32_t)(w >> 8 & mask), odd(x[0]), sum);
+    sum = __smlad((int32_t)(w >> 4 & mask), even(x[1]), sum);
+    return __smlad((int32_t)(w >> 12 & mask), odd(x[1]), sum);
+}
+
+/* The products of two rows' words. */
+LB_INLINE void dot(uint64_t two, const uint64_t *x, int32_t *sums, const int eight) {
+    for (int row = 0; row < 2; row++) {
+        const uint32_t w = (uint32_t)(two >> 32 * row);
+        sums[row] = eight ? dot8(w, x[0], sums[row]) : dot4(w, x, sums[row]);
+    }
 }
 
 /* Adds `words` words of sixteen rows; x has the pairs of one word after the other. A function of its own has all
  * registers: four sums, two words of codes, two pairs. */
-LB_INLINE void add_words(const uint8_t *w, const pairs *x, int32_t words, int32_t *sums, const int eight) {
-    const uint8_t *const end = w + 64 * (ptrdiff_t)words;
+LB_INLINE void add_words(const uint8_t *codes, const uint64_t *x, int32_t words, int32_t *sums, const int eight) {
     for (int row = 0; row < LB_ROWS; row += 4, sums += 4) {
-        int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3];
-        const pairs *with = x;
-        for (const uint8_t *from = w + 4 * row; from < end; from += 64) {
-            const uint64_t low = two_words(from);
-            if (eight) {
-                s0 = dot8((uint32_t)low, *with, s0);
-                s1 = dot8((uint32_t)(low >> 32), *with, s1);
-            } else {
-                s0 = dot4((uint32_t)low, with, s0);
-                s1 = dot4((uint32_t)(low >> 32), with, s1);
-            }
-            const uint64_t high = two_words(from + 8);
-            if (eight) {
-                s2 = dot8((uint32_t)high, *with, s2);
-                s3 = dot8((uint32_t)(high >> 32), *with, s3);
-            } else {
-                s2 = dot4((uint32_t)high, with, s2);
-                s3 = dot4((uint32_t)(high >> 32), with, s3);
-            }
-            with += eight ? 1 : 2;
+        const uint64_t *w = (const uint64_t *)(const void *)(codes + 4 * row), *with = x;
+        int32_t s[4] = {sums[0], sums[1], sums[2], sums[3]};
+        uint64_t two, more, pairs[2] = {0, 0};
+#define WORD(t)                                           \
+    TWO(pairs[0], with, (eight ? 8 : 16) * (t), s);       \
+    if (!eight) TWO(pairs[1], with, 16 * (t) + 8, s + 2); \
+    TWO(two, w, 64 * (t), s);                             \
+    TWO(more, w, 64 * (t) + 8, s + 2);                    \
+    dot(two, pairs, s, eight);                            \
+    dot(more, pairs, s + 2, eight)
+        int32_t left = words;
+        for (; left >= 4; left -= 4, w += 32, with += eight ? 4 : 8) {
+            WORD(0);
+            WORD(1);
+            WORD(2);
+            WORD(3);
         }
-        sums[0] = s0, sums[1] = s1, sums[2] = s2, sums[3] = s3;
+        for (; left; left--, w += 8, with += eight ? 1 : 2) {
+            WORD(0);
+        }
+        for (int i = 0; i < 4; i++) sums[i] = s[i];
     }
 }
 
-static __attribute__((noinline)) void add_words8(const uint8_t *w, const pairs *x, int32_t words, int32_t *sums) {
+static __attribute__((noinline)) void add_words8(const uint8_t *w, const uint64_t *x, int32_t words, int32_t *sums) {
     add_words(w, x, words, sums, 1);
 }
 
-static __attribute__((noinline)) void add_words4(const uint8_t *w, const pairs *x, int32_t words, int32_t *sums) {
+static __attribute__((noinline)) void add_words4(const uint8_t *w, const uint64_t *x, int32_t words, int32_t *sums) {
     add_words(w, x, words, sums, 0);
 }
 
 LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
     (void)stride, (void)tokens;
-    pairs x_pairs[SPREAD];
+    uint64_t x_pairs[SPREAD];
     for (int32_t left = run.full * run.words + run.tail; left > 0; left -= SPREAD, w += SPREAD * 64) {
         const int32_t words = left < SPREAD ? left : SPREAD;
         for (int32_t t = 0; t < words; t++, x += 4) x_pairs[t] = spread(x);
@@ -100,7 +111,7 @@ LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
 
 LB_INLINE void u4_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
     (void)stride, (void)tokens;
-    pairs x_pairs[2 * SPREAD];
+    uint64_t x_pairs[2 * SPREAD];
     for (int32_t b = 0; b < run.full + (run.tail != 0); b++) {
         const int32_t block = b < run.full ? run.words : run.tail, field = 4 * block;
         for (int32_t first = 0; first < block; first += SPREAD) {

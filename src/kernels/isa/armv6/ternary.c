@@ -57,8 +57,8 @@ LB_INLINE void make_table(two *out, const int8_t *x, ptrdiff_t field, ptrdiff_t 
 }
 
 /* Takes an address as it is, so that the compiler keeps it in a register instead of making it anew. */
-#define ADDRESS(name, of)    \
-    const two *name = (of);  \
+#define ADDRESS(name, of)   \
+    const two *name = (of); \
     __asm__("" : "+r"(name))
 
 /* Adds one or two words of every row of n row groups, `stride` bytes apart, to their sums. */
@@ -112,8 +112,9 @@ LB_INLINE void multiply_strip(const lb_matmul_args *args, int32_t token, int32_t
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
     const int32_t block = m->block_cols / 16;
     strip sums[TILE];
-    float y[TILE][STRIP][LB_ROWS] = {{{0}}};
+    float y[TILE][STRIP][LB_ROWS];
     int32_t word = 0;
+    for (int j = 0; j < tokens; j++) memset(y[j], 0, (size_t)n * sizeof *y[j]);
     for (int32_t g = 0; g < m->n_groups; g++) {
         const int32_t end = g == m->n_groups - 1 ? m->words : word + m->group_cols / 16;
         for (int j = 0; j < tokens; j++) memset(sums[j], 0, (size_t)n * sizeof *sums[j]);
