@@ -30,22 +30,34 @@ LB_INLINE uint64_t spread(const int8_t *x) {
     return (uint32_t)__sxtb16(four) | (uint64_t)(uint32_t)__sxtb16(four >> 8 | four << 24) << 32;
 }
 
-/*
- * Two words `offset` bytes on, at most 252, in one instruction: compilers make two of it. It waits for two sums, so
- * that not more is begun than there are registers for.
- */
-#define TWO(two, from, offset, sums)                       \
-    __asm__("ldrd %0, %H0, [%3, %4]"                       \
-            : "=&r"(two), "+r"((sums)[0]), "+r"((sums)[1]) \
-            : "r"(from), "i"(offset), "m"(*(from)))
+/* Two rows' words. */
+LB_INLINE uint64_t two_words(const uint8_t *w) { return *(const uint64_t *)(const void *)w; }
 
 LB_INLINE int32_t even(uint64_t pairs) { return (int32_t)(uint32_t)pairs; }
 LB_INLINE int32_t odd(uint64_t pairs) { return (int32_t)(uint32_t)(pairs >> 32); }
 
-LB_INLINE int32_t dot8(uint32_t w, uint64_t x, int32_t sum) {
-    const uint32_t mask = 0x00ff00ffu;
-    return __smlad((int32_t)(w >> 8 & mask), odd(x), __smlad((int32_t)(w & mask), even(x), sum));
-}
+/* One word of four rows of eight bits, `t` words on: nineteen instructions, which compilers make thirty of. */
+#define EIGHT_PAIR(w_offset, a, b)                      \
+    "ldrd %[w], %H[w], [%[codes], %[" w_offset "]]\n\t" \
+    "and %[t], %[mask], %[w]\n\t"                       \
+    "and %[u], %[mask], %H[w]\n\t"                      \
+    "smlad %[" a "], %[t], %[x], %[" a "]\n\t"          \
+    "smlad %[" b "], %[u], %[x], %[" b "]\n\t"          \
+    "and %[t], %[mask], %[w], lsr #8\n\t"               \
+    "and %[u], %[mask], %H[w], lsr #8\n\t"              \
+    "smlad %[" a "], %[t], %H[x], %[" a "]\n\t"         \
+    "smlad %[" b "], %[u], %H[x], %[" b "]\n\t"
+#define EIGHT(codes_at, pairs_at, s, n)                                                                                \
+    do {                                                                                                               \
+        uint64_t word_pair, x_pair;                                                                                    \
+        uint32_t t_, u_;                                                                                               \
+        __asm__("ldrd %[x], %H[x], [%[pairs], %[at]]\n\t" EIGHT_PAIR("low", "s0", "s1") EIGHT_PAIR("high", "s2", "s3") \
+                : [w] "=&r"(word_pair), [x] "=&r"(x_pair), [t] "=&r"(t_), [u] "=&r"(u_), [s0] "+r"((s)[0]),            \
+                  [s1] "+r"((s)[1]), [s2] "+r"((s)[2]), [s3] "+r"((s)[3])                                              \
+                : [codes] "r"(codes_at), [pairs] "r"(pairs_at), [mask] "r"(0x00ff00ffu), [at] "i"(8 * (n)),            \
+                  [low] "i"(64 * (n)), [high] "i"(64 * (n) + 8)                                                        \
+                : "memory");                                                                                           \
+    } while (0)
 
 LB_INLINE int32_t dot4(uint32_t w, const uint64_t *x, int32_t sum) {
     const uint32_t mask = 0x000f000fu;
@@ -55,48 +67,40 @@ LB_INLINE int32_t dot4(uint32_t w, const uint64_t *x, int32_t sum) {
     return __smlad((int32_t)(w >> 12 & mask), odd(x[1]), sum);
 }
 
-/* The products of two rows' words. */
-LB_INLINE void dot(uint64_t two, const uint64_t *x, int32_t *sums, const int eight) {
-    for (int row = 0; row < 2; row++) {
-        const uint32_t w = (uint32_t)(two >> 32 * row);
-        sums[row] = eight ? dot8(w, x[0], sums[row]) : dot4(w, x, sums[row]);
-    }
-}
-
-/* Adds `words` words of sixteen rows; x has the pairs of one word after the other. A function of its own has all
- * registers: four sums, two words of codes, two pairs. */
-LB_INLINE void add_words(const uint8_t *codes, const uint64_t *x, int32_t words, int32_t *sums, const int eight) {
-    for (int row = 0; row < LB_ROWS; row += 4, sums += 4) {
-        const uint64_t *w = (const uint64_t *)(const void *)(codes + 4 * row), *with = x;
-        int32_t s[4] = {sums[0], sums[1], sums[2], sums[3]};
-        uint64_t two, more, pairs[2] = {0, 0};
-#define WORD(t)                                           \
-    TWO(pairs[0], with, (eight ? 8 : 16) * (t), s);       \
-    if (!eight) TWO(pairs[1], with, 16 * (t) + 8, s + 2); \
-    TWO(two, w, 64 * (t), s);                             \
-    TWO(more, w, 64 * (t) + 8, s + 2);                    \
-    dot(two, pairs, s, eight);                            \
-    dot(more, pairs, s + 2, eight)
-        int32_t left = words;
-        for (; left >= 4; left -= 4, w += 32, with += eight ? 4 : 8) {
-            WORD(0);
-            WORD(1);
-            WORD(2);
-            WORD(3);
+/*
+ * Adds `words` words of sixteen rows; x has the pairs of one word after the other. Functions of their own have all
+ * registers: four sums, codes, pairs and the mask.
+ */
+static __attribute__((noinline)) void add_words8(const uint8_t *codes, const uint64_t *x, int32_t words,
+                                                 int32_t *sums) {
+    for (int row = 0; row < LB_ROWS; row += 4, sums += 4, codes += 16) {
+        const uint8_t *w = codes;
+        const uint64_t *with = x;
+        int32_t s[4] = {sums[0], sums[1], sums[2], sums[3]}, left = words;
+        for (; left >= 4; left -= 4, w += 256, with += 4) {
+            EIGHT(w, with, s, 0);
+            EIGHT(w, with, s, 1);
+            EIGHT(w, with, s, 2);
+            EIGHT(w, with, s, 3);
         }
-        for (; left; left--, w += 8, with += eight ? 1 : 2) {
-            WORD(0);
-        }
+        for (; left; left--, w += 64, with++) EIGHT(w, with, s, 0);
         for (int i = 0; i < 4; i++) sums[i] = s[i];
     }
 }
 
-static __attribute__((noinline)) void add_words8(const uint8_t *w, const uint64_t *x, int32_t words, int32_t *sums) {
-    add_words(w, x, words, sums, 1);
-}
-
-static __attribute__((noinline)) void add_words4(const uint8_t *w, const uint64_t *x, int32_t words, int32_t *sums) {
-    add_words(w, x, words, sums, 0);
+static __attribute__((noinline)) void add_words4(const uint8_t *codes, const uint64_t *x, int32_t words,
+                                                 int32_t *sums) {
+    for (int row = 0; row < LB_ROWS; row += 2, sums += 2, codes += 8) {
+        const uint8_t *w = codes;
+        const uint64_t *with = x;
+        int32_t s[2] = {sums[0], sums[1]};
+        for (int32_t left = words; left; left--, w += 64, with += 2) {
+            const uint64_t two = two_words(w);
+            s[0] = dot4((uint32_t)two, with, s[0]);
+            s[1] = dot4((uint32_t)(two >> 32), with, s[1]);
+        }
+        sums[0] = s[0], sums[1] = s[1];
+    }
 }
 
 LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
