@@ -26,11 +26,13 @@ static size_t t5_place(const lb_matrix *m, int32_t row, int32_t column, int *fac
     static const int factors[] = {1, 3, 9, 27, 84};
     const int32_t group = column / m->group_cols, start = group * m->group_cols, inside = column - start;
     const int32_t columns = m->n_cols - start < m->group_cols ? m->n_cols - start : m->group_cols;
-    const int32_t words = t5_words(columns), block = inside / 128 * 8, field = 4 * (words - block < 8 ? words - block : 8);
+    const int32_t words = t5_words(columns), block = inside / 128 * 8,
+                  field = 4 * (words - block < 8 ? words - block : 8);
     const int fifth = inside >= 16 * words;
     const int32_t word = fifth ? (inside - 16 * words) / 4 : block + inside % 128 % field / 4;
     *factor = factors[fifth ? 4 : inside % 128 / field];
-    return (((size_t)(row / LB_ROWS) * m->words + group * t5_words(m->group_cols) + word) * LB_ROWS + row % LB_ROWS) * 4 +
+    return (((size_t)(row / LB_ROWS) * m->words + group * t5_words(m->group_cols) + word) * LB_ROWS + row % LB_ROWS) *
+               4 +
            inside % 4;
 }
 
@@ -99,7 +101,8 @@ static void describe(char text[200], const shape *s, const char *output) {
 }
 
 static void fill_matrix(lb_matrix *m, const shape *s) {
-    const int bits = bits_of[s->format], fields = 8 / bits, most = s->format == LB_U2 || s->format == LB_T5 ? 2 : (1 << bits) - 1;
+    const int bits = bits_of[s->format], fields = 8 / bits,
+              most = s->format == LB_U2 || s->format == LB_T5 ? 2 : (1 << bits) - 1;
     const int32_t groups = lb_row_groups(s->n_rows), rest = s->n_cols % s->block_cols;
     memset(m, 0, sizeof *m);
     m->format = s->format, m->n_rows = s->n_rows, m->n_cols = s->n_cols, m->block_cols = s->block_cols;
@@ -144,8 +147,8 @@ static void fill_matrix(lb_matrix *m, const shape *s) {
 /* Activations that start at an odd address, in rows that are no multiple of four long. */
 static int8_t *fill_activations(lb_activations *a, const lb_matrix *m, const shape *s) {
     const int32_t start = (m->n_groups - 1) * m->group_cols, words = t5_words(m->n_cols - start);
-    const int32_t padded = m->format == LB_T5 ? start + 16 * words + (words + 3) / 4 * 16
-                                              : m->words * 4 * (8 / bits_of[s->format]);
+    const int32_t padded =
+        m->format == LB_T5 ? start + 16 * words + (words + 3) / 4 * 16 : m->words * 4 * (8 / bits_of[s->format]);
     const int32_t stride = padded + 1;
     /* U8 kernels need not take -128, which quantisation does not give. */
     const int32_t least = bits_of[s->format] == 8 ? -127 : -128;

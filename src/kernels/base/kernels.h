@@ -49,8 +49,8 @@ enum {
  *
  * T5 needs four fifths of U2's bytes. A scale group of n columns takes W = ceil(n / 20) words, and a byte of them is
  * c0 + 3 c1 + 9 c2 + 27 c3 + 84 c4: c0 to c3 are what the four fields of U2 would be in a row of 16 W columns, cut into
- * blocks of 128, and c4 of byte b of word t of the group is column 16 W + 4 t + b. Codes of columns beyond the group are
- * 0, and meet activations of any value. The 84 rather than 81 is for table look-ups: b / 4 tells c4.
+ * blocks of 128, and c4 of byte b of word t of the group is column 16 W + 4 t + b. Codes of columns beyond the group
+ * are 0, and meet activations of any value. The 84 rather than 81 is for table look-ups: b / 4 tells c4.
  *
  * A scale belongs to group_cols columns of a row: scales[row group][group][16], float32 or float16. With minima it is
  * scales[row group][group][2][16], the scales first.

@@ -294,11 +294,11 @@ LB_INLINE void lb_float_tile(const lb_matmul_args *args, int32_t row_group, int3
     }
 #define LB_INT_MATMUL(name, format, offset, tile) LB_TILED_INT_MATMUL(name, format, offset, LB_TILE, tile)
 /* T5, for a set whose tile of U2 is u2_tile. */
-#define LB_T5_MATMUL(most, unpack)                                                                                   \
-    LB_INLINE void t5_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens,        \
-                           i32x16 *acc) {                                                                            \
-        lb_t5_tile(w, run, x, stride, tokens, acc, unpack, u2_tile);                                                 \
-    }                                                                                                                \
+#define LB_T5_MATMUL(most, unpack)                                                                            \
+    LB_INLINE void t5_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, \
+                           i32x16 *acc) {                                                                     \
+        lb_t5_tile(w, run, x, stride, tokens, acc, unpack, u2_tile);                                          \
+    }                                                                                                         \
     LB_TILED_INT_MATMUL(lb_matmul_t5, LB_T5, 1, most, t5_tile)
 #define LB_FLOAT_MATMUL(name, format)                                                 \
     void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) {      \

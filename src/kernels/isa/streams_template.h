@@ -107,9 +107,9 @@ LB_INLINE void lb_int_streams(const lb_matmul_args *args, int32_t row_group, int
  * The fifth codes of T5 meet other columns than the rest, so the streams of a scale group take turns after the whole of
  * it.
  */
-#define LB_T5_TURNS                                                                                                   \
+#define LB_T5_TURNS                                                                                                  \
     LB_INLINE void t5_turns(const uint8_t *w, size_t apart, int streams, lb_run run, const int8_t *x, i32x16 *acc) { \
-        for (int s = 0; s < streams; s++) t5_tile(w + s * apart, run, x, 0, 1, acc + s);                              \
+        for (int s = 0; s < streams; s++) t5_tile(w + s * apart, run, x, 0, 1, acc + s);                             \
     }
 
 /* The streams of a set, for each format by a tile of streams. */

@@ -22,7 +22,8 @@ from .paging import Paging
 from .ternary import GROUP, all_ternary, blockwise_ternary, ternary_of
 
 __all__ = [
-    "FLOAT_WEIGHTS", "HEADS", "PACKS", "Weights", "check_tensors", "kept_as", "matrix_shape", "packed_bytes", "read_weights",
+    "FLOAT_WEIGHTS", "HEADS", "PACKS", "Weights", "check_tensors", "kept_as", "matrix_shape", "packed_bytes",
+    "read_weights",
 ]  # fmt: skip
 
 HEADS = ("auto", "file", "q8_0")

@@ -33,7 +33,8 @@ LB_INLINE __m512i dot4(__m512i acc, __m512i codes, const int8_t *x) {
     return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(four));
 }
 
-/* A block of up to four streams `apart` bytes from one another; a[] has the sums of a stream, for each code of a byte. */
+/* A block of up to four streams `apart` bytes from one another; a[] has the sums of a stream, for each code of a byte.
+ */
 LB_INLINE void t5_words(const uint8_t *w, size_t apart, const int streams, const int8_t *x, const int8_t *fifth_x,
                         const int32_t words, __m512i a[][FIELDS]) {
     const __m512i fifths = _mm512_loadu_si512(fifth_of), u2_low = _mm512_loadu_si512(u2_of),

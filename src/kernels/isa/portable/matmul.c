@@ -46,8 +46,8 @@ LB_INLINE void t5_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
                 for (int i = 0; i < 4; i++) {
                     const uint32_t q = w[4 * row + i], fifth = q / 84, four = q % 84;
                     acc->v[row] += (int32_t)(four % 3) * x[i] + (int32_t)(four / 3 % 3) * x[field + i] +
-                                   (int32_t)(four / 9 % 3) * x[2 * field + i] + (int32_t)(four / 27) * x[3 * field + i] +
-                                   (int32_t)fifth * fifth_x[i];
+                                   (int32_t)(four / 9 % 3) * x[2 * field + i] +
+                                   (int32_t)(four / 27) * x[3 * field + i] + (int32_t)fifth * fifth_x[i];
                 }
             }
         }
@@ -67,7 +67,7 @@ LB_DOT_PEAK(u8_tile)
 
 /* One after the other: nothing is known of a processor that has no other set. */
 void LB_NAME(lb_streams)(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) {
-    static lb_matmul_fn *const matmul[] = {LB_NAME(lb_matmul_u2), LB_NAME(lb_matmul_u4), LB_NAME(lb_matmul_u8),
+    static lb_matmul_fn *const matmul[] = {LB_NAME(lb_matmul_u2),  LB_NAME(lb_matmul_u4),  LB_NAME(lb_matmul_u8),
                                            LB_NAME(lb_matmul_u4m), LB_NAME(lb_matmul_u8m), LB_NAME(lb_matmul_t5)};
     const int32_t groups = lb_row_groups(args->w->n_rows), apart = lb_units(groups, streams);
     for (int32_t first = 0; first < groups; first += apart) {
