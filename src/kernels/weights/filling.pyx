@@ -111,12 +111,12 @@ cdef void fill_codes(void *context, int32_t begin, int32_t end) noexcept nogil:
 
 cdef int32_t trit_at(const uint8_t *w, int32_t words, int32_t column) noexcept nogil:
     """The code of a column of a T5 scale group that begins at `w` and has `words` words."""
-    cdef int32_t block = column // 128 * 8, field = 4 * min(<int32_t>8, words - block), code, f
+    cdef int32_t block = column // 128 * 8, field = 4 * min(<int32_t>8, words - block), code, _f
     if column >= 16 * words:
         return w[(column - 16 * words) // 4 * 64 + column % 4] // 84
     column -= 16 * block
     code = w[(block + column % field // 4) * 64 + column % 4] % 84
-    for f in range(column // field):
+    for _f in range(column // field):
         code //= 3
     return code % 3
 

@@ -28,8 +28,8 @@ cdef extern from "half.h":
     float lb_half_to_float(uint16_t h) noexcept nogil
     float lb_bits_to_float(uint32_t bits) noexcept nogil
 
-FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "u4m": LB_U4M, "u8m": LB_U8M, "t5": LB_T5, "f32": LB_F32, "f16": LB_F16,
-           "bf16": LB_BF16}
+FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "u4m": LB_U4M, "u8m": LB_U8M, "t5": LB_T5,
+           "f32": LB_F32, "f16": LB_F16, "bf16": LB_BF16}
 BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32, "u4m": 32, "u8m": 32, "t5": 128}
 MAX_COLS = 1 << 18  # int32 sums: see the bounds in isa/*/matmul.c
 MAX_GROUP_COLS = {"u2": 1 << 18, "u4": 1 << 18, "u8": 1 << 16, "u4m": 1 << 18, "u8m": 1 << 16, "t5": 1 << 18}
@@ -175,7 +175,8 @@ cdef class PackedMatrix:
     Parameters
     ----------
     format : str
-        ``u2`` (ternary), ``t5`` (ternary, five to a byte), ``u4``, ``u8``, ``u4m``, ``u8m`` (with minima), ``f32``, ``f16`` or ``bf16``.
+        ``u2`` (ternary), ``t5`` (ternary, five to a byte), ``u4``, ``u8``, ``u4m``, ``u8m`` (with minima), ``f32``,
+        ``f16`` or ``bf16``.
     n_rows, n_cols : int
         Outputs and inputs.
     group_cols : int, optional
@@ -317,12 +318,13 @@ cdef class PackedMatrix:
         self.source_type = type
 
     def fill_codes(self, const uint8_t[:, ::1] codes, int64_t first_row=0, int32_t threads=1):
-        """Fill rows from codes of shape (rows, n_cols): 0..2 for ``u2``, ``t5``, 0..15 for ``u4``, ``u4m``, 0..255 else."""
+        """Fill rows from codes of shape (rows, n_cols): 0..2 if ternary, 0..15 for ``u4`` and ``u4m``, 0..255 else."""
         cdef Fill c
+        cdef work_fn *work = fill_trits if self.m.format == LB_T5 else fill_codes
         self._check_rows(first_row, codes.shape[0])
         if is_float(self.m.format) or codes.shape[1] != self.m.n_cols:
             raise FormatError(f"codes of {codes.shape[1]} columns do not fit a matrix of {self.m.n_cols}")
-        self._fill(fill_trits if self.m.format == LB_T5 else fill_codes, &c, &codes[0, 0], codes.shape[0], first_row, threads)
+        self._fill(work, &c, &codes[0, 0], codes.shape[0], first_row, threads)
         if c.bad_code:
             raise FormatError("a weight has a code that does not exist")
 
