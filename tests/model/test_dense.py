@@ -29,15 +29,16 @@ def test_logits_and_text_are_those_of_four_to_a_byte(isa, write_llama, kind):
 
 def test_one_scale_for_all_of_a_tensor_changes_no_bit(isa):
     plain, dense = lowbit.load(), lowbit.load(pack="dense")  # the embedded model, a BitNet
-    text = "Once upon a time"
-    assert np.array_equal(dense.logits(text), plain.logits(text))
+    ids = plain.tokenizer.encode("Once upon a time")
+    assert np.array_equal(dense.logits(ids), plain.logits(ids))
     assert dense.info()["weight_bytes"] < plain.info()["weight_bytes"]
 
 
 def test_i2_s_changes_no_bit(test_data):
     path = test_data / "models" / "tinystories-3m.I2_S.gguf"
     plain, dense = lowbit.load(path), lowbit.load(path, pack="dense")
-    assert np.array_equal(dense.logits("One day a cat"), plain.logits("One day a cat"))
+    ids = plain.tokenizer.encode("One day a cat")
+    assert np.array_equal(dense.logits(ids), plain.logits(ids))
 
 
 @pytest.mark.parametrize("kind", ["TQ1_0", "TQ2_0"])
@@ -58,10 +59,14 @@ def test_256_weights_take_52_bytes_and_their_scale(write_llama, kind):
 def test_pages_hold_five_to_a_byte(write_llama, kind):
     path = write_llama(kind=kind, **{**SIZES, "wide": 1536})
     plain = lowbit.load(path)
-    with pytest.raises(lowbit.MemoryBudgetError) as caught:
-        lowbit.load(path, pack="dense", max_ram="1MB")
-    for budget in (caught.value.smallest + (256 << 10), "40MB"):
-        paged = lowbit.load(path, pack="dense", max_ram=budget)
+    paged, budget = None, 1 << 20
+    while paged is None:  # the least depends on what earlier loads have left of the process's memory
+        try:
+            paged = lowbit.load(path, pack="dense", max_ram=budget)
+        except lowbit.MemoryBudgetError as error:
+            assert error.smallest > budget
+            budget = error.smallest
+    for paged in (paged, lowbit.load(path, pack="dense", max_ram="40MB")):
         assert np.array_equal(paged.logits(IDS), plain.logits(IDS))
         assert np.array_equal(paged.logits([3]), plain.logits([3]))
 
@@ -87,8 +92,8 @@ def test_the_command_line_packs_five_to_a_byte(capsys):
 
     answers = []
     for options in ([], ["--pack", "dense"]):
-        assert cli.main(["run", "Once upon a time", "-n", "8", "--temperature", "0", *options]) == 0
+        assert cli.main(["generate", "Once upon a time", "-n", "8", "--temperature", "0", *options]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1]
-    assert cli.main(["run", "Hi", "--pack", "tight"]) == 2
+    assert cli.main(["generate", "Hi", "--pack", "tight"]) == 2
     assert "pack must be one of auto, dense, not 'tight'" in capsys.readouterr().err
