@@ -25,10 +25,11 @@ enum {
     LB_U8 = 2,  /* codes 0..255, offset 128 */
     LB_U4M = 3, /* codes 0..15, offset 0, with minima */
     LB_U8M = 4, /* codes 0..255, offset 128, with minima */
-    LB_F32 = 5,
-    LB_F16 = 6,
-    LB_BF16 = 7,
-    LB_N_FORMATS = 8
+    LB_T5 = 5,  /* ternary, five to a byte: codes 0..2, offset 1 */
+    LB_F32 = 6,
+    LB_F16 = 7,
+    LB_BF16 = 8,
+    LB_N_FORMATS = 9
 };
 
 /*
@@ -45,6 +46,11 @@ enum {
  * With 128 columns to a block this is the order inside TQ2_0 and I2_S, with 32 that inside Q4_0, Q4_1 and Q8_0, so
  * packing these is a transposition of 32-bit words. Codes beyond n_rows or n_cols are the offset, and what lies beyond
  * n_cols meets activations of 0.
+ *
+ * T5 needs four fifths of U2's bytes. A scale group of n columns takes W = ceil(n / 20) words, and a byte of them is
+ * c0 + 3 c1 + 9 c2 + 27 c3 + 84 c4: c0 to c3 are what the four fields of U2 would be in a row of 16 W columns, cut into
+ * blocks of 128, and c4 of byte b of word t of the group is column 16 W + 4 t + b. Codes of columns beyond the group
+ * are 0, and meet activations of any value. The 84 rather than 81 is for table look-ups: b / 4 tells c4.
  *
  * A scale belongs to group_cols columns of a row: scales[row group][group][16], float32 or float16. With minima it is
  * scales[row group][group][2][16], the scales first.
@@ -214,6 +220,7 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(matmul_u8, lb_matmul_fn)            \
     X(matmul_u4m, lb_matmul_fn)           \
     X(matmul_u8m, lb_matmul_fn)           \
+    X(matmul_t5, lb_matmul_fn)            \
     X(matmul_f32, lb_matmul_fn)           \
     X(matmul_f16, lb_matmul_fn)           \
     X(matmul_bf16, lb_matmul_fn)          \

@@ -11,6 +11,7 @@ cdef extern from "kernels.h":
         LB_U8
         LB_U4M
         LB_U8M
+        LB_T5
         LB_F32
         LB_F16
         LB_BF16
