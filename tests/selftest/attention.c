@@ -190,7 +190,7 @@ static void check_attention(const shape *s) {
      */
     const double tolerance = FLT_EVAL_METHOD != 0 && s->type == LB_KV_I8 ? 1e-3 : 5e-5;
     memset(got, GUARD, out_bytes);
-    for (int32_t head = 0; head < args.n_kv_heads; head++) lb_table.attention(&args, 0, ROWS, head);
+    lb_table.attention(&args, 0, ROWS, 0, args.n_kv_heads);
     if (!guards_hold(got + n_out, AFTER * sizeof *got)) report(text, "bytes after the output were written");
     if (is_portable) {
         for (int32_t row = 0; row < ROWS; row++) {
@@ -200,7 +200,7 @@ static void check_attention(const shape *s) {
     }
     args.out = expected;
     for (int32_t row = 0; row < ROWS; row++) {
-        for (int32_t head = 0; head < args.n_kv_heads; head++) portable.attention(&args, row, 1, head);
+        for (int32_t head = 0; head < args.n_kv_heads; head++) portable.attention(&args, row, 1, head, 1);
     }
     check_floats(text, "output", got, expected, (int32_t)n_out);
     free_cache(&c), free_cache(&expected_cache);
@@ -245,9 +245,9 @@ static void check_wild(const shape *s, int32_t wild) {
         reference_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &expected_cache, s, p);
     }
     check_cache(&c, &expected_cache, s);
-    for (int32_t head = 0; head < s->n_kv_heads; head++) lb_table.attention(&args, 0, 1, head);
+    lb_table.attention(&args, 0, 1, 0, s->n_kv_heads);
     args.out = expected;
-    for (int32_t head = 0; head < s->n_kv_heads; head++) portable.attention(&args, 0, 1, head);
+    for (int32_t head = 0; head < s->n_kv_heads; head++) portable.attention(&args, 0, 1, head, 1);
     check_floats(text, "output", got, expected, q_width);
     free_cache(&c), free_cache(&expected_cache);
     free(k), free(v), free(q), free(got), free(expected);

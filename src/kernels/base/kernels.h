@@ -170,8 +170,9 @@ typedef void lb_to_row_groups_fn(const lb_matrix *m, int32_t quarter, uint8_t *c
 typedef void lb_quantize_fn(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded, int8_t *q,
                             float *scale, int32_t *sum);
 typedef void lb_rms_norm_fn(const float *x, const float *weight, int32_t n, float eps, float *out);
-/* Some rows, one kv head: all query heads that share it. A row's result is the same whichever rows come with it. */
-typedef void lb_attention_fn(const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head);
+/* Some rows, and the query heads that share some kv heads. A result is the same whichever others come with it. */
+typedef void lb_attention_fn(const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head,
+                             int32_t kv_heads);
 typedef void lb_kv_store_fn(const float *k, const float *v, char *block, const lb_attention_args *shape,
                             int32_t position);
 /* gate = activation(gate) * up */

@@ -2,7 +2,7 @@
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memmove
 
-from lowbit._kernels.dispatch cimport LB_KV_SPAN, table
+from lowbit._kernels.dispatch cimport LB_KV_SPAN, lb_attention_args, parallel, table
 from lowbit._kernels.matrix cimport padded_cols
 from lowbit._kernels.topk cimport count_magnitudes, keep_from, keep_largest
 
@@ -59,13 +59,24 @@ cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
                            c.scale + i * c.n_groups, c.sum + i * c.n_groups)
 
 
+cdef void attend(const lb_attention_args *args, int32_t n_rows, int64_t work, int32_t threads) noexcept nogil:
+    """Attention of all rows. Heads of a unit lie together in each block, so a row that comes alone reads few streams."""
+    cdef AttentionWork c
+    cdef int32_t tiles = (n_rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS, heads = args.n_kv_heads
+    if work <= ATTENTION_GRAIN:
+        threads = 1
+    c.args, c.n_rows, c.run = args, n_rows, max(1, min(heads, heads * tiles // (2 * threads)))
+    parallel(attention_work, &c, tiles * ((heads + c.run - 1) // c.run), 1, threads)
+
+
 cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef AttentionWork *c = <AttentionWork *>context
-    cdef int32_t unit, row
+    cdef int32_t heads = c.args.n_kv_heads, runs = (heads + c.run - 1) // c.run, unit, row, head
     for unit in range(begin, end):
         # the last rows of a prompt have the most positions, so they come first
-        row = ((c.n_rows - 1) // ATTENTION_ROWS - unit // c.args.n_kv_heads) * ATTENTION_ROWS
-        table.attention(&c.args, row, min(<int32_t>ATTENTION_ROWS, c.n_rows - row), unit % c.args.n_kv_heads)
+        row = ((c.n_rows - 1) // ATTENTION_ROWS - unit // runs) * ATTENTION_ROWS
+        head = unit % runs * c.run
+        table.attention(c.args, row, min(<int32_t>ATTENTION_ROWS, c.n_rows - row), head, min(c.run, heads - head))
 
 
 cdef void add_work(void *context, int32_t begin, int32_t end) noexcept nogil:

@@ -99,7 +99,7 @@ cdef extern from "kernels.h":
                                  int8_t *q, float *scale, int32_t *sum) noexcept nogil
     ctypedef void lb_rms_norm_fn(const float *x, const float *weight, int32_t n, float eps, float *out) noexcept nogil
     ctypedef void lb_attention_fn(
-        const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head) noexcept nogil
+        const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head, int32_t kv_heads) noexcept nogil
     ctypedef void lb_kv_store_fn(const float *k, const float *v, char *block, const lb_attention_args *shape,
                                  int32_t position) noexcept nogil
     ctypedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t activation) noexcept nogil

@@ -322,13 +322,15 @@ LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows
     }
 }
 
-void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head) {
-    if (a->kv_type == LB_KV_F16) {
-        attend_rows(a, row, rows, kv_head, LB_KV_F16);
-    } else if (a->kv_type == LB_KV_I8) {
-        attend_rows(a, row, rows, kv_head, LB_KV_I8);
-    } else {
-        attend_rows(a, row, rows, kv_head, LB_KV_F32);
+void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, int32_t kv_heads) {
+    for (int32_t end = kv_head + kv_heads; kv_head < end; kv_head++) {
+        if (a->kv_type == LB_KV_F16) {
+            attend_rows(a, row, rows, kv_head, LB_KV_F16);
+        } else if (a->kv_type == LB_KV_I8) {
+            attend_rows(a, row, rows, kv_head, LB_KV_I8);
+        } else {
+            attend_rows(a, row, rows, kv_head, LB_KV_F32);
+        }
     }
 }
 
