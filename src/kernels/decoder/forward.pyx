@@ -10,7 +10,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 
 from lowbit._kernels.dispatch cimport (
-    LB_KV_F16, LB_KV_F32, Interrupts, begin_doubles, checked, end_floats, lb_activations, lb_attention_args,
+    LB_KV_F16, LB_KV_F32, LB_PIECE, Interrupts, begin_doubles, checked, end_floats, lb_activations, lb_attention_args,
     lb_float_mode, lb_matrix, lb_plus, lb_times, parallel,
 )
 from lowbit._kernels.deltanet cimport DeltaWork, Segment, mix
@@ -50,6 +50,8 @@ cdef class ForwardPass:
         self.wide = <float *>self._scratch(rows, <size_t>wide * 4)
         self.attended = <float *>self._scratch(rows, <size_t>max(q_size, graph.hidden) * 4)
         self.gates = <float *>self._scratch(rows, <size_t>(q_size if graph.gated else 0) * 4)
+        self.n_parts = (graph.context + LB_PIECE - 1) // LB_PIECE
+        self.parts = <float *>self._scratch(self.n_parts, <size_t>graph.part_floats * 4) if self.n_parts > 1 else NULL
         self.mixed = <float *>self._scratch(rows, <size_t>graph.channels * 4)
         self.segments = <Segment *>self._scratch(rows, sizeof(Segment))
         self.segment_of = <int32_t *>self._scratch(rows, 4)
@@ -208,6 +210,7 @@ cdef class ForwardPass:
         attention.head_dim, attention.kv_type = layer.head_dim, self.pool.kv_type
         attention.value_dim = layer.head_dim
         attention.window, attention.sinks = layer.window, layer.sinks
+        attention.parts, attention.n_parts = self.parts, self.n_parts
         rope.qkv, rope.gates = self.wide, self.gates if layer.gated else NULL
         rope.bias, rope.q_norm, rope.k_norm = layer.qkv.bias, layer.q_norm, layer.k_norm
         rope.cos, rope.sin, rope.shape, rope.n_out = layer.cos, layer.sin, attention, layer.qkv.n_out

@@ -101,29 +101,46 @@ LB_INLINED void add_all_values(const void *values, ptrdiff_t at, int32_t chunks,
 }
 
 /*
- * Up to LB_HEADS queries that share one reading of the keys and values, q_step apart: heads of one row (more = 0), which
- * all see as many positions, or one head of neighbouring rows (more = 1), which see one more each, end in the same span
- * and begin at 0.
+ * Up to LB_HEADS queries that share one reading of the keys and values, q_step apart: heads of one row (more = 0),
+ * which all see as many positions, or one head of neighbouring rows (more = 1), which see one more each, end in the
+ * same span and begin at 0.
  */
 typedef struct {
     const float *q;
     float *out;
     ptrdiff_t q_step, out_step;
-    int32_t kv_head, heads, more;
+    int32_t kv_head, head, heads, more;
     int32_t first, count; /* positions that the first of them sees: from `first` to `count` */
     int32_t at;           /* number of the first of them */
 } lb_group;
 
-/* Queries of one sequence, and what was computed for them so far: it fits the first cache beside a part of a block. */
+/* Of each query the weighted sums of the values, the highest score and the sum of the weights. They fit the first cache
+ * beside a part of a block. */
 enum { MOST_QUERIES = 64, MOST_SUMS = 256 };
+typedef struct {
+    f32x16 total[MOST_SUMS];
+    float highest[MOST_QUERIES], weight_sum[MOST_QUERIES];
+} lb_sums;
+
+/* Queries of one sequence, and their sums, of a piece and of all pieces before it. */
 typedef struct {
     const lb_attention_args *a;
     char *const *blocks;
     int32_t n_groups, n_queries;
     lb_group groups[MOST_QUERIES];
-    f32x16 total[MOST_SUMS]; /* of a query the weighted sums of the values, and the next two */
-    float highest[MOST_QUERIES], weight_sum[MOST_QUERIES];
+    lb_sums piece, whole;
 } lb_run;
+
+/* Adds the sums of a piece to those of the pieces before it. */
+static void add_piece(f32x16 *total, float *highest, float *weight_sum, const f32x16 *more, float highest_more,
+                      float weight_sum_more, int32_t chunks) {
+    const float top = highest_more > *highest ? highest_more : *highest;
+    const f32x16 before = v_exp(v_set1(*highest - top)), now = v_exp(v_set1(highest_more - top));
+    float sums[16];
+    for (int32_t c = 0; c < chunks; c++) total[c] = v_add(v_mul(total[c], before), v_mul(more[c], now));
+    v_store(sums, v_add(v_mul(v_set1(*weight_sum), before), v_mul(v_set1(weight_sum_more), now)));
+    *highest = top, *weight_sum = sums[0];
+}
 
 /* The positions of one block. A query's additions are the same, and in the same order, as if it came alone. */
 LB_INLINED void attend_span(lb_run *run, const lb_group *g, const char *block, int32_t start, const int heads,
@@ -133,7 +150,8 @@ LB_INLINED void attend_span(lb_run *run, const lb_group *g, const char *block, i
     const lb_kv *kv = &a->kv;
     const ptrdiff_t key_base = kv_head * kv->key_stride, value_base = kv_head * kv->value_stride;
     const int32_t begin = g->first > start ? g->first - start : 0;
-    f32x16 *total = run->total + g->at * chunks;
+    lb_sums *s = &run->piece;
+    f32x16 *total = s->total + g->at * chunks;
     float weights[LB_HEADS][SPAN];
     int32_t n[LB_HEADS];
     for (int h = 0; h < heads; h++) n[h] = g->count + more * h - start < SPAN ? g->count + more * h - start : SPAN;
@@ -145,7 +163,7 @@ LB_INLINED void attend_span(lb_run *run, const lb_group *g, const char *block, i
         const int32_t own = (n[h] + 15) / 16;
         if (type == LB_KV_I8) scale_blocks(weights[h], scales_of(block + kv->key_scales, kv_head), own);
         for (int32_t i = 0; i < begin; i++) weights[h][i] = -INFINITY; /* lanes before the window */
-        soften(weights[h], n[h], chunks, total + h * chunks, &run->highest[g->at + h], &run->weight_sum[g->at + h]);
+        soften(weights[h], n[h], chunks, total + h * chunks, &s->highest[g->at + h], &s->weight_sum[g->at + h]);
         if (type == LB_KV_I8) scale_blocks(weights[h], scales_of(block + kv->value_scales, kv_head), own);
     }
     add_all_values(block + kv->values, value_base, chunks, weights, begin, n[0], total, heads, type);
@@ -157,8 +175,7 @@ LB_INLINED void attend_span(lb_run *run, const lb_group *g, const char *block, i
     }
 }
 
-LB_INLINED void attend_group(lb_run *run, const lb_group *g, const char *block, int32_t start,
-                             const int32_t type) {
+LB_INLINED void attend_group(lb_run *run, const lb_group *g, const char *block, int32_t start, const int32_t type) {
     if (g->more) {
         attend_span(run, g, block, start, LB_HEADS, 1, type);
     } else if (g->heads == LB_HEADS) {
@@ -170,8 +187,46 @@ LB_INLINED void attend_group(lb_run *run, const lb_group *g, const char *block, 
     }
 }
 
-/* Takes all queries through the blocks, so that what lies together in a block is read in one go, and once. */
-static void attend(lb_run *run) {
+/* The sums of query i before its first position. A sink is where the running maximum begins, so that its own weight is
+ * 1 then. */
+static void begin_sums(lb_sums *s, int32_t i, int32_t chunks, const float *sink) {
+    s->highest[i] = sink ? *sink : -INFINITY;
+    s->weight_sum[i] = sink ? 1.0f : 0.0f;
+    for (int32_t c = 0; c < chunks; c++) s->total[i * chunks + c] = v_set1(0.0f);
+}
+
+/* The sums of a piece go to those of the whole, or to args->parts; those of the next piece begin. */
+static void end_piece(lb_run *run, int32_t piece) {
+    const lb_attention_args *a = run->a;
+    const int32_t chunks = (a->value_dim + 15) / 16, size = lb_part_floats(a->value_dim);
+    for (int32_t i = 0; i < run->n_groups; i++) {
+        const lb_group *g = run->groups + i;
+        if (g->count <= piece * LB_PIECE || g->first >= (piece + 1) * LB_PIECE) continue;
+        for (int32_t q = g->at; q < g->at + g->heads; q++) {
+            const f32x16 *total = run->piece.total + q * chunks;
+            if (a->parts) {
+                float *part = a->parts + ((ptrdiff_t)(g->head + q - g->at) * a->n_parts + piece) * size;
+                for (int32_t c = 0; c < chunks; c++) v_store(part + 16 * c, total[c]);
+                part[16 * chunks] = run->piece.highest[q], part[16 * chunks + 1] = run->piece.weight_sum[q];
+            } else if (g->first >= piece * LB_PIECE) {
+                memcpy(run->whole.total + q * chunks, total, (size_t)chunks * sizeof *total);
+                run->whole.highest[q] = run->piece.highest[q], run->whole.weight_sum[q] = run->piece.weight_sum[q];
+            } else {
+                add_piece(run->whole.total + q * chunks, &run->whole.highest[q], &run->whole.weight_sum[q], total,
+                          run->piece.highest[q], run->piece.weight_sum[q], chunks);
+            }
+            begin_sums(&run->piece, q, chunks, NULL);
+        }
+    }
+}
+
+static void finish(const f32x16 *total, float weight_sum, int32_t n, float *out) {
+    for (int32_t c = 0; 16 * c < n; c++) store_upto16(out + 16 * c, v_div(total[c], v_set1(weight_sum)), n - 16 * c);
+}
+
+/* Takes all queries through the blocks of the pieces from `piece` to `end`, so that what lies together in a block is
+ * read in one go, and once. */
+static void attend(lb_run *run, int32_t piece, int32_t end) {
     const lb_attention_args *a = run->a;
     const int32_t chunks = (a->value_dim + 15) / 16, type = a->kv_type;
     int32_t first = INT32_MAX, last = 0;
@@ -180,50 +235,65 @@ static void attend(lb_run *run) {
         first = g->first < first ? g->first : first;
         last = g->count > last ? g->count : last;
     }
-    const int32_t n_blocks = (last + SPAN - 1) / SPAN;
-    for (int32_t b = first / SPAN; b < n_blocks; b++) {
-        const char *block = run->blocks[b];
-        for (int32_t i = 0; i < run->n_groups; i++) {
-            const lb_group *g = run->groups + i;
-            if (g->count <= b * SPAN || g->first >= (b + 1) * SPAN) continue;
-            if (type == LB_KV_F16) {
-                attend_group(run, g, block, b * SPAN, LB_KV_F16);
-            } else if (type == LB_KV_I8) {
-                attend_group(run, g, block, b * SPAN, LB_KV_I8);
-            } else {
-                attend_group(run, g, block, b * SPAN, LB_KV_F32);
+    piece = first / LB_PIECE > piece ? first / LB_PIECE : piece;
+    for (; piece < end && piece * LB_PIECE < last; piece++) {
+        for (int32_t start = piece * LB_PIECE; start < (piece + 1) * LB_PIECE && start < last; start += SPAN) {
+            for (int32_t i = 0; i < run->n_groups; i++) {
+                const lb_group *g = run->groups + i;
+                if (g->count <= start || g->first >= start + SPAN) continue;
+                if (type == LB_KV_F16) {
+                    attend_group(run, g, run->blocks[start / SPAN], start, LB_KV_F16);
+                } else if (type == LB_KV_I8) {
+                    attend_group(run, g, run->blocks[start / SPAN], start, LB_KV_I8);
+                } else {
+                    attend_group(run, g, run->blocks[start / SPAN], start, LB_KV_F32);
+                }
             }
         }
+        end_piece(run, piece);
     }
-    for (int32_t i = 0; i < run->n_groups; i++) {
+    for (int32_t i = 0; i < run->n_groups && !a->parts; i++) {
         const lb_group *g = run->groups + i;
-        for (int32_t h = 0; h < g->heads; h++) {
-            for (int32_t c = 0; c < chunks; c++) {
-                const f32x16 mean = v_div(run->total[(g->at + h) * chunks + c], v_set1(run->weight_sum[g->at + h]));
-                store_upto16(g->out + h * g->out_step + 16 * c, mean, a->value_dim - 16 * c);
-            }
-        }
+        for (int32_t h = 0; h < g->heads; h++)
+            finish(run->whole.total + (g->at + h) * chunks, run->whole.weight_sum[g->at + h], a->value_dim,
+                   g->out + h * g->out_step);
     }
     run->n_groups = run->n_queries = 0;
 }
 
-/* One more group of queries. A sink is where the running maximum begins, so that its own weight is 1 then. */
-static void add_group(lb_run *run, int32_t row, int32_t kv_head, int32_t head, int32_t heads, int32_t more) {
+void LB_NAME(lb_attention_sum)(const lb_attention_args *a, int32_t head) {
+    const int32_t chunks = (a->value_dim + 15) / 16, size = lb_part_floats(a->value_dim);
+    const int32_t count = a->positions[0] + 1;
+    const int32_t first = a->window && count > a->window ? (count - a->window) / LB_PIECE : 0;
+    const float *part = a->parts + ((ptrdiff_t)head * a->n_parts + first) * size;
+    f32x16 total[LB_MAX_HEAD_DIM / 16], more[LB_MAX_HEAD_DIM / 16];
+    float highest = part[16 * chunks], weight_sum = part[16 * chunks + 1];
+    for (int32_t c = 0; c < chunks; c++) total[c] = v_load(part + 16 * c);
+    for (int32_t piece = first + 1; piece * LB_PIECE < count; piece++) {
+        part += size;
+        for (int32_t c = 0; c < chunks; c++) more[c] = v_load(part + 16 * c);
+        add_piece(total, &highest, &weight_sum, more, part[16 * chunks], part[16 * chunks + 1], chunks);
+    }
+    finish(total, weight_sum, a->value_dim, a->out + (ptrdiff_t)head * a->value_dim);
+}
+
+/* One more group of queries. */
+static void add_group(lb_run *run, int32_t row, int32_t kv_head, int32_t head, int32_t heads, int32_t more,
+                      int32_t piece, int32_t end) {
     const lb_attention_args *a = run->a;
     const int32_t chunks = (a->value_dim + 15) / 16, count = a->positions[row] + 1;
-    if (run->n_queries + heads > MOST_QUERIES || (run->n_queries + heads) * chunks > MOST_SUMS) attend(run);
+    if (run->n_queries + heads > MOST_QUERIES || (run->n_queries + heads) * chunks > MOST_SUMS) attend(run, piece, end);
     lb_group *g = run->groups + run->n_groups++;
     g->q = a->q + row * a->q_stride + (ptrdiff_t)head * a->head_dim;
     g->out = a->out + ((ptrdiff_t)row * a->n_heads + head) * a->value_dim;
     g->q_step = more ? a->q_stride : a->head_dim;
     g->out_step = more ? (ptrdiff_t)a->n_heads * a->value_dim : a->value_dim;
-    g->kv_head = a->kv.key_stride ? kv_head : 0, g->heads = heads, g->more = more;
+    g->kv_head = kv_head, g->head = head, g->heads = heads, g->more = more;
     g->first = a->window && count > a->window ? count - a->window : 0, g->count = count;
     g->at = run->n_queries;
     for (int32_t h = 0; h < heads; h++, run->n_queries++) {
-        run->highest[run->n_queries] = a->sinks ? a->sinks[more ? head : head + h] : -INFINITY;
-        run->weight_sum[run->n_queries] = a->sinks ? 1.0f : 0.0f;
-        for (int32_t c = 0; c < chunks; c++) run->total[run->n_queries * chunks + c] = v_set1(0.0f);
+        const int from_first = a->sinks && piece <= g->first / LB_PIECE;
+        begin_sums(&run->piece, run->n_queries, chunks, from_first ? a->sinks + (more ? head : head + h) : NULL);
     }
 }
 
@@ -239,7 +309,8 @@ static inline int are_neighbours(const lb_attention_args *a, int32_t row) {
 }
 
 /* Rows of one sequence, and the heads that share some kv heads. */
-static void attend_rows(lb_run *run, int32_t row, int32_t end, int32_t kv_head, int32_t kv_heads) {
+static void attend_rows(lb_run *run, int32_t row, int32_t end, int32_t kv_head, int32_t kv_heads, int32_t piece,
+                        int32_t last) {
     const lb_attention_args *a = run->a;
     const int32_t shared = a->n_heads / a->n_kv_heads, whole = shared / LB_HEADS * LB_HEADS;
     run->blocks = a->blocks[row];
@@ -249,32 +320,34 @@ static void attend_rows(lb_run *run, int32_t row, int32_t end, int32_t kv_head, 
             const int32_t after = r + (together ? LB_HEADS : 1);
             int32_t head = k * shared + whole;
             if (together) {
-                for (; head < (k + 1) * shared; head++) add_group(run, r, k, head, LB_HEADS, 1);
+                for (; head < (k + 1) * shared; head++) add_group(run, r, k, head, LB_HEADS, 1, piece, last);
             }
             for (; r < after; r++) {
                 int32_t one = k * shared;
-                for (; one < k * shared + whole; one += LB_HEADS) add_group(run, r, k, one, LB_HEADS, 0);
+                for (; one < k * shared + whole; one += LB_HEADS) add_group(run, r, k, one, LB_HEADS, 0, piece, last);
             }
             r = after;
             for (; head < (k + 1) * shared; head += 2) {
                 const int32_t left = (k + 1) * shared - head;
-                add_group(run, r - 1, k, head, left < 2 ? left : 2, 0);
+                add_group(run, r - 1, k, head, left < 2 ? left : 2, 0, piece, last);
             }
         }
     }
-    attend(run);
+    attend(run, piece, last);
 }
 
-void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, int32_t kv_heads) {
+void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, int32_t kv_heads,
+                           int32_t piece) {
     lb_run run;
     run.a = a, run.n_groups = run.n_queries = 0;
     for (int32_t end = row + rows, next; row < end; row = next) {
         for (next = row + 1; next < end && a->blocks[next] == a->blocks[row];) next++;
         if (a->kv.values == a->kv.keys) {
             attend_latent_rows(a, row, next, kv_head, kv_heads);
+        } else if (a->parts) {
+            attend_rows(&run, row, next, kv_head, kv_heads, piece, piece + 1);
         } else {
-            attend_rows(&run, row, next, kv_head, kv_heads);
+            attend_rows(&run, row, next, kv_head, kv_heads, 0, INT32_MAX);
         }
     }
 }
-

@@ -73,7 +73,8 @@ LB_INLINED void attend_latent_heads(const lb_attention_args *a, int32_t row, int
     if (head < shared) attend_latents(a, a->blocks[row], q, out, stored, count, 1, type);
 }
 
-static void attend_latent_rows(const lb_attention_args *a, int32_t row, int32_t end, int32_t kv_head, int32_t kv_heads) {
+static void attend_latent_rows(const lb_attention_args *a, int32_t row, int32_t end, int32_t kv_head,
+                               int32_t kv_heads) {
     for (; row < end; row++) {
         for (int32_t k = kv_head; k < kv_head + kv_heads; k++) {
             if (a->kv_type == LB_KV_F16) {

@@ -183,7 +183,7 @@ cdef class LatentScratch:
         attention.q, attention.q_stride, attention.out = self.absorbed, heads * width, self.queries
         attention.blocks, attention.positions, attention.window = rows.blocks, rows.positions, 0
         attention.n_heads, attention.n_kv_heads = heads, units
-        attention.sinks = NULL
+        attention.sinks, attention.parts = NULL, NULL
         for i in range(rows.n):
             work += <int64_t>(rows.positions[i] + 1) * heads * width
         attend(&attention, rows.n, work, rows.threads)

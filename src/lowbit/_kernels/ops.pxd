@@ -38,9 +38,12 @@ cdef struct NormWork:
 
 
 cdef struct AttentionWork:
-    const lb_attention_args *args
+    # Units are tiles of rows, or of one row pieces of its positions, by runs of kv heads.
+    lb_attention_args args
     int32_t n_rows
-    int32_t run                     # kv heads of a unit
+    int32_t tiles
+    int32_t piece                   # the first
+    int32_t run
 
 
 cdef struct AddWork:

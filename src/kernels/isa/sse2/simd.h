@@ -89,9 +89,9 @@ static inline f32x16 v_load_i8(const int8_t *p) {
 }
 
 /* The lanes as a binary tree: the upper half onto the lower one, four times. */
-#define LB_TREE(f, x)                                                           \
-    __m128 quarter = f(f((x).v[0], (x).v[2]), f((x).v[1], (x).v[3]));           \
-    quarter = f(quarter, _mm_movehl_ps(quarter, quarter));                      \
+#define LB_TREE(f, x)                                                 \
+    __m128 quarter = f(f((x).v[0], (x).v[2]), f((x).v[1], (x).v[3])); \
+    quarter = f(quarter, _mm_movehl_ps(quarter, quarter));            \
     return _mm_cvtss_f32(f(quarter, _mm_shuffle_ps(quarter, quarter, 1)))
 static inline float v_sum(f32x16 x) { LB_TREE(_mm_add_ps, x); }
 static inline float v_most(f32x16 x) { LB_TREE(_mm_max_ps, x); }
