@@ -203,3 +203,19 @@ def test_counts_have_the_names_of_llamas_server_too(model):
     assert 0 < values["n_busy_slots_per_decode"] <= 1
     assert values["prompt_seconds_total"] > 0
     assert server.stop()[0] == 0
+
+
+def test_a_text_that_ignores_its_ends_is_as_long_as_asked(server, story):
+    asked = {"temperature": 0, "ignore_eos": True}
+    chat = {"messages": story, **asked}
+    ended = server.post("/v1/chat/completions", {"messages": story, "temperature": 0}).json()
+    most = ended["usage"]["completion_tokens"] + 5
+    assert ended["choices"][0]["finish_reason"] == "stop"
+    for path, body, made in (
+        ("/v1/chat/completions", {**chat, "max_tokens": most}, ("usage", "completion_tokens")),
+        ("/v1/responses", {"input": story, **asked, "max_output_tokens": most}, ("usage", "output_tokens")),
+        ("/v1/completions", {"prompt": "Once upon", **asked, "max_tokens": most}, ("usage", "completion_tokens")),
+    ):
+        answer = server.post(path, body)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()[made[0]][made[1]] == most

@@ -87,7 +87,7 @@ async def messages(call: Call, service: Service) -> None:
     """Answer the last message of a conversation."""
     asked = parse(Messages, await call.json())
     service.check_model(asked.model)
-    chosen = asked.sampled().settings(service.settings.sampling, asked.max_tokens, service.model._tokenizer,
+    chosen = asked.sampled().settings(service.settings.sampling, asked.max_tokens, service.model,
                                       service.template.stops)  # fmt: skip
     talk = await asked.talk(service)
     talk.hold(chosen)

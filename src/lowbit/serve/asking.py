@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engine.text import MAX_LOGPROBS
+from ..model import Model
 from ..sampling import SamplingParams
 from ..tokenizers import Tokenizer
 from .fields import Kind, flag, mapping, number, only, option, shown, text, whole
@@ -104,6 +105,7 @@ class Sampled:
     logit_bias: Any = option(bias_kind, "token ids (or texts, for all of their tokens) and what is added to logits")
     seed: int | None = option(seed_kind, "the same seed gives the same text; -1 is a new one. Choice i has seed + i")
     stop: tuple[str, ...] | None = option(stop_kind, "texts that end the answer, and are no part of it")
+    ignore_eos: bool = option(flag, "never end before the last token", False)
     json_schema: Any = option(schema_kind, "the answer is JSON that this schema allows")
     regex: str | None = option(text, "the answer is what this regular expression matches")
     grammar: str | None = option(text, "the answer is what this grammar allows")
@@ -122,7 +124,7 @@ class Sampled:
     adaptive_target: float | None = option(only(-1.0, -1), "off")
 
     def settings(
-        self, defaults: dict[str, Any], max_tokens: int | None, tokenizer: Tokenizer | None, stops: tuple[str, ...] = ()
+        self, defaults: dict[str, Any], max_tokens: int | None, model: Model, stops: tuple[str, ...] = ()
     ) -> dict[str, Any]:
         """Return keyword arguments for `Engine.submit`.
 
@@ -132,7 +134,7 @@ class Sampled:
             What the server was started with.
         max_tokens : int, optional
             None is as many as there is room for.
-        tokenizer : Tokenizer, optional
+        model : Model
         stops : tuple of str
             Of the chat template.
 
@@ -149,7 +151,9 @@ class Sampled:
             chosen["seed"] = None if self.seed == -1 else self.seed % 2**64
         chosen["stop"] = (*(chosen.get("stop", ()) if self.stop is None else self.stop), *stops)
         if self.logit_bias:
-            chosen["logit_bias"] = self._biases(tokenizer)
+            chosen["logit_bias"] = self._biases(model._tokenizer)
+        if self.ignore_eos:
+            chosen["logit_bias"] = {**(chosen.get("logit_bias") or {}), **dict.fromkeys(model._ends, FORBIDDEN)}
         try:
             SamplingParams(**chosen)
         except ValueError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..engine import Generation, TokenLogprob
 from .answers import Piece
-from .asking import FORBIDDEN, Sampled, logprobs_kind, one_constraint
+from .asking import Sampled, logprobs_kind, one_constraint
 from .fields import flag, list_of, need, option, parse, text, whole
 from .http import Call
 from .problems import Problem
@@ -28,7 +28,6 @@ class NativeCompletion(Sampled):
     stream: bool = option(flag, "send the text as it is made, as server-sent events", False)
     n_probs: int = option(logprobs_kind, "report log-probabilities, of so many of the likeliest tokens", 0)
     return_tokens: bool = option(flag, "report token ids", False)
-    ignore_eos: bool = option(flag, "never end before the last token", False)
     response_fields: Any = option(list_of(text, 64), "leave out all but these, such as generation_settings/seed")
     post_sampling_probs: bool = option(flag, "n_probs are those by which tokens were drawn, after all cuts", False)
 
@@ -41,11 +40,9 @@ async def completion(call: Call, service: Service) -> None:
     defaults = service.settings.sampling
     if asked.n_predict == -1:
         defaults = {name: value for name, value in defaults.items() if name != "max_tokens"}
-    chosen = asked.settings(defaults, most, service.model._tokenizer)
+    chosen = asked.settings(defaults, most, service.model)
     one_constraint(chosen)
-    ends: list[int] = sorted(service.model._ends) if asked.ignore_eos else []
-    if ends:
-        chosen["logit_bias"] = {**(chosen.get("logit_bias") or {}), **dict.fromkeys(ends, FORBIDDEN)}
+    ends = service.model._ends if asked.ignore_eos else frozenset[int]()
     ids = [await mixed_ids(service, prompt) for prompt in prompts]
     shape = _Shape(asked, chosen, service, ids, ends)
     if asked.post_sampling_probs and not asked.n_probs:
@@ -82,7 +79,7 @@ class _Shape:
         chosen: dict[str, Any],
         service: Service,
         ids: list[Sequence[int]],
-        ends: list[int],
+        ends: frozenset[int],
     ) -> None:
         self._asked, self._chosen, self._service, self._ids = asked, chosen, service, ids
         self._settings = generation_settings(chosen, ends)

@@ -57,7 +57,7 @@ class _Asked(Sampled):
     metadata: Any = option(mapping, "accepted: labels of the caller's")
 
     def settings_for(self, service: Service, stops: tuple[str, ...] = ()) -> dict[str, Any]:
-        chosen = self.settings(service.settings.sampling, self.most(), service.model._tokenizer, stops)
+        chosen = self.settings(service.settings.sampling, self.most(), service.model, stops)
         one_constraint(chosen)
         return chosen
 

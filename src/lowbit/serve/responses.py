@@ -68,7 +68,7 @@ async def responses(call: Call, service: Service) -> None:
     """Answer."""
     asked = parse(Responses, await call.json())
     service.check_model(asked.model)
-    chosen = asked.settings(service.settings.sampling, asked.max_output_tokens, service.model._tokenizer,
+    chosen = asked.settings(service.settings.sampling, asked.max_output_tokens, service.model,
                             service.template.stops)  # fmt: skip
     if asked.text is not None:
         if chosen.get("json_schema") is not None:

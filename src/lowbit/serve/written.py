@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -119,7 +119,7 @@ def event_of(problem: Problem) -> bytes:
     return b"data: " + encode(openai_form(problem)) + b"\n\n"
 
 
-def generation_settings(chosen: dict[str, Any], ends: Sequence[int] = ()) -> dict[str, Any]:
+def generation_settings(chosen: dict[str, Any], ends: Collection[int] = ()) -> dict[str, Any]:
     """Return the settings of a request as llama.cpp's server names them."""
     names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
     default = SamplingParams()
