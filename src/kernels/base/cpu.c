@@ -49,8 +49,9 @@ uint32_t lb_cpu_features(void) {
     if (zmm && has(seven[B], 16) && has(seven[B], 17) && has(seven[B], 30) && has(seven[B], 31) && has(seven[C], 11)) {
         found |= LB_CPU_AVX512VNNI;
     }
+    if ((found & LB_CPU_AVX512VNNI) && has(seven[C], 1)) found |= LB_CPU_AVX512VBMI;
     const int tiles = (saved & 0x60000) == 0x60000;
-    if (tiles && (found & LB_CPU_AVX512VNNI) && has(seven[D], 24) && has(seven[D], 25)) found |= LB_CPU_AMX;
+    if (tiles && (found & LB_CPU_AVX512VBMI) && has(seven[D], 24) && has(seven[D], 25)) found |= LB_CPU_AMX;
     return found;
 }
 
@@ -86,6 +87,15 @@ uint32_t lb_cpu_features(void) {
 #else
 uint32_t lb_cpu_features(void) { return LB_CPU_NEON; }
 #endif
+
+#elif defined(__arm__) && defined(__linux__)
+#include <sys/auxv.h>
+/* AT_PLATFORM is v5l, v6l, v7l or v8l, HWCAP_VFP bit 6. */
+uint32_t lb_cpu_features(void) {
+    const char *platform = (const char *)getauxval(AT_PLATFORM);
+    const int media = platform && platform[0] == 'v' && platform[1] >= '6' && platform[1] <= '9';
+    return media && getauxval(AT_HWCAP) >> 6 & 1 ? LB_CPU_ARMV6 : 0;
+}
 
 #else
 uint32_t lb_cpu_features(void) { return 0; }
