@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -75,6 +76,26 @@ def test_every_kernel_of_a_pentium_ii_equals_the_plain_loops(tmp_path: Path) -> 
     if runner.emulator("i686") is None:
         pytest.skip("no emulator for i686 (qemu-user)")
     assert runner.emulate(tmp_path, "i686", only="pentium2")
+
+
+def test_the_kernels_of_armv6_have_no_newer_instruction(tmp_path: Path) -> None:
+    """That they equal the plain loops takes a minute to find out: `make selftest`."""
+    compiler = runner.cross_compiler("armv6l")
+    if compiler is None:
+        pytest.skip("no compiler for ARMv6 (gcc-arm-linux-gnueabi, libc6-dev-armel-cross)")
+    newer = re.compile(r"(movw|movt|[su]div|dmb|[su]bfx|bf[ci]|rbit|mls|vfm[as]|vld[1-4]|vst[1-4])\b")
+    (row,) = (row for row in runner.rows("armv6l") if row.name == "armv6")
+    for source in sorted((runner.KERNELS / "isa" / "armv6").glob("*.c")):
+        target = tmp_path / f"{source.stem}.o"
+        flags = [*runner.common_flags(), *row.flags, *runner.INCLUDE]
+        subprocess.run([*compiler, *flags, "-c", source, "-o", target], check=True)
+        objdump = [compiler[0].replace("gcc", "objdump"), "-d", "--no-show-raw-insn", target]
+        said = subprocess.run(objdump, check=True, capture_output=True, text=True).stdout
+        codes = [line.split()[1] for line in said.splitlines() if re.match(r"\s+[0-9a-f]+:\s", line)]
+        assert len(codes) > 10
+        assert not [code for code in codes if newer.match(code)]
+        if source.stem == "matmul":
+            assert "smlad" in codes
 
 
 @pytest.mark.parametrize("name", ["gcc", "clang"])

@@ -100,7 +100,7 @@ static __attribute__((noinline)) int decode_step(model *m, int token, int32_t po
         for (int h = 0; h < heads; h++) rotate(m->wide + h * m->head_dim, cos, sin, half);
         for (int j = 0; j < s->dim; j++) m->wide[j] *= q_scale;
         lb_table.kv_store(k, k + m->kv_dim, l->blocks[position / LB_KV_SPAN], &args, position);
-        for (int h = 0; h < s->kv_heads; h++) lb_table.attention(&args, 0, 1, h);
+        lb_table.attention(&args, 0, 1, 0, s->kv_heads, 0);
         apply(m, &l->o, m->attended, s->dim, NULL, m->wide);
         lb_table.add(m->x, m->wide, s->dim);
         apply(m, &l->gate_up, m->x, s->dim, m->norm, m->wide);

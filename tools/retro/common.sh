@@ -9,6 +9,7 @@ TOOLS=$SOURCE/tools/retro
 RETRO=$(realpath -m "${RETRO:-$SOURCE/build/retro}")
 ROOT=$RETRO/root     # Debian for i386, with compilers
 WHEELS=$RETRO/wheels # what the machine gets: lowbit, numpy, sentencepiece
+ARCH=${ARCH:-i386}   # what Debian calls the target
 SUITE=bookworm       # the last Debian whose i386 runs on a Pentium II
 PYTHON_VERSION=3.11  # of that Debian
 CFLAGS_TARGET="-march=pentium2 -mno-sse"
@@ -85,8 +86,8 @@ mirror() {
     printf '%s\n' "$found"
 }
 
-# apt for packages of i386, with a state of its own: the machine's apt learns of no new architecture.
-apt_i386() { # tool, arguments
+# apt for packages of the target, with a state of its own: the machine's apt learns of no new architecture.
+apt_target() { # tool, arguments
     local tool=$1 state=$RETRO/apt
     shift
     mkdir -p "$state/lists/partial" "$state/cache/archives/partial" "$state/empty"
@@ -95,20 +96,20 @@ apt_i386() { # tool, arguments
         printf 'deb %s %s main\n' "$(mirror)" $SUITE >"$state/sources.new"
         mv "$state/sources.new" "$state/sources.list"
     fi
-    "$tool" -qq -o APT::Architecture=i386 -o APT::Architectures::=i386 -o APT::Sandbox::User=root \
+    "$tool" -qq -o APT::Architecture=$ARCH -o APT::Architectures::=$ARCH -o APT::Sandbox::User=root \
         -o Acquire::Languages=none -o Dir::State="$state" -o Dir::State::Lists="$state/lists" \
         -o Dir::State::status="$state/status" -o Dir::Cache="$state/cache" \
         -o Dir::Etc::SourceList="$state/sources.list" -o Dir::Etc::SourceParts="$state/empty" "$@"
 }
 
-# Unpack packages of i386 into a folder.
-unpack_i386() { # folder, package ...
+# Unpack packages of the target into a folder.
+unpack_target() { # folder, package ...
     local folder=$1 package download
     shift
-    [[ -n $(find "$RETRO/apt/lists" -name '*_Packages*' -print -quit 2>/dev/null) ]] || apt_i386 apt-get update
+    [[ -n $(find "$RETRO/apt/lists" -name '*_Packages*' -print -quit 2>/dev/null) ]] || apt_target apt-get update
     download=$(mktemp -d)
     mkdir -p "$folder"
-    (cd "$download" && apt_i386 apt-get download "$@")
+    (cd "$download" && apt_target apt-get download "$@")
     for package in "$download"/*.deb; do dpkg-deb -x "$package" "$folder"; done
     rm -r "$download"
 }

@@ -16,9 +16,9 @@ say "the machine"
 make_kernel() {
     local package folder=$RETRO/kernel modules version name
     rm -rf "$folder"
-    apt_i386 apt-get update
-    package=$(apt_i386 apt-cache depends --important linux-image-686 | awk '$1 == "Depends:" { print $2; exit }')
-    unpack_i386 "$folder" "$package" busybox-static
+    apt_target apt-get update
+    package=$(apt_target apt-cache depends --important linux-image-686 | awk '$1 == "Depends:" { print $2; exit }')
+    unpack_target "$folder" "$package" busybox-static
     version=${package#linux-image-}
     mkdir -p "$folder/initramfs/bin" "$folder/initramfs/lib/modules" "$folder"/initramfs/{dev,proc,system}
     cp "$folder/bin/busybox" "$folder/initramfs/bin/busybox"

@@ -9,7 +9,7 @@ VENV=$RETRO/venv
 # Only Python's own headers are here: a module that includes numpy's fails to compile.
 get_headers() {
     rm -rf "$HEADERS"
-    unpack_i386 "$HEADERS.new" libpython$PYTHON_VERSION-dev
+    unpack_target "$HEADERS.new" libpython$PYTHON_VERSION-dev
     # The package has the sizes of i386 in a folder of its own, behind a file that asks the compiler for the machine.
     cp "$HEADERS.new/usr/include/i386-linux-gnu/python$PYTHON_VERSION/pyconfig.h" \
         "$HEADERS.new/usr/include/python$PYTHON_VERSION/pyconfig.h"

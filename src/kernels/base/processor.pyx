@@ -11,6 +11,7 @@ cdef extern from "cpu.h":
         LB_CPU_CMOV
         LB_CPU_MMX
         LB_CPU_SSE2
+        LB_CPU_ARMV6
     uint32_t lb_cpu_features() noexcept
     const uint32_t lb_built_for
 
@@ -18,5 +19,5 @@ cdef extern from "cpu.h":
 def missing() -> list:
     """Return the names of what the other modules need and this CPU does not have."""
     cdef uint32_t lacking = lb_built_for & ~lb_cpu_features()
-    flags = {"cmov": LB_CPU_CMOV, "MMX": LB_CPU_MMX, "SSE2": LB_CPU_SSE2}
+    flags = {"cmov": LB_CPU_CMOV, "MMX": LB_CPU_MMX, "SSE2": LB_CPU_SSE2, "ARMv6 and VFP": LB_CPU_ARMV6}
     return [name for name, flag in flags.items() if lacking & flag]
