@@ -9,8 +9,8 @@ import pytest
 
 from lowbit.kernels import PackedMatrix
 
-TOP_CODES = {"u2": 2, "u4": 15, "u8": 255, "u4m": 15, "u8m": 255}
-OFFSETS = {"u2": 1, "u4": 8, "u8": 128, "u4m": 0, "u8m": 128}
+TOP_CODES = {"u2": 2, "u4": 15, "u8": 255, "u4m": 15, "u8m": 255, "t5": 2}
+OFFSETS = {"u2": 1, "u4": 8, "u8": 128, "u4m": 0, "u8m": 128, "t5": 1}
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,19 @@ from lowbit import reference
 from lowbit.errors import FormatError
 from lowbit.kernels import PackedMatrix, matmul_sums, pack_ternary, ternary_matmul
 
-FORMATS = ("u2", "u4", "u8", "u4m", "u8m")
+FORMATS = ("u2", "u4", "u8", "u4m", "u8m", "t5")
 ROWS = (1, 3, 15, 16, 17, 31, 32, 33, 127, 128, 129, 255, 256, 257)
 COLS = (*ROWS, 4096)
 TOKENS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 33)
 FILLS = (7, "low", "high")
-LOWEST = {"u2": -128, "u4": -128, "u8": -127, "u4m": -128, "u8m": -127}  # what the formats allow as activations
+LOWEST = {
+    "u2": -128,
+    "u4": -128,
+    "u8": -127,
+    "u4m": -128,
+    "u8m": -127,
+    "t5": -128,
+}  # what the formats allow as activations
 
 
 def activations(form, tokens, cols, fill):
@@ -138,8 +145,10 @@ def test_ternary_product_only_adds_and_subtracts(isa, cols, low):
     seed=st.integers(0, 1 << 30),
 )
 def test_sums_are_exact_for_any_shape_and_block(isa, packed, form, rows, cols, tokens, threads, blocks, seed):
-    block = {"u2": 16, "u4": 8, "u8": 4, "u4m": 8, "u8m": 4}[form] * (blocks if form == "u2" else min(blocks, 4))
-    w = packed(form, rows, cols, seed, block_cols=block)
+    block = {"u2": 16, "u4": 8, "u8": 4, "u4m": 8, "u8m": 4, "t5": 16}[form] * (
+        blocks if form == "u2" else min(blocks, 4)
+    )
+    w = packed(form, rows, cols, seed, **({} if form == "t5" else {"block_cols": block}))
     x = activations(form, tokens, cols, seed)
     expect_exact(matmul_sums(w.matrix, x, threads), w, x, block)
 

@@ -11,7 +11,7 @@ from lowbit._kernels.matrix import BLOCK_TYPES
 from lowbit.errors import FormatError
 from lowbit.kernels import PackedMatrix, matmul
 
-INTEGERS = ("u2", "u4", "u8", "u4m", "u8m")
+INTEGERS = ("u2", "u4", "u8", "u4m", "u8m", "t5")
 FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": None}
 
 
@@ -59,7 +59,7 @@ def expect_same_bits(got, want, *what):
 
 @pytest.mark.parametrize(("form", "group"), [("u2", 64), ("u2", 128), ("u2", 256), ("u4", 32), ("u4", 64), ("u8", 32),
                                              ("u8", 128), ("u4m", 32), ("u4m", 256), ("u8m", 32),
-                                             ("u8m", 64)])  # fmt: skip
+                                             ("u8m", 64), ("t5", 128), ("t5", 256)])  # fmt: skip
 @pytest.mark.parametrize("cols", [40, 128, 256, 600])  # with and without a shorter last group
 @pytest.mark.parametrize("per_token", [False, True])
 def test_scale_groups_are_added_in_order(isa, form, group, cols, per_token, packed):

@@ -9,7 +9,7 @@ from lowbit import reference
 from lowbit._kernels import dispatch
 from lowbit.kernels import matmul, matmul_sums
 
-FORMATS = ("u2", "u4", "u8", "u4m", "u8m")
+FORMATS = ("u2", "u4", "u8", "u4m", "u8m", "t5")
 STREAMS = (2, 3, 4, 8)
 
 
@@ -41,7 +41,7 @@ def test_sums_of_a_large_matrix_are_exact_in_any_number_of_streams(isa, form, th
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("group", [32, 256, 512])
 def test_scaled_products_have_the_same_bits_in_any_number_of_streams(isa, form, group, packed, in_streams):
-    block = 128 if form == "u2" else 32
+    block = 128 if form in ("u2", "t5") else 32
     rng = np.random.default_rng(group)
     for rows in (1, 16, 33, 80, 150):
         scales, minima = rng.standard_normal((2, rows, -(-544 // max(group, block)))).astype(np.float32)

@@ -209,6 +209,13 @@ def test_paged_experts_give_the_bits_of_resident_ones(write, model, kind):
         assert all(0 <= rate < 1 for rate in memory["expert_hits"])
 
 
+@pytest.mark.parametrize(("model", "kind"), [("shared with a gate", "TQ2_0"), ("dense first", "TQ1_0")])
+def test_experts_with_five_weights_to_a_byte_give_the_same_bits(isa, write, model, kind):
+    path = write(model, kind)
+    dense = lowbit.load(path, pack="dense")
+    assert np.array_equal(bits(dense.logits(IDS)), bits(lowbit.load(path).logits(IDS)))
+
+
 BAD = {
     "no experts": ({"expert_count": 0}, FormatError, "expert_count"),
     "too many": ({"expert_count": 1 << 20}, FormatError, "expert_count"),

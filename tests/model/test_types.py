@@ -88,6 +88,19 @@ def test_weights_of_types_without_a_kernel_are_kept_exactly(write_stored, kind):
     assert np.array_equal(paged.logits(IDS), model.logits(IDS))
 
 
+@pytest.mark.parametrize("kind", [kind for kind, (form, group) in STORED.items() if form == "u2"])
+def test_ternary_types_are_kept_exactly_with_five_to_a_byte(write_stored, kind):
+    path = write_stored(kind)
+    with open_model(path) as file:
+        matrix = read_weights(file, plan_of(file), 1, pack="dense").layers[1]["ffn_down"][0]
+        assert (matrix.format, matrix.group_cols) == ("t5" if STORED[kind][1] >= 128 else "u2", STORED[kind][1])
+        info = file.tensors["blk.1.ffn_down.weight"]
+        want = dequantize(kind, file.read(info.name), info.shape)
+        assert np.array_equal(matrix.rows(np.arange(info.shape[0])), want)
+    model = lowbit.load(path)
+    assert np.array_equal(lowbit.load(path, pack="dense").logits(IDS), model.logits(IDS))
+
+
 @pytest.mark.parametrize(("kind", "group"), [("Q2_0", 64), ("PQ2_0", 128)])
 def test_twice_the_scale_is_kept_exactly_in_4_bits(write_stored, kind, group):
     path = write_stored(kind, code_3=True)

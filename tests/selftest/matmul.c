@@ -2,8 +2,9 @@
 #include "emulated_tiles.h"
 #include "selftest.h"
 
-static const int bits_of[] = {2, 4, 8, 4, 8}, offset_of[] = {1, 8, 128, 0, 128}, usual_block[] = {128, 32, 32, 32, 32};
-static const char *const name_of[LB_N_FORMATS] = {"u2", "u4", "u8", "u4m", "u8m", "f32", "f16", "bf16"};
+static const int bits_of[] = {2, 4, 8, 4, 8, 2}, offset_of[] = {1, 8, 128, 0, 128, 1};
+static const int usual_block[] = {128, 32, 32, 32, 32, 128};
+static const char *const name_of[LB_N_FORMATS] = {"u2", "u4", "u8", "u4m", "u8m", "t5", "f32", "f16", "bf16"};
 
 enum { RANDOM, LOW, HIGH, OPPOSED, N_FILLS };
 static const char *const fill_names[N_FILLS] = {"random", "minimum", "maximum", "maximum times minimum"};
@@ -18,8 +19,29 @@ static size_t place(const lb_matrix *m, int32_t row, int32_t column, int *shift)
     return (((size_t)(row / LB_ROWS) * m->words + first + word) * LB_ROWS + row % LB_ROWS) * 4 + byte;
 }
 
+static int32_t t5_words(int32_t columns) { return (columns + 19) / 20; }
+
+/* The same for T5: what the code is multiplied by. */
+static size_t t5_place(const lb_matrix *m, int32_t row, int32_t column, int *factor) {
+    static const int factors[] = {1, 3, 9, 27, 84};
+    const int32_t group = column / m->group_cols, start = group * m->group_cols, inside = column - start;
+    const int32_t columns = m->n_cols - start < m->group_cols ? m->n_cols - start : m->group_cols;
+    const int32_t words = t5_words(columns), block = inside / 128 * 8,
+                  field = 4 * (words - block < 8 ? words - block : 8);
+    const int fifth = inside >= 16 * words;
+    const int32_t word = fifth ? (inside - 16 * words) / 4 : block + inside % 128 % field / 4;
+    *factor = factors[fifth ? 4 : inside % 128 / field];
+    return (((size_t)(row / LB_ROWS) * m->words + group * t5_words(m->group_cols) + word) * LB_ROWS + row % LB_ROWS) *
+               4 +
+           inside % 4;
+}
+
 static int32_t code_at(const lb_matrix *m, int32_t row, int32_t column) {
     int shift;
+    if (m->format == LB_T5) {
+        const int code = m->codes[t5_place(m, row, column, &shift)];
+        return shift == 84 ? code / 84 : code % 84 / shift % 3;
+    }
     const size_t at = place(m, row, column, &shift);
     return m->codes[at] >> shift & ((1 << bits_of[m->format]) - 1);
 }
@@ -79,24 +101,34 @@ static void describe(char text[200], const shape *s, const char *output) {
 }
 
 static void fill_matrix(lb_matrix *m, const shape *s) {
-    const int bits = bits_of[s->format], fields = 8 / bits, most = s->format == LB_U2 ? 2 : (1 << bits) - 1;
+    const int bits = bits_of[s->format], fields = 8 / bits,
+              most = s->format == LB_U2 || s->format == LB_T5 ? 2 : (1 << bits) - 1;
     const int32_t groups = lb_row_groups(s->n_rows), rest = s->n_cols % s->block_cols;
     memset(m, 0, sizeof *m);
     m->format = s->format, m->n_rows = s->n_rows, m->n_cols = s->n_cols, m->block_cols = s->block_cols;
     m->group_cols = s->group_cols, m->scales_f16 = s->scales_f16;
     m->n_groups = (s->n_cols + s->group_cols - 1) / s->group_cols;
     m->words = s->n_cols / s->block_cols * (s->block_cols / (4 * fields)) + (rest + 4 * fields - 1) / (4 * fields);
+    if (s->format == LB_T5) {
+        const int32_t last = s->n_cols - (m->n_groups - 1) * s->group_cols;
+        m->words = (m->n_groups - 1) * t5_words(s->group_cols) + t5_words(last);
+    }
 
     const size_t n_bytes = (size_t)groups * m->words * 64;
     uint8_t *codes = allocate_aligned(n_bytes), padding = 0;
-    for (int f = 0; f < fields; f++) padding |= (uint8_t)(offset_of[s->format] << (bits * f));
+    for (int f = 0; f < fields && s->format != LB_T5; f++) padding |= (uint8_t)(offset_of[s->format] << (bits * f));
     memset(codes, padding, n_bytes);
     m->codes = codes;
     for (int32_t row = 0; row < s->n_rows; row++) {
         for (int32_t c = 0; c < s->n_cols; c++) {
             int shift;
-            const size_t at = place(m, row, c, &shift);
             const int32_t code = s->fill == RANDOM ? random_int(0, most) : s->fill == LOW ? 0 : most;
+            if (s->format == LB_T5) {
+                const size_t byte = t5_place(m, row, c, &shift);
+                codes[byte] = (uint8_t)(codes[byte] + code * shift);
+                continue;
+            }
+            const size_t at = place(m, row, c, &shift);
             codes[at] = (uint8_t)((codes[at] & ~(((1 << bits) - 1) << shift)) | code << shift);
         }
     }
@@ -114,7 +146,10 @@ static void fill_matrix(lb_matrix *m, const shape *s) {
 
 /* Activations that start at an odd address, in rows that are no multiple of four long. */
 static int8_t *fill_activations(lb_activations *a, const lb_matrix *m, const shape *s) {
-    const int32_t padded = m->words * 4 * (8 / bits_of[s->format]), stride = padded + 1;
+    const int32_t start = (m->n_groups - 1) * m->group_cols, words = t5_words(m->n_cols - start);
+    const int32_t padded =
+        m->format == LB_T5 ? start + 16 * words + (words + 3) / 4 * 16 : m->words * 4 * (8 / bits_of[s->format]);
+    const int32_t stride = padded + 1;
     /* U8 kernels need not take -128, which quantisation does not give. */
     const int32_t least = bits_of[s->format] == 8 ? -127 : -128;
     int8_t *memory = allocate((size_t)s->n_tokens * stride + 1), *q = memory + 1;
@@ -210,7 +245,7 @@ void test_integer_matmul(void) {
         const int32_t usual = usual_block[format], longest = bits_of[format] == 8 ? 1 << 16 : 1 << 18;
         /* every length, in usual and in shorter blocks, with one scale per row and with groups */
         for (int i = 0; i < COUNT(columns); i++) {
-            for (int32_t block = usual; block >= 32 / bits_of[format]; block /= 2) {
+            for (int32_t block = usual; block >= (format == LB_T5 ? usual : 32 / bits_of[format]); block /= 2) {
                 for (int32_t fill = 0; fill < N_FILLS; fill++, n++) {
                     const int32_t group = n % 3 == 0 ? columns[i] : block * (n % 3);
                     check_integer(&(shape){format, rows[n % COUNT(rows)], columns[i], block,
@@ -231,7 +266,7 @@ void test_integer_matmul(void) {
         /* tiles of tokens and rests of them, in groups that are long enough for tiles and rows of several panels */
         for (int i = 0; i < COUNT(long_columns); i++) {
             for (int32_t fill = 0; fill < N_FILLS; fill++, n++) {
-                const int32_t block = n % 5 ? usual : usual / 4 * 3,
+                const int32_t block = n % 5 || format == LB_T5 ? usual : usual / 4 * 3,
                               group = n % 3 ? 4 * block * (n % 3) : long_columns[i];
                 check_integer(&(shape){format, rows[n % COUNT(rows)], long_columns[i], block,
                                        group < long_columns[i] ? group : long_columns[i], n & 1,

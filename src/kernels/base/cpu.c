@@ -49,8 +49,9 @@ uint32_t lb_cpu_features(void) {
     if (zmm && has(seven[B], 16) && has(seven[B], 17) && has(seven[B], 30) && has(seven[B], 31) && has(seven[C], 11)) {
         found |= LB_CPU_AVX512VNNI;
     }
+    if ((found & LB_CPU_AVX512VNNI) && has(seven[C], 1)) found |= LB_CPU_AVX512VBMI;
     const int tiles = (saved & 0x60000) == 0x60000;
-    if (tiles && (found & LB_CPU_AVX512VNNI) && has(seven[D], 24) && has(seven[D], 25)) found |= LB_CPU_AMX;
+    if (tiles && (found & LB_CPU_AVX512VBMI) && has(seven[D], 24) && has(seven[D], 25)) found |= LB_CPU_AMX;
     return found;
 }
 

@@ -14,9 +14,10 @@ enum {
     LB_CPU_NEON = 1 << 6,
     LB_CPU_NEONDOT = 1 << 7,
     LB_CPU_CMOV = 1 << 8,
-    LB_CPU_AMX = 1 << 9,     /* tiles and their int8 products, with AVX512VNNI */
+    LB_CPU_AMX = 1 << 9,     /* tiles and their int8 products, with AVX512VBMI */
     LB_CPU_NEONI8MM = 1 << 10, /* with NEONDOT */
-    LB_CPU_ARMV6 = 1 << 11     /* 32-bit Arm with the media instructions of ARMv6 and VFP */
+    LB_CPU_AVX512VBMI = 1 << 11, /* with AVX512VNNI */
+    LB_CPU_ARMV6 = 1 << 12     /* 32-bit Arm with the media instructions of ARMv6 and VFP */
 };
 
 /* A set of the flags above. */

@@ -25,10 +25,11 @@ enum {
     LB_U8 = 2,  /* codes 0..255, offset 128 */
     LB_U4M = 3, /* codes 0..15, offset 0, with minima */
     LB_U8M = 4, /* codes 0..255, offset 128, with minima */
-    LB_F32 = 5,
-    LB_F16 = 6,
-    LB_BF16 = 7,
-    LB_N_FORMATS = 8
+    LB_T5 = 5,  /* ternary, five to a byte: codes 0..2, offset 1 */
+    LB_F32 = 6,
+    LB_F16 = 7,
+    LB_BF16 = 8,
+    LB_N_FORMATS = 9
 };
 
 /*
@@ -45,6 +46,11 @@ enum {
  * With 128 columns to a block this is the order inside TQ2_0 and I2_S, with 32 that inside Q4_0, Q4_1 and Q8_0, so
  * packing these is a transposition of 32-bit words. Codes beyond n_rows or n_cols are the offset, and what lies beyond
  * n_cols meets activations of 0.
+ *
+ * T5 needs four fifths of U2's bytes. A scale group of n columns takes W = ceil(n / 20) words, and a byte of them is
+ * c0 + 3 c1 + 9 c2 + 27 c3 + 84 c4: c0 to c3 are what the four fields of U2 would be in a row of 16 W columns, cut into
+ * blocks of 128, and c4 of byte b of word t of the group is column 16 W + 4 t + b. Codes of columns beyond the group
+ * are 0, and meet activations of any value. The 84 rather than 81 is for table look-ups: b / 4 tells c4.
  *
  * A scale belongs to group_cols columns of a row: scales[row group][group][16], float32 or float16. With minima it is
  * scales[row group][group][2][16], the scales first.
@@ -129,6 +135,7 @@ enum { LB_KV_F32 = 0, LB_KV_F16 = 1, LB_KV_I8 = 2 };
  * Where values begin at the same place as keys, they are the first channels of these (latents), and have their scales.
  */
 #define LB_KV_SPAN 64
+#define LB_PIECE 1024 /* positions */
 typedef struct {
     size_t keys, values, key_scales, value_scales; /* bytes from the beginning of a block */
     ptrdiff_t key_stride, value_stride;            /* elements from one kv head to the next; 0: they are all one */
@@ -145,6 +152,8 @@ typedef struct {
     int32_t value_dim;  /* channels of a value; head_dim are those of a key */
     int32_t window;     /* else only to the positions that are less than this far back */
     const float *sinks; /* (n_heads,): one more score of each head, which has no value; or NULL */
+    float *parts;       /* NULL, or for one row the sums of pieces: (n_heads, n_parts, lb_part_floats(value_dim)) */
+    int32_t n_parts;
 } lb_attention_args;
 
 #define LB_MAX_HEAD_DIM 512 /* of a value, and of a key that is no latent one */
@@ -170,8 +179,15 @@ typedef void lb_to_row_groups_fn(const lb_matrix *m, int32_t quarter, uint8_t *c
 typedef void lb_quantize_fn(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded, int8_t *q,
                             float *scale, int32_t *sum);
 typedef void lb_rms_norm_fn(const float *x, const float *weight, int32_t n, float eps, float *out);
-/* Some rows, one kv head: all query heads that share it. A row's result is the same whichever rows come with it. */
-typedef void lb_attention_fn(const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head);
+/*
+ * Some rows, and the query heads that share some kv heads. A result is the same whichever others come with it: each
+ * piece of LB_PIECE positions has sums of its own, and these are added in order. With args->parts only the sums of one
+ * piece are made and left there, so that several threads can share a row; attention_sum then makes the output of a
+ * head.
+ */
+typedef void lb_attention_fn(const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head,
+                             int32_t kv_heads, int32_t piece);
+typedef void lb_attention_sum_fn(const lb_attention_args *args, int32_t head);
 typedef void lb_kv_store_fn(const float *k, const float *v, char *block, const lb_attention_args *shape,
                             int32_t position);
 /* gate = activation(gate) * up */
@@ -214,6 +230,7 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(matmul_u8, lb_matmul_fn)            \
     X(matmul_u4m, lb_matmul_fn)           \
     X(matmul_u8m, lb_matmul_fn)           \
+    X(matmul_t5, lb_matmul_fn)            \
     X(matmul_f32, lb_matmul_fn)           \
     X(matmul_f16, lb_matmul_fn)           \
     X(matmul_bf16, lb_matmul_fn)          \
@@ -224,6 +241,7 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(quantize, lb_quantize_fn)           \
     X(rms_norm, lb_rms_norm_fn)           \
     X(attention, lb_attention_fn)         \
+    X(attention_sum, lb_attention_sum_fn) \
     X(kv_store, lb_kv_store_fn)           \
     X(glu, lb_glu_fn)                     \
     X(add, lb_add_fn)                     \
@@ -245,6 +263,9 @@ typedef union {
 
 /* Declares the function that puts the kernels of one instruction set into a table. */
 #define LB_DECLARE_ISA(isa) void lb_init__##isa(lb_kernels *table);
+
+/* The weighted sum of the values, padded; the highest score; the sum of the weights. */
+static inline int32_t lb_part_floats(int32_t value_dim) { return (value_dim + 15) / 16 * 16 + 16; }
 
 static inline int32_t lb_row_groups(int32_t rows) { return (rows + LB_ROWS - 1) / LB_ROWS; }
 

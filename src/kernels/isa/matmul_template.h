@@ -44,7 +44,7 @@ typedef struct {
 
 typedef void lb_tile_fn(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, int tokens, i32x16 *acc);
 
-static const int32_t lb_bits[5] = {2, 4, 8, 4, 8};
+static const int32_t lb_bits[] = {2, 4, 8, 4, 8, 2}; /* of a field; T5 counts as the U2 that it becomes */
 
 LB_INLINE void lb_store_rows(float *y, f32x16 value, int32_t rows) {
     if (rows >= LB_ROWS) {
@@ -103,12 +103,19 @@ LB_INLINE int lb_is_blocks_of_32(const lb_matmul_args *args) {
     return m->group_cols == 32 && m->block_cols == 32 && m->n_cols % 32 == 0 && !args->sums;
 }
 
+/* The run of a scale group that is not the last one. */
+LB_INLINE lb_run lb_group_run(const lb_matrix *m, int32_t block_words, const int32_t format) {
+    if (format != LB_T5) return (lb_run){m->group_cols / m->block_cols, block_words, 0};
+    const int32_t words = (m->group_cols + 19) / 20;
+    return (lb_run){words / block_words, block_words, words % block_words};
+}
+
 LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_t token, const int tokens,
                            const int32_t format, const int32_t offset, lb_tile_fn *tile) {
     const lb_matrix *m = args->w;
     const lb_activations *a = args->x;
     const int32_t fields = 8 / lb_bits[format], block_words = m->block_cols / (4 * fields);
-    const int32_t group_blocks = m->n_groups == 1 ? m->n_cols / m->block_cols : m->group_cols / m->block_cols;
+    const lb_run whole = lb_group_run(m, block_words, format);
     const int32_t rows = m->n_rows - row_group * LB_ROWS;
     const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
@@ -119,7 +126,7 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
     for (int j = 0; j < tokens; j++) y[j] = v_set1(0.0f);
 
     for (int32_t g = 0; g < m->n_groups; g++) {
-        lb_run run = {group_blocks, block_words, 0};
+        lb_run run = whole;
         if (g == m->n_groups - 1) { /* the last group takes what is left, with a shorter block at the end */
             run.full = words_left / block_words;
             run.tail = words_left % block_words;
@@ -131,7 +138,7 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
         }
         tile(w, run, x, a->stride, tokens, acc);
         w += (size_t)words * 64;
-        x += (size_t)words * 4 * fields;
+        x += format == LB_T5 ? m->group_cols : words * 4 * fields;
         words_left -= words;
 
         if (args->sums) {
@@ -149,6 +156,50 @@ LB_INLINE void lb_int_tile(const lb_matmul_args *args, int32_t row_group, int32_
     }
     for (int j = 0; j < tokens; j++) {
         lb_store_rows(args->y + (token + j) * args->y_stride + row_group * LB_ROWS, y[j], rows);
+    }
+}
+
+/*
+ * Words of T5 become as many words of U2, and a quarter more with the fifth codes. Plain C: compilers make vectors of
+ * it. A factor of 1, 4, 16 or 64 puts a fifth code into its field.
+ */
+LB_INLINE void lb_t5_unpack(const uint8_t *w, int32_t words, uint8_t *codes, uint8_t *fifths) {
+    const int32_t n = (words + 3) / 4;
+    memset(fifths, 0, 64 * (size_t)n);
+    for (int32_t t = 0; t < words; t++, w += 64, codes += 64) {
+        uint8_t *fifth = fifths + 64 * (t % n);
+        const uint8_t factor = (uint8_t)(1 << 2 * (t / n));
+        for (int i = 0; i < 64; i++) {
+            uint8_t q = w[i], code = 0;
+            fifth[i] = (uint8_t)(fifth[i] + (q >= 84 ? factor : 0) + (q >= 168 ? factor : 0));
+            q = (uint8_t)(q - (q >= 168 ? 168 : q >= 84 ? 84 : 0));
+            code = (uint8_t)((q >= 27 ? 64 : 0) + (q >= 54 ? 64 : 0));
+            q = (uint8_t)(q - (q >= 54 ? 54 : q >= 27 ? 27 : 0));
+            code = (uint8_t)(code + (q >= 9 ? 16 : 0) + (q >= 18 ? 16 : 0));
+            q = (uint8_t)(q - (q >= 18 ? 18 : q >= 9 ? 9 : 0));
+            code = (uint8_t)(code + (q >= 3 ? 4 : 0) + (q >= 6 ? 4 : 0));
+            codes[i] = (uint8_t)(code + (q - (q >= 6 ? 6 : q >= 3 ? 3 : 0)));
+        }
+    }
+}
+
+typedef void lb_t5_unpack_fn(const uint8_t *w, int32_t words, uint8_t *codes, uint8_t *fifths);
+
+/* T5 by way of U2, in pieces that stay in the first cache. */
+LB_INLINE void lb_t5_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens,
+                          i32x16 *acc, lb_t5_unpack_fn *unpack, lb_tile_fn *u2_tile) {
+    enum { PIECE = 32 };
+    uint8_t codes[(PIECE + PIECE / 4) * 64];
+    int32_t left = run.full * run.words + run.tail;
+    const int8_t *fifth_x = x + 16 * left;
+    for (; left > 0; left -= PIECE, w += PIECE * 64, x += PIECE * 16, fifth_x += PIECE * 4) {
+        const int32_t words = left < PIECE ? left : PIECE;
+        unpack(w, words, codes, codes + 64 * words);
+        for (int fifths = 0; fifths < 2; fifths++) {
+            const int32_t n = fifths ? (words + 3) / 4 : words;
+            u2_tile(codes + (fifths ? 64 * words : 0), (lb_run){n / 8, 8, n % 8}, fifths ? fifth_x : x, stride, tokens,
+                    acc);
+        }
     }
 }
 
@@ -242,6 +293,13 @@ LB_INLINE void lb_float_tile(const lb_matmul_args *args, int32_t row_group, int3
         LB_FOR_TILES(most, lb_int_tile(args, row_group, token, n, format, offset, tile)) \
     }
 #define LB_INT_MATMUL(name, format, offset, tile) LB_TILED_INT_MATMUL(name, format, offset, LB_TILE, tile)
+/* T5, for a set whose tile of U2 is u2_tile. */
+#define LB_T5_MATMUL(most, unpack)                                                                            \
+    LB_INLINE void t5_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, \
+                           i32x16 *acc) {                                                                     \
+        lb_t5_tile(w, run, x, stride, tokens, acc, unpack, u2_tile);                                          \
+    }                                                                                                         \
+    LB_TILED_INT_MATMUL(lb_matmul_t5, LB_T5, 1, most, t5_tile)
 #define LB_FLOAT_MATMUL(name, format)                                                 \
     void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) {      \
         LB_FOR_TILES(LB_FLOAT_TILE, lb_float_tile(args, row_group, token, n, format)) \

@@ -236,20 +236,32 @@ static void soften(float *weights, int32_t begin, int32_t n, int32_t dim, float 
     *weight_sum += add_lanes(lanes);
 }
 
-LB_INLINE void attend(const lb_attention_args *a, char *const *block, const float *q, float *out, int32_t kv_head,
-                      int32_t head, int32_t first, int32_t count, const int32_t type) {
+/* Adds the sums of a piece to those of the pieces before it. */
+static void add_piece(float *total, float *highest, float *weight_sum, const float *more, float highest_more,
+                      float weight_sum_more, int32_t dim) {
+    const float top = highest_more > *highest ? highest_more : *highest;
+    const float before = exponential(*highest - top), now = exponential(highest_more - top);
+    for (int32_t c = 0; c < dim; c++) total[c] = total[c] * before + more[c] * now;
+    *weight_sum = *weight_sum * before + weight_sum_more * now;
+    *highest = top;
+}
+
+/* The sums over the positions from `first` to `count` of one piece. */
+LB_INLINE void attend_piece(const lb_attention_args *a, char *const *blocks, const float *q, int32_t kv_head,
+                            const float *sink, int32_t first, int32_t count, float *total, float *highest,
+                            float *weight_sum, const int32_t type) {
     const int32_t dim = a->head_dim, wide = a->value_dim, padded = (wide + 15) / 16 * 16;
     const lb_kv *kv = &a->kv;
-    float total[LB_MAX_HEAD_DIM], weights[SPAN];
-    float highest = a->sinks ? a->sinks[head] : -INFINITY, weight_sum = a->sinks ? 1.0f : 0.0f;
+    float weights[SPAN];
+    *highest = sink ? *sink : -INFINITY, *weight_sum = sink ? 1.0f : 0.0f;
     memset(total, 0, (size_t)wide * sizeof *total);
-    block += first / SPAN;
-    for (int32_t start = first / SPAN * SPAN; start < count; start += SPAN, block++) {
+    for (int32_t start = first / SPAN * SPAN; start < count; start += SPAN) {
+        const char *block = blocks[start / SPAN];
         const int32_t begin = first > start ? first - start : 0;
         const int32_t n = count - start < SPAN ? count - start : SPAN;
-        const void *keys = *block + kv->keys, *cached_values = *block + kv->values;
-        const float *key_scales = (const float *)(const void *)(*block + kv->key_scales) + kv_head * SPAN;
-        const float *value_scales = (const float *)(const void *)(*block + kv->value_scales) + kv_head * SPAN;
+        const void *keys = block + kv->keys, *cached_values = block + kv->values;
+        const float *key_scales = (const float *)(const void *)(block + kv->key_scales) + kv_head * SPAN;
+        const float *value_scales = (const float *)(const void *)(block + kv->value_scales) + kv_head * SPAN;
         const ptrdiff_t values = kv_head * kv->value_stride;
         for (int32_t b = 0; b < n; b += 16) {
             for (int32_t i = b; i < n && i < b + 16; i++) {
@@ -257,7 +269,7 @@ LB_INLINE void attend(const lb_attention_args *a, char *const *block, const floa
                 weights[i] = type == LB_KV_I8 ? one * key_scales[i] : one;
             }
         }
-        soften(weights, begin, n, wide, total, &highest, &weight_sum);
+        soften(weights, begin, n, wide, total, highest, weight_sum);
         if (type == LB_KV_I8) {
             for (int32_t i = 0; i < n; i++) weights[i] = weights[i] * value_scales[i];
         }
@@ -273,7 +285,41 @@ LB_INLINE void attend(const lb_attention_args *a, char *const *block, const floa
             total[c] = sum;
         }
     }
-    for (int32_t c = 0; c < wide; c++) out[c] = total[c] / weight_sum;
+}
+
+/* The pieces from `piece` to `end`: their sums go to `out`, or to args->parts. */
+LB_INLINE void attend(const lb_attention_args *a, char *const *blocks, const float *q, float *out, int32_t kv_head,
+                      int32_t head, int32_t first, int32_t count, int32_t piece, int32_t end, const int32_t type) {
+    const int32_t wide = a->value_dim, size = lb_part_floats(wide);
+    float total[LB_MAX_HEAD_DIM], more[LB_MAX_HEAD_DIM], highest = 0.0f, weight_sum = 0.0f;
+    piece = first / LB_PIECE > piece ? first / LB_PIECE : piece;
+    for (; piece < end && piece * LB_PIECE < count; piece++) {
+        const int32_t from = piece * LB_PIECE, to = from + LB_PIECE, begins = first >= from;
+        float *part = a->parts ? a->parts + ((ptrdiff_t)head * a->n_parts + piece) * size : begins ? total : more;
+        float highest_more, weight_sum_more;
+        attend_piece(a, blocks, q, kv_head, begins && a->sinks ? a->sinks + head : NULL, begins ? first : from,
+                     count < to ? count : to, part, &highest_more, &weight_sum_more, type);
+        if (a->parts) {
+            part[size - 16] = highest_more, part[size - 15] = weight_sum_more;
+        } else if (begins) {
+            highest = highest_more, weight_sum = weight_sum_more;
+        } else {
+            add_piece(total, &highest, &weight_sum, more, highest_more, weight_sum_more, wide);
+        }
+    }
+    for (int32_t c = 0; c < wide && !a->parts; c++) out[c] = total[c] / weight_sum;
+}
+
+void LB_NAME(lb_attention_sum)(const lb_attention_args *a, int32_t head) {
+    const int32_t wide = a->value_dim, size = lb_part_floats(wide), count = a->positions[0] + 1;
+    const int32_t first = a->window && count > a->window ? (count - a->window) / LB_PIECE : 0;
+    float *part = a->parts + ((ptrdiff_t)head * a->n_parts + first) * size, *total = part;
+    float highest = part[size - 16], weight_sum = part[size - 15];
+    for (int32_t piece = first + 1; piece * LB_PIECE < count; piece++) {
+        part += size;
+        add_piece(total, &highest, &weight_sum, part, part[size - 16], part[size - 15], wide);
+    }
+    for (int32_t c = 0; c < wide; c++) a->out[(ptrdiff_t)head * wide + c] = total[c] / weight_sum;
 }
 
 /* The same where values are the first channels of the keys: sixteen sums of each, as in the template. */
@@ -306,9 +352,11 @@ LB_INLINE void attend_latents(const lb_attention_args *a, char *const *block, co
     for (int32_t c = 0; c < wide; c++) out[c] = add_lanes(total + (ptrdiff_t)c * 16) / weight_sum;
 }
 
-LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, const int32_t type) {
+LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, int32_t piece,
+                           const int32_t type) {
     const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim, wide = a->value_dim;
     const int32_t stored = a->kv.key_stride ? kv_head : 0;
+    const int32_t from = a->parts ? piece : 0, to = a->parts ? piece + 1 : INT32_MAX;
     for (int32_t end = row + rows; row < end; row++) {
         const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
         float *out = a->out + ((ptrdiff_t)row * a->n_heads + (ptrdiff_t)kv_head * shared) * wide;
@@ -318,19 +366,22 @@ LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows
             if (a->kv.values == a->kv.keys) {
                 attend_latents(a, a->blocks[row], q, out, stored, count, type);
             } else {
-                attend(a, a->blocks[row], q, out, stored, kv_head * shared + head, first, count, type);
+                attend(a, a->blocks[row], q, out, stored, kv_head * shared + head, first, count, from, to, type);
             }
         }
     }
 }
 
-void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head) {
-    if (a->kv_type == LB_KV_F16) {
-        attend_rows(a, row, rows, kv_head, LB_KV_F16);
-    } else if (a->kv_type == LB_KV_I8) {
-        attend_rows(a, row, rows, kv_head, LB_KV_I8);
-    } else {
-        attend_rows(a, row, rows, kv_head, LB_KV_F32);
+void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, int32_t kv_heads,
+                           int32_t piece) {
+    for (int32_t end = kv_head + kv_heads; kv_head < end; kv_head++) {
+        if (a->kv_type == LB_KV_F16) {
+            attend_rows(a, row, rows, kv_head, piece, LB_KV_F16);
+        } else if (a->kv_type == LB_KV_I8) {
+            attend_rows(a, row, rows, kv_head, piece, LB_KV_I8);
+        } else {
+            attend_rows(a, row, rows, kv_head, piece, LB_KV_F32);
+        }
     }
 }
 

@@ -45,7 +45,7 @@ LB_INLINE void lb_int_streams(const lb_matmul_args *args, int32_t row_group, int
     const lb_matrix *m = args->w;
     const lb_activations *a = args->x;
     const int32_t fields = 8 / lb_bits[format], block_words = m->block_cols / (4 * fields);
-    const int32_t group_blocks = m->n_groups == 1 ? m->n_cols / m->block_cols : m->group_cols / m->block_cols;
+    const lb_run whole = lb_group_run(m, block_words, format);
     const size_t row_bytes = (size_t)m->words * 64;
     const uint8_t *w = m->codes + row_group * row_bytes;
     const int8_t *x = a->q;
@@ -55,7 +55,7 @@ LB_INLINE void lb_int_streams(const lb_matmul_args *args, int32_t row_group, int
     for (int s = 0; s < streams; s++) y[s] = v_set1(0.0f);
 
     for (int32_t g = 0; g < m->n_groups; g++) {
-        lb_run run = {group_blocks, block_words, 0};
+        lb_run run = whole;
         if (g == m->n_groups - 1) {
             run.full = words_left / block_words;
             run.tail = words_left % block_words;
@@ -65,7 +65,7 @@ LB_INLINE void lb_int_streams(const lb_matmul_args *args, int32_t row_group, int
         for (int s = 0; s < streams; s++) acc[s] = vi_set1(-offset * a->sum[g]);
         tile(w, apart * row_bytes, streams, run, x, acc);
         w += (size_t)words * 64;
-        x += (size_t)words * 4 * fields;
+        x += format == LB_T5 ? m->group_cols : words * 4 * fields;
         words_left -= words;
 
         if (args->sums) {
@@ -103,6 +103,15 @@ LB_INLINE void lb_int_streams(const lb_matmul_args *args, int32_t row_group, int
         lb_take_turns(w, apart, streams, run, x, acc, fields, tile);                                             \
     }
 
+/*
+ * The fifth codes of T5 meet other columns than the rest, so the streams of a scale group take turns after the whole of
+ * it.
+ */
+#define LB_T5_TURNS                                                                                                  \
+    LB_INLINE void t5_turns(const uint8_t *w, size_t apart, int streams, lb_run run, const int8_t *x, i32x16 *acc) { \
+        for (int s = 0; s < streams; s++) t5_tile(w + s * apart, run, x, 0, 1, acc + s);                             \
+    }
+
 /* The streams of a set, for each format by a tile of streams. */
 #define LB_STREAMS(u2, u4, u8)                                                                          \
     void LB_NAME(lb_streams)(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) { \
@@ -117,6 +126,8 @@ LB_INLINE void lb_int_streams(const lb_matmul_args *args, int32_t row_group, int
             LB_FOR_UNITS(lb_int_streams(args, row_group, apart, n, LB_U4M, 0, u4)) break;               \
         case LB_U8M:                                                                                    \
             LB_FOR_UNITS(lb_int_streams(args, row_group, apart, n, LB_U8M, LB_U8_OFFSET, u8)) break;    \
+        case LB_T5:                                                                                     \
+            LB_FOR_UNITS(lb_int_streams(args, row_group, apart, n, LB_T5, 1, t5_turns)) break;          \
         }                                                                                               \
     }
 
@@ -125,6 +136,7 @@ LB_INLINE void lb_int_streams(const lb_matmul_args *args, int32_t row_group, int
     LB_TURNS(u2_turns, 4, u2_tile) \
     LB_TURNS(u4_turns, 2, u4_tile) \
     LB_TURNS(u8_turns, 1, u8_tile) \
+    LB_T5_TURNS                    \
     LB_STREAMS(u2_turns, u4_turns, u8_turns)
 
 #endif

@@ -109,6 +109,50 @@ cdef void fill_codes(void *context, int32_t begin, int32_t end) noexcept nogil:
                 start += words * 4 * fields
 
 
+cdef int32_t trit_at(const uint8_t *w, int32_t words, int32_t column) noexcept nogil:
+    """The code of a column of a T5 scale group that begins at `w` and has `words` words."""
+    cdef int32_t block = column // 128 * 8, field = 4 * min(<int32_t>8, words - block), code, _f
+    if column >= 16 * words:
+        return w[(column - 16 * words) // 4 * 64 + column % 4] // 84
+    column -= 16 * block
+    code = w[(block + column % field // 4) * 64 + column % 4] % 84
+    for _f in range(column // field):
+        code //= 3
+    return code % 3
+
+
+cdef void fill_trits(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef Fill *c = <Fill *>context
+    cdef const lb_matrix *m = c.m
+    cdef int32_t group, lane, start, cols, words, t, b, block, field, first, i, f
+    cdef int32_t code[5]
+    cdef const uint8_t *source
+    cdef uint8_t *target
+    for group in range(begin, end):
+        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
+            source = c.source + (<size_t>group * LB_ROWS + lane) * m.n_cols
+            target = <uint8_t *>m.codes + <size_t>(c.first_group + group) * m.words * 64 + lane * 4
+            start = 0
+            while start < m.n_cols:
+                cols = min(m.group_cols, m.n_cols - start)
+                words = trit_words(cols)
+                for t in range(words):
+                    block = t // 8 * 8
+                    field = 4 * min(<int32_t>8, words - block)
+                    for b in range(4):
+                        first = 16 * block + 4 * (t - block) + b
+                        for f in range(5):
+                            i = first + f * field if f < 4 else 16 * words + 4 * t + b
+                            code[f] = source[i] if i < cols else 0
+                            if code[f] > 2:
+                                c.bad_code = True
+                                code[f] = 0
+                        target[b] = <uint8_t>(84 * code[4] + code[0] + 3 * code[1] + 9 * code[2] + 27 * code[3])
+                    target += 64
+                source += cols
+                start += cols
+
+
 cdef void fill_floats(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef Fill *c = <Fill *>context
     cdef const lb_matrix *m = c.m

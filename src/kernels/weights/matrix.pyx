@@ -10,12 +10,13 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_U2, LB_U4, LB_U4M, LB_U8, LB_U8M, alloc_weights, begin_floats, checked,
+    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_T5, LB_U2, LB_U4, LB_U4M, LB_U8, LB_U8M, alloc_weights, begin_floats, checked,
     end_floats, free_aligned, lb_float_mode, lb_has_minima, lb_matrix, lb_plus, lb_row_groups, lb_scales_at, lb_times,
     parallel, work_fn,
 )
 from lowbit._kernels.filling cimport (
-    BlockLayout, Fill, empty_byte, fields_of, fill_blocks, fill_codes, fill_floats, fill_rounded, offset_of, value_size,
+    BlockLayout, Fill, empty_byte, fields_of, fill_blocks, fill_codes, fill_floats, fill_rounded, fill_trits,
+    offset_of, trit_at, trit_words, value_size,
 )
 
 import numpy as np
@@ -27,11 +28,11 @@ cdef extern from "half.h":
     float lb_half_to_float(uint16_t h) noexcept nogil
     float lb_bits_to_float(uint32_t bits) noexcept nogil
 
-FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "u4m": LB_U4M, "u8m": LB_U8M, "f32": LB_F32, "f16": LB_F16,
-           "bf16": LB_BF16}
-BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32, "u4m": 32, "u8m": 32}
+FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "u4m": LB_U4M, "u8m": LB_U8M, "t5": LB_T5,
+           "f32": LB_F32, "f16": LB_F16, "bf16": LB_BF16}
+BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32, "u4m": 32, "u8m": 32, "t5": 128}
 MAX_COLS = 1 << 18  # int32 sums: see the bounds in isa/*/matmul.c
-MAX_GROUP_COLS = {"u2": 1 << 18, "u4": 1 << 18, "u8": 1 << 16, "u4m": 1 << 18, "u8m": 1 << 16}
+MAX_GROUP_COLS = {"u2": 1 << 18, "u4": 1 << 18, "u8": 1 << 16, "u4m": 1 << 18, "u8m": 1 << 16, "t5": 1 << 18}
 
 
 cdef bint is_float(int32_t format) noexcept nogil:
@@ -57,7 +58,11 @@ cdef float scale_at(const lb_matrix *m, size_t at) noexcept nogil:
 
 
 cdef int32_t padded_cols(const lb_matrix *m) noexcept nogil:
-    """Columns that the activations need: a multiple of the last block's words."""
+    """Columns that the activations need: a multiple of the last block's words; of T5 those of its last group."""
+    cdef int32_t words
+    if m.format == LB_T5:
+        words = trit_words(m.n_cols - (m.n_groups - 1) * m.group_cols)
+        return (m.n_groups - 1) * m.group_cols + 16 * words + (words + 3) // 4 * 16
     return m.n_cols if is_float(m.format) else m.words * 4 * fields_of(m.format)
 
 
@@ -73,7 +78,7 @@ cdef int32_t row_stride(const lb_matrix *m) noexcept nogil:
 cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil:
     """Dequantise one row."""
     cdef int32_t lane = row % LB_ROWS, group = row // LB_ROWS, fields, bits, block_words, words_left, words
-    cdef int32_t t, b, f, column, start = 0, g
+    cdef int32_t t, b, f, column, columns, start = 0, g
     cdef const uint8_t *w
     cdef size_t at
     cdef float scale, minimum = 0
@@ -87,6 +92,16 @@ cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
             else:
                 out[column] = lb_bits_to_float(<uint32_t>(<const uint16_t *>m.codes)[at] << 16)
             at += LB_ROWS
+        return
+    if m.format == LB_T5:
+        w = m.codes + <size_t>group * m.words * 64 + lane * 4
+        for g in range(m.n_groups):
+            columns = min(m.group_cols, m.n_cols - start)
+            scale = scale_at(m, lb_scales_at(m, group, g) + lane)
+            for column in range(columns):
+                out[start + column] = (trit_at(w, trit_words(columns), column) - 1) * scale
+            w += trit_words(columns) * 64
+            start += columns
         return
     fields = fields_of(m.format)
     bits = 8 // fields
@@ -160,11 +175,13 @@ cdef class PackedMatrix:
     Parameters
     ----------
     format : str
-        ``u2`` (ternary), ``u4``, ``u8``, ``u4m``, ``u8m`` (with minima), ``f32``, ``f16`` or ``bf16``.
+        ``u2`` (ternary), ``t5`` (ternary, five to a byte), ``u4``, ``u8``, ``u4m``, ``u8m`` (with minima), ``f32``,
+        ``f16`` or ``bf16``.
     n_rows, n_cols : int
         Outputs and inputs.
     group_cols : int, optional
-        Columns per scale; None is one scale per row. A multiple of the block: 128 (or 64) for ``u2``, 32 otherwise.
+        Columns per scale; None is one scale per row. A multiple of the block: 128 (or 64) for ``u2``, 128 for ``t5``,
+        32 otherwise.
     scales_f16 : bool
         Keep the scales as float16 rather than float32.
     block_cols : int, optional
@@ -194,7 +211,7 @@ cdef class PackedMatrix:
             block = block_cols or BLOCK_COLS[format]
             group = group_cols or n_cols
             fields = fields_of(self.m.format)
-            if block % (4 * fields) or not 0 < block <= BLOCK_COLS[format]:
+            if block % (4 * fields) or not (block == 128 if format == "t5" else 0 < block <= BLOCK_COLS[format]):
                 raise FormatError(f"blocks of {block} columns do not fit format {format}")
             if group < 1 or (group < n_cols and group % block):
                 raise FormatError(f"scale groups of {group_cols} columns are no multiple of {block}")
@@ -204,6 +221,9 @@ cdef class PackedMatrix:
             self.m.group_cols = min(group, n_cols)
             self.m.n_groups = (n_cols + group - 1) // group
             self.m.words = n_cols // block * (block // (4 * fields)) + -(-(n_cols % block) // (4 * fields))
+            if self.m.format == LB_T5:
+                self.m.words = ((self.m.n_groups - 1) * trit_words(group)
+                                + trit_words(n_cols - (self.m.n_groups - 1) * group))
             self.m.scales_f16 = scales_f16
             scale_bytes = lb_times(lb_row_groups(n_rows), group_scale_bytes(&self.m))
         code_bytes = lb_times(lb_row_groups(n_rows), group_code_bytes(&self.m))
@@ -298,19 +318,20 @@ cdef class PackedMatrix:
         self.source_type = type
 
     def fill_codes(self, const uint8_t[:, ::1] codes, int64_t first_row=0, int32_t threads=1):
-        """Fill rows from codes of shape (rows, n_cols): 0..2 for ``u2``, 0..15 for ``u4`` and ``u4m``, 0..255 else."""
+        """Fill rows from codes of shape (rows, n_cols): 0..2 if ternary, 0..15 for ``u4`` and ``u4m``, 0..255 else."""
         cdef Fill c
+        cdef work_fn *work = fill_trits if self.m.format == LB_T5 else fill_codes
         self._check_rows(first_row, codes.shape[0])
         if is_float(self.m.format) or codes.shape[1] != self.m.n_cols:
             raise FormatError(f"codes of {codes.shape[1]} columns do not fit a matrix of {self.m.n_cols}")
-        self._fill(fill_codes, &c, &codes[0, 0], codes.shape[0], first_row, threads)
+        self._fill(work, &c, &codes[0, 0], codes.shape[0], first_row, threads)
         if c.bad_code:
             raise FormatError("a weight has a code that does not exist")
 
     def fill_scales(self, scales, int64_t first_row=0, minima=None):
-        """Set the float32 scales of rows, and the minima that come with them, both of shape (rows, n_groups).
+        """Set the scales of rows, and the minima that come with them, both float32 and of shape (rows, n_groups).
 
-        Raises FormatError if one is not finite.
+        Raises FormatError if one is not finite. Float16 scales, without minima, must be float16 numbers.
         """
         if (minima is not None) != lb_has_minima(self.m.format):
             raise FormatError("minima belong to the formats u4m and u8m, and only to these")
@@ -319,18 +340,26 @@ cdef class PackedMatrix:
             self._fill_scales(minima, first_row, LB_ROWS)
 
     def _fill_scales(self, const float[:, ::1] scales, int64_t first_row, int32_t behind):
+        cdef const uint16_t[:, ::1] bits = None
         cdef int64_t row, g
         cdef size_t at
         scales = aligned(scales)
         self._check_rows(first_row, scales.shape[0])
-        if is_float(self.m.format) or scales.shape[1] != self.m.n_groups or self.m.scales_f16:
+        halves = np.asarray(scales).astype(np.float16) if self.m.scales_f16 else None
+        if is_float(self.m.format) or scales.shape[1] != self.m.n_groups or (
+                halves is not None and (lb_has_minima(self.m.format) or (halves != np.asarray(scales)).any())):
             raise FormatError("the scales do not fit the matrix")
+        if halves is not None:
+            bits = halves.view(np.uint16)
         for row in range(scales.shape[0]):
             for g in range(scales.shape[1]):
                 if not isfinite(scales[row, g]):
                     raise FormatError("a scale is not finite")
                 at = lb_scales_at(&self.m, (first_row + row) // LB_ROWS, g) + behind + (first_row + row) % LB_ROWS
-                (<float *>self.m.scales)[at] = scales[row, g]
+                if halves is None:
+                    (<float *>self.m.scales)[at] = scales[row, g]
+                else:
+                    (<uint16_t *>self.m.scales)[at] = bits[row, g]
 
     def fill_floats(self, const uint8_t[::1] raw, int64_t rows, int64_t first_row=0, int32_t threads=1):
         """Fill rows of a float matrix from their stored bytes, in the matrix's own format."""

@@ -2,7 +2,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
-from lowbit._kernels.dispatch cimport LB_F32, LB_U2, LB_U4, LB_U4M, lb_matrix
+from lowbit._kernels.dispatch cimport LB_F32, LB_T5, LB_U2, LB_U4, LB_U4M, lb_matrix
 
 
 # How a stored block (of a tensor of one of BLOCK_TYPES) becomes words.
@@ -32,22 +32,29 @@ cdef struct Fill:
 
 
 cdef inline int32_t fields_of(int32_t format) noexcept nogil:
-    return 4 if format == LB_U2 else 2 if format == LB_U4 or format == LB_U4M else 1
+    return 4 if format == LB_U2 or format == LB_T5 else 2 if format == LB_U4 or format == LB_U4M else 1
 
 
 cdef inline int32_t offset_of(int32_t format) noexcept nogil:
-    return 1 if format == LB_U2 else 8 if format == LB_U4 else 0 if format == LB_U4M else 128
+    return 1 if format == LB_U2 or format == LB_T5 else 8 if format == LB_U4 else 0 if format == LB_U4M else 128
 
 
-# A byte of codes that are the offset, or of floats that are 0.
+# A byte of codes that are the offset, or of floats that are 0; T5 needs none, and fills its padding.
 cdef inline uint8_t empty_byte(int32_t format) noexcept nogil:
-    return 0 if format >= LB_F32 else 0x55 if format == LB_U2 else 0x88 if format == LB_U4 else offset_of(format)
+    return 0 if format >= LB_T5 else 0x55 if format == LB_U2 else 0x88 if format == LB_U4 else offset_of(format)
 
 
 cdef inline size_t value_size(int32_t format) noexcept nogil:
     return 4 if format == LB_F32 else 2
 
 
+# Words of a scale group of T5.
+cdef inline int32_t trit_words(int32_t cols) noexcept nogil:
+    return (cols + 19) // 20
+
+
+cdef int32_t trit_at(const uint8_t *w, int32_t words, int32_t column) noexcept nogil
+cdef void fill_trits(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void fill_codes(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void fill_floats(void *context, int32_t begin, int32_t end) noexcept nogil

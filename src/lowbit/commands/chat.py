@@ -66,7 +66,7 @@ MOST_TOKENS = 1024
 """The model ends its answer; this only bounds one that does not."""
 LOCAL = (
     "template", "tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "kv_disk",
-    "kv_disk_bytes", "head",
+    "kv_disk_bytes", "head", "pack",
 )  # fmt: skip
 """Options of a model on this machine."""
 

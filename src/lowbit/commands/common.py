@@ -93,6 +93,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kv-disk-bytes", metavar="SIZE", help="most that this folder may take (default: 4GB)")
     add("--draft", metavar="FILE", help="small model of the same vocabulary that writes ahead: same text, sooner")
     add("--head", metavar="TYPE", help="float output heads: auto (large ones in 8 bits, default), file or q8_0")
+    add("--pack", metavar="TYPE", help="ternary weights in memory: auto (four to a byte, default) or dense (five)")
 
 
 def add_tokenizer_argument(add: Callable[..., argparse.Action]) -> None:
@@ -103,7 +104,7 @@ def add_tokenizer_argument(add: Callable[..., argparse.Action]) -> None:
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what of the options of `add_model_arguments` was given, but for the model, as `lowbit.load` takes it."""
     names = ("tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "kv_disk",
-             "kv_disk_bytes", "draft", "head")  # fmt: skip
+             "kv_disk_bytes", "draft", "head", "pack")  # fmt: skip
     given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
     if "threads" in given:
         given["threads"] = at_most_cores(given["threads"])

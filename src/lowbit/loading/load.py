@@ -24,7 +24,7 @@ from ..tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary, load_tok
 from ..tokenizers.llama2c import tokenizer_beside
 from . import sparsity as sparsity_settings
 from .memory import Budget, blocks_of, parse_size
-from .packing import FLOAT_WEIGHTS, HEADS, check_tensors, kept_as, packed_bytes, read_weights
+from .packing import FLOAT_WEIGHTS, HEADS, PACKS, check_tensors, kept_as, packed_bytes, read_weights
 from .paging import Paging
 from .shared import LOADED, packed_from
 from .traps import find_traps
@@ -57,6 +57,7 @@ def load(
     kv_type: str = "auto",
     head: str = "auto",
     weights: str = "auto",
+    pack: str = "auto",
     kv_disk: str | os.PathLike[str] | None = None,
     kv_disk_bytes: str | int | None = None,
     draft: str | os.PathLike[str] | None = None,
@@ -94,6 +95,9 @@ def load(
     weights : str
         Float weights of linear layers: ``auto`` packs those that are ternary and keeps other large ones in 8 bits,
         ``file`` takes them as they are in the file.
+    pack : str
+        Ternary weights in memory: ``auto`` has four in a byte, ``dense`` five, which takes a fifth less memory; the
+        text is the same. docs/performance.md says where this is faster, and where slower.
     kv_disk : path, optional
         Folder to keep keys and values of past tokens in, so that nothing that begins like an earlier text is computed
         again, in this process or a later one; the text is the same. ``"auto"`` is ``lowbit/kv`` in the user's cache
@@ -139,6 +143,10 @@ def load(
         raise ValueError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
     if weights not in FLOAT_WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(FLOAT_WEIGHTS)}, not {weights!r}")
+    if pack not in PACKS:
+        raise ValueError(f"pack must be one of {', '.join(PACKS)}, not {pack!r}")
+    if pack == "dense" and sparse:
+        raise ValueError("pack must be auto where inputs are skipped: sparse products read weights in another order")
     threads = check_threads(threads)
     folder = None
     if kv_disk is not None or kv_disk_bytes is not None:
@@ -153,7 +161,8 @@ def load(
         reader = tokenizer_of(file, plan, tokenizer)  # first, so that a budget can count it
         small = None if draft is None else load_draft(draft, plan, reader, threads, context, budget)
         decoder, plan = build(
-            file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse, share=budget is None
+            file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse, share=budget is None,
+            pack=pack,
         )  # fmt: skip
         description = {**describe(file), "warnings": find_traps(file, plan, reader, tokenizer is None)}
         if draft is not None:
@@ -254,7 +263,7 @@ def automatic_kv_type(plan: ModelPlan) -> str:
 def build(
     file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = BATCH,
     weights: str = "auto", budget: Budget | None = None, sparse: sparsity_settings.Sparsity = sparsity_settings.NONE,
-    share: bool = False,
+    share: bool = False, pack: str = "auto",
 ) -> tuple[Decoder, ModelPlan]:  # fmt: skip
     """Pack a file's weights for a decoder, or leave them in the file if a budget has no room for all.
 
@@ -269,12 +278,12 @@ def build(
     check_tensors(file, plan)
     kv_type = automatic_kv_type(plan) if kv_type == "auto" else kv_type
     paging = None
-    if budget is not None and not budget.holds(packed_bytes(file, plan, head, weights, thorough=True)[0]):
+    if budget is not None and not budget.holds(packed_bytes(file, plan, head, weights, True, pack)[0]):
         paging = Paging(file, budget.block_bytes)
-    key = packed_from(file, plan, head, weights, sparsity_settings.details(sparse)) if share else None
+    key = packed_from(file, plan, head, weights, pack, sparsity_settings.details(sparse)) if share else None
     read = LOADED.get(key)
     if read is None:
-        read = read_weights(file, plan, threads, head, weights, paging)
+        read = read_weights(file, plan, threads, head, weights, paging, pack)
         sparsity_settings.arrange(read.layers, sparse, plan, threads)
         if key is not None:
             LOADED[key] = read

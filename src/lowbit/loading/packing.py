@@ -22,7 +22,8 @@ from .paging import Paging
 from .ternary import GROUP, all_ternary, blockwise_ternary, ternary_of
 
 __all__ = [
-    "FLOAT_WEIGHTS", "HEADS", "Weights", "check_tensors", "kept_as", "matrix_shape", "packed_bytes", "read_weights",
+    "FLOAT_WEIGHTS", "HEADS", "PACKS", "Weights", "check_tensors", "kept_as", "matrix_shape", "packed_bytes",
+    "read_weights",
 ]  # fmt: skip
 
 HEADS = ("auto", "file", "q8_0")
@@ -30,6 +31,10 @@ HEADS = ("auto", "file", "q8_0")
 FLOAT_WEIGHTS = ("auto", "file")
 """What becomes of the float weights of linear layers: ternary if that is what they are, else 8 bits if they are large;
 or as in the file."""
+PACKS = ("auto", "dense")
+"""How ternary weights lie in memory: four to a byte, or five."""
+DENSE_GROUP = 128
+"""Weights of a scale group from which on five to a byte save something."""
 LARGE_TABLE = 1 << 22
 """Weights of a float matrix from which on 8 bits are worth their error."""
 GLANCE = 64
@@ -85,9 +90,9 @@ def check_tensors(file: ModelFile, plan: ModelPlan) -> None:
 
 def read_weights(
     file: ModelFile, plan: ModelPlan, threads: int, head: str = "auto", weights: str = "auto",
-    paging: Paging | None = None,
+    paging: Paging | None = None, pack: str = "auto",
 ) -> Weights:  # fmt: skip
-    """Read and pack every weight of a model; `head` is one of `HEADS`, `weights` one of `FLOAT_WEIGHTS`.
+    """Read and pack every weight of a model; `head`, `weights` and `pack` are of `HEADS`, `FLOAT_WEIGHTS`, `PACKS`.
 
     With `paging`, matrices stay in files, and only norms and biases are read, and what heads have of their own.
 
@@ -97,7 +102,7 @@ def read_weights(
         As `check_tensors`, or if a tensor holds values that cannot be.
     """
     file, plan = taken_apart(file, plan)
-    read = _Reader(file, plan, threads, head, weights, paging)
+    read = _Reader(file, plan, threads, head, weights, paging, pack=pack)
     layers = []
     for i in range(plan.n_layers):
         layer: dict[str, Any] = {}
@@ -127,8 +132,9 @@ def read_weights(
 
 
 def packed_bytes(
-    file: ModelFile, plan: ModelPlan, head: str = "auto", weights: str = "auto", thorough: bool = False
-) -> tuple[int, set[str]]:
+    file: ModelFile, plan: ModelPlan, head: str = "auto", weights: str = "auto", thorough: bool = False,
+    pack: str = "auto",
+) -> tuple[int, set[str]]:  # fmt: skip
     """Compute what the weights of a file would take in memory; of each tensor a few rows are read at most.
 
     If `thorough`, Q2_0 and PQ2_0 are read to the end: a code 3 anywhere makes them 4 bits.
@@ -141,7 +147,7 @@ def packed_bytes(
         Names of the tensors that would be packed as ternary codes.
     """
     file, plan = taken_apart(file, plan)
-    read = _Reader(file, plan, 1, head, weights, glance=True)
+    read = _Reader(file, plan, 1, head, weights, glance=True, pack=pack)
     read.thorough = thorough
     nbytes, ternary = 0, set[str]()
     for weight in plan.weights():
@@ -154,7 +160,7 @@ def packed_bytes(
         kind = read.table_kind(info) if weight.kind in ("embedding", "head") else read.kind(info, weight.kind)
         group = read.new(kind, 16, cols, scale)  # all groups of 16 rows are as large as this one
         nbytes += group.nbytes * -(-rows // 16)
-        if group.format == "u2":
+        if group.format in ("u2", "t5"):
             ternary.add(weight.name)
         file.release(weight.name)
     return nbytes, ternary
@@ -190,10 +196,10 @@ class _Reader:
 
     def __init__(
         self, file: ModelFile, plan: ModelPlan, threads: int, head: str, weights: str, paging: Paging | None = None,
-        glance: bool = False,
+        glance: bool = False, pack: str = "auto",
     ) -> None:  # fmt: skip
         self.file, self.plan, self.threads, self.paging, self.glance = file, plan, threads, paging, glance
-        self.head, self.weights, self.thorough = head, weights, not glance
+        self.head, self.weights, self.pack, self.thorough = head, weights, pack, not glance
         # Codes and scales of float tensors that become ternary, from looking for them until they are packed.
         self.codes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -303,27 +309,37 @@ class _Reader:
             raise UnsupportedModelError(f"rows of {cols} weights are longer than the {MAX_COLS} that lowbit supports")
         group = None if self.plan.activation_quant == "token" else GROUP
         if one_scale is not None:
-            return PackedMatrix("u2", rows, cols, group_cols=group)
+            return self._ternary(rows, cols, group)
         if kind in FLOAT_TYPES:
             return PackedMatrix(FLOAT_TYPES[kind], rows, cols)
         if kind in BLOCK_TYPES:
             form, block = BLOCK_TYPES[kind]
+            if form == "u2":
+                return self._ternary(rows, cols, block, halves=True)
             return PackedMatrix(form, rows, cols, group_cols=block, scales_f16=True)
         if kind in TERNARY:
             size = type_of(kind).block_elements
-            return PackedMatrix("u2", rows, cols, group_cols=size, block_cols=min(size, 128))
+            return self._ternary(rows, cols, size, min(size, 128))
         if kind.endswith(WITH_CODE_3):
             return PackedMatrix("u4", rows, cols, group_cols=type_of(kind.removesuffix(WITH_CODE_3)).block_elements)
         if kind in GROUPS:
             return PackedMatrix("u8", rows, cols, group_cols=GROUPS[kind], block_cols=GROUPS[kind])
         if kind == "ternary floats":
-            return PackedMatrix("u2", rows, cols, group_cols=GROUP)
+            return self._ternary(rows, cols, GROUP)
         if kind == "Q8_L2C":
             size = int(self.file.metadata["llama2c.group_size"])
             return PackedMatrix("u8", rows, cols, group_cols=size, block_cols=min(size, 32))
         if kind in DECODABLE or kind == "8 bits":  # what has no packed form of its own is kept in 8 bits
             return PackedMatrix("u8", rows, cols, group_cols=32, scales_f16=True)
         raise UnsupportedModelError(f"weights of type {kind} are not supported yet")
+
+    def _ternary(
+        self, rows: int, cols: int, group: int | None, block: int | None = None, halves: bool = False
+    ) -> PackedMatrix:
+        """An empty matrix for ternary weights; `halves`: with scales as the file has them, in float16."""
+        if self.pack == "dense" and (group or cols) >= DENSE_GROUP:
+            return PackedMatrix("t5", rows, cols, group_cols=group, scales_f16=halves or block is not None)
+        return PackedMatrix("u2", rows, cols, group_cols=group, scales_f16=halves, block_cols=block)
 
     def _paged(
         self, paging: Paging, kind: str, info: TensorInfo, one_scale: float | None, lookup: bool = False,
@@ -339,7 +355,7 @@ class _Reader:
         if whole < rows:
             tail = self.new(kind, rows - whole, cols, one_scale)
             self._fill(tail, info, one_scale, 0, whole)
-        if paging.in_file(info, kind):
+        if pattern.format != "t5" and paging.in_file(info, kind):
             return paging.stored(info, pattern, tail, **use)
         offset = paging.begin_spill()
         for start in range(0, whole, CHUNK_ROWS):
@@ -366,12 +382,12 @@ class _Reader:
                 if matrix.format != FLOAT_TYPES[info.type]:  # F32 that were BF16
                     stored = stored.view("<u2")[1::2].copy().view(np.uint8)
                 matrix.fill_floats(stored, rows, row, self.threads)
+            elif matrix.format == "t5" or (
+                info.type in TERNARY and info.type not in BLOCK_TYPES and matrix.format == "u2"
+            ):
+                self._fill_ternary(matrix, info.type, stored.reshape(rows, -1), raw[-32:], one_scale, row)
             elif info.type in BLOCK_TYPES:
                 matrix.fill_blocks(info.type, stored, rows, one_scale, row, self.threads)
-            elif info.type in TERNARY and matrix.format == "u2":
-                codes, scales = ternary_codes(info.type, stored, (rows, cols))
-                matrix.fill_codes(codes, row, self.threads)
-                matrix.fill_scales(scales, row)
             elif info.type in GROUPS or matrix.format == "u4":
                 self._fill_integers(matrix, info.type, stored.reshape(rows, -1), row)
             elif info.type == "Q8_L2C":
@@ -388,6 +404,20 @@ class _Reader:
         if rows == all_rows:
             self.codes.pop(info.name, None)
         self.file.release(info.name)
+
+    def _fill_ternary(
+        self, matrix: PackedMatrix, kind: str, stored: np.ndarray, tail: np.ndarray, one_scale: float | None, row: int
+    ) -> None:
+        """Decode a few rows at a time; `tail` are the bytes behind all blocks of I2_S."""
+        for start in range(0, len(stored), CHUNK_ROWS):
+            part = stored[start : start + CHUNK_ROWS]
+            raw = np.concatenate([part.reshape(-1), tail]) if kind == "I2_S" else part.reshape(-1)
+            codes, scales = ternary_codes(kind, raw, (len(part), matrix.shape[1]))
+            if one_scale is not None:
+                codes.reshape(*scales.shape, -1)[scales == 0] = 1
+                scales = np.full((len(part), matrix.n_groups), one_scale, np.float32)
+            matrix.fill_codes(codes, row + start, self.threads)
+            matrix.fill_scales(scales, row + start)
 
     def _fill_integers(self, matrix: PackedMatrix, kind: str, stored: np.ndarray, row: int) -> None:
         """Take over small integers and their scales, a few rows at a time."""

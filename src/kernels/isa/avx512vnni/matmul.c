@@ -218,6 +218,7 @@ LB_BLOCK_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
 LB_BLOCK_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
 LB_BLOCK_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_BLOCK_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
+LB_T5_MATMUL(LB_TILE, lb_t5_unpack)
 LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
 LB_FLOAT_MATMUL(lb_matmul_f16, LB_F16)
 LB_FLOAT_MATMUL(lb_matmul_bf16, LB_BF16)
@@ -236,6 +237,7 @@ LB_INLINE void u2_streams(const uint8_t *w, size_t apart, int streams, lb_run ru
 
 LB_TURNS(u4_turns, 2, u4_tile)
 LB_TURNS(u8_turns, 1, u8_tile)
+LB_T5_TURNS
 
 LB_INLINE void block_streams(const lb_matmul_args *args, int32_t row_group, int32_t apart, int32_t n,
                              const int32_t format, const int32_t offset, lb_streams_tile_fn *turns) {
@@ -258,5 +260,7 @@ void LB_NAME(lb_streams)(const lb_matmul_args *args, int32_t streams, int32_t be
         LB_BLOCK_STREAMS(LB_U8, LB_U8_OFFSET, u8_turns)
         LB_BLOCK_STREAMS(LB_U4M, 0, u4_turns)
         LB_BLOCK_STREAMS(LB_U8M, LB_U8_OFFSET, u8_turns)
+    case LB_T5:
+        LB_FOR_UNITS(lb_int_streams(args, row_group, apart, n, LB_T5, 1, t5_turns)) break;
     }
 }

@@ -142,5 +142,6 @@ LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
 LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
+LB_T5_MATMUL(LB_TILE, lb_t5_unpack)
 LB_STREAMS_BY_TURNS
 LB_DOT_PEAK(u8_tile)
