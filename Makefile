@@ -18,7 +18,7 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard cmake src tests bench examples tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train-demo test check lint types format selftest sanitize stress soak bench docs wheel reproducible wheels sdist clang clean \
+.PHONY: help demo train-demo test test-ray check lint types format selftest sanitize stress soak bench docs wheel reproducible wheels sdist clang clean \
 	wheel-i686 test-i386 test-i386-native retro retro-shell
 
 help:  ## list the targets
@@ -38,6 +38,10 @@ train-demo: $(VENV)/.installed  ## train a tiny model in five minutes (installs 
 # The tests run from their own folder, so that only the installed package can be imported; a file of them in one process.
 test: check  ## lint, check types and run all tests against the installed wheel
 	cd tests && $(abspath $(BIN))/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS) .
+
+test-ray: $(VENV)/.tools  ## run the tests on a cluster of Ray, whose nodes are processes here (installs Ray)
+	@$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[ray]" "ray[data]" httpx
+	cd tests && $(abspath $(BIN))/python -m pytest $(PYTEST_ARGS) cluster
 
 check: lint types  ## lint and check types
 

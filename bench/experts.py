@@ -1,11 +1,12 @@
 """Models with experts: speed of Maple's shape, with and without a memory budget, and how good the cache's choice is.
 
-    python bench/experts.py speed --layers 8
+    python bench/experts.py speed --layers 8 --llama-bench PATH_OF_LLAMA_BENCH
     python bench/experts.py paged --layers 8 --share 0.25
     python bench/experts.py trace
 
 `speed` and `paged` run a random ternary model of Maple's shape (2,048 channels, 256 experts of 512 of which 8 work) of
-fewer layers. Its router has a bias that makes some experts more frequent than others, as they are in real models.
+fewer layers. For `paged` its router has a bias that makes some experts more frequent than others, as they are in real
+models; llama.cpp knows no such bias in this family, so `speed` does without, and takes turns with llama.cpp's program.
 
 `trace` asks a `BlockCache` for the experts of a made-up text, and counts what it reads beside the least that any policy
 could read, which knows the future (Belady, 1966), and beside the order of last use. In the text, the experts of a layer
@@ -16,6 +17,8 @@ a text have more in common than the popularities say.
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import time
 from pathlib import Path
 
@@ -31,8 +34,8 @@ HIDDEN, SIZE, EXPERTS, CHOSEN, VOCAB = 2048, 512, 256, 8, 151936
 PREFIX = "maple."
 
 
-def write(path: Path, layers: int, skew: float) -> Path:
-    """Write the random model, unless it is there."""
+def write(path: Path, layers: int, skew: float | None) -> Path:
+    """Write the random model, unless it is there; without a skew its router has no bias."""
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +47,11 @@ def write(path: Path, layers: int, skew: float) -> Path:
     }  # fmt: skip
     metadata = {PREFIX + key: value for key, value in numbers.items()}
     metadata[PREFIX + "attention.layer_norm_rms_epsilon"] = 1e-6
-    plan = find_family("maple").plan(metadata, "maple", ["output.weight", "x.exp_probs_b.bias"])
+    metadata[PREFIX + "swiglu_clamp_exp"] = 7.0
+    pattern = [layer % 4 != 3 for layer in range(layers)]  # three layers with a window to one without
+    metadata[PREFIX + "attention.sliding_window_pattern"] = np.array(pattern)
+    names = ["output.weight", *(["x.exp_probs_b.bias"] if skew is not None else [])]
+    plan = find_family("maple").plan(metadata, "maple", names)
     kinds = {"linear": "TQ2_0", "embedding": "Q4_0", "head": "Q4_0"}
     rng = np.random.default_rng(1)
     crumbs = rng.integers(0, 3, (1_000_003, 4), np.uint8)
@@ -53,6 +60,7 @@ def write(path: Path, layers: int, skew: float) -> Path:
     with GGUFWriter(path, "maple") as out:
         for key, value in metadata.items():
             out.add_metadata(key, value, "u32" if isinstance(value, int) else None)
+        out.add_metadata("tokenizer.ggml.model", "none")
         for weight in plan.weights():
             out.add_tensor_info(weight.name, kinds.get(weight.kind, "F32"), weight.shape)
         out.write_header()
@@ -91,15 +99,31 @@ def run(model: lowbit.Model, prompt: int, tokens: int) -> tuple[float, float, li
 
 
 def speed(args: argparse.Namespace) -> None:
-    path = write(args.folder / f"maple-{args.layers}.gguf", args.layers, args.skew)
+    path = write(args.folder / f"maple-{args.layers}-plain.gguf", args.layers, None)
     start = time.perf_counter()
     model = lowbit.load(path, threads=args.threads)
     seconds, info = time.perf_counter() - start, model.info()
     print(f"{path.name}: {info['file_bytes'] / 1e9:.2f} GB, loaded in {seconds:.1f} s, {info['isa']}")
-    prefill, decode, _ = run(model, args.prompt, args.tokens)
+    turns = []
+    for _ in range(args.turns):
+        turns.append(run(model, args.prompt, args.tokens)[:2])
+        if args.llama_bench:
+            turns[-1] += llama(args, path)
+    prefill, decode, *peer = (max(speeds) for speeds in zip(*turns))
     each = model._decoder.graph.bytes_per_token
     print(f"{args.threads} threads: prompt {prefill:.1f} tokens/s, text {decode:.1f} tokens/s; "
           f"{each / 1e6:.0f} MB per token, {each * decode / 1e9:.1f} GB/s")  # fmt: skip
+    if peer:
+        print(f"llama.cpp: prompt {peer[0]:.1f}, text {peer[1]:.1f}; lowbit {prefill / peer[0]:.2f} and "
+              f"{decode / peer[1]:.2f} times that; turns: {[[round(s, 1) for s in turn] for turn in turns]}")  # fmt: skip
+
+
+def llama(args: argparse.Namespace, path: Path) -> tuple[float, float]:
+    """The same speeds of llama.cpp."""
+    words = ["-m", path, "-t", args.threads, "-p", args.prompt, "-n", args.tokens, "-r", 1, "-o", "json"]
+    result = subprocess.run([args.llama_bench, *map(str, words)], capture_output=True, check=True)
+    prefill, decode = (row["avg_ts"] for row in json.loads(result.stdout))
+    return prefill, decode
 
 
 def paged(args: argparse.Namespace) -> None:
@@ -216,6 +240,8 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.25, help="of the file, or of the experts, that memory holds")
     parser.add_argument("--skew", type=float, default=0.8)
     parser.add_argument("--repeat", type=float, default=0.25)
+    parser.add_argument("--turns", type=int, default=3, help="of which the best counts")
+    parser.add_argument("--llama-bench", help="llama.cpp's program of this name, built for this machine")
     parser.add_argument("--check", action="store_true", help="compare with the resident model")
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
     args = parser.parse_args()

@@ -10,6 +10,9 @@ __all__ = ["LITTLE", "Work"]
 LITTLE = 100_000_000
 """Steps that cost a processor of 2020 a second or two: what is quadratic in a file's size takes far more."""
 
+A_WHILE = 0.05
+"""Seconds of a block after which the machine may have become faster or slower."""
+
 
 def _seconds_of_a_step() -> float:
     start, steps, seconds = time.process_time(), 0, 0.0
@@ -27,17 +30,21 @@ class Work:
     Attributes
     ----------
     steps : float
-        Steps of an empty loop of Python that take as much processor time. The loop runs just before and just after the
-        block, and the slower run counts.
+        Steps of an empty loop of Python that take as much processor time. The loop runs before the first block, and
+        again after each block that took a while; the slower of the last two runs counts.
     """
 
     steps = float("nan")
+    _step = 0.0
 
     def __enter__(self) -> Work:
-        self._step = _seconds_of_a_step()
+        Work._step = Work._step or _seconds_of_a_step()
         self._start = time.process_time()
         return self
 
     def __exit__(self, *_: Any) -> None:
         seconds = time.process_time() - self._start
-        self.steps = seconds / max(self._step, _seconds_of_a_step())
+        before = Work._step
+        if seconds > A_WHILE:  # the loop itself takes 0.01 s: too long for the thousands of short blocks of a fuzzer
+            Work._step = _seconds_of_a_step()
+        self.steps = seconds / max(before, Work._step)

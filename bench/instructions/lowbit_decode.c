@@ -75,7 +75,7 @@ static void embed(const model *m, int token) {
 }
 
 /* What is counted. */
-static int decode_step(model *m, int token, int32_t position) {
+static __attribute__((noinline)) int decode_step(model *m, int token, int32_t position) {
     const shape *s = &m->s;
     const int half = m->head_dim / 2, heads = s->heads + s->kv_heads;
     const float *cos = m->cos + position * half, *sin = m->sin + position * half;
@@ -218,8 +218,8 @@ static model make(const shape *s, int position, int kv_type) {
     m.x = take((size_t)dim, 4), m.h = take((size_t)padded, 4), m.wide = take((size_t)wide, 4);
     m.attended = take((size_t)dim, 4), m.logits = take((size_t)s->vocab, 4);
     m.q8 = take((size_t)padded, 1), m.scales = take((size_t)padded, 4), m.sums = take((size_t)padded, 4);
-    const lb_kv_layout at =
-        lb_lay_out_kv(kv_type == LB_KV_I8 ? 1 : 4, (size_t)s->kv_heads, (size_t)m.head_dim, LB_KV_SPAN, 1);
+    const lb_kv_layout at = lb_lay_out_kv(kv_type == LB_KV_I8 ? 1 : 4, (size_t)s->kv_heads, (size_t)m.head_dim,
+                                          (size_t)m.head_dim, LB_KV_SPAN, 1);
     m.kv = (lb_kv){0, at.values_at, at.key_scales_at, at.value_scales_at, (ptrdiff_t)at.stride, (ptrdiff_t)at.stride};
     m.layers = take((size_t)s->layers, sizeof *m.layers);
     for (int i = 0; i < s->layers; i++) {

@@ -15,9 +15,9 @@ from ._kernels.kvpool import SPAN
 from .engine import Engine, Generation, Stream, Timings, TokenLogprob
 from .engine.constraints import Compiler, Constraint
 from .engine.perplexity import Perplexity, measured
-from .engine.pooling import pooled
+from .engine.pooling import normalised, pooled
 from .engine.prompts import prompts_of, token_ids
-from .engine.sequence import Request, make_sampler
+from .engine.sequence import Request, check_shift, make_sampler
 from .engine.text import LogprobRecorder
 from .errors import ContextLengthError, LowbitError, UnsupportedModelError
 from .loading.memory import MemoryPlan
@@ -122,7 +122,8 @@ class Model:
     def generate(
         self, prompt: Any, *, n: int | None = None, seed: int | Sequence[int] | None = None,
         speculate: bool | None = None, logprobs: int | None = None, json_schema: Any = None, regex: str | None = None,
-        grammar: str | Grammar | None = None, fresh: bool = False, **sampling: Unpack[Settings],
+        grammar: str | Grammar | None = None, fresh: bool = False, context_shift: bool = False,
+        **sampling: Unpack[Settings],
     ) -> Generation | list[Generation]:  # fmt: skip
         """Continue a text, or several texts at once.
 
@@ -155,6 +156,10 @@ class Model:
         fresh : bool
             The text is one of its own, such as an answer. A text that goes on with the prompt's keeps a space at its
             beginning, so that both together are what the tokens say.
+        context_shift : bool
+            Where the context is full, go on behind BOS and the newer half of the tokens after it, which are read anew:
+            what follows is what would follow such a prompt, but that seeds and penalties go on. `Generation.left_out`
+            tells. Not for recurrent layers, nor with a schema, an expression or a grammar.
         **sampling
             The other fields of `SamplingParams`: max_tokens, temperature, top_k, top_p, min_p, repeat_penalty, stop,
             presence_penalty, frequency_penalty, logit_bias.
@@ -179,16 +184,16 @@ class Model:
         entries, several = prompts_of(prompt)
         if several and not all(len(entry) for entry in entries):
             raise ValueError("an entry of the batch is empty")
-        if n is None:
-            n = len(seed) if not several and isinstance(seed, (Sequence, np.ndarray)) else None
-        elif isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST_TEXTS:
+        if n is None and not several and isinstance(seed, (Sequence, np.ndarray)):
+            n = len(seed)
+        elif n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST_TEXTS):
             raise ValueError(f"n must be a whole number from 1 to {MOST_TEXTS}, not {n!r}")
         prompts = [ids for ids in map(self._prompt_ids, entries) for _ in range(n or 1)]
         record = None if logprobs is None else LogprobRecorder(self._tokenizer, logprobs)
         results = self._run([
             self._request(
                 ids, replace(params, seed=one), speculate, record,
-                constraint=self._compiler.constraint(json_schema, regex, grammar), fresh=fresh,
+                constraint=self._compiler.constraint(json_schema, regex, grammar), fresh=fresh, shifts=context_shift,
             )
             for ids, one in zip(prompts, seeds_of(seed, len(prompts)))
         ])  # fmt: skip
@@ -197,7 +202,7 @@ class Model:
     def stream(
         self, prompt: str | Sequence[int], *, speculate: bool | None = None, json_schema: Any = None,
         regex: str | None = None, grammar: str | Grammar | None = None, fresh: bool = False,
-        **sampling: Unpack[Sampling],
+        context_shift: bool = False, **sampling: Unpack[Sampling],
     ) -> Generator[str, None, Generation]:  # fmt: skip
         """Continue a text, piece by piece.
 
@@ -206,7 +211,7 @@ class Model:
         """
         constraint = self._compiler.constraint(json_schema, regex, grammar)
         ids, params = self._prompt_ids(prompt), params_of(sampling)
-        return self._stream(self._request(ids, params, speculate, constraint=constraint, fresh=fresh))
+        return self._stream(self._request(ids, params, speculate, None, b"", constraint, fresh, context_shift))
 
     @overload
     def chat(
@@ -308,16 +313,13 @@ class Model:
             If there is no text, one has no token, or `pooling` is neither of the above.
         """
         entries = [self._prompt_ids(text) for text in prompts_of(texts, "texts")[0]]
-        normalised = pooling is None and self.config.pooling is not None
+        normal = pooling is None and self.config.pooling is not None
         pooling = pooling or self.config.pooling or "last"
         if not entries:
             raise ValueError("there is no text to embed")
         vectors = np.empty((len(entries), self.config.hidden_size), np.float32)
         self._run([self._embedding(ids, vector, pooling) for vector, ids in zip(vectors, entries)])
-        if normalised:
-            lengths = np.sqrt((vectors.astype(np.float64) ** 2).sum(1, keepdims=True))
-            vectors = (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
-        return vectors
+        return normalised(vectors) if normal else vectors
 
     def perplexity(self, text: str, stride: int | None = None) -> Perplexity:
         """Score a text: BOS first, then every token is predicted from those before it.
@@ -401,8 +403,10 @@ class Model:
     def _request(
         self, ids: np.ndarray, params: SamplingParams, speculate: bool | None = None,
         record: LogprobRecorder | None = None, salt: bytes = b"", constraint: Constraint | None = None,
-        fresh: bool = False,
+        fresh: bool = False, shifts: bool = False,
     ) -> Request:  # fmt: skip
+        if shifts:
+            check_shift(self._decoder.graph.context, bool(self._decoder.pool.state_bytes), constraint)
         if params.seed is None:
             params = replace(params, seed=int.from_bytes(os.urandom(6), "little"))  # which JSON can tell exactly
         speculate = self._draft is not None if speculate is None else speculate
@@ -412,7 +416,7 @@ class Model:
         return Request(
             ids, params, lambda: make_sampler(params, self.config.vocab_size, params.seed or 0, ids.tolist()),
             self.context, self._tokenizer, self._ends, speculate, self._draft is not None, record, salt=salt,
-            load_seconds=self._load_seconds, constraint=constraint,
+            load_seconds=self._load_seconds, constraint=constraint, shifts=shifts,
             begins=fresh or self._tokenizer is None or all(i in self._tokenizer.control_ids for i in ids.tolist()),
         )  # fmt: skip
 

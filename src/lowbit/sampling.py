@@ -54,6 +54,7 @@ class Asked(Settings, total=False):
     regex: str | None
     grammar: str | Grammar | None
     fresh: bool
+    context_shift: bool
 
 
 class Answered(Asked, total=False):
@@ -141,7 +142,7 @@ KNOWN_ELSEWHERE = {
     "response_format": "json_schema",
 }  # fmt: skip
 """What other libraries call our arguments."""
-BESIDE = ("n", "seed", "speculate", "logprobs", "json_schema", "regex", "grammar", "fresh")
+BESIDE = ("n", "seed", "speculate", "logprobs", "json_schema", "regex", "grammar", "fresh", "context_shift")
 """Arguments of those that take settings, which may have been meant."""
 
 

@@ -41,7 +41,7 @@ def test_a_block_that_is_used_often_outlives_a_scan():
 def test_a_block_that_is_used_no_more_goes_in_the_end():
     cache, _ = cache_of(6)
     reads_of(cache, [0] * 12)
-    for _ in range(12):
+    for _ in range(40):
         reads_of(cache, range(10, 17))
     assert reads_of(cache, [0]) == 1
     cache.close()
@@ -51,6 +51,14 @@ def test_blocks_used_as_often_go_in_the_order_of_their_last_use():
     cache, _ = cache_of(4)
     reads_of(cache, [0, 1, 2, 3, 4])
     assert reads_of(cache, [1, 2, 3, 4]) == 0
+    cache.close()
+
+
+def test_a_block_that_was_used_just_now_stays_though_others_are_used_more():
+    cache, _ = cache_of(4)
+    reads_of(cache, [0, 1, 2, 3] * 3)
+    assert reads_of(cache, [10, 11, 10, 11]) == 2  # 11 takes the place of 1, not of 10
+    assert reads_of(cache, [2, 3]) == 0
     cache.close()
 
 

@@ -1,36 +1,18 @@
-"""Batches on a real cluster of Ray, whose nodes are processes on this machine."""
+"""Batches on a real cluster of Ray."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 from batches import Folder, answers_of, completion, write_lines
 
+pytestmark = pytest.mark.ray
 ray = pytest.importorskip("ray", reason="these tests need the extra 'ray'")
-if sys.platform == "win32":
-    pytest.skip("several nodes on one machine need Linux or macOS", allow_module_level=True)
-from ray.cluster_utils import Cluster  # noqa: E402 (only where there is Ray)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return Folder(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A head without a processor, and two nodes with one each."""
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
-        cluster.add_node(num_cpus=1)
-    yield cluster
-    cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +80,12 @@ def test_a_model_that_a_node_cannot_load_is_one_line_that_names_the_node(cluster
     assert said.startswith("lowbit: error: node ")
     assert "/nowhere/model.gguf" in said
     assert said.count("\n") == 1
+
+
+def test_another_version_on_a_node_is_one_line_that_names_the_node(cluster, folder, odd_node):
+    folder.write(completion("a"))
+    _, said = begin(cluster, folder).communicate()
+    assert re.fullmatch(r"lowbit: error: node \S+ \(\w{8}\) has another version than the others: lowbit-9.9.9\n", said)
 
 
 def test_an_address_that_does_not_answer_is_one_line(folder):

@@ -102,7 +102,7 @@ def test_keys_that_do_not_fit_are_refused(tmp_path, config, error):
 
 @pytest.mark.parametrize("name", ["qwen3moe", "qwen2moe", "olmoe", "maple"])
 def test_the_reference_reads_the_same_folder(tmp_path, name):
-    """Of Maple there is no other program here: its reference is held to the others' by what they share."""
+    """Of Maple transformers has nothing: its reference is held to the others' by what they share."""
     path = write(tmp_path / name, name)
     with open_model(path) as file:
         plan = plan_of(file)
@@ -113,3 +113,9 @@ def test_the_reference_reads_the_same_folder(tmp_path, name):
     want = forward(plan, roles, checkpoints.LOGITS_IDS)
     got = lowbit.load(path, **EXACT).logits(checkpoints.LOGITS_IDS)
     assert np.abs(got - want).max() <= 1e-4 * (want.max() - want.min())
+
+
+def test_a_folder_of_maple_says_where_its_experts_are_clamped(tmp_path):
+    # llama.cpp refuses a converted file that does not.
+    with open_model(write(tmp_path / "maple", "maple")) as file:
+        assert file.metadata["maple.swiglu_clamp_exp"] == plan_of(file).layers[0].feed_forward.clamp == 7.0

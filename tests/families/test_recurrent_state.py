@@ -188,3 +188,9 @@ def test_states_on_disk_give_the_same_bits_and_are_read_with_their_blocks(tmp_pa
         assert np.array_equal(got[-1].view(np.uint32), want.view(np.uint32))
         assert model._decoder.pool.held == 0
         assert model._decoder.pool.stats()["disk"]["damaged"] == 0
+
+
+def test_a_full_context_is_not_shifted(model):
+    for use in (model.generate, model.stream):
+        with pytest.raises(lowbit.UnsupportedModelError, match="context_shift is not for recurrent layers"):
+            use([1, 2], context_shift=True)

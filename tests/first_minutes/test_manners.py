@@ -14,24 +14,38 @@ import pytest
 
 import lowbit as package
 from lowbit import cli
+from lowbit.assets import EMBEDDED_MODEL
 
 COMMAND = [sys.executable, "-m", "lowbit"]
 POSIX = pytest.mark.skipif(os.name == "nt", reason="needs signals and pipes of Unix")
 INTERRUPTED = """
 import signal, sys
 from lowbit import cli, model
+from lowbit.loading import load
 
 class Batches:
     made = 0
 
-def step(self, *arguments, of=model.Engine._step):
+def note():
     Batches.made += 1
     if Batches.made == 1:
         signal.raise_signal(signal.SIGINT)  # as if it came while this one is computed
+
+def step(self, *arguments, of=model.Engine._step):
+    note()
     return of(self, *arguments)
 
+class Decoder(load.Decoder):
+    def read(self, *arguments, **options):
+        note()
+        return super().read(*arguments, **options)
+
+    def observe(self, *arguments):
+        note()
+        return super().observe(*arguments)
+
 signal.signal(signal.SIGINT, signal.default_int_handler)
-model.Engine._step = step
+model.Engine._step, load.Decoder = step, Decoder
 status = cli.main(sys.argv[1:])
 print(status, Batches.made)
 """
@@ -93,15 +107,22 @@ def test_a_closed_pipe_ends_quietly_with_141(arguments):
     [
         ["generate", "word " * 300, "-n", "40", "-q"],
         ["generate", "word " * 300, "-n", "40", "--json"],
+        ["generate", "Once", "-n", "400", "-q", "-c", "64", "--context-shift"],
         ["chat", "word " * 300],
         ["perplexity", "{text}"],
+        ["bench", "-t", "1"],
+        ["cache", "warm", "--text", "{short}", "--kv-disk", "{folder}/kv"],
+        ["calibrate", "--text", "{text}", "--target", "0.4", "-o", "{folder}/out.json"],
+        ["quantize", EMBEDDED_MODEL, "{folder}/out.gguf", "--policy", "dynamic", "--bits", "8", "--text", "{text}"],
     ],
-    ids=["generate", "generate --json", "chat", "perplexity"],
+    ids=lambda arguments: " ".join([arguments[0], *(word for word in arguments if word.startswith("--"))]),
 )
 def test_ctrl_c_ends_with_130_after_the_batch_that_is_computed(lowbit, tmp_path, arguments):
     text = tmp_path / "text.txt"
     text.write_text("word " * 3000)
-    arguments = [word.format(text=text) for word in arguments]
+    short = tmp_path / "short.txt"
+    short.write_text("word " * 300)
+    arguments = [word.format(text=text, short=short, folder=tmp_path) for word in arguments]
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, *arguments], capture_output=True, text=True, check=False, timeout=1200
     )

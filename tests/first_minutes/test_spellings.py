@@ -101,6 +101,17 @@ def test_finish_reason_tells_a_full_context_from_enough_tokens():
     assert (exact.tokens, exact.finish_reason) == (full.tokens, "length")
 
 
+def test_a_text_may_go_on_where_the_context_is_full(run, tmp_path):
+    asked = ("generate", "Once upon a time", "-c", 16, "-n", 60, "-s", 1, "--context-shift")
+    want = package.load(context=16).generate("Once upon a time", max_tokens=60, seed=1, context_shift=True)
+    status, out, err = run(*asked)
+    assert (status, out) == (0, want.text + "\n")
+    assert f"the end was made without the first {want.left_out} tokens" in err
+    assert json.loads(run(*asked, "--json")[1])["left_out"] == want.left_out > 16
+    refused = run(*asked, "--regex", "a+")
+    assert (refused[0], refused[2].count("\n")) == (2, 1)
+
+
 def test_a_stop_string_may_be_a_line_end(run):
     whole = run("generate", "Tell me a story", "-n", 200, "-s", 1, "-q")[1]
     assert "\n\n" in whole.strip("\n"), "this seed writes paragraphs"

@@ -72,6 +72,7 @@ HOSTILE = {
     "tensor name empty": File(tensors=[Tensor("")]).build(),
     "tensor name of 64 bytes": File(tensors=[Tensor("n" * 64)]).build(),
     "tensor name not UTF-8": File(tensors=[Tensor(b"\xff")]).build(),
+    "tensor name with a line break": File(tensors=[Tensor("a\nb")]).build(),
     "tensor name twice": File(tensors=[Tensor("a"), Tensor("a")]).build(),
     "no dimensions": File(tensors=[Tensor(ne=(), n_dims=0)]).build(),
     "five dimensions": File(tensors=[Tensor(ne=(1, 1, 1, 1, 8))]).build(),

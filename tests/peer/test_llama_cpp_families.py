@@ -42,7 +42,7 @@ checkpoints.SEEDS |= {
     "deepseek_v3": 4,
 }  # others route a token elsewhere where activations are rounded
 FAMILIES = [
-    name for name in checkpoints.CASES if not name.startswith("bitnet") and not name.endswith("_embedding")
+    name for name in checkpoints.CASES | checkpoints.OWN if not name.startswith("bitnet") and not name.endswith("_embedding")
 ]  # llama.cpp lacks the architecture of bitnet-b1.58, activations of 8 bits, and the norms of the embedding models
 for _name, _keys in OTHERWISE.items():
     checkpoints.PLACES.setdefault(_name, list(checkpoints.CASES).index(_name))

@@ -16,7 +16,7 @@ typedef struct {
 
 static int32_t value_dim(const shape *s) { return s->value_dim ? s->value_dim : s->head_dim; }
 
-enum { MOST_BLOCKS = 16, MOST_HEADS = 8 };
+enum { MOST_BLOCKS = 40, MOST_HEADS = 8 };
 
 /* Blocks of LB_KV_SPAN positions, apart from each other, of two layers, of which the second is used. */
 typedef struct {
@@ -135,6 +135,29 @@ static void exact_attention(const shape *s, const float *q, const float *k, cons
     free(scores);
 }
 
+/* Rows shared out by pieces, in any order and by any heads, give what they give as a whole. */
+static void check_pieces(const lb_attention_args *whole, int32_t rows, const float *expected) {
+    const int32_t out_width = whole->n_heads * whole->value_dim;
+    lb_attention_args args = *whole;
+    args.n_parts = whole->positions[rows - 1] / LB_PIECE + 1;
+    const size_t n_parts = (size_t)args.n_parts * args.n_heads * lb_part_floats(args.value_dim);
+    float *parts = allocate(n_parts * sizeof *parts), *out = allocate((size_t)out_width * sizeof *out);
+    args.parts = parts, args.out = out;
+    for (int32_t row = 0; row < rows; row++, args.q += args.q_stride, args.blocks++, args.positions++) {
+        const int32_t seen = args.positions[0] + 1;
+        const int32_t first = args.window && seen > args.window ? (seen - args.window) / LB_PIECE : 0;
+        memset(parts, 0xff, n_parts * sizeof *parts);
+        for (int32_t piece = (seen - 1) / LB_PIECE; piece >= first; piece--) {
+            const int32_t some = args.n_kv_heads / 2;
+            if (some) lb_table.attention(&args, 0, 1, 0, some, piece);
+            lb_table.attention(&args, 0, 1, some, args.n_kv_heads - some, piece);
+        }
+        for (int32_t head = args.n_heads - 1; head >= 0; head--) lb_table.attention_sum(&args, head);
+        check_floats(text, "output by pieces", out, expected + (ptrdiff_t)row * out_width, out_width);
+    }
+    free(parts), free(out);
+}
+
 static void check_attention(const shape *s) {
     static const char *const types[] = {"float32", "float16", "int8"};
     enum { ROWS = 9, AFTER = 8 };
@@ -177,7 +200,9 @@ static void check_attention(const shape *s) {
                               s->type,
                               value_dim(s),
                               s->window,
-                              s->sinks ? sinks : NULL};
+                              s->sinks ? sinks : NULL,
+                              NULL,
+                              0};
 
     for (int32_t p = 0; p < s->n_positions; p++) {
         lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * v_width, c.blocks[p / LB_KV_SPAN], &args, p);
@@ -190,7 +215,7 @@ static void check_attention(const shape *s) {
      */
     const double tolerance = FLT_EVAL_METHOD != 0 && s->type == LB_KV_I8 ? 1e-3 : 5e-5;
     memset(got, GUARD, out_bytes);
-    for (int32_t head = 0; head < args.n_kv_heads; head++) lb_table.attention(&args, 0, ROWS, head);
+    lb_table.attention(&args, 0, ROWS, 0, args.n_kv_heads, 0);
     if (!guards_hold(got + n_out, AFTER * sizeof *got)) report(text, "bytes after the output were written");
     if (is_portable) {
         for (int32_t row = 0; row < ROWS; row++) {
@@ -200,9 +225,10 @@ static void check_attention(const shape *s) {
     }
     args.out = expected;
     for (int32_t row = 0; row < ROWS; row++) {
-        for (int32_t head = 0; head < args.n_kv_heads; head++) portable.attention(&args, row, 1, head);
+        for (int32_t head = 0; head < args.n_kv_heads; head++) portable.attention(&args, row, 1, head, 1, 0);
     }
     check_floats(text, "output", got, expected, (int32_t)n_out);
+    if (!s->units) check_pieces(&args, ROWS, got);
     free_cache(&c), free_cache(&expected_cache);
     free(k), free(v), free(q), free(got), free(expected), free(exact);
 }
@@ -239,15 +265,17 @@ static void check_wild(const shape *s, int32_t wild) {
                               s->type,
                               value_dim(s),
                               s->window,
-                              s->sinks ? sinks : NULL};
+                              s->sinks ? sinks : NULL,
+                              NULL,
+                              0};
     for (int32_t p = 0; p < s->n_positions; p++) {
         lb_table.kv_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, c.blocks[p / LB_KV_SPAN], &args, p);
         reference_store(k + (ptrdiff_t)p * width, v + (ptrdiff_t)p * width, &expected_cache, s, p);
     }
     check_cache(&c, &expected_cache, s);
-    for (int32_t head = 0; head < s->n_kv_heads; head++) lb_table.attention(&args, 0, 1, head);
+    lb_table.attention(&args, 0, 1, 0, s->n_kv_heads, 0);
     args.out = expected;
-    for (int32_t head = 0; head < s->n_kv_heads; head++) portable.attention(&args, 0, 1, head);
+    for (int32_t head = 0; head < s->n_kv_heads; head++) portable.attention(&args, 0, 1, head, 1, 0);
     check_floats(text, "output", got, expected, q_width);
     free_cache(&c), free_cache(&expected_cache);
     free(k), free(v), free(q), free(got), free(expected);
@@ -255,6 +283,7 @@ static void check_wild(const shape *s, int32_t wild) {
 
 void test_attention(void) {
     static const int32_t positions[] = {1, 2, 15, 16, 17, 33, 64, 65, 128, 200};
+    static const int32_t long_positions[] = {LB_PIECE, LB_PIECE + 1, LB_PIECE + 5, LB_PIECE + 100, 2 * LB_PIECE + 7};
     static const int32_t dims[] = {4, 16, 21, 48, 64, 80, 128};
     static const int32_t windows[] = {1, 3, 16, 63, 64, 65, 100};
     static const int32_t heads[][2] = {{1, 1}, {4, 2}, {6, 3}, {5, 1}};
@@ -279,6 +308,10 @@ void test_attention(void) {
         for (int32_t n_positions = 193; n_positions <= 600; n_positions += n_positions == 193 ? 64 : 343) {
             check_attention(&(shape){type, 4, 2, 21, n_positions, n_positions / 3, n_positions % 2, 0, 0});
             check_attention(&(shape){type, 3, 1, 64, n_positions, 0, n_positions % 2, 0, 0});
+        }
+        for (int i = 0; i < COUNT(long_positions); i++) {
+            check_attention(&(shape){type, 5, 1, 21, long_positions[i], 0, i % 2, 0, 0});
+            check_attention(&(shape){type, 6, 3, 16, long_positions[i], i % 2 ? 70 : 1100, 1, 0, 0});
         }
         for (int32_t wild = 1; wild < 2000; wild *= 3) {
             check_wild(&(shape){type, 1, 1, 21, 17, 0, 0, 0, 0}, wild);

@@ -32,7 +32,12 @@ EMULATED = {
     "x86_64": {"qemu64": "sse2", "Conroe": "ssse3", "Nehalem": "ssse3", "Haswell": "avx2"},
     "i686": {"pentium2": "mmx", "coreduo": "sse2", "n270": "ssse3"},
     "aarch64": {"cortex-a53": "neon", "neoverse-n1": "neondot", "max": "neoni8mm"},
+    "armv6l": {"arm1176": "armv6"},
 }
+
+# What Debian calls them, where that is another word, and the flags of a Raspberry Pi Zero.
+COMPILERS = {"armv6l": ("arm-linux-gnueabi-gcc", "-mcpu=arm1176jzf-s", "-mfpu=vfp", "-mfloat-abi=softfp")}
+EMULATORS = {"i686": "i386", "armv6l": "arm"}
 
 
 class Row(NamedTuple):
@@ -62,7 +67,8 @@ def rows(processor: str) -> list[Row]:
 
 def knows(compiler: list[str], row: Row) -> bool:
     """Return whether a compiler can compile an instruction set, as CMakeLists.txt asks it."""
-    include = "#ifdef __aarch64__\n#include <arm_neon.h>\n#else\n#include <immintrin.h>\n#endif\n"
+    header = {"aarch64": "arm_neon.h", "armv6l": "arm_acle.h"}.get(row.processors.split("|")[0], "immintrin.h")
+    include = f"#include <{header}>\n"
     source = f"{include}int main(void) {{ {row.tried}; return 0; }}"
     command = [*compiler, *row.flags, "-x", "c", "-", "-o", os.devnull]
     return not row.tried or subprocess.run(command, input=source, text=True, capture_output=True).returncode == 0
@@ -183,10 +189,11 @@ def cross_compiler(target: str) -> list[str] | None:
     """Return a command that compiles for the target, or None; Debian has compilers without a C library."""
     if target == platform.machine():
         return native_compiler()
-    name = shutil.which(f"{target}-linux-gnu-gcc")
+    command, *flags = COMPILERS.get(target, (f"{target}-linux-gnu-gcc",))
+    name = shutil.which(command)
     if name is None or subprocess.run([name, "-E", "-include", "stdio.h", os.devnull], capture_output=True).returncode:
         return None
-    return [name]
+    return [name, *flags]
 
 
 def native_compiler() -> list[str] | None:
@@ -199,7 +206,7 @@ def native_compiler() -> list[str] | None:
 
 def emulator(target: str) -> str | None:
     """Return the command of qemu-user for a target, or None."""
-    name = "i386" if target == "i686" else target
+    name = EMULATORS.get(target, target)
     return shutil.which(f"qemu-{name}-static") or shutil.which(f"qemu-{name}")
 
 

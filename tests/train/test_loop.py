@@ -12,6 +12,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs the extra 'train'")
 
 from lowbit.errors import FormatError, LowbitError
+from lowbit.train import report
 from lowbit.train.checkpoint import load_checkpoint, read_progress, save_checkpoint
 from lowbit.train.loop import Schedule, fit
 from lowbit.train.measure import bits_per_byte
@@ -267,3 +268,13 @@ def test_speed_is_measured_on_steps_that_train(make_model):
     before = model.token_embd.detach().clone()
     assert training_speed(model, 256, 256, 32, steps=2) > 0
     assert not torch.equal(model.token_embd, before)
+
+
+def test_a_step_that_takes_long_is_told_of_until_it_ends(monkeypatch, capsys):
+    monkeypatch.setattr(report, "QUIET_SECONDS", 0.01)
+    progress, told = report.Progress(steps=9, done=2, batch_tokens=64), ""
+    while "step 3 of 9 is at work" not in told:
+        told += capsys.readouterr().err
+        time.sleep(0.01)
+    progress.close()
+    assert "step 4" not in told

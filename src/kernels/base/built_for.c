@@ -12,5 +12,7 @@ const uint32_t lb_built_for = 0
 #if defined(__SSE2__)
                               | LB_CPU_SSE2
 #endif
+#elif defined(__ARM_FEATURE_SIMD32) && !defined(__aarch64__)
+                              | LB_CPU_ARMV6
 #endif
     ;

@@ -88,6 +88,15 @@ uint32_t lb_cpu_features(void) {
 uint32_t lb_cpu_features(void) { return LB_CPU_NEON; }
 #endif
 
+#elif defined(__arm__) && defined(__linux__)
+#include <sys/auxv.h>
+/* AT_PLATFORM is v5l, v6l, v7l or v8l, HWCAP_VFP bit 6. */
+uint32_t lb_cpu_features(void) {
+    const char *platform = (const char *)getauxval(AT_PLATFORM);
+    const int media = platform && platform[0] == 'v' && platform[1] >= '6' && platform[1] <= '9';
+    return media && getauxval(AT_HWCAP) >> 6 & 1 ? LB_CPU_ARMV6 : 0;
+}
+
 #else
 uint32_t lb_cpu_features(void) { return 0; }
 #endif

@@ -16,7 +16,8 @@ enum {
     LB_CPU_CMOV = 1 << 8,
     LB_CPU_AMX = 1 << 9,     /* tiles and their int8 products, with AVX512VBMI */
     LB_CPU_NEONI8MM = 1 << 10, /* with NEONDOT */
-    LB_CPU_AVX512VBMI = 1 << 11 /* with AVX512VNNI */
+    LB_CPU_AVX512VBMI = 1 << 11, /* with AVX512VNNI */
+    LB_CPU_ARMV6 = 1 << 12     /* 32-bit Arm with the media instructions of ARMv6 and VFP */
 };
 
 /* A set of the flags above. */
@@ -33,7 +34,7 @@ int32_t lb_cpu_streams(void);
  * does not. */
 const char *lb_cpu_refusal(uint32_t features);
 
-/* Those of 32-bit x86 that the compiler may use in every file of this build. */
+/* Those of 32-bit x86 and Arm that the compiler may use in every file of this build. */
 extern const uint32_t lb_built_for;
 
 #endif

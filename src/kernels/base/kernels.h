@@ -135,6 +135,7 @@ enum { LB_KV_F32 = 0, LB_KV_F16 = 1, LB_KV_I8 = 2 };
  * Where values begin at the same place as keys, they are the first channels of these (latents), and have their scales.
  */
 #define LB_KV_SPAN 64
+#define LB_PIECE 1024 /* positions */
 typedef struct {
     size_t keys, values, key_scales, value_scales; /* bytes from the beginning of a block */
     ptrdiff_t key_stride, value_stride;            /* elements from one kv head to the next; 0: they are all one */
@@ -151,6 +152,8 @@ typedef struct {
     int32_t value_dim;  /* channels of a value; head_dim are those of a key */
     int32_t window;     /* else only to the positions that are less than this far back */
     const float *sinks; /* (n_heads,): one more score of each head, which has no value; or NULL */
+    float *parts;       /* NULL, or for one row the sums of pieces: (n_heads, n_parts, lb_part_floats(value_dim)) */
+    int32_t n_parts;
 } lb_attention_args;
 
 #define LB_MAX_HEAD_DIM 512 /* of a value, and of a key that is no latent one */
@@ -176,8 +179,15 @@ typedef void lb_to_row_groups_fn(const lb_matrix *m, int32_t quarter, uint8_t *c
 typedef void lb_quantize_fn(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded, int8_t *q,
                             float *scale, int32_t *sum);
 typedef void lb_rms_norm_fn(const float *x, const float *weight, int32_t n, float eps, float *out);
-/* Some rows, one kv head: all query heads that share it. A row's result is the same whichever rows come with it. */
-typedef void lb_attention_fn(const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head);
+/*
+ * Some rows, and the query heads that share some kv heads. A result is the same whichever others come with it: each
+ * piece of LB_PIECE positions has sums of its own, and these are added in order. With args->parts only the sums of one
+ * piece are made and left there, so that several threads can share a row; attention_sum then makes the output of a
+ * head.
+ */
+typedef void lb_attention_fn(const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head,
+                             int32_t kv_heads, int32_t piece);
+typedef void lb_attention_sum_fn(const lb_attention_args *args, int32_t head);
 typedef void lb_kv_store_fn(const float *k, const float *v, char *block, const lb_attention_args *shape,
                             int32_t position);
 /* gate = activation(gate) * up */
@@ -231,6 +241,7 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(quantize, lb_quantize_fn)           \
     X(rms_norm, lb_rms_norm_fn)           \
     X(attention, lb_attention_fn)         \
+    X(attention_sum, lb_attention_sum_fn) \
     X(kv_store, lb_kv_store_fn)           \
     X(glu, lb_glu_fn)                     \
     X(add, lb_add_fn)                     \
@@ -252,6 +263,9 @@ typedef union {
 
 /* Declares the function that puts the kernels of one instruction set into a table. */
 #define LB_DECLARE_ISA(isa) void lb_init__##isa(lb_kernels *table);
+
+/* The weighted sum of the values, padded; the highest score; the sum of the weights. */
+static inline int32_t lb_part_floats(int32_t value_dim) { return (value_dim + 15) / 16 * 16 + 16; }
 
 static inline int32_t lb_row_groups(int32_t rows) { return (rows + LB_ROWS - 1) / LB_ROWS; }
 

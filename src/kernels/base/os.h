@@ -181,11 +181,12 @@ static inline void *lb_alloc_aligned(size_t bytes) {
     void *p = NULL;
     return posix_memalign(&p, 64, bytes ? bytes : 1) == 0 ? p : NULL;
 }
-/* For memory that is written once and read in order ever after: large pages, where there are any, save page walks. */
+/* For weights, keys and values, which are written once and read in order ever after: large pages, where there are any,
+ * save page walks. */
 static inline void *lb_alloc_huge(size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     const size_t page = (size_t)2 << 20;
-    if (bytes >= 2 * page) {
+    if (bytes >= page) {
         void *p = NULL;
         if (posix_memalign(&p, page, bytes) != 0) return NULL;
         madvise(p, bytes / page * page, MADV_HUGEPAGE); /* advice: the kernel may ignore it */

@@ -111,8 +111,9 @@ int32_t lb_cache_prefetch(lb_cache *c, const int32_t *blocks, int32_t n);
 
 /*
  * From now on the lru block that was used least is evicted, among equals the one unused for longest: for blocks of
- * which some are used more often than others, whatever came last. Counts are halved now and then, so that what has
- * become rare goes in the end; they go on while a block is not resident.
+ * which some are used more often than others. What was used within the last uses, half as many as there are slots, is
+ * spared: it may be rare and still come again at once. Counts are halved now and then, so that what has become rare
+ * goes in the end; they go on while a block is not resident.
  */
 void lb_cache_count_uses(lb_cache *c);
 

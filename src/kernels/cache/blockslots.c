@@ -5,21 +5,32 @@
 #include "blockslots.h"
 
 enum {
-    USE = 8,          /* what one use counts: half of it is left over when counts are halved, and so on */
-    USES_PER_SLOT = 2 /* after which all counts are halved */
+    USE = 2,           /* what one use counts: half of it is left over when counts are halved, and so on */
+    USES_PER_SLOT = 16 /* after which all counts are halved */
 };
 
-/* The slot of a pool whose block was used least, and of those the one unused for longest; -1: all are referenced. */
-static int32_t least_used(const pool_t *pool) {
-    for (int32_t uses = 0; uses <= MOST_USES; uses++)
-        if (pool->used[uses].first >= 0) return pool->used[uses].first;
-    return -1;
+/* Whether the block is among the last used, half as many uses as there are slots: it may well be used again at once. */
+static int32_t is_recent(const lb_cache *c, const slot_t *slot) {
+    return c->counting && c->uses - c->blocks[slot->block].used_at < (uint32_t)c->stats.lru_slots / 2;
+}
+
+/* The slot of a pool whose block was used least, and of those the one unused for longest; a recent one only where all
+ * are recent. -1: all are referenced. */
+static int32_t least_used(const lb_cache *c, const pool_t *pool) {
+    int32_t least = -1;
+    for (int32_t uses = 0; uses <= MOST_USES; uses++) {
+        const int32_t s = pool->used[uses].first;
+        if (s >= 0 && !is_recent(c, &c->slots[s])) return s;
+        if (least < 0) least = s;
+    }
+    return least;
 }
 
 void lb_count_use(lb_cache *c, block_t *b) {
     if (!c->counting || b->kind != LB_LRU) return;
     b->uses = (uint8_t)(b->uses < MOST_USES - USE ? b->uses + USE : MOST_USES);
-    if (++c->counted < USES_PER_SLOT * c->stats.lru_slots) return;
+    b->used_at = ++c->uses;
+    if (++c->counted < (int64_t)USES_PER_SLOT * c->stats.lru_slots) return;
     c->counted = 0;
     for (int32_t i = 0; i < c->n_blocks; i++) c->blocks[i].uses /= 2;
     for (int32_t uses = 1; uses <= MOST_USES; uses++) { /* each list joins the one of half as many uses */
@@ -83,6 +94,7 @@ static int32_t move_in(lb_cache *c, const lb_block_plan *plan, const int32_t *po
         c->blocks[b].kind = kinds[b];
         c->blocks[b].hinted = 0;
         c->blocks[b].uses = 0;
+        c->blocks[b].used_at = c->uses;
     }
     for (int kind = 0; kind < 3; kind++) {
         pool_t *pool = &c->pools[kind];
@@ -146,7 +158,7 @@ int32_t lb_take_slot(lb_cache *c, const block_t *b, int why) {
     pool_t *pool = &c->pools[b->kind];
     int32_t s = pool->free.first;
     if (why == AHEAD && pool->starving) return -1;
-    if (s < 0) s = least_used(pool);
+    if (s < 0) s = least_used(c, pool);
     if (s < 0 && (b->kind == LB_RING ? is_stale(c) : why == DEMAND)) s = pool->ahead.first;
     if (s < 0 && b->kind == LB_RING && why == DEMAND && pool->ahead.last >= 0) {
         s = pool->ahead.last; /* what is needed last, and to be read again before anything later */

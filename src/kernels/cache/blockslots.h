@@ -28,7 +28,7 @@ enum { DEMAND, AHEAD };
 enum {
     PAGE = 4096, /* what direct reads are aligned to */
     MAX_READERS = 16,
-    MOST_USES = 63, /* that a block has counted */
+    MOST_USES = 255, /* that a block has counted */
     STRAGGLERS = 16 /* neighbours in the order that threads may use the other way round */
 };
 
@@ -39,6 +39,7 @@ typedef struct {
     int32_t position; /* in the order, -1: not in it */
     uint8_t kind, hinted;
     uint8_t uses; /* counted, if they are */
+    uint32_t used_at; /* the last of all counted uses that was its own */
 } block_t;
 
 typedef struct {
@@ -74,6 +75,7 @@ struct lb_cache {
     int32_t closing, pausing;
     int32_t counting; /* uses of lru blocks decide which is evicted */
     int64_t counted;  /* since all counts were halved */
+    uint32_t uses;    /* counted in all; may wrap around */
     int32_t inside; /* threads in acquire */
     int32_t in_flight;
     int64_t refs;

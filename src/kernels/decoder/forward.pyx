@@ -10,8 +10,8 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 
 from lowbit._kernels.dispatch cimport (
-    LB_KV_F16, LB_KV_F32, Interrupts, begin_doubles, checked, end_floats, lb_activations, lb_float_mode, lb_matrix,
-    lb_plus, lb_times, parallel,
+    LB_KV_F16, LB_KV_F32, LB_PIECE, Interrupts, begin_doubles, checked, end_floats, lb_activations, lb_attention_args,
+    lb_float_mode, lb_matrix, lb_plus, lb_times, parallel,
 )
 from lowbit._kernels.deltanet cimport DeltaWork, Segment, mix
 from lowbit._kernels.graph cimport Graph, Layer, Linear
@@ -20,8 +20,8 @@ from lowbit._kernels.latent cimport LatentLayer, LatentRows, LatentScratch
 from lowbit._kernels.matrix cimport is_float, matrix_row, padded_cols, row_stride
 from lowbit._kernels.moe cimport ExpertLayer, ExpertScratch, Rows
 from lowbit._kernels.ops cimport (
-    ATTENTION_GRAIN, ATTENTION_ROWS, AddWork, AttentionWork, GateWork, GluWork, NormWork, RopeWork, add_work,
-    attention_work, gate_work, glu_work, norm_work, rope_work, scale_by, unrotate,
+    ATTENTION_ROWS, AddWork, GateWork, GluWork, NormWork, RopeWork, add_work, attend, gate_work, glu_work, norm_work,
+    rope_work, scale_by, unrotate,
 )
 from lowbit._kernels.paging cimport PagedMatrix
 from lowbit._kernels.profile cimport ADD, ATTENTION, EMBED, EXPERTS, GLU, MIX, NORM, ROPE
@@ -50,6 +50,8 @@ cdef class ForwardPass:
         self.wide = <float *>self._scratch(rows, <size_t>wide * 4)
         self.attended = <float *>self._scratch(rows, <size_t>max(q_size, graph.hidden) * 4)
         self.gates = <float *>self._scratch(rows, <size_t>(q_size if graph.gated else 0) * 4)
+        self.n_parts = (graph.context + LB_PIECE - 1) // LB_PIECE
+        self.parts = <float *>self._scratch(self.n_parts, <size_t>graph.part_floats * 4) if self.n_parts > 1 else NULL
         self.mixed = <float *>self._scratch(rows, <size_t>graph.channels * 4)
         self.segments = <Segment *>self._scratch(rows, sizeof(Segment))
         self.segment_of = <int32_t *>self._scratch(rows, 4)
@@ -195,24 +197,23 @@ cdef class ForwardPass:
     cdef void _attend(self, Layer *layer) noexcept nogil:
         """From queries, keys and values in `wide` to what is added to the residual stream, in `wide` too."""
         cdef RopeWork rope
-        cdef AttentionWork attention
+        cdef lb_attention_args attention
         cdef GateWork gate
         cdef int32_t n_rows = self.n_rows, q_size = layer.n_heads * layer.head_dim, seen, i
         cdef int32_t chunk = 1 if n_rows < 4 * self.threads else 4
-        cdef int32_t tiles = (n_rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS
         cdef int64_t work = 0
-        attention.args.q_stride = layer.qkv.n_out
-        attention.args.q, attention.args.out = self.wide, self.attended
-        attention.args.blocks, attention.args.positions = self.blocks, self.positions
-        attention.args.kv = self.pool.layer(layer.kv_index)
-        attention.args.n_heads, attention.args.n_kv_heads = layer.n_heads, layer.n_kv_heads
-        attention.args.head_dim, attention.args.kv_type = layer.head_dim, self.pool.kv_type
-        attention.args.value_dim = layer.head_dim
-        attention.args.window, attention.args.sinks = layer.window, layer.sinks
-        attention.n_rows = n_rows
+        attention.q_stride = layer.qkv.n_out
+        attention.q, attention.out = self.wide, self.attended
+        attention.blocks, attention.positions = self.blocks, self.positions
+        attention.kv = self.pool.layer(layer.kv_index)
+        attention.n_heads, attention.n_kv_heads = layer.n_heads, layer.n_kv_heads
+        attention.head_dim, attention.kv_type = layer.head_dim, self.pool.kv_type
+        attention.value_dim = layer.head_dim
+        attention.window, attention.sinks = layer.window, layer.sinks
+        attention.parts, attention.n_parts = self.parts, self.n_parts
         rope.qkv, rope.gates = self.wide, self.gates if layer.gated else NULL
         rope.bias, rope.q_norm, rope.k_norm = layer.qkv.bias, layer.q_norm, layer.k_norm
-        rope.cos, rope.sin, rope.shape, rope.n_out = layer.cos, layer.sin, attention.args, layer.qkv.n_out
+        rope.cos, rope.sin, rope.shape, rope.n_out = layer.cos, layer.sin, attention, layer.qkv.n_out
         rope.rope_dim, rope.halves, rope.norm_after = layer.rope_dim, layer.halves, layer.norm_after_rope
         rope.eps, rope.q_scale = self.graph.eps, layer.q_scale
         rope.whole_norm = layer.whole_norm
@@ -221,8 +222,7 @@ cdef class ForwardPass:
         for i in range(n_rows):
             seen = self.positions[i] + 1
             work += <int64_t>(min(seen, layer.window) if layer.window else seen) * q_size
-        parallel(attention_work, &attention, tiles * layer.n_kv_heads, 1,
-                 self.threads if work > ATTENTION_GRAIN else 1)
+        attend(&attention, n_rows, work, self.threads)
         if layer.gated:
             gate.x, gate.gate, gate.n = self.attended, self.gates, q_size
             parallel(gate_work, &gate, n_rows, chunk, self.threads)
@@ -238,7 +238,8 @@ cdef class ForwardPass:
         cdef int32_t i, seen
         cdef int64_t positions = 0
         for i in range(self.n_rows):
-            if i == self.n_rows - 1 or i % ATTENTION_ROWS == ATTENTION_ROWS - 1:
+            if (i == self.n_rows - 1 or i % ATTENTION_ROWS == ATTENTION_ROWS - 1
+                    or self.blocks[i] != self.blocks[i + 1]):
                 seen = self.positions[i] + 1
                 positions += min(seen, layer.window) if layer.window else seen
         return 2 * positions * layer.n_kv_heads * (size * layer.head_dim + (4 if size == 1 else 0))

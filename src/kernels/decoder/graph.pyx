@@ -10,7 +10,7 @@ from libc.string cimport memset
 from lowbit._kernels.deltanet cimport Delta
 from lowbit._kernels.dispatch cimport (
     LB_GELU, LB_MAX_HEAD_DIM, LB_RELU2, LB_SILU, LB_SWIGLU_OAI, alloc_aligned, checked, free_aligned, lb_matrix,
-    lb_plus, lb_round_up, lb_times,
+    lb_part_floats, lb_plus, lb_round_up, lb_times,
 )
 from lowbit._kernels.latent cimport LatentLayer
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, row_stride
@@ -91,6 +91,7 @@ cdef class Graph:
                 one.kv_index = n_attentions
                 n_attentions += 1
                 q_size = one.n_heads * one.head_dim
+                self.part_floats = max(self.part_floats, one.n_heads * lb_part_floats(one.head_dim))
                 kv_size = one.n_kv_heads * one.head_dim
                 qkv_size = (2 * q_size if one.gated else q_size) + 2 * kv_size
             self.q_size, self.qkv_size = max(self.q_size, q_size), max(self.qkv_size, qkv_size)

@@ -40,25 +40,6 @@ static inline void store_upto16(float *x, f32x16 value, int32_t n) {
     }
 }
 
-/* Adds the lanes as a binary tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1. */
-static inline float sum_lanes(f32x16 x) {
-    float v[16];
-    v_store(v, x);
-    for (int half = 8; half; half /= 2) {
-        for (int i = 0; i < half; i++) v[i] = v[i] + v[i + half];
-    }
-    return v[0];
-}
-
-static inline float max_lanes(f32x16 x) {
-    float v[16];
-    v_store(v, x);
-    for (int half = 8; half; half /= 2) {
-        for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
-    }
-    return v[0];
-}
-
 /*
  * exp(x), within 1 unit in the last place of float for -87.3 <= x <= 88, 0 below.
  * x = n ln 2 + r with |r| <= ln 2 / 2 (ln 2 in two parts, as in Cody and Waite); the polynomial is the Taylor series
@@ -110,7 +91,7 @@ void LB_NAME(lb_rms_norm)(const float *x, const float *weight, int32_t n, float 
         const f32x16 v = load_upto16(x + i, n - i);
         squares = v_add(squares, v_mul(v, v));
     }
-    const f32x16 factor = v_set1(1.0f / sqrtf(sum_lanes(squares) / (float)n + eps));
+    const f32x16 factor = v_set1(1.0f / sqrtf(v_sum(squares) / (float)n + eps));
     for (int32_t i = 0; i < n; i += 16) {
         const f32x16 v = v_mul(v_mul(load_upto16(x + i, n - i), factor), load_upto16(weight + i, n - i));
         store_upto16(out + i, v, n - i);
@@ -144,7 +125,7 @@ static inline float largest_magnitude(const float *x, int32_t n, int *wild) {
     if (*wild) {
         largest = v_set1(0.0f);
         for (i = 0; i < n; i += 16) largest = v_max(largest, v_abs(tame(load_upto16(x + i, n - i))));
-        return max_lanes(largest);
+        return v_most(largest);
     }
     float result;
     memcpy(&result, &most, sizeof result);

@@ -42,8 +42,8 @@ LB_INLINED void attend_latents(const lb_attention_args *a, char *const *block, c
         const int32_t n = count - start < SPAN ? count - start : SPAN, blocks = (n + 15) / 16;
         const char *keys = *block + a->kv.keys;
         for (int32_t b = 0; b < blocks; b++) {
-            score_blocks(keys, base + (ptrdiff_t)b * dim * 16, q, dim, dim, (float (*)[SPAN])(weights[0] + 16 * b),
-                         heads, 1, type);
+            score_block(keys, base + (ptrdiff_t)b * dim * 16, q, dim, dim, (float (*)[SPAN])(weights[0] + 16 * b),
+                        heads, type);
         }
         for (int h = 0; h < heads; h++) {
             const float *scales = scales_of(*block + a->kv.key_scales, kv_head);
@@ -58,6 +58,32 @@ LB_INLINED void attend_latents(const lb_attention_args *a, char *const *block, c
         }
     }
     for (int h = 0; h < heads; h++) {
-        for (int32_t c = 0; c < wide; c++) out[h * wide + c] = sum_lanes(total[h * wide + c]) / weight_sum[h];
+        for (int32_t c = 0; c < wide; c++) out[h * wide + c] = v_sum(total[h * wide + c]) / weight_sum[h];
+    }
+}
+
+LB_INLINED void attend_latent_heads(const lb_attention_args *a, int32_t row, int32_t kv_head, const int32_t type) {
+    const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim, wide = a->value_dim;
+    const int32_t stored = a->kv.key_stride ? kv_head : 0, count = a->positions[row] + 1;
+    const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
+    float *out = a->out + ((ptrdiff_t)row * a->n_heads + (ptrdiff_t)kv_head * shared) * wide;
+    int32_t head = 0;
+    for (; head + 2 <= shared; head += 2, q += 2 * dim, out += 2 * wide)
+        attend_latents(a, a->blocks[row], q, out, stored, count, 2, type);
+    if (head < shared) attend_latents(a, a->blocks[row], q, out, stored, count, 1, type);
+}
+
+static void attend_latent_rows(const lb_attention_args *a, int32_t row, int32_t end, int32_t kv_head,
+                               int32_t kv_heads) {
+    for (; row < end; row++) {
+        for (int32_t k = kv_head; k < kv_head + kv_heads; k++) {
+            if (a->kv_type == LB_KV_F16) {
+                attend_latent_heads(a, row, k, LB_KV_F16);
+            } else if (a->kv_type == LB_KV_I8) {
+                attend_latent_heads(a, row, k, LB_KV_I8);
+            } else {
+                attend_latent_heads(a, row, k, LB_KV_F32);
+            }
+        }
     }
 }

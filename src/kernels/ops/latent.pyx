@@ -18,7 +18,7 @@ from lowbit._kernels.dispatch cimport (
 )
 from lowbit._kernels.dispatch cimport LB_KV_SPAN
 from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, group_scale_bytes, is_float, padded_cols, row_stride
-from lowbit._kernels.ops cimport ATTENTION_GRAIN, ATTENTION_ROWS, AttentionWork, attention_work, turn
+from lowbit._kernels.ops cimport attend, turn
 from lowbit._kernels.products cimport multiply_all
 
 import numpy as np
@@ -165,10 +165,10 @@ cdef class LatentScratch:
     cdef void run(self, LatentLayer layer, const LatentRows *rows) noexcept nogil:
         """From queries, which may lie in `queries`, latents and rotated keys to what the heads say."""
         cdef PrepareWork prepare
-        cdef AttentionWork attention
+        cdef lb_attention_args attention
         cdef int32_t heads = layer.n_heads, rank = layer.rank, width = rank + layer.rope
         cdef int32_t units = heads // UNIT_HEADS if heads % UNIT_HEADS == 0 else heads
-        cdef int32_t tiles = (rows.n + ATTENTION_ROWS - 1) // ATTENTION_ROWS, i
+        cdef int32_t i
         cdef int64_t work = 0
         prepare.rows, prepare.norm, prepare.absorbed = rows, layer.norm, self.absorbed
         prepare.nope, prepare.rope, prepare.rank, prepare.n_heads = layer.nope, layer.rope, rank, heads
@@ -178,16 +178,15 @@ cdef class LatentScratch:
         self._multiply(&layer.k_b, heads, rows.q, rows.q_stride, layer.nope + layer.rope,
                        self.absorbed, heads * width, width, rows)
 
-        attention.args = prepare.shape
-        attention.args.kv.key_stride = attention.args.kv.value_stride = 0
-        attention.args.q, attention.args.q_stride, attention.args.out = self.absorbed, heads * width, self.queries
-        attention.args.blocks, attention.args.positions, attention.args.window = rows.blocks, rows.positions, 0
-        attention.args.n_heads, attention.args.n_kv_heads = heads, units
-        attention.args.sinks = NULL
-        attention.n_rows = rows.n
+        attention = prepare.shape
+        attention.kv.key_stride = attention.kv.value_stride = 0
+        attention.q, attention.q_stride, attention.out = self.absorbed, heads * width, self.queries
+        attention.blocks, attention.positions, attention.window = rows.blocks, rows.positions, 0
+        attention.n_heads, attention.n_kv_heads = heads, units
+        attention.sinks, attention.parts = NULL, NULL
         for i in range(rows.n):
             work += <int64_t>(rows.positions[i] + 1) * heads * width
-        parallel(attention_work, &attention, tiles * units, 1, rows.threads if work > ATTENTION_GRAIN else 1)
+        attend(&attention, rows.n, work, rows.threads)
         self._multiply(&layer.v_b, heads, self.queries, heads * rank, rank,
                        rows.out, heads * layer.value_size, layer.value_size, rows)
 

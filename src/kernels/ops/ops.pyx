@@ -2,7 +2,7 @@
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memmove
 
-from lowbit._kernels.dispatch cimport LB_KV_SPAN, table
+from lowbit._kernels.dispatch cimport LB_KV_SPAN, LB_PIECE, lb_attention_args, parallel, table
 from lowbit._kernels.matrix cimport padded_cols
 from lowbit._kernels.topk cimport count_magnitudes, keep_from, keep_largest
 
@@ -59,13 +59,40 @@ cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil:
                            c.scale + i * c.n_groups, c.sum + i * c.n_groups)
 
 
+cdef void attend(const lb_attention_args *args, int32_t n_rows, int64_t work, int32_t threads) noexcept nogil:
+    """Attention of all rows. A row that comes alone is shared out by pieces of its positions too, if there is `parts`.
+
+    Heads of a unit lie together in each block, so that it reads few streams.
+    """
+    cdef AttentionWork c
+    cdef int32_t heads = args.n_kv_heads, seen = args.positions[0] + 1, i
+    c.args, c.n_rows, c.piece = args[0], n_rows, 0
+    c.tiles = (n_rows + ATTENTION_ROWS - 1) // ATTENTION_ROWS
+    if work <= ATTENTION_GRAIN:
+        threads = 1
+    if args.window and seen > args.window:
+        c.piece = (seen - args.window) // LB_PIECE
+    if n_rows > 1 or threads == 1 or (seen - 1) // LB_PIECE == c.piece:
+        c.args.parts = NULL
+    if c.args.parts != NULL:
+        c.tiles = (seen - 1) // LB_PIECE - c.piece + 1
+    c.run = max(1, min(heads, heads * c.tiles // (2 * threads)))
+    parallel(attention_work, &c, c.tiles * ((heads + c.run - 1) // c.run), 1, threads)
+    if c.args.parts != NULL:
+        for i in range(args.n_heads):
+            table.attention_sum(&c.args, i)
+
+
 cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     cdef AttentionWork *c = <AttentionWork *>context
-    cdef int32_t unit, row
+    cdef int32_t heads = c.args.n_kv_heads, runs = (heads + c.run - 1) // c.run, unit, tile, row = 0, head
     for unit in range(begin, end):
-        # the last rows of a prompt have the most positions, so they come first
-        row = ((c.n_rows - 1) // ATTENTION_ROWS - unit // c.args.n_kv_heads) * ATTENTION_ROWS
-        table.attention(&c.args, row, min(<int32_t>ATTENTION_ROWS, c.n_rows - row), unit % c.args.n_kv_heads)
+        tile = unit // runs
+        if c.args.parts == NULL:    # the last rows of a prompt have the most positions, so they come first
+            row = (c.tiles - 1 - tile) * ATTENTION_ROWS
+        head = unit % runs * c.run
+        table.attention(&c.args, row, min(<int32_t>ATTENTION_ROWS, c.n_rows - row), head, min(c.run, heads - head),
+                        c.piece + tile)
 
 
 cdef void add_work(void *context, int32_t begin, int32_t end) noexcept nogil:

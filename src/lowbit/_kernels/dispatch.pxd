@@ -19,6 +19,7 @@ cdef extern from "kernels.h":
         LB_KV_F16
         LB_KV_I8
         LB_KV_SPAN
+        LB_PIECE
         LB_MAX_HEAD_DIM
         LB_SILU
         LB_RELU2
@@ -91,6 +92,8 @@ cdef extern from "kernels.h":
         int32_t value_dim
         int32_t window
         const float *sinks
+        float *parts
+        int32_t n_parts
 
     ctypedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end) noexcept nogil
     ctypedef void lb_streams_fn(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) noexcept nogil
@@ -100,7 +103,9 @@ cdef extern from "kernels.h":
                                  int8_t *q, float *scale, int32_t *sum) noexcept nogil
     ctypedef void lb_rms_norm_fn(const float *x, const float *weight, int32_t n, float eps, float *out) noexcept nogil
     ctypedef void lb_attention_fn(
-        const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head) noexcept nogil
+        const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head, int32_t kv_heads,
+        int32_t piece) noexcept nogil
+    ctypedef void lb_attention_sum_fn(const lb_attention_args *args, int32_t head) noexcept nogil
     ctypedef void lb_kv_store_fn(const float *k, const float *v, char *block, const lb_attention_args *shape,
                                  int32_t position) noexcept nogil
     ctypedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t activation) noexcept nogil
@@ -123,6 +128,7 @@ cdef extern from "kernels.h":
         lb_quantize_fn *quantize
         lb_rms_norm_fn *rms_norm
         lb_attention_fn *attention
+        lb_attention_sum_fn *attention_sum
         lb_kv_store_fn *kv_store
         lb_glu_fn *glu
         lb_add_fn *add
@@ -133,6 +139,7 @@ cdef extern from "kernels.h":
         lb_read_fn *read
         lb_dot_peak_fn *dot_peak
 
+    int32_t lb_part_floats(int32_t value_dim) noexcept nogil
     int32_t lb_row_groups(int32_t rows) noexcept nogil
     int32_t lb_units(int32_t row_groups, int32_t streams) noexcept nogil
     bint lb_has_minima(int32_t format) noexcept nogil

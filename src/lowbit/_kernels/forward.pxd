@@ -21,6 +21,8 @@ cdef class ForwardPass:
     cdef readonly int32_t batch         # most rows of a pass
     cdef readonly size_t scratch_bytes
     cdef list keep                      # scratch memory
+    cdef float *parts                   # of one row's attention, NULL if no row has more than one
+    cdef int32_t n_parts
     cdef ExpertScratch experts          # None if the model has none, like the next
     cdef LatentScratch latents
     cdef int status                     # why a pass was given up, 0 if it was not

@@ -74,6 +74,7 @@ cdef struct Layer:
 cdef class Graph:
     cdef readonly int32_t n_layers, hidden, intermediate, vocab, context
     cdef int32_t q_size, qkv_size   # the largest of all layers
+    cdef int32_t part_floats        # likewise: of a piece of one row's attention
     cdef int32_t inner              # likewise, of inputs that a matrix normalises or rotates by itself
     cdef int32_t channels               # likewise, of convolutions
     cdef readonly size_t state_bytes    # of the recurrent layers, for one sequence

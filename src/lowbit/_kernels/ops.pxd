@@ -4,7 +4,7 @@ from lowbit._kernels.dispatch cimport lb_attention_args, lb_matrix
 
 cdef enum:
     ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
-    ATTENTION_ROWS = 4              # rows of a unit: those of one prompt share what is read of their keys and values
+    ATTENTION_ROWS = 32             # rows of a unit: those of one prompt share what is read of their keys and values
 
 
 cdef struct Rotation:
@@ -38,8 +38,12 @@ cdef struct NormWork:
 
 
 cdef struct AttentionWork:
+    # Units are tiles of rows, or of one row pieces of its positions, by runs of kv heads.
     lb_attention_args args
     int32_t n_rows
+    int32_t tiles
+    int32_t piece                   # the first
+    int32_t run
 
 
 cdef struct AddWork:
@@ -91,7 +95,7 @@ cdef void turn(float *head, int32_t dim, bint halves, const float *cos, const fl
 cdef void gate_work(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void scale_by(float *x, float factor, int64_t n) noexcept nogil
 cdef void norm_work(void *context, int32_t begin, int32_t end) noexcept nogil
-cdef void attention_work(void *context, int32_t begin, int32_t end) noexcept nogil
+cdef void attend(const lb_attention_args *args, int32_t n_rows, int64_t work, int32_t threads) noexcept nogil
 cdef void add_work(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void glu_work(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void rope_work(void *context, int32_t begin, int32_t end) noexcept nogil

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +25,7 @@ from ..fleet import GROUP, groups_at_a_time, lines_of_group
 from ..serve.problems import Problem
 from .answering import Answer, failure
 from .asked import Asked
+from .header import common_header
 
 __all__ = ["Dispatcher", "Machines", "Node", "Process"]
 
@@ -142,21 +143,10 @@ class Dispatcher:
         there = {node.id for node in await asyncio.to_thread(self._machines.nodes)}
         for worker in workers:
             worker.gone = worker.node.id not in there  # it went while it was loading, which is no fault of the model's
-        headers = [header for worker, header in zip(workers, loaded) if not worker.gone]
-        workers = [worker for worker in workers if not worker.gone]
-        if not workers:
+        found = [(worker.node.name, header) for worker, header in zip(workers, loaded) if not worker.gone]
+        if not found:
             raise LowbitError("no node of the cluster is left")
-        usual = Counter(map(repr, headers)).most_common(1)[0][0]
-        for worker, header in zip(workers, headers):
-            if "error" in header:
-                raise LowbitError(f"node {worker.node.name}: {header['error']}")
-        common = next(header for header in headers if repr(header) == usual)
-        for worker, header in zip(workers, headers):
-            differing = [name for name in common if header.get(name) != common[name]]
-            if differing:
-                raise LowbitError(f"node {worker.node.name} has another {' and '.join(differing)} than the others: "
-                                  f"{one_line(header[differing[0]])}")  # fmt: skip
-        return common
+        return common_header(found)
 
     async def _load(self, worker: _Worker) -> dict[str, Any]:
         worker.process = self._machines.start(worker.node, self._feeds)

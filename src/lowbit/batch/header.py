@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from ..serve.settings import Settings
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = ["check_header", "header_of"]
+__all__ = ["check_header", "common_header", "header_of"]
 
 
 def header_of(model: Model, settings: Settings, seed: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -77,6 +79,32 @@ def _content(value: Any) -> Any:
         with open(value, "rb") as file:
             return blake2b(file.read(), digest_size=16).hexdigest()
     return value
+
+
+def common_header(found: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Return the header that all nodes have.
+
+    Parameters
+    ----------
+    found : sequence of (str, dict)
+        Names of nodes, with the header of each, or an ``error``.
+
+    Raises
+    ------
+    LowbitError
+        If one, which is named, has an error, or another header than most.
+    """
+    for name, header in found:
+        if "error" in header:
+            raise LowbitError(f"node {name}: {header['error']}")
+    usual = Counter(repr(header) for _, header in found).most_common(1)[0][0]
+    common = next(header for _, header in found if repr(header) == usual)
+    for name, header in found:
+        differing = [key for key in common if header.get(key) != common[key]]
+        if differing:
+            raise LowbitError(f"node {name} has another {' and '.join(differing)} than the others: "
+                              f"{one_line(header[differing[0]])}")  # fmt: skip
+    return common
 
 
 def check_header(path: str, found: bytes, wanted: dict[str, Any]) -> None:

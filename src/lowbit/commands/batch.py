@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 from .common import InputError, add_model_arguments, add_sampling_arguments, load_model, load_options, printable, whole
-from .serve import sampling_given, size
+from .serve import ray_task, sampling_given, size
 
 if TYPE_CHECKING:
     from ..batch import Answerer, Dispatcher
@@ -88,10 +88,10 @@ def _answerer(args: argparse.Namespace, settings: Settings, seed: int) -> Answer
     if args.ray is None:
         return Answerer(settings, seed, lambda: load_model(args))
     try:
-        from ..ray import Cluster, Task
+        from ..ray import Cluster
     except ImportError as error:
         raise InputError(f"--ray needs the extra 'ray': pip install 'lowbit[ray]' ({error})") from None
-    cluster = Cluster(args.ray, Task(args.model, load_options(args), settings, seed))
+    cluster = Cluster(args.ray, ray_task(args, settings, seed))
     try:
         return Dispatcher(cluster, settings.max_sequences)
     except BaseException:

@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--logprobs", type=whole(0), metavar="N", help="with --json: log-probability of each token, and the N likeliest"
     )
+    parser.add_argument(
+        "--context-shift", action="store_true", help="where the context is full, go on without its older half"
+    )
     add_constraint_arguments(parser)
     add_sampling_arguments(parser, str(MOST_TOKENS))
     add_model_arguments(parser)
@@ -62,13 +65,17 @@ def run(args: argparse.Namespace) -> int:
     prompt = prompt_of(args)
     if prompt is None:
         prompt = read_text(None, "prompt")
+    options = {"speculate": args.speculate, "context_shift": args.context_shift, **constraint, **sampling}
+    if args.context_shift and constraint:
+        raise InputError("--context-shift goes with no schema, expression or grammar, which bind the text as a whole")
     model = load_model(args)
     if args.json:
-        options = {} if args.logprobs is None else {"logprobs": args.logprobs}
-        out = model.generate(prompt, speculate=args.speculate, **options, **constraint, **sampling)
+        if args.logprobs is not None:
+            options["logprobs"] = args.logprobs
+        out = model.generate(prompt, **options)
         print_json(as_json(out, sampling["seed"]))
         return 0
-    out = _stream(model, prompt, {"speculate": args.speculate, **constraint, **sampling})
+    out = _stream(model, prompt, options)
     if not args.quiet:
         print(_summary(model, out, sampling, args.max_tokens is None), file=sys.stderr)
     return 0
@@ -99,6 +106,8 @@ def _summary(model: Model, out: Generation, sampling: dict[str, Any], by_default
     ]
     if sampling["temperature"] > 0:
         parts.append(f"seed {sampling['seed']}")
+    if out.left_out:
+        parts.append(f"the context was full: the end was made without the first {out.left_out} tokens")
     if out.finish_reason == "context":
         parts.append(f"ended by the context of {model.context} tokens")
     elif out.finish_reason == "length":
@@ -114,6 +123,7 @@ def as_json(out: Generation, seed: int) -> dict[str, Any]:
         **({} if out.logprobs is None else {"logprobs": [_logprob_as_json(one) for one in out.logprobs]}),
         "prompt_tokens": out.prompt_tokens,
         "finish_reason": out.finish_reason,
+        **({"left_out": out.left_out} if out.left_out else {}),
         "seed": seed,
         "timings": {
             "load_seconds": timings.load_seconds,

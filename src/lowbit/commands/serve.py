@@ -10,9 +10,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .common import InputError, add_model_arguments, add_sampling_arguments, load_model, whole
+from .common import InputError, add_model_arguments, add_sampling_arguments, load_model, load_options, whole
+
+if TYPE_CHECKING:
+    from ..ray import Task
+    from ..serve import Settings
 
 _MANUAL = """\
 paths (those of OpenAI with and without /v1):
@@ -34,6 +38,7 @@ limits:
 
 examples:
   lowbit serve -m model.gguf --port 8000
+  lowbit serve -m /models/model.gguf --ray auto --host 0.0.0.0 --replicas 1:8
   lowbit serve --host 0.0.0.0 --api-key-file key.txt --allow-host models.example.org
   curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
        -d '{{"messages": [{{"role": "user", "content": "Tell me a story."}}], "seed": 1}}'
@@ -51,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-page", action="store_true", help="serve no page at /")
     add("--no-slots", action="store_true", help="do not tell at /slots what runs")
     add("--no-metrics", action="store_true", help="do not tell counts at /metrics")
+    add = parser.add_argument_group("cluster").add_argument
+    add("--ray", metavar="ADDRESS", help="serve on all nodes of this Ray cluster, each of which has lowbit and the "
+        "model, at a port of its head: auto, or HOST:PORT")  # fmt: skip
+    add("--replicas", type=_replicas, metavar="N[:MAX]", help="with --ray: how many processes, each with the whole "
+        "model and -t processors; or the fewest and the most, by how many requests there are (default: all that "
+        "there is room for)")  # fmt: skip
     add = parser.add_argument_group("safety").add_argument
     add("--api-key", action="append", default=[], metavar="KEY",
         help="refuse requests without this key; may be given several times (or LOWBIT_API_KEY)")  # fmt: skip
@@ -93,8 +104,11 @@ def run(args: argparse.Namespace) -> int:
     from .. import __version__
     from ..serve import Settings
 
+    if args.replicas is not None and args.ray is None:
+        raise InputError("--replicas is of use with --ray only")
     try:
-        from ..serve.running import run as serve
+        if args.ray is None:
+            from ..serve.running import run as serve
     except ImportError as error:
         raise InputError(f"the server needs the extra 'serve': pip install 'lowbit[serve]' ({error})") from None
     try:
@@ -111,8 +125,40 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     except ValueError as error:
         raise InputError(str(error)) from None
-    serve(settings, lambda: load_model(args))
+    if args.ray is not None:
+        _serve_on_cluster(args, settings)
+    else:
+        serve(settings, lambda: load_model(args))
     return 0
+
+
+def _serve_on_cluster(args: argparse.Namespace, settings: Settings) -> None:
+    if not args.port or "," in args.host:
+        raise InputError("with --ray, --host must be one address and --port not 0")
+    try:
+        from ..ray.running import run as serve
+    except ImportError as error:
+        raise InputError(f"serve --ray needs the extra 'ray', and Ray 2.60 or newer: pip install 'lowbit[ray]' "
+                         f"({error})") from None  # fmt: skip
+    serve(args.ray, ray_task(args, settings), args.threads, args.replicas)
+
+
+def ray_task(args: argparse.Namespace, settings: Settings, seed: int = 0) -> Task:
+    """Return what the nodes of a cluster are to load; files are at the same path on each."""
+    from ..ray import Task
+
+    def everywhere(name: str | None) -> str | None:
+        return os.path.abspath(name) if name is not None and os.path.exists(name) else name
+
+    # Threads are those of the nodes, which may have more cores than this machine.
+    options = load_options(argparse.Namespace(**{**vars(args), "threads": None}))
+    for name in ("tokenizer", "draft"):
+        if name in options:
+            options[name] = everywhere(options[name])
+    settings = dataclasses.replace(settings, chat_template=everywhere(settings.chat_template))
+    if args.threads is not None:
+        options["threads"] = args.threads
+    return Task(everywhere(args.model), options, settings, seed)
 
 
 def size(text: str, name: str) -> int:
@@ -147,6 +193,16 @@ def sampling_given(args: argparse.Namespace) -> dict[str, Any]:
         given["stop"] = tuple(given["stop"])
     SamplingParams(**given)
     return given
+
+
+def _replicas(text: str) -> int | tuple[int, int]:
+    try:
+        fewest, *most = map(whole(1), text.split(":"))
+    except argparse.ArgumentTypeError:
+        fewest, most = 1, [0]
+    if len(most) > 1 or any(fewest > one for one in most):
+        raise argparse.ArgumentTypeError(f"must be a number, or two as 1:8, not {text!r}")
+    return (fewest, most[0]) if most else fewest
 
 
 def _port(text: str) -> int:

@@ -104,7 +104,7 @@ class Drafter:
         try:
             if target.n_tokens < capacity:
                 sequence = Sequence(
-                    self._decoder.pool, target.tokens(), capacity, len(request.ids),
+                    self._decoder.pool, target.tokens(), capacity, len(request.given),
                     make_sampler(request.params, graph.vocab, 0), capacity + 1, salt=request.salt, owner=request,
                 )  # fmt: skip
                 request.shadow = Shadow(sequence, PAUSES[0])

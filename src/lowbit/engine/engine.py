@@ -315,12 +315,12 @@ class Engine(Driven):
         for other in self._running:
             if other.state is not State.PREFILL or other.salt != request.salt or request.each is not None:
                 continue
-            n = min(len(request.ids) - 1, len(other.ids)) // border * border
-            different = np.flatnonzero(request.ids[:n] != other.ids[:n])
+            n = min(len(request.tokens) - 1, len(other.tokens)) // border * border
+            different = np.flatnonzero(request.tokens[:n] != other.tokens[:n])
             common = (int(different[0]) if len(different) else n) // border * border
             if common:
                 if known is None:
-                    known = SPAN * len(self._pool.match(request.ids[:-1].tobytes(), request.salt)[0])
+                    known = SPAN * len(self._pool.match(request.tokens[:-1].tobytes(), request.salt)[0])
                 if common > known:
                     return True
         return False
@@ -330,8 +330,8 @@ class Engine(Driven):
         graph, scored = self._decoder.graph, request.each is not None
         while True:
             sequence = Sequence(
-                self._pool, request.tokens, request.capacity, len(request.ids), request.sampler,
-                min(len(request.ids) + request.params.max_tokens, MOST_TOKENS), request.ends,
+                self._pool, request.tokens, request.capacity, len(request.given), request.sampler,
+                min(request.most, MOST_TOKENS), request.ends,
                 request.salt, not scored, self._decoder.sparse_prefill or not graph.sparse_decode, request,
             )  # fmt: skip
             free = self._pool.free
@@ -412,7 +412,7 @@ class Engine(Driven):
         sequence, decoder = request.sequence, self._decoder
         assert sequence is not None
         try:
-            if request.state is State.DECODE:
+            if request.made:  # else its prompt is being read
                 request.decode_seconds += seconds
             if request.each is not None:
                 request.each((decoder.states if request.want == "states" else decoder.logits)[place])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["Every", "Mean", "One", "pooled"]
+__all__ = ["Every", "Mean", "One", "normalised", "pooled"]
 
 
 def pooled(how: str, out: np.ndarray, n: int) -> Callable[[np.ndarray], None]:
@@ -57,3 +57,9 @@ class Mean:
         for start in range(len(rows)):
             self._total += rows[start].astype(np.float64)
         self._out[:] = self._total / self._n
+
+
+def normalised(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors, shape (n, size), with the length 1."""
+    lengths = np.sqrt((vectors.astype(np.float64) ** 2).sum(1, keepdims=True))
+    return (vectors / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)

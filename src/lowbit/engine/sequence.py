@@ -13,13 +13,14 @@ import numpy as np
 
 from .._kernels.sampler import Sampler
 from .._kernels.sequence import Sequence, Turn
+from ..errors import UnsupportedModelError
 from ..sampling import SamplingParams
 from ..tokenizers import Tokenizer
 from .constraints import Constraint
 from .shadow import Shadow
 from .text import GeneratedText, Generation, LogprobRecorder, Timings, TokenLogprob
 
-__all__ = ["Request", "State", "make_sampler"]
+__all__ = ["Request", "State", "check_shift", "make_sampler"]
 
 
 class State(enum.Enum):
@@ -43,6 +44,26 @@ def make_sampler(params: SamplingParams, vocab_size: int, seed: int, known: Sequ
     )  # fmt: skip
     sampler.note(list(known))
     return sampler
+
+
+def check_shift(context: int, recurrent: bool, constraint: Constraint | None) -> None:
+    """Refuse to go on where the context is full, if what follows would not be what it is said to be.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If layers are recurrent.
+    ValueError
+        If the text must be something as a whole, or nothing would be left of so small a context.
+    """
+    if recurrent:
+        raise UnsupportedModelError(
+            "context_shift is not for recurrent layers, whose state is made of all that was read"
+        )
+    if constraint is not None:
+        raise ValueError("context_shift goes with no schema, expression or grammar, which bind the text as a whole")
+    if context < LEAST_SHIFTED:
+        raise ValueError(f"context_shift needs a context of at least {LEAST_SHIFTED} tokens, not {context}")
 
 
 class Request:
@@ -78,6 +99,8 @@ class Request:
         For the timings.
     begins : bool
         Whether its text is one of its own, and does not go on with the prompt's.
+    shifts : bool
+        Whether it goes on where the context ends, with the newer half of what was read in the place of the prompt.
     """
 
     def __init__(
@@ -85,9 +108,14 @@ class Request:
         tokenizer: Tokenizer | None = None, ends: frozenset[int] = frozenset(), speculate: bool = False,
         drafted: bool = False, record: LogprobRecorder | None = None,
         each: Callable[[np.ndarray], None] | None = None, want: str = "last", salt: bytes = b"",
-        load_seconds: float = 0.0, constraint: Constraint | None = None, begins: bool = True,
+        load_seconds: float = 0.0, constraint: Constraint | None = None, begins: bool = True, shifts: bool = False,
     ) -> None:  # fmt: skip
         self.ids, self.params = ids, params
+        self.given = ids
+        """What its sequence has for a prompt: the prompt, or what was kept when the context was full."""
+        self._before: list[int] = []  # tokens that were made before that
+        self._bos = ids[:1] if tokenizer is not None and ids[0] == tokenizer.bos_id else ids[:0]
+        self._shifts = shifts
         self.samples, self._make_sampler = make_sampler is not None, make_sampler
         self._sampler: Sampler | None = None
         self.tokens = ids
@@ -140,6 +168,11 @@ class Request:
         return self._taken
 
     @property
+    def most(self) -> int:
+        """Tokens of its sequence at which it ends."""
+        return len(self.given) + self.params.max_tokens - len(self._before)
+
+    @property
     def held_back(self) -> bool:
         """Whether its reader has so much to read that making more can wait."""
         return not self.collecting and self._given - self._read >= MOST_UNREAD
@@ -164,7 +197,7 @@ class Request:
 
     def begin(self, sequence: Sequence) -> None:
         """Start to compute, or go on after having been set aside."""
-        if len(self.tokens) == len(self.ids):
+        if not self._before and len(self.tokens) == len(self.ids):
             self.reused = sequence.reused
             if self.progress is not None:
                 self._begun = time.perf_counter()
@@ -174,10 +207,22 @@ class Request:
 
     def set_aside(self) -> None:
         """Give up its memory; it is computed anew, to the same bits, when it begins again."""
-        sequence, self.state = self.sequence, State.QUEUED
+        sequence = self.sequence
         assert sequence is not None
         self.tokens = sequence.tokens()
-        self.sequence = None
+        self.state, self.sequence = State.QUEUED, None
+        sequence.close()
+        self.leave_shadow()
+
+    def _shift(self) -> None:
+        """Go on where the context is full: BOS and the newer half of the tokens after it are the prompt now."""
+        sequence, bos = self.sequence, self._bos
+        assert sequence is not None
+        tokens = sequence.tokens()
+        before = self._before + tokens[len(self.given) :].tolist()
+        kept = np.concatenate([bos, tokens[len(bos) + (len(tokens) - len(bos) + 1) // 2 :]])
+        # At once, for a signal would have to find all of it changed or nothing.
+        self._before, self.given, self.tokens, self.state, self.sequence = before, kept, kept, State.QUEUED, None
         sequence.close()
         self.leave_shadow()
 
@@ -204,7 +249,7 @@ class Request:
         assert sequence is not None
         if self.progress and self.progress[-1][0] < min(sequence.length, len(self.ids)):
             self.progress.append((min(sequence.length, len(self.ids)), time.perf_counter() - self._begun))
-        if self.state is State.PREFILL and sequence.pending <= 1 and sequence.n_tokens > len(self.ids):
+        if self.state is State.PREFILL and sequence.pending <= 1 and sequence.n_tokens > len(self.given):
             self.state = State.DECODE
             now = time.perf_counter() - self._start
             self._prompt_seconds = self._prompt_seconds or now
@@ -213,17 +258,24 @@ class Request:
         if not self._whole:
             self._text, self._taken, self._at = GeneratedText(*self._for_text), 0, 0
         self._whole = False
-        for token in sequence.tokens(len(self.ids) + self._taken).tolist():
+        before = len(self._before)
+        new = sequence.tokens(len(self.given) + max(self._taken - before, 0)).tolist()
+        for token in self._before[self._taken :] + new:
             if self.record is not None and logits is not None:
                 self._logprobs.append(self.record(token, logits, self._sampler))
             self._put(self._text.push(token))
             self._taken += 1
             if self._text.stopped:
                 break
+        full = sequence.ended and not self._text.stopped and self._taken < self.params.max_tokens
+        if full and self._shifts:
+            self._whole = True
+            self._shift()
+            return
         if sequence.ended and not self._text.stopped:
             self._put(self._text.finish(self.constraint is not None and self.constraint.ended))
         self._whole = True
-        if self._text.stopped or (sequence.ended and not (sequence.pending and sequence.n_tokens == len(self.ids))):
+        if self._text.stopped or (sequence.ended and not (sequence.pending and sequence.n_tokens == len(self.given))):
             self._prompt_seconds = self._prompt_seconds or time.perf_counter() - self._start
             self.state = State.FINISHED
 
@@ -260,7 +312,8 @@ class Request:
             self._load_seconds, len(self.ids), self.reused, self._prompt_seconds, len(text.tokens), self.decode_seconds,
             self._first_token_seconds,
         )  # fmt: skip
-        out = replace(text.result(len(self.ids), timings), seed=self.params.seed)
+        left_out = len(self.ids) + len(self._before) - len(self.given)
+        out = replace(text.result(len(self.ids), timings), seed=self.params.seed, left_out=left_out)
         if out.finish_reason == "length" and len(text.tokens) < self.params.max_tokens:
             out = replace(out, finish_reason="context")
         if self.record is not None:
@@ -268,5 +321,7 @@ class Request:
         return out
 
 
+LEAST_SHIFTED = 4
+"""Tokens of a context of which BOS and one more can be kept, and another be made behind them."""
 MOST_UNREAD = 512
 """Characters that are made ahead of a reader."""

@@ -80,6 +80,8 @@ class Generation:
     """The stop string that ended the text, if one did."""
     seed: int | None = None
     """The same call with this seed gives the same text."""
+    left_out: int = 0
+    """With `context_shift`: the oldest tokens, which the last ones were made without."""
 
     def __str__(self) -> str:
         return self.text

@@ -335,9 +335,10 @@ class _Keys:
         return kinds[kind]
 
     def vocabulary(self) -> int:
-        tokens = self.metadata.get("tokenizer.ggml.tokens")
-        if self.prefix + "vocab_size" not in self.metadata and isinstance(tokens, list):
-            return len(tokens)
+        if self.prefix + "vocab_size" not in self.metadata:
+            tokens = self.metadata.get("tokenizer.ggml.tokens")  # makes a list of all of them
+            if isinstance(tokens, list):
+                return len(tokens)
         return self.whole("vocab_size", 1, MAX_VOCAB)
 
     def choice(self, key: str, choices: tuple[_Choice, ...], default: _Choice) -> _Choice:

@@ -37,8 +37,8 @@ def parse_entries(cursor: Cursor, n_tensors: int) -> list[Entry]:
     seen: set[str] = set()
     for _ in range(n_tensors):
         name = as_text(cursor.string(MAX_NAME_BYTES, "a tensor name"), "a tensor name")
-        if not name or name in seen:
-            raise FormatError(f"has an empty tensor name or two tensors named {name!r}")
+        if not name or name in seen or not name.isprintable():
+            raise FormatError(f"has an empty or unprintable tensor name, or two tensors named {name!r}")
         seen.add(name)
         n_dims = cursor.number(4, f"tensor {name!r}")
         if n_dims not in _DIMENSIONS:

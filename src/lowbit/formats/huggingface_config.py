@@ -304,8 +304,10 @@ def _special(keys: Keys, kind: _ModelClass, values: Mapping[str, Any]) -> dict[s
         special["embedding_scale"] = keys.number("scale_emb", 1e-6, 1e6, 1.0)
         special["residual_scale"] = keys.number("scale_depth", 1e-6, 1e6, 1.0) / math.sqrt(n_layers)
         special["logit_scale"] = hidden / keys.whole("dim_model_base", 1)
-    if kind.architecture == "maple" and not keys.flag("nope_on_global_attention", True):
-        raise UnsupportedModelError("Maple with RoPE in all layers is not supported")
+    if kind.architecture == "maple":
+        if not keys.flag("nope_on_global_attention", True):
+            raise UnsupportedModelError("Maple with RoPE in all layers is not supported")
+        special["swiglu_clamp_exp"] = 7.0  # a file without it is refused by llama.cpp
     if kind.architecture == "smollm3":
         every = keys.whole("no_rope_layer_interval", 4)
         has_rope = keys.values.get("no_rope_layers")

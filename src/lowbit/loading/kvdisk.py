@@ -27,7 +27,7 @@ from .shared import files_of
 
 __all__ = ["KVDisk", "fingerprint", "kv_folder", "name_in", "sample"]
 
-MAGIC, VERSION = b"lowbitKV", 1
+MAGIC, VERSION = b"lowbitKV", 2
 """The version is raised, too, when lowbit computes other bits than before within a version of its own."""
 NAME, CHECKSUM = 96, 4
 HEADER = struct.Struct(f"<8sIIQ16s20s{NAME}s")

@@ -234,12 +234,12 @@ def _twice_bos(look: _Look) -> Iterator[str]:
 
 def _unmarked_control(look: _Look) -> Iterator[str]:
     """Names of control tokens that are stored as ordinary tokens: a user who types one would end the turn."""
-    types, tokens = (look.file.metadata.get(f"tokenizer.ggml.{key}") for key in ("token_type", "tokens"))
-    if not look.own_tokenizer or not isinstance(types, np.ndarray) or not isinstance(tokens, list):
+    types, tokenizer = look.file.metadata.get("tokenizer.ggml.token_type"), look.tokenizer
+    if not look.own_tokenizer or tokenizer is None or not isinstance(types, np.ndarray):
         return
-    ends = {name.encode() for name in END_MARKERS - FILL_IN_MARKERS if "|" in name}
-    names = {i: t for i, t in enumerate(tokens) if t in ends and i < len(types)}
-    wrong = [t.decode() for i, t in names.items() if types[i] != 3]
+    names = [name for name in tokenizer.special_texts() if "|" in name and name in END_MARKERS - FILL_IN_MARKERS]
+    ids = [tokenizer.encode(name, add_bos=False, add_eos=False, parse_special=True) for name in names]
+    wrong = [name for name, found in zip(names, ids) if found[0] < len(types) and types[found[0]] != 3]
     if wrong:
         yield f"{', '.join(wrong[:4])} {'is' if len(wrong) == 1 else 'are'} not marked as control, and treated as such"
 

@@ -6,8 +6,18 @@ machine that fails costs what it was doing, and what a line or a request gets do
 
 from __future__ import annotations
 
+from typing import Any
+
 from .cluster import Cluster
 from .data import Answers
 from .worker import Task
 
-__all__ = ["Answers", "Cluster", "Task"]
+__all__ = ["Answers", "Cluster", "Task", "deployment"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "deployment":  # whoever has a batch needs no Ray Serve
+        from .serving import deployment
+
+        return deployment
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,10 +15,50 @@ from ..batch.dispatch import Node
 from ..errors import LowbitError, one_line
 from .worker import Task, Worker
 
-__all__ = ["Cluster"]
+__all__ = ["Cluster", "connect", "nodes", "this_node"]
 
 CONNECT_SECONDS = 10.0
 """To reach the cluster."""
+
+
+def connect(address: str) -> None:
+    """Reach a cluster.
+
+    Parameters
+    ----------
+    address : str
+        As `ray.init` takes it: ``auto``, ``HOST:PORT``, or ``local`` for one that is started here.
+
+    Raises
+    ------
+    LowbitError
+        If there is no such cluster.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdecimal() and "/" not in host:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        ray.init(address, logging_level="error", log_to_driver=False)
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise LowbitError(f"no Ray cluster answers at {address}: {one_line(error)}") from None
+
+
+def nodes() -> list[Node]:
+    """Return the nodes that are alive and have a processor."""
+    return [
+        Node(node["NodeID"], _name(node["NodeManagerAddress"], node["NodeID"]), int(node["Resources"]["CPU"]))
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+    ]
+
+
+def this_node() -> str:
+    """Return the name of the node that this runs on."""
+    return _name(ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id())
+
+
+def _name(address: str, identity: str) -> str:
+    return f"{address} ({identity[:8]})"
 
 
 class Cluster:
@@ -27,7 +67,7 @@ class Cluster:
     Parameters
     ----------
     address : str
-        As `ray.init` takes it: ``auto``, ``HOST:PORT``, or ``local`` for one that is started here.
+        As for `connect`.
     task : Task
 
     Raises
@@ -38,21 +78,11 @@ class Cluster:
 
     def __init__(self, address: str, task: Task) -> None:
         self._task = task
-        host, _, port = address.rpartition(":")
-        try:
-            if host and port.isdecimal() and "/" not in host:  # Ray itself would try for minutes
-                socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-            ray.init(address, logging_level="error", log_to_driver=False)
-        except (OSError, RuntimeError, ValueError, RayError) as error:
-            raise LowbitError(f"no Ray cluster answers at {address}: {one_line(error)}") from None
+        connect(address)
 
     def nodes(self) -> list[Node]:
         """Return the nodes that are alive and have a processor."""
-        return [
-            Node(node["NodeID"], f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})", int(node["Resources"]["CPU"]))
-            for node in ray.nodes()
-            if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
-        ]
+        return nodes()
 
     def start(self, node: Node, calls: int) -> _Process:
         """Begin an actor on a node; threads are as many as processors, which are all set aside for it."""

@@ -10,7 +10,7 @@ from .http import Call
 from .problems import Problem
 from .settings import Settings
 
-__all__ = ["check_host", "check_key", "cors_headers", "is_loopback"]
+__all__ = ["check_host", "check_key", "cors_headers", "who_reaches"]
 
 # Written with capitals, as nearly all servers do: some clients look for them so.
 _PREFLIGHT = {
@@ -21,12 +21,19 @@ _PREFLIGHT = {
 }
 
 
-def is_loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     """Tell whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost"
+
+
+def who_reaches(settings: Settings) -> str:
+    """Return for people who can reach the server."""
+    if all(map(_is_loopback, settings.host_names)):
+        return "this machine only"
+    return "OPEN TO THE NETWORK" + ("" if settings.api_keys else ", WITHOUT A KEY")
 
 
 def check_host(call: Call, settings: Settings) -> None:
@@ -79,4 +86,4 @@ def _is_local(origin: str) -> bool:
         whole = f"{parts.scheme}://{parts.netloc}" == origin and parts.port != 0  # which raises for what is no number
     except ValueError:
         return False
-    return whole and parts.scheme in ("http", "https") and is_loopback(parts.hostname or "")
+    return whole and parts.scheme in ("http", "https") and _is_loopback(parts.hostname or "")

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import LowbitError
 from .app import App
-from .guard import is_loopback
+from .guard import who_reaches
 from .http import encode
 from .problems import Problem, openai_form
 from .service import Service
@@ -150,11 +150,7 @@ def _say(service: Service, listening: list[socket.socket]) -> None:
     settings, port = service.settings, listening[0].getsockname()[1]
     names = settings.host_names
     hosts = " and ".join(f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}" for name in names)
-    closed = all(map(is_loopback, names))
-    who = "this machine only" if closed else "OPEN TO THE NETWORK"
-    if not closed and not settings.api_keys:
-        who += ", WITHOUT A KEY"
     if service.note:
         print(f"lowbit: {service.note}", file=sys.stderr)
-    print(f"lowbit: serving {ascii(service.name)[1:-1]} at {hosts} ({who}); Ctrl-C stops",
+    print(f"lowbit: serving {ascii(service.name)[1:-1]} at {hosts} ({who_reaches(settings)}); Ctrl-C stops",
           file=sys.stderr, flush=True)  # fmt: skip

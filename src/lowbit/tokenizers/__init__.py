@@ -7,9 +7,11 @@ never from its name.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,19 @@ _FOLDER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")
 _MAX_FILE_BYTES = 64 << 20
 
 
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Let Python's collector rest: it would look again and again at half a million new strings and pairs, all in use."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collecting()
 def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) -> Tokenizer:
     """Load a tokenizer from a file or a model folder.
 
@@ -100,6 +115,7 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
     return tokenizer
 
 
+@_without_collecting()
 def from_gguf_metadata(metadata: Mapping[str, Any], path: str) -> Tokenizer:
     """Make a tokenizer from the metadata of a GGUF file.
 

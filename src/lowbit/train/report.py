@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..replacing import Replacing
 __all__ = ["Progress", "plot_loss"]
 
 QUIET_SECONDS = 9.0
-"""Between two lines where nobody watches a bar (a log file)."""
+"""Between two lines where nobody watches a bar (a log file), also while one step takes longer."""
 
 
 class Progress:
@@ -31,11 +32,15 @@ class Progress:
     def __init__(self, steps: int, done: int, batch_tokens: int) -> None:
         self.steps, self.batch_tokens, self.loss, self.measured = steps, batch_tokens, math.nan, ""
         self.bar = tqdm(total=steps, initial=done, unit="step", disable=None, dynamic_ncols=True)
-        self.printed, self.begun, self.first = 0.0, time.monotonic(), done
+        self.printed, self.begun, self.first, self.step = 0.0, time.monotonic(), done, done
+        self.closed = threading.Event()
+        if self.bar.disable:
+            threading.Thread(target=self._beat, args=(QUIET_SECONDS,), daemon=True).start()
 
     def __call__(self, record: dict[str, float]) -> None:
         """Show the newest record of `lowbit.train.loop.fit`."""
-        step, loss = int(record["step"]), record["loss"]
+        self.step, loss = int(record["step"]), record["loss"]
+        step = self.step
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
         if "bits_per_byte" in record:
             self.measured = f", {record['bits_per_byte']:.4f} bits/byte"
@@ -49,8 +54,18 @@ class Progress:
             left = (self.printed - self.begun) / max(step - self.first, 1) * (self.steps - step)
             print(f"step {step} of {self.steps}: {status}, {left / 60:.1f} min left", file=sys.stderr, flush=True)
 
+    def _beat(self, seconds: float) -> None:
+        """Tell of steps that take long, such as the first, for which the model is compiled."""
+        said = time.monotonic()
+        while not self.closed.wait(max(0.0, max(said, self.printed) + seconds - time.monotonic())):
+            if time.monotonic() - self.printed >= seconds:
+                said = time.monotonic()
+                took = (said - self.begun) / 60
+                print(f"step {self.step + 1} of {self.steps} is at work, {took:.1f} min", file=sys.stderr, flush=True)
+
     def close(self) -> None:
         """Leave the bar as it is, and go to the next line."""
+        self.closed.set()
         self.bar.close()
 
 

@@ -58,6 +58,15 @@ static inline __m256 v_widen_i8(const int8_t *p) {
 }
 static inline f32x16 v_load_i8(const int8_t *p) { return (f32x16){v_widen_i8(p), v_widen_i8(p + 8)}; }
 
+/* The lanes as a binary tree: the upper half onto the lower one, four times. */
+#define LB_TREE(f, x)                                                                      \
+    const __m256 half = _mm256##f((x).a, (x).b);                                           \
+    __m128 quarter = _mm##f(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)); \
+    quarter = _mm##f(quarter, _mm_movehl_ps(quarter, quarter));                            \
+    return _mm_cvtss_f32(_mm##f(quarter, _mm_movehdup_ps(quarter)))
+static inline float v_sum(f32x16 x) { LB_TREE(_add_ps, x); }
+static inline float v_most(f32x16 x) { LB_TREE(_max_ps, x); }
+
 static inline i32x16 vi_load(const int32_t *p) {
     return (i32x16){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 8))};
 }

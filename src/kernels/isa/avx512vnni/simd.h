@@ -38,6 +38,15 @@ static inline f32x16 v_load_i8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 
+/* The lanes as a binary tree: the upper half onto the lower one, four times. */
+#define LB_TREE(f, x)                                                                      \
+    __m256 half = _mm256##f(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));      \
+    __m128 quarter = _mm##f(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)); \
+    quarter = _mm##f(quarter, _mm_movehl_ps(quarter, quarter));                            \
+    return _mm_cvtss_f32(_mm##f(quarter, _mm_movehdup_ps(quarter)))
+static inline float v_sum(f32x16 a) { LB_TREE(_add_ps, a); }
+static inline float v_most(f32x16 a) { LB_TREE(_max_ps, a); }
+
 static inline i32x16 vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
 static inline void vi_store(int32_t *p, i32x16 a) { _mm512_storeu_si512(p, a); }
 static inline i32x16 vi_set1(int32_t a) { return _mm512_set1_epi32(a); }

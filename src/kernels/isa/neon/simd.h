@@ -74,6 +74,14 @@ static inline f32x16 v_load_i8(const int8_t *p) {
                      v_widen_i16(vget_high_s16(b))}};
 }
 
+/* The lanes as a binary tree: the upper half onto the lower one, four times. */
+#define LB_TREE(f, x)                                                      \
+    float32x4_t quarter = f(f((x).v[0], (x).v[2]), f((x).v[1], (x).v[3])); \
+    quarter = f(quarter, vextq_f32(quarter, quarter, 2));                  \
+    return vgetq_lane_f32(f(quarter, vextq_f32(quarter, quarter, 1)), 0)
+static inline float v_sum(f32x16 x) { LB_TREE(vaddq_f32, x); }
+static inline float v_most(f32x16 x) { LB_TREE(v_max_quarter, x); }
+
 static inline i32x16 vi_load(const int32_t *p) {
     return (i32x16){{vld1q_s32(p), vld1q_s32(p + 4), vld1q_s32(p + 8), vld1q_s32(p + 12)}};
 }

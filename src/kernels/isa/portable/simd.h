@@ -52,6 +52,21 @@ static inline void v_store_f16(uint16_t *p, f32x16 a) {
 static inline f32x16 v_load_bf16(const uint16_t *p) { LB_EACH(f32x16, lb_bits_to_float((uint32_t)p[i] << 16)); }
 static inline f32x16 v_load_i8(const int8_t *p) { LB_EACH(f32x16, (float)p[i]); }
 
+/* Adds the lanes as a binary tree: 8 + 8, 4 + 4, 2 + 2, 1 + 1. */
+static inline float v_sum(f32x16 a) {
+    for (int half = 8; half; half /= 2) {
+        for (int i = 0; i < half; i++) a.v[i] = a.v[i] + a.v[i + half];
+    }
+    return a.v[0];
+}
+/* The largest lane, found in the same order. */
+static inline float v_most(f32x16 a) {
+    for (int half = 8; half; half /= 2) {
+        for (int i = 0; i < half; i++) a.v[i] = a.v[i] > a.v[i + half] ? a.v[i] : a.v[i + half];
+    }
+    return a.v[0];
+}
+
 static inline i32x16 vi_load(const int32_t *p) {
     i32x16 r;
     memcpy(r.v, p, sizeof r.v);

@@ -88,6 +88,14 @@ static inline f32x16 v_load_i8(const int8_t *p) {
                      v_from_high_byte(_mm_unpacklo_epi16(zero, b)), v_from_high_byte(_mm_unpackhi_epi16(zero, b))}};
 }
 
+/* The lanes as a binary tree: the upper half onto the lower one, four times. */
+#define LB_TREE(f, x)                                                 \
+    __m128 quarter = f(f((x).v[0], (x).v[2]), f((x).v[1], (x).v[3])); \
+    quarter = f(quarter, _mm_movehl_ps(quarter, quarter));            \
+    return _mm_cvtss_f32(f(quarter, _mm_shuffle_ps(quarter, quarter, 1)))
+static inline float v_sum(f32x16 x) { LB_TREE(_mm_add_ps, x); }
+static inline float v_most(f32x16 x) { LB_TREE(_mm_max_ps, x); }
+
 static inline i32x16 vi_load(const int32_t *p) {
     const __m128i *q = (const __m128i *)p;
     return (i32x16){{_mm_loadu_si128(q), _mm_loadu_si128(q + 1), _mm_loadu_si128(q + 2), _mm_loadu_si128(q + 3)}};

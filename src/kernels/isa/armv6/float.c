@@ -1,0 +1,2 @@
+#define LB_ISA armv6
+#include "../scalar_template.h"

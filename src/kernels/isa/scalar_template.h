@@ -1,0 +1,416 @@
+/*
+ * The float operations one value at a time, for CPUs whose floating-point unit has no lanes: the x87 of a CPU with MMX
+ * and no SSE, and the VFP of one with ARMv6. LB_ISA is defined before.
+ *
+ * Same operations in the same order as float_template.h, so a compiler that rounds every result to float gives the same
+ * bits. What differs is the order of the loops: the template keeps sixteen sums side by side, which these processors
+ * would keep in memory; here each sum is finished before the next begins, and stays in a register.
+ *
+ * An int8 key or value becomes a float by look-up: an x87 cannot load one, and via memory it takes an instruction more.
+ */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "half.h"
+#include "inline.h"
+#include "names.h"
+
+#define LB_FOUR(n) n, (n) + 1, (n) + 2, (n) + 3
+#define LB_SIXTEEN(n) LB_FOUR(n), LB_FOUR((n) + 4), LB_FOUR((n) + 8), LB_FOUR((n) + 12)
+#define LB_SIXTY_FOUR(n) LB_SIXTEEN(n), LB_SIXTEEN((n) + 16), LB_SIXTEEN((n) + 32), LB_SIXTEEN((n) + 48)
+
+static const float of_int8[256] = {LB_SIXTY_FOUR(-128), LB_SIXTY_FOUR(-64), LB_SIXTY_FOUR(0), LB_SIXTY_FOUR(64)};
+
+/* Sixteen sums, added as a binary tree. */
+static float add_lanes(float *lanes) {
+    for (int half = 8; half; half /= 2) {
+        for (int i = 0; i < half; i++) lanes[i] = lanes[i] + lanes[i + half];
+    }
+    return lanes[0];
+}
+
+/* Before floats become int8: what is no number counts as 0, and infinity as the largest float. */
+LB_INLINE float tame(float x) {
+    if (x != x) return 0.0f;
+    return x > FLT_MAX ? FLT_MAX : x < -FLT_MAX ? -FLT_MAX : x;
+}
+
+/* The largest magnitude; `wild` tells whether a value has to be tamed, which the magnitudes of this one then are.
+ * Without their signs, floats are in the order of their bits. */
+static float largest_magnitude(const float *x, int32_t n, int *wild) {
+    uint32_t most = 0;
+    LB_UNROLL(4)
+    for (int32_t i = 0; i < n; i++) {
+        const uint32_t magnitude = lb_float_to_bits(x[i]) & 0x7fffffffu;
+        most = magnitude > most ? magnitude : most;
+    }
+    *wild = most >= 0x7f800000u;
+    if (*wild) {
+        most = 0;
+        for (int32_t i = 0; i < n; i++) {
+            const uint32_t magnitude = lb_float_to_bits(tame(x[i])) & 0x7fffffffu;
+            most = magnitude > most ? magnitude : most;
+        }
+    }
+    return lb_bits_to_float(most);
+}
+
+/* v_exp of the template, without its upper bound: x is at most 88. */
+LB_INLINE float exponential(float t) {
+    if (!(t >= -87.3f)) return 0.0f;
+    const int32_t n = (int32_t)lrintf(t * 1.44269504f);
+    const float nf = (float)n;
+    const float r = (t - nf * 0.693359375f) - nf * -2.12194440e-4f;
+    float p = 1.0f / 5040;
+    p = p * r + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * lb_bits_to_float((uint32_t)(n + 127) << 23);
+}
+
+LB_INLINE float at_most_88(float x) { return x > 88.0f ? 88.0f : x; }
+
+void LB_NAME(lb_exp)(const float *x, float shift, float factor, int32_t n, float *out) {
+    for (int32_t i = 0; i < n; i++) out[i] = exponential(at_most_88((x[i] - shift) * factor));
+}
+
+void LB_NAME(lb_add)(float *x, const float *y, int32_t n) {
+    LB_UNROLL(4)
+    for (int32_t i = 0; i < n; i++) x[i] = x[i] + y[i];
+}
+
+void LB_NAME(lb_rms_norm)(const float *x, const float *weight, int32_t n, float eps, float *out) {
+    float lanes[16];
+    for (int32_t lane = 0; lane < 16; lane++) {
+        float sum = 0.0f;
+        LB_UNROLL(4)
+        for (int32_t i = lane; i < n; i += 16) sum = sum + x[i] * x[i];
+        lanes[lane] = sum;
+    }
+    const float factor = 1.0f / sqrtf(add_lanes(lanes) / (float)n + eps);
+    LB_UNROLL(4)
+    for (int32_t i = 0; i < n; i++) out[i] = x[i] * factor * weight[i];
+}
+
+/* One scale group: q = round(x s). Returns their sum. */
+LB_INLINE int32_t quantize_group(const float *x, int32_t n, float s, int8_t *q, const int wild) {
+    int32_t total = 0;
+    LB_UNROLL(4)
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t rounded = (int32_t)lrintf((wild ? tame(x[i]) : x[i]) * s);
+        total += rounded;
+        q[i] = (int8_t)rounded;
+    }
+    return total;
+}
+
+void LB_NAME(lb_quantize)(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded, int8_t *q,
+                          float *scale, int32_t *sum) {
+    int wild = 0;
+    float largest = per_token ? largest_magnitude(x, n, &wild) : 0.0f;
+    for (int32_t start = 0; start < n; start += group_cols) {
+        const int32_t cols = n - start < group_cols ? n - start : group_cols;
+        if (!per_token) largest = largest_magnitude(x + start, cols, &wild);
+        const float s = 127.0f / (largest > 1e-5f ? largest : 1e-5f);
+        *scale++ = 1.0f / s;
+        *sum++ =
+            wild ? quantize_group(x + start, cols, s, q + start, 1) : quantize_group(x + start, cols, s, q + start, 0);
+    }
+    memset(q + n, 0, (size_t)(padded - n));
+}
+
+/* GELU is g (1 + tanh t) / 2 with t = sqrt(2 / pi) (g + 0.044715 g**3), which is g / (1 + exp(-2 t)). */
+LB_INLINE float gelu_exponent(float g) { return (g + g * g * g * 0.044715f) * -1.59576912f; }
+
+void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t activation) {
+    for (int32_t i = 0; i < n; i++) {
+        const float g = gate[i];
+        if (activation == LB_RELU2) {
+            const float a = g > 0.0f ? g : 0.0f;
+            gate[i] = a * a * up[i];
+        } else {
+            const float t = activation == LB_GELU         ? gelu_exponent(g)
+                            : activation == LB_SWIGLU_OAI ? g * -1.702f
+                                                          : 0.0f - g;
+            const float u = activation == LB_SWIGLU_OAI ? up[i] + 1.0f : up[i];
+            gate[i] = g / (1.0f + exponential(at_most_88(t))) * u;
+        }
+    }
+}
+
+/* --- the KV cache and attention ------------------------------------------------------------------------------------
+ */
+
+LB_INLINE float cached(const void *base, ptrdiff_t at, const int32_t type) {
+    if (type == LB_KV_F16) return lb_half_to_float(((const uint16_t *)base)[at]);
+    if (type == LB_KV_I8) return of_int8[((const int8_t *)base)[at] + 128];
+    return ((const float *)base)[at];
+}
+
+static void store_one(void *base, ptrdiff_t at, float x, int32_t type) {
+    if (type == LB_KV_F16) {
+        ((uint16_t *)base)[at] = lb_float_to_half(x);
+    } else if (type == LB_KV_I8) {
+        ((int8_t *)base)[at] = (int8_t)lrintf(x);
+    } else {
+        ((float *)base)[at] = x;
+    }
+}
+
+void LB_NAME(lb_kv_store)(const float *k, const float *v, char *block, const lb_attention_args *shape,
+                          int32_t position) {
+    const int32_t dim = shape->head_dim, wide = shape->value_dim, padded = (wide + 15) / 16 * 16;
+    const int32_t type = shape->kv_type;
+    const lb_kv *kv = &shape->kv;
+    float *key_scales = (float *)(void *)(block + kv->key_scales);
+    float *value_scales = (float *)(void *)(block + kv->value_scales);
+    position %= LB_KV_SPAN;
+    for (int32_t head = 0; head < shape->n_kv_heads; head++, k += dim, v += wide) {
+        const ptrdiff_t key = head * kv->key_stride + (ptrdiff_t)(position / 16) * dim * 16 + position % 16;
+        const ptrdiff_t value = head * kv->value_stride + (ptrdiff_t)position * padded;
+        float k_factor = 1.0f, v_factor = 1.0f;
+        int wild_k = 0, wild_v = 0;
+        if (type == LB_KV_I8) {
+            const float k_most = largest_magnitude(k, dim, &wild_k);
+            key_scales[head * LB_KV_SPAN + position] = k_most / 127.0f;
+            k_factor = k_most > 0 ? 127.0f / k_most : 0.0f;
+        }
+        for (int32_t i = 0; i < dim; i++) {
+            store_one(block + kv->keys, key + (ptrdiff_t)i * 16, (wild_k ? tame(k[i]) : k[i]) * k_factor, type);
+        }
+        if (kv->values == kv->keys) continue;
+        if (type == LB_KV_I8) {
+            const float v_most = largest_magnitude(v, wide, &wild_v);
+            value_scales[head * LB_KV_SPAN + position] = v_most / 127.0f;
+            v_factor = v_most > 0 ? 127.0f / v_most : 0.0f;
+        }
+        for (int32_t i = 0; i < wide; i++) {
+            store_one(block + kv->values, value + i, (wild_v ? tame(v[i]) : v[i]) * v_factor, type);
+        }
+        for (int32_t i = wide; i < padded; i++) store_one(block + kv->values, value + i, 0.0f, type);
+    }
+}
+
+enum { SPAN = LB_KV_SPAN }; /* positions between two looks at the running maximum, as in the template */
+
+LB_INLINE float score(const void *keys, ptrdiff_t at, const float *q, int32_t dim, const int32_t type) {
+    float even = 0.0f, odd = 0.0f;
+    int32_t d = 0;
+    for (; d + 8 <= dim; d += 8, at += 128) {
+        LB_UNROLL(4)
+        for (int i = 0; i < 8; i += 2) {
+            even = even + cached(keys, at + 16 * i, type) * q[d + i];
+            odd = odd + cached(keys, at + 16 * i + 16, type) * q[d + i + 1];
+        }
+    }
+    for (; d + 1 < dim; d += 2, at += 32) {
+        even = even + cached(keys, at, type) * q[d];
+        odd = odd + cached(keys, at + 16, type) * q[d + 1];
+    }
+    if (d < dim) even = even + cached(keys, at, type) * q[d];
+    return even + odd;
+}
+
+/* From the scores of one span to weights: updates the running maximum and sum, and rescales `total` if need be. */
+static void soften(float *weights, int32_t begin, int32_t n, int32_t dim, float *total, float *highest,
+                   float *weight_sum) {
+    float top = -INFINITY, lanes[16] = {0};
+    for (int32_t i = begin; i < n; i++) top = weights[i] > top ? weights[i] : top; /* passes over what is no number */
+    if (top > *highest) {
+        const float shrink = exponential(*highest - top); /* exp(-inf) is 0: nothing was added yet */
+        *weight_sum *= shrink;
+        for (int32_t c = 0; c < dim; c++) total[c] = total[c] * shrink;
+        *highest = top;
+    }
+    const float shift = *highest;
+    for (int32_t i = begin; i < n; i++) {
+        const float w = exponential(weights[i] - shift);
+        weights[i] = w;
+        lanes[i % 16] = lanes[i % 16] + w;
+    }
+    *weight_sum += add_lanes(lanes);
+}
+
+/* Adds the sums of a piece to those of the pieces before it. */
+static void add_piece(float *total, float *highest, float *weight_sum, const float *more, float highest_more,
+                      float weight_sum_more, int32_t dim) {
+    const float top = highest_more > *highest ? highest_more : *highest;
+    const float before = exponential(*highest - top), now = exponential(highest_more - top);
+    for (int32_t c = 0; c < dim; c++) total[c] = total[c] * before + more[c] * now;
+    *weight_sum = *weight_sum * before + weight_sum_more * now;
+    *highest = top;
+}
+
+/* The sums over the positions from `first` to `count` of one piece. */
+LB_INLINE void attend_piece(const lb_attention_args *a, char *const *blocks, const float *q, int32_t kv_head,
+                            const float *sink, int32_t first, int32_t count, float *total, float *highest,
+                            float *weight_sum, const int32_t type) {
+    const int32_t dim = a->head_dim, wide = a->value_dim, padded = (wide + 15) / 16 * 16;
+    const lb_kv *kv = &a->kv;
+    float weights[SPAN];
+    *highest = sink ? *sink : -INFINITY, *weight_sum = sink ? 1.0f : 0.0f;
+    memset(total, 0, (size_t)wide * sizeof *total);
+    for (int32_t start = first / SPAN * SPAN; start < count; start += SPAN) {
+        const char *block = blocks[start / SPAN];
+        const int32_t begin = first > start ? first - start : 0;
+        const int32_t n = count - start < SPAN ? count - start : SPAN;
+        const void *keys = block + kv->keys, *cached_values = block + kv->values;
+        const float *key_scales = (const float *)(const void *)(block + kv->key_scales) + kv_head * SPAN;
+        const float *value_scales = (const float *)(const void *)(block + kv->value_scales) + kv_head * SPAN;
+        const ptrdiff_t values = kv_head * kv->value_stride;
+        for (int32_t b = 0; b < n; b += 16) {
+            for (int32_t i = b; i < n && i < b + 16; i++) {
+                const float one = score(keys, kv_head * kv->key_stride + (ptrdiff_t)b * dim + (i - b), q, dim, type);
+                weights[i] = type == LB_KV_I8 ? one * key_scales[i] : one;
+            }
+        }
+        soften(weights, begin, n, wide, total, highest, weight_sum);
+        if (type == LB_KV_I8) {
+            for (int32_t i = 0; i < n; i++) weights[i] = weights[i] * value_scales[i];
+        }
+        for (int32_t c = 0; c < wide; c++) {
+            ptrdiff_t at = values + c + (ptrdiff_t)begin * padded;
+            float sum = total[c];
+            int32_t i = begin;
+            for (; i + 8 <= n; i += 8, at += 8 * padded) {
+                LB_UNROLL(8)
+                for (int j = 0; j < 8; j++) sum = sum + cached(cached_values, at + j * padded, type) * weights[i + j];
+            }
+            for (; i < n; i++, at += padded) sum = sum + cached(cached_values, at, type) * weights[i];
+            total[c] = sum;
+        }
+    }
+}
+
+/* The pieces from `piece` to `end`: their sums go to `out`, or to args->parts. */
+LB_INLINE void attend(const lb_attention_args *a, char *const *blocks, const float *q, float *out, int32_t kv_head,
+                      int32_t head, int32_t first, int32_t count, int32_t piece, int32_t end, const int32_t type) {
+    const int32_t wide = a->value_dim, size = lb_part_floats(wide);
+    float total[LB_MAX_HEAD_DIM], more[LB_MAX_HEAD_DIM], highest = 0.0f, weight_sum = 0.0f;
+    piece = first / LB_PIECE > piece ? first / LB_PIECE : piece;
+    for (; piece < end && piece * LB_PIECE < count; piece++) {
+        const int32_t from = piece * LB_PIECE, to = from + LB_PIECE, begins = first >= from;
+        float *part = a->parts ? a->parts + ((ptrdiff_t)head * a->n_parts + piece) * size : begins ? total : more;
+        float highest_more, weight_sum_more;
+        attend_piece(a, blocks, q, kv_head, begins && a->sinks ? a->sinks + head : NULL, begins ? first : from,
+                     count < to ? count : to, part, &highest_more, &weight_sum_more, type);
+        if (a->parts) {
+            part[size - 16] = highest_more, part[size - 15] = weight_sum_more;
+        } else if (begins) {
+            highest = highest_more, weight_sum = weight_sum_more;
+        } else {
+            add_piece(total, &highest, &weight_sum, more, highest_more, weight_sum_more, wide);
+        }
+    }
+    for (int32_t c = 0; c < wide && !a->parts; c++) out[c] = total[c] / weight_sum;
+}
+
+void LB_NAME(lb_attention_sum)(const lb_attention_args *a, int32_t head) {
+    const int32_t wide = a->value_dim, size = lb_part_floats(wide), count = a->positions[0] + 1;
+    const int32_t first = a->window && count > a->window ? (count - a->window) / LB_PIECE : 0;
+    float *part = a->parts + ((ptrdiff_t)head * a->n_parts + first) * size, *total = part;
+    float highest = part[size - 16], weight_sum = part[size - 15];
+    for (int32_t piece = first + 1; piece * LB_PIECE < count; piece++) {
+        part += size;
+        add_piece(total, &highest, &weight_sum, part, part[size - 16], part[size - 15], wide);
+    }
+    for (int32_t c = 0; c < wide; c++) a->out[(ptrdiff_t)head * wide + c] = total[c] / weight_sum;
+}
+
+/* The same where values are the first channels of the keys: sixteen sums of each, as in the template. */
+LB_INLINE void attend_latents(const lb_attention_args *a, char *const *block, const float *q, float *out,
+                              int32_t kv_head, int32_t count, const int32_t type) {
+    const int32_t dim = a->head_dim, wide = a->value_dim;
+    float total[LB_MAX_HEAD_DIM * 16], weights[SPAN], highest = -INFINITY, weight_sum = 0.0f;
+    memset(total, 0, (size_t)wide * 16 * sizeof *total);
+    for (int32_t start = 0; start < count; start += SPAN, block++) {
+        const int32_t n = count - start < SPAN ? count - start : SPAN;
+        const void *keys = *block + a->kv.keys;
+        const float *scales = (const float *)(const void *)(*block + a->kv.key_scales) + kv_head * SPAN;
+        const ptrdiff_t base = kv_head * a->kv.key_stride;
+        for (int32_t i = 0; i < n; i++) {
+            const float one = score(keys, base + (ptrdiff_t)(i / 16) * 16 * dim + i % 16, q, dim, type);
+            weights[i] = type == LB_KV_I8 ? one * scales[i] : one;
+        }
+        soften(weights, 0, n, wide * 16, total, &highest, &weight_sum);
+        if (type == LB_KV_I8) {
+            for (int32_t i = 0; i < n; i++) weights[i] = weights[i] * scales[i];
+        }
+        for (int32_t c = 0; c < wide * 16; c++) {
+            ptrdiff_t at = base + c;
+            float sum = total[c];
+            for (int32_t i = c % 16; i < n; i += 16, at += (ptrdiff_t)16 * dim)
+                sum = sum + cached(keys, at, type) * weights[i];
+            total[c] = sum;
+        }
+    }
+    for (int32_t c = 0; c < wide; c++) out[c] = add_lanes(total + (ptrdiff_t)c * 16) / weight_sum;
+}
+
+LB_INLINE void attend_rows(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, int32_t piece,
+                           const int32_t type) {
+    const int32_t shared = a->n_heads / a->n_kv_heads, dim = a->head_dim, wide = a->value_dim;
+    const int32_t stored = a->kv.key_stride ? kv_head : 0;
+    const int32_t from = a->parts ? piece : 0, to = a->parts ? piece + 1 : INT32_MAX;
+    for (int32_t end = row + rows; row < end; row++) {
+        const float *q = a->q + row * a->q_stride + (ptrdiff_t)kv_head * shared * dim;
+        float *out = a->out + ((ptrdiff_t)row * a->n_heads + (ptrdiff_t)kv_head * shared) * wide;
+        const int32_t count = a->positions[row] + 1;
+        const int32_t first = a->window && count > a->window ? count - a->window : 0;
+        for (int32_t head = 0; head < shared; head++, q += dim, out += wide) {
+            if (a->kv.values == a->kv.keys) {
+                attend_latents(a, a->blocks[row], q, out, stored, count, type);
+            } else {
+                attend(a, a->blocks[row], q, out, stored, kv_head * shared + head, first, count, from, to, type);
+            }
+        }
+    }
+}
+
+void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, int32_t kv_heads,
+                           int32_t piece) {
+    for (int32_t end = kv_head + kv_heads; kv_head < end; kv_head++) {
+        if (a->kv_type == LB_KV_F16) {
+            attend_rows(a, row, rows, kv_head, piece, LB_KV_F16);
+        } else if (a->kv_type == LB_KV_I8) {
+            attend_rows(a, row, rows, kv_head, piece, LB_KV_I8);
+        } else {
+            attend_rows(a, row, rows, kv_head, piece, LB_KV_F32);
+        }
+    }
+}
+
+/* One value after the other; each has two chains of sums over the keys. */
+void LB_NAME(lb_delta)(const float *from, float *to, const float *q, const float *k, const float *v, float decay,
+                       float beta, int32_t size, float *out) {
+    const ptrdiff_t step = (size + 15) / 16 * 16;
+    for (int32_t i = 0; i < size; i++) {
+        float even = 0.0f, odd = 0.0f;
+        int32_t j = 0;
+        for (; j + 1 < size; j += 2) {
+            even = even + from[j * step + i] * decay * k[j];
+            odd = odd + from[(j + 1) * step + i] * decay * k[j + 1];
+        }
+        if (j < size) even = even + from[j * step + i] * decay * k[j];
+        const float error = beta * (v[i] - (even + odd));
+        even = odd = 0.0f;
+        for (j = 0; j < size; j++) {
+            const float m = from[j * step + i] * decay + error * k[j];
+            to[j * step + i] = m;
+            if (j & 1) {
+                odd = odd + m * q[j];
+            } else {
+                even = even + m * q[j];
+            }
+        }
+        out[i] = even + odd;
+    }
+    for (int32_t j = 0; j < size; j++) {
+        for (int32_t i = size; i < step; i++) to[j * step + i] = 0.0f;
+    }
+}
