@@ -91,7 +91,7 @@ def stand_in(row: Row, cpu: set[str]) -> Row:
         flags = [flag for flag in row.flags if flag != "-mavxvnni"]
         flags += ["-mavx512vnni", "-mavx512vl", "-DLB_AVXVNNI_AS_EVEX"]
         return row._replace(needs="AVX512VNNI", flags=tuple(flags))
-    if "avx512_vbmi" in cpu and row.name == "amx" and "amx_int8" not in cpu:
+    if "avx512vbmi" in cpu and row.name == "amx" and "amx_int8" not in cpu:
         return row._replace(needs="AVX512VBMI", flags=(*row.flags, "-include", str(SELFTEST / "emulated_tiles.h")))
     return row
 
