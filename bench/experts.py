@@ -9,7 +9,8 @@ fewer layers. For `paged` its router has a bias that makes some experts more fre
 models; llama.cpp knows no such bias in this family, so `speed` does without, and takes turns with llama.cpp's program.
 
 `trace` asks a `BlockCache` for the experts of a made-up text, and counts what it reads beside the least that any policy
-could read, which knows the future (Belady, 1966), and beside the order of last use. In the text, the experts of a layer
+could read, which knows the future (Belady, 1966), beside well-known policies, and beside one that is told the odds by
+which the text was made, which no policy can know. In the text, the experts of a layer
 have popularities of rank**-skew, and a share of each token's choice is the choice of the token before, as neighbours in
 a text have more in common than the popularities say.
 """
@@ -20,6 +21,8 @@ import argparse
 import json
 import subprocess
 import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +35,7 @@ from lowbit.formats.gguf_writer import GGUFWriter
 
 HIDDEN, SIZE, EXPERTS, CHOSEN, VOCAB = 2048, 512, 256, 8, 151936
 PREFIX = "maple."
+SEED = 3
 
 
 def write(path: Path, layers: int, skew: float | None) -> Path:
@@ -114,8 +118,9 @@ def speed(args: argparse.Namespace) -> None:
     print(f"{args.threads} threads: prompt {prefill:.1f} tokens/s, text {decode:.1f} tokens/s; "
           f"{each / 1e6:.0f} MB per token, {each * decode / 1e9:.1f} GB/s")  # fmt: skip
     if peer:
+        rounded = [[round(speed, 1) for speed in turn] for turn in turns]
         print(f"llama.cpp: prompt {peer[0]:.1f}, text {peer[1]:.1f}; lowbit {prefill / peer[0]:.2f} and "
-              f"{decode / peer[1]:.2f} times that; turns: {[[round(s, 1) for s in turn] for turn in turns]}")  # fmt: skip
+              f"{decode / peer[1]:.2f} times that; turns: {rounded}")  # fmt: skip
 
 
 def llama(args: argparse.Namespace, path: Path) -> tuple[float, float]:
@@ -150,11 +155,17 @@ def paged(args: argparse.Namespace) -> None:
 # --- a trace -----------------------------------------------------------------------------------------------------
 
 
-def made_up(tokens: int, layers: int, skew: float, repeat: float, seed: int = 3) -> np.ndarray:
-    """Experts by token and layer, shape (tokens, layers, CHOSEN)."""
-    rng = np.random.default_rng(seed)
+def odds_of(layers: int, skew: float, rng: np.random.Generator | None = None) -> np.ndarray:
+    """How likely each expert of each layer is to be drawn; those of `made_up` unless another generator is given."""
+    rng = rng or np.random.default_rng(SEED)
     odds = np.stack([rng.permutation(np.arange(1, EXPERTS + 1) ** -skew) for _ in range(layers)])
-    odds /= odds.sum(1, keepdims=True)
+    return odds / odds.sum(1, keepdims=True)
+
+
+def made_up(tokens: int, layers: int, skew: float, repeat: float) -> np.ndarray:
+    """Experts by token and layer, shape (tokens, layers, CHOSEN)."""
+    rng = np.random.default_rng(SEED)
+    odds = odds_of(layers, skew, rng)
     trace = np.empty((tokens, layers, CHOSEN), np.int64)
     for t in range(tokens):
         for layer in range(layers):
@@ -186,6 +197,55 @@ def belady(uses: np.ndarray, slots: int) -> int:
                     del resident[old]
         resident[block] = int(following[i])
         heapq.heappush(heap, (-int(following[i]), block))
+    return misses
+
+
+def adaptive(uses: list[int], slots: int) -> list[bool]:
+    """Which uses miss under ARC (Megiddo and Modha, 2003)."""
+    recent, often, recent_ghosts, often_ghosts = (OrderedDict[int, None]() for _ in range(4))
+    share, misses = 0, []
+
+    def make_room(block: int) -> None:
+        too_many = len(recent) > share or (block in often_ghosts and len(recent) == share)
+        kept, ghosts = (recent, recent_ghosts) if recent and (too_many or not often) else (often, often_ghosts)
+        ghosts[kept.popitem(last=False)[0]] = None
+
+    for block in uses:
+        misses.append(block not in recent and block not in often)
+        if not misses[-1]:
+            recent.pop(block, None)
+            often[block] = None
+            often.move_to_end(block)
+        elif block in recent_ghosts or block in often_ghosts:
+            a, b = max(1, len(recent_ghosts)), max(1, len(often_ghosts))
+            share = min(slots, share + max(1, b // a)) if block in recent_ghosts else max(0, share - max(1, a // b))
+            make_room(block)
+            recent_ghosts.pop(block, None)
+            often_ghosts.pop(block, None)
+            often[block] = None
+        else:
+            if len(recent) + len(often) >= slots:
+                if len(recent) == slots:
+                    recent.popitem(last=False)
+                else:
+                    make_room(block)
+            while len(recent) + len(recent_ghosts) >= slots and recent_ghosts:
+                recent_ghosts.popitem(last=False)
+            while len(often) + len(often_ghosts) >= 2 * slots and often_ghosts:
+                often_ghosts.popitem(last=False)
+            recent[block] = None
+    return misses
+
+
+def least_worth(uses: Iterable[int], slots: int, worth: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> list[bool]:
+    """Which uses miss where the block is evicted of which `worth` says the least, by its number and its age in uses."""
+    last, misses = {}, []
+    for i, block in enumerate(uses):
+        misses.append(block not in last)
+        if misses[-1] and len(last) >= slots:
+            blocks, times = np.array(list(last)), np.array(list(last.values()))
+            del last[int(blocks[worth(blocks, i - times).argmin()])]
+        last[block] = i
     return misses
 
 
@@ -221,6 +281,23 @@ def trace(args: argparse.Namespace) -> None:
         stats = cache.stats()
         assert stats["lru_slots"] == slots
         found[name] = stats["reads"] - before
+    counts = np.zeros(len(table))
+
+    def by_count(blocks: np.ndarray, ages: np.ndarray) -> np.ndarray:
+        return counts[blocks] - 1e-9 * ages
+
+    def counted() -> Iterator[int]:
+        for one in flat.tolist():
+            yield one
+            counts[one] += 1
+
+    chances, each = odds_of(args.layers, args.skew).reshape(-1) * CHOSEN, args.layers * CHOSEN
+    told = least_worth(
+        flat.tolist(), slots, lambda b, ages: (1 - args.repeat) * chances[b] + args.repeat * (ages <= each)
+    )
+    found["all uses"] = sum(least_worth(counted(), slots, by_count)[warm:])
+    found["ARC"] = sum(adaptive(flat.tolist(), slots)[warm:])
+    found["told odds"] = sum(told[warm:])
     best = belady(flat, slots) - belady(flat[:warm], slots)
     token = len(flat[warm:]) / (args.layers * CHOSEN)
     bytes_of = 3 * HIDDEN * SIZE * 66 // 256

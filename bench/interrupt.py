@@ -3,8 +3,9 @@
     python bench/interrupt.py [--shape 0.7B] [--cache DIR] [--presses 5] [--only NAME,NAME] [--json FILE]
 
 Each command is interrupted at several moments, spread over its work, in a process of its own: with SIGINT, which is
-what Ctrl-C sends. The models are random ones of `lowbit bench`. Where a command has ended before, "ended" stands in
-the table. "train" needs torch.
+what Ctrl-C sends. The models are random ones of `lowbit bench`. "work" is what all threads of the process computed in
+that time, which a busy machine does not change. Where a command has ended before, "ended" stands in the table.
+"train" needs torch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -106,17 +108,16 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         names = materials(args.shape, args.cache, Path(folder))
-        print("| command | median | slowest | status |\n|---|---|---|---|", flush=True)
+        print("| command | median | slowest | work | status |\n|---|---|---|---|---|", flush=True)
         for case in chosen(args.only):
             found = [press(case, names | {"out": f"{folder}/{i}"}, moment)
                      for i, moment in enumerate(moments(case, args.presses))]  # fmt: skip
-            seconds = [took for took, _ in found if took is not None]
-            statuses = sorted({"ended" if took is None else str(status) for took, status in found})
-            figures = (
-                [f"{one * 1000:.0f} ms" for one in (statistics.median(seconds), max(seconds))] if seconds else ["", ""]
-            )
-            print(f"| {case.name} | {' | '.join(figures)} | {', '.join(statuses)} |", flush=True)
-            results.append({"name": case.name, "seconds": seconds, "statuses": statuses})
+            seconds, work = ([one[i] for one in found if one is not None] for i in (0, 1))
+            statuses = sorted({"ended" if one is None else str(one[2]) for one in found})
+            figures = [statistics.median(seconds), max(seconds), max(work)] if seconds else []
+            shown = " | ".join(f"{1000 * one:.0f} ms" for one in figures) or " | | "
+            print(f"| {case.name} | {shown} | {', '.join(statuses)} |", flush=True)
+            results.append({"name": case.name, "seconds": seconds, "processor_seconds": work, "statuses": statuses})
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
 
@@ -156,8 +157,14 @@ def materials(shape: str, cache: Path, folder: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def press(case: Case, names: dict[str, str], moment: float) -> tuple[float | None, int]:
-    """Run a command and press Ctrl-C; seconds to its end, or None if it had ended, and its status."""
+def processor_seconds(process: int) -> float:
+    """Return what the threads of a process have computed."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def press(case: Case, names: dict[str, str], moment: float) -> tuple[float, float, int] | None:
+    """Run a command and press Ctrl-C; seconds to its end, those of processors, and its status; None if it had ended."""
     argv = [word.format(**names) for word in case.arguments.split()]
     with open(names["text"], "rb") as text:  # for commands that read standard input
         process = subprocess.Popen(
@@ -176,11 +183,12 @@ def press(case: Case, names: dict[str, str], moment: float) -> tuple[float | Non
             threading.Thread(target=ask, daemon=True).start()
         time.sleep(moment)
         if process.poll() is not None:
-            return None, process.returncode
-        start = time.perf_counter()
+            return None
+        start, work = time.perf_counter(), processor_seconds(process.pid)
         process.send_signal(signal.SIGINT)
-        status = process.wait(120)
-        return time.perf_counter() - start, status
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return time.perf_counter() - start, used.ru_utime + used.ru_stime - work, process.returncode
     finally:
         process.kill()
         process.wait()

@@ -32,11 +32,12 @@ def cluster():
 
 
 @pytest.fixture
-def odd_node(cluster, tmp_path):
+def odd_node(cluster, tmp_path_factory):
     """A node with another version of lowbit."""
-    folder = tmp_path / "lowbit-9.9.9.dist-info"
+    path = tmp_path_factory.mktemp("odd")  # where no command begins, which would see it too
+    folder = path / "lowbit-9.9.9.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: lowbit\nVersion: 9.9.9\n")
-    node = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path)})
+    node = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(path)})
     yield node
     cluster.remove_node(node)

@@ -115,7 +115,7 @@ def test_a_text_that_is_set_aside_behind_the_border_is_the_same(model, monkeypat
 
 
 def test_where_it_would_not_be_honest_it_is_refused(model, path):
-    with pytest.raises(ValueError, match="at least 4 tokens, not 3"):
+    with pytest.raises(lowbit.ContextLengthError, match="at least 4 tokens, not 3"):
         lowbit.load(path, context=3).generate([1], context_shift=True)
     pytest.importorskip("llguidance", reason="constraints need the extra 'serve'")
     with pytest.raises(ValueError, match="no schema"):

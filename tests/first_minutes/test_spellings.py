@@ -108,8 +108,8 @@ def test_a_text_may_go_on_where_the_context_is_full(run, tmp_path):
     assert (status, out) == (0, want.text + "\n")
     assert f"the end was made without the first {want.left_out} tokens" in err
     assert json.loads(run(*asked, "--json")[1])["left_out"] == want.left_out > 16
-    refused = run(*asked, "--regex", "a+")
-    assert (refused[0], refused[2].count("\n")) == (2, 1)
+    for refused in (run(*asked, "--regex", "a+"), run("generate", "Once", "-c", 3, "--context-shift")):
+        assert (refused[0], refused[2].count("\n")) == (2, 1)
 
 
 def test_a_stop_string_may_be_a_line_end(run):

@@ -281,7 +281,7 @@ def test_fills_refuse_what_does_not_fit():
         lambda: ternary.fill_codes(np.zeros((16, 255), np.uint8)),
         lambda: ternary.fill_codes(np.zeros((17, 256), np.uint8)),
         lambda: ternary.fill_scales(np.zeros((16, 2), np.float32)),
-        lambda: grouped.fill_scales(np.zeros((16, 1), np.float32)),
+        lambda: grouped.fill_scales(np.full((16, 1), 1e-9, np.float32)),  # no float16 number
         lambda: ternary.fill_floats(raw, 1),
         lambda: floats.fill_codes(np.zeros((16, 256), np.uint8)),
         lambda: floats.fill_scales(np.zeros((16, 1), np.float32)),

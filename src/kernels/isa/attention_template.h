@@ -1,8 +1,10 @@
 /*
- * Softmax attention of one query row over the positions 0..p of its sequence, online: 64 positions at a time, with the
- * running maximum, the sum of the weights and the weighted sum of the values rescaled when the maximum grows. Keys lie
+ * Softmax attention of a query over the positions 0..p of its sequence, a part of mixer_template.h. It is online: 64
+ * positions at a time, with the running maximum, the sum of the weights and the weighted sum of the values rescaled
+ * when the maximum grows. Each piece of LB_PIECE positions begins anew, and pieces are added in their order. Keys lie
  * with sixteen positions side by side, so the scores need no horizontal sum; channels are added in two chains, and
- * positions in one. Several independent chains run side by side, because an addition takes some cycles.
+ * positions in one. All is read in the order in which it lies in a block: a processor brings one stream in time, and
+ * not two.
  */
 enum { SPAN = LB_KV_SPAN };
 

@@ -1,6 +1,6 @@
 /*
  * Attention whose values are the first channels of its keys (latents), so that a position is stored once. A part of
- * mixer_template.h, which has what it is made of.
+ * attention_template.h, which has what it is made of.
  */
 /*
  * total[head][channel] += weight * value, for values that are the first channels of the keys: a lane is a position here

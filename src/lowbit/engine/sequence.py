@@ -13,7 +13,7 @@ import numpy as np
 
 from .._kernels.sampler import Sampler
 from .._kernels.sequence import Sequence, Turn
-from ..errors import UnsupportedModelError
+from ..errors import ContextLengthError, UnsupportedModelError
 from ..sampling import SamplingParams
 from ..tokenizers import Tokenizer
 from .constraints import Constraint
@@ -54,7 +54,7 @@ def check_shift(context: int, recurrent: bool, constraint: Constraint | None) ->
     UnsupportedModelError
         If layers are recurrent.
     ValueError
-        If the text must be something as a whole, or nothing would be left of so small a context.
+        If the text must be something as a whole; a ContextLengthError if nothing would be left of so small a context.
     """
     if recurrent:
         raise UnsupportedModelError(
@@ -63,7 +63,7 @@ def check_shift(context: int, recurrent: bool, constraint: Constraint | None) ->
     if constraint is not None:
         raise ValueError("context_shift goes with no schema, expression or grammar, which bind the text as a whole")
     if context < LEAST_SHIFTED:
-        raise ValueError(f"context_shift needs a context of at least {LEAST_SHIFTED} tokens, not {context}")
+        raise ContextLengthError(f"context_shift needs a context of at least {LEAST_SHIFTED} tokens, not {context}")
 
 
 class Request:

@@ -83,7 +83,7 @@ def _serve(task: Task, cpus: int | None, replicas: int | tuple[int, int] | None)
         name, who = ascii(header["model"]["name"])[1:-1], who_reaches(settings).replace("this machine", "that machine")
         print(f"lowbit: serving {name} at {address} on the cluster's head ({who}); Ctrl-C stops",
               file=sys.stderr, flush=True)  # fmt: skip
-        while mark is not None:
+        while mark is not None:  # which is held until the end
             time.sleep(LOOK_SECONDS)
             serve.status()
     except (RuntimeError, RayError, RayServeException) as error:

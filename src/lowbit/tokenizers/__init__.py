@@ -50,7 +50,7 @@ _MAX_FILE_BYTES = 64 << 20
 
 @contextlib.contextmanager
 def _without_collecting() -> Iterator[None]:
-    """Let Python's collector rest: it would look again and again at half a million new strings and pairs, all in use."""
+    """Let Python's collector rest: it would look again and again at half a million strings and pairs that stay."""
     enabled = gc.isenabled()
     gc.disable()
     try:
