@@ -58,6 +58,7 @@ class RecordingModel:
             finish_reason="length",
             timings=timings,
             logprobs=None,
+            left_out=0,
         )
 
     def generate(self, prompt, **sampling):
