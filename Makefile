@@ -37,7 +37,7 @@ train-demo: $(VENV)/.installed  ## train a tiny model in five minutes (installs 
 
 # The tests run from their own folder, so that only the installed package can be imported; a file of them in one process.
 test: check  ## lint, check types and run all tests against the installed wheel
-	cd tests && $(abspath $(BIN))/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS) .
+	cd tests && $(abspath $(BIN))/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS) .
 
 test-ray: $(VENV)/.tools  ## run the tests on a cluster of Ray, whose nodes are processes here (installs Ray)
 	@$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[ray]" "ray[data]" httpx
