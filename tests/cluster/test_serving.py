@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 from served_cluster import Served, Stream, client_of, command, free_port, httpx, ray, serve
@@ -17,6 +18,7 @@ import lowbit
 pytestmark = pytest.mark.ray
 LONG = {"ignore_eos": True, "seed": 1}
 CONTEXT = 65536
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def refused(cluster, *arguments):
@@ -42,13 +44,13 @@ def test_more_replicas_than_there_is_room_for_are_refused(cluster):
 
 
 def test_a_deployment_may_have_a_route_of_its_own(cluster):
-    from lowbit.ray import deployment
-
+    """As docs/scale.md has it, whose block runs here as it stands there."""
+    [block] = re.findall(r"```python\n(from ray import serve.*?)```", DOCS.joinpath("scale.md").read_text(), re.S)
     ray.init(cluster.address, log_to_driver=False, logging_level="error")
     try:
         port = free_port()
         serve.start(http_options={"port": port}, proxy_location="HeadOnly")
-        serve.run(deployment(replicas=(1, 2)), name="stories", route_prefix="/stories")
+        exec(compile(block, "block", "exec"), {"__name__": "pasted"})
         url = f"http://127.0.0.1:{port}/stories"
         asked = {"prompt": "Once upon a time", "max_tokens": 8, "seed": 1}
         answer = httpx.post(f"{url}/v1/completions", json=asked, timeout=60).json()
