@@ -279,7 +279,8 @@ def build(
     kv_type = automatic_kv_type(plan) if kv_type == "auto" else kv_type
     paging = None
     if budget is not None and not budget.holds(packed_bytes(file, plan, head, weights, True, pack)[0]):
-        paging = Paging(file, budget.block_bytes)
+        stored = sum(info.nbytes for info in file.tensors.values())
+        paging = Paging(file, budget.block_bytes, threads, budget.exceeded_by(stored))
     key = packed_from(file, plan, head, weights, pack, sparsity_settings.details(sparse)) if share else None
     read = LOADED.get(key)
     if read is None:
