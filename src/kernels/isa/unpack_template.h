@@ -59,10 +59,12 @@ LB_INLINE void unpack_iq1_s(const uint8_t *b, float d, const uint64_t *table, lb
 }
 
 LB_INLINE void unpack_iq1_m(const uint8_t *b, float d, const uint64_t *table, lb_row row) {
-    for (int32_t g = 0; g < 16; g++) put_scale(row, g, d * odd(u16_at(b + 48 + g / 4 * 2) >> g % 4 * 3 & 7) / 8);
-    for (int32_t i = 0; i < 32; i++) {
-        const uint32_t high = pair_at(b + 32, i);
-        put_eight(row, i, table[b[i] | (high & 7) << 8] + (high & 8 ? 0 : 0x0202020202020202u));
+    for (int32_t g = 0; g < 16; g++) {
+        const uint32_t high = b[32 + g];
+        const uint64_t up = 0x0202020202020202u;
+        put_scale(row, g, d * odd(u16_at(b + 48 + g / 4 * 2) >> g % 4 * 3 & 7) / 8);
+        put_eight(row, 2 * g, table[b[2 * g] | (high & 7) << 8] + (high & 8 ? 0 : up));
+        put_eight(row, 2 * g + 1, table[b[2 * g + 1] | (high >> 4 & 7) << 8] + (high & 128 ? 0 : up));
     }
 }
 
