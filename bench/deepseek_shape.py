@@ -251,7 +251,7 @@ def main() -> None:
               f"({one['read'] / one['belady']:.2f} times), experts {one['experts'] / 1e6:.0f} and "
               f"{one['in_order'] / 1e6:.0f} of the others at least; hits {min(rates):.2f} to {max(rates):.2f}; "
               f"process grew by {one['peak'] / 1e6:.0f} MB of {memory['budget_bytes'] / 1e6:.0f}, cache "
-              f"{memory['cache_bytes'] / 1e6:.0f} with {memory['lru_slots']} slots for experts", flush=True)  # fmt: skip
+              f"{memory['cache_bytes'] / 1e6:.0f} with {memory['lru_slots']} slots", flush=True)  # fmt: skip
         rows.append(one)
     if args.check:
         resident = measure(path, None, args)

@@ -19,8 +19,8 @@ from libc.string cimport memcpy, memset
 
 from lowbit._kernels.blockcache cimport BlockCache, acquire, mark, passes_through, prefetch, release
 from lowbit._kernels.dispatch cimport (
-    LB_ROWS, alloc_aligned, free_aligned, lb_activations, lb_matmul_args, lb_matrix, lb_row_groups, lb_stored, parallel,
-    table,
+    LB_ROWS, alloc_aligned, free_aligned, lb_activations, lb_matmul_args, lb_matrix, lb_round_up, lb_row_groups,
+    lb_stored, parallel, table,
 )
 from lowbit._kernels.filling cimport Fill, fill_blocks
 from lowbit._kernels.matrix cimport PackedMatrix, block_layout, group_code_bytes, group_scale_bytes, matrix_row
@@ -63,7 +63,7 @@ cdef void split_groups(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef struct Pieces:
     const lb_stored *stored
     const lb_matmul_args *each      # whose weights have codes as they lie in the file
-    int32_t n, groups               # products, and row groups of a piece
+    int32_t groups                  # of a piece
     int32_t of_each, total          # pieces
     uint8_t *scratch
     size_t scratch_bytes            # of a thread
@@ -149,7 +149,7 @@ cdef class Pager:
     @property
     def scratch_bytes(self):
         """Bytes beside the cache, for the longest block that is packed, or for each thread's piece of one."""
-        return max(self.longest, self.threads * self.piece_bytes)
+        return max(<size_t>CODES_AT, self.longest, self.threads * self.piece_bytes)
 
     def record(self, int64_t n):
         """Keep the numbers of the next n blocks of experts that are used, for those who study a cache."""
@@ -231,7 +231,7 @@ cdef class PagedMatrix:
         elif self.unpacks:
             self.group_bytes = LB_ROWS * self.unpacked.row_bytes(&pattern.m)
             self.piece_groups = <int32_t>max(1, PIECE_BYTES // pattern.nbytes)
-            pager.piece_bytes = max(pager.piece_bytes, self.piece_groups * pattern.nbytes)
+            pager.piece_bytes = max(pager.piece_bytes, lb_round_up(self.piece_groups * pattern.nbytes, CODES_AT))
         self.n_groups = <int32_t>(n_rows // LB_ROWS)
         self.block_groups = <int32_t>max(
             1, (pager.part_bytes if parts > 1 else pager.block_bytes) // <int64_t>self.group_bytes)
@@ -360,7 +360,7 @@ cdef class PagedMatrix:
         cdef Pieces c
         cdef int32_t i
         threads = min(threads, self.pager.threads)
-        c.stored, c.each, c.n, c.groups = &self.unpacked.c, products, n, self.piece_groups
+        c.stored, c.each, c.groups = &self.unpacked.c, products, self.piece_groups
         c.of_each = (self.block_groups + c.groups - 1) // c.groups
         c.total = n * c.of_each
         c.scratch, c.scratch_bytes = self.pager.scratch, self.pager.piece_bytes

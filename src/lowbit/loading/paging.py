@@ -45,7 +45,7 @@ class Paging:
         That compute.
     tight : bool
         Whether not even the file would fit into memory. Then types that are rounded to 8 bits (K types) stay in the
-        file too: unpacking them at each use takes about as long as reading the 8 bits, and other weights find more room.
+        file too: unpacking them at each use takes as long as reading the 8 bits, and other weights find more room.
 
     Attributes
     ----------
@@ -74,9 +74,7 @@ class Paging:
         path, offset = self._file.locate(info.name)  # type: ignore[attr-defined]
         rows = math.prod(info.shape[:-1])
         kind = stored_of(info.type) if info.type in STORED_TYPES else info.type
-        return PagedMatrix(
-            self.pager, pattern, rows, kind, self._source(os.path.abspath(path)), offset, tail, **use
-        )
+        return PagedMatrix(self.pager, pattern, rows, kind, self._source(os.path.abspath(path)), offset, tail, **use)
 
     def begin_spill(self) -> int:
         """Return where the next packed matrix begins in the spill file, which is made if need be."""
