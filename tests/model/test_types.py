@@ -103,6 +103,7 @@ def test_types_that_are_unpacked_where_they_are_used_stay_in_the_file(write_stor
             paged = lowbit.load(path, max_ram=budget, threads=threads)
             pager = paged._decoder.graph.pager
             assert pager.sources == [str(path)], "nothing is packed into a temporary file"
+            assert paged.info()["kept_as"] == {kind: "as in the file, unpacked at each use"}
             for _ in range(2):
                 assert np.array_equal(paged.logits(ids), want)
                 assert np.array_equal(paged.logits([3]), first)

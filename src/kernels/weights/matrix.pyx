@@ -390,7 +390,7 @@ cdef class PackedMatrix:
 
     def fill_stored(self, Stored stored not None, const uint8_t[::1] raw, int64_t rows, int64_t first_row=0,
                     int32_t threads=1):
-        """Unpack rows from the stored bytes of a tensor; FormatError if a scale is not finite, or a weight too large."""
+        """Unpack rows of a tensor from stored bytes; FormatError if a scale is not finite, or a weight too large."""
         cdef lb_matrix m = self.m
         self._check_rows(first_row, rows)
         check_bytes(raw, rows, stored.row_bytes(&m), stored.type)

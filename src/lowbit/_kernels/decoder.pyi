@@ -28,7 +28,7 @@ class Batch:
 class Decoder(ForwardPass):
     most_logits: int
     sparse_prefill: bool
-    weights: object
+    weights: Any
     proposed: int
     accepted: int
     lock: threading.Lock

@@ -59,6 +59,8 @@ class Weights:
     output_norm : ndarray of float32, shape (hidden_size,)
     rope_factors : tuple of float
         From the file's ``rope_freqs`` tensor; empty if it has none.
+    unpacked : set of str
+        Types that stay as they are in the file, and are unpacked at each use.
     """
 
     layers: list[dict[str, Any]]
@@ -66,6 +68,7 @@ class Weights:
     output: PackedMatrix | PagedMatrix
     output_norm: np.ndarray
     rope_factors: tuple[float, ...]
+    unpacked: set[str]
 
 
 def check_tensors(file: ModelFile, plan: ModelPlan) -> None:
@@ -129,7 +132,7 @@ def read_weights(
         if not (factors > 0).all():
             raise FormatError("a RoPE factor is not positive")
         rope_factors = tuple(float(f) for f in factors)
-    return Weights(layers, token_embd, output, output_norm, rope_factors)
+    return Weights(layers, token_embd, output, output_norm, rope_factors, paging.unpacked if paging else set())
 
 
 def packed_bytes(

@@ -50,12 +50,15 @@ class Paging:
     Attributes
     ----------
     pager : lowbit._kernels.paging.Pager
+    unpacked : set of str
+        Types of tensors that stay as they are in the file, and are unpacked at each use.
     """
 
     def __init__(self, file: ModelFile, block_bytes: int, threads: int, tight: bool) -> None:
         experts = sorted(info.nbytes // info.shape[0] for info in file.tensors.values() if len(info.shape) == 3)
         usual = experts[len(experts) // 2] if experts else block_bytes
         self.pager = Pager(block_bytes, min(block_bytes, usual), threads)
+        self.unpacked: set[str] = set()
         self._tight = tight
         self._file = file
         self._sources: list[str | IO[bytes]] = []
@@ -74,6 +77,8 @@ class Paging:
         path, offset = self._file.locate(info.name)  # type: ignore[attr-defined]
         rows = math.prod(info.shape[:-1])
         kind = stored_of(info.type) if info.type in STORED_TYPES else info.type
+        if info.type in STORED_TYPES:
+            self.unpacked.add(info.type)
         return PagedMatrix(self.pager, pattern, rows, kind, self._source(os.path.abspath(path)), offset, tail, **use)
 
     def begin_spill(self) -> int:
