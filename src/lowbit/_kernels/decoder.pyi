@@ -1,4 +1,5 @@
 import threading
+from typing import Any
 
 import numpy as np
 
