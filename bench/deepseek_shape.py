@@ -48,7 +48,7 @@ SCALES = {
 }
 OFFSETS = {"Q4_K": 7.5, "Q5_K": 15.5}
 """The second scale in parts of the first, so that weights are 0 on average."""
-WARM = 8
+WARM = 48
 """Tokens before those that count."""
 PAGE = 4096
 
@@ -181,6 +181,7 @@ def child(path: str, budget: str | None, threads: int, tokens: int) -> dict[str,
             "read": (memory["bytes_read"] - before["bytes_read"]) / tokens,
             "belady": misses * sizes[uses[warm:]].mean() / tokens + in_order,
             "in_order": in_order,
+            "waited": (memory["wait_seconds"] - before["wait_seconds"]) / tokens,
             "experts": sizes[uses[warm:]].sum() / tokens,
         }
     return result
@@ -246,7 +247,8 @@ def main() -> None:
         memory, rates = one["memory"], one["memory"]["expert_hits"]
         print(f"{path.name}: {hidden} channels, experts of {size}, {one['file_bytes'] / 1e9:.2f} GB, in {budget}: "
               f"loaded in {one['loaded']:.1f} s, {one['isa']}, {args.threads} threads; "
-              f"{one['tokens_per_second']:.2f} tokens/s, {len(set(one['ids']))} different of {len(one['ids'])}; "
+              f"{one['tokens_per_second']:.2f} tokens/s, of each {one['waited']:.2f} s waiting for the disk; "
+              f"{len(set(one['ids']))} different tokens of {len(one['ids'])}; "
               f"{one['read'] / 1e6:.0f} MB read per token, Belady {one['belady'] / 1e6:.0f} "
               f"({one['read'] / one['belady']:.2f} times), experts {one['experts'] / 1e6:.0f} and "
               f"{one['in_order'] / 1e6:.0f} of the others at least; hits {min(rates):.2f} to {max(rates):.2f}; "

@@ -43,6 +43,7 @@ cdef enum:
     CODES_AT = 64           # what codes are aligned to
     PACKED = 1              # mark of a block that was packed in place
     PIECE_BYTES = 64 << 10  # of row groups that a thread unpacks at a time
+    ALONE = 1 << 17         # weights that one thread unpacks in less time than it takes to wake another
 
 
 def trim_heap():
@@ -359,7 +360,8 @@ cdef class PagedMatrix:
         """Multiply with n blocks from this one on, which are in memory as they lie in the file; 0, or a status."""
         cdef Pieces c
         cdef int32_t i
-        threads = min(threads, self.pager.threads)
+        cdef bint small = <int64_t>n * products[0].w.n_rows * self.m.n_cols * products[0].x.n_tokens <= ALONE
+        threads = 1 if small else min(threads, self.pager.threads)
         c.stored, c.each, c.groups = &self.unpacked.c, products, self.piece_groups
         c.of_each = (self.block_groups + c.groups - 1) // c.groups
         c.total = n * c.of_each
