@@ -40,6 +40,7 @@ cdef extern from "os.h":
 
 cdef enum:
     SPANS = 32              # blocks in one job
+    PARTS = 256             # experts that are looked at together
     CODES_AT = 64           # what codes are aligned to
     PACKED = 1              # mark of a block that was packed in place
     PIECE_BYTES = 64 << 10  # of row groups that a thread unpacks at a time
@@ -146,6 +147,7 @@ cdef class Pager:
         if self.scratch == NULL:
             raise MemoryError(f"no memory for a block of {self.scratch_bytes} bytes")
         self.cache, self.blocks = cache, cache.c
+        self.held = min(<int64_t>SPANS, cache.stats()["lru_slots"] // 2)
 
     @property
     def scratch_bytes(self):
@@ -312,12 +314,45 @@ cdef class PagedMatrix:
             multiply(&self.tail.m, x, y + self.n_groups * LB_ROWS, NULL, y_stride, threads)
         return status
 
-    cdef int multiply_part(self, int32_t part, const lb_activations *x, float *y, ptrdiff_t y_stride,
-                           int32_t threads) noexcept nogil:
-        """The same with one of the matrices that it consists of."""
-        cdef int32_t block = self.first_block + part * self.part_blocks
-        self.pager.note(block, self.part_blocks)
-        return self._multiply(block, self.part_groups, x, y, y_stride, threads)
+    cdef int multiply_parts(self, const int32_t *parts, const lb_matmul_args *args, int32_t n,
+                            int32_t threads) noexcept nogil:
+        """The same with n of the matrices that it consists of, whose weights `args` lacks.
+
+        Those that are there come first, many in one job, and the others as they come from the disk.
+        """
+        cdef lb_matrix spans[SPANS]
+        cdef lb_matmul_args products[SPANS]
+        cdef int32_t blocks[SPANS]
+        cdef bint there[PARTS]
+        cdef int32_t start = 0, i, b, block, held = 0
+        cdef int status = 0
+        while start < n and status == 0:
+            for i in range(start, min(n, start + PARTS)):
+                block = self.first_block + parts[i] * self.part_blocks
+                self.pager.note(block, self.part_blocks)
+                there[i - start] = self.part_blocks <= self.pager.held and self.prefetch_part(parts[i])
+                if not there[i - start]:
+                    continue
+                if held + self.part_blocks > self.pager.held:
+                    status = self._job(products, blocks, held, threads, status)
+                    held = 0
+                for b in range(self.part_blocks):
+                    if status == 0:
+                        status = self.span(block + b, min(self.block_groups, self.part_groups - b * self.block_groups),
+                                           threads, &spans[held])
+                    if status == 0:
+                        products[held], blocks[held] = args[i], block + b
+                        products[held].w = &spans[held]
+                        products[held].y += b * self.block_groups * LB_ROWS
+                        held += 1
+            status = self._job(products, blocks, held, threads, status)
+            held = 0
+            for i in range(start, min(n, start + PARTS)):
+                if status == 0 and not there[i - start]:
+                    status = self._multiply(self.first_block + parts[i] * self.part_blocks, self.part_groups,
+                                            args[i].x, args[i].y, args[i].y_stride, threads)
+            start += PARTS
+        return status
 
     cdef bint prefetch_part(self, int32_t part) noexcept nogil:
         """Ask for the blocks of a part, soon to be used; whether all are there."""
@@ -328,7 +363,8 @@ cdef class PagedMatrix:
                        int32_t threads) noexcept nogil:
         cdef lb_matrix spans[SPANS]
         cdef lb_matmul_args products[SPANS]
-        cdef int32_t n, i
+        cdef int32_t blocks[SPANS]
+        cdef int32_t n
         cdef bint alone
         cdef int status = 0
         while left > 0 and status == 0:
@@ -342,22 +378,29 @@ cdef class PagedMatrix:
                 if status:
                     break
                 products[n].w, products[n].x, products[n].y, products[n].sums = &spans[n], x, y, NULL
-                products[n].y_stride = y_stride
+                products[n].y_stride, blocks[n] = y_stride, block + n
                 y += spans[n].n_rows
                 left -= self.block_groups
                 n += 1
-            if status == 0 and self.unpacks:
-                status = self._multiply_pieces(products, n, threads, block)
-            elif status == 0:
-                multiply_all(products, n, threads)
-            for i in range(n):
-                release(self.pager.blocks, block + i)
+            status = self._job(products, blocks, n, threads, status)
             block += n
         return status
 
-    cdef int _multiply_pieces(self, const lb_matmul_args *products, int32_t n, int32_t threads,
-                              int32_t block) noexcept nogil:
-        """Multiply with n blocks from this one on, which are in memory as they lie in the file; 0, or a status."""
+    cdef int _job(self, const lb_matmul_args *products, const int32_t *blocks, int32_t n, int32_t threads,
+                  int status) noexcept nogil:
+        """Multiply with n blocks that are in memory, unless there is a status already, and release them; a status."""
+        cdef int32_t i
+        if status == 0 and n and self.unpacks:
+            status = self._multiply_pieces(products, blocks, n, threads)
+        elif status == 0 and n:
+            multiply_all(products, n, threads)
+        for i in range(n):
+            release(self.pager.blocks, blocks[i])
+        return status
+
+    cdef int _multiply_pieces(self, const lb_matmul_args *products, const int32_t *blocks, int32_t n,
+                              int32_t threads) noexcept nogil:
+        """Multiply with n blocks that are in memory as they lie in the file; 0, or a status."""
         cdef Pieces c
         cdef int32_t i
         cdef bint small = <int64_t>n * products[0].w.n_rows * self.m.n_cols * products[0].x.n_tokens <= ALONE
@@ -371,7 +414,7 @@ cdef class PagedMatrix:
         parallel(multiply_pieces, &c, threads, 1, threads)
         for i in range(n):
             if c.bad[i]:
-                self.pager.bad_block = block + i
+                self.pager.bad_block = blocks[i]
                 return BAD_SCALE
         return 0
 

@@ -24,6 +24,7 @@ cdef class Pager:
     cdef int64_t n_uses
     cdef size_t longest, piece_bytes    # of the blocks that are packed; of a thread's piece of one that is unpacked
     cdef int32_t threads
+    cdef int32_t held               # most blocks of experts that a job holds: enough others have to be free
     cdef bint has_parts             # some blocks are of experts, and used by some passes
     cdef uint8_t *scratch
     cdef readonly list sources      # what `source` counts
@@ -54,11 +55,13 @@ cdef class PagedMatrix:
     cdef int span(self, int32_t block, int32_t groups, int32_t threads, lb_matrix *out) noexcept nogil
     cdef void _place(self, lb_matrix *m, uint8_t *memory) noexcept nogil
     cdef int multiply_paged(self, const lb_activations *x, float *y, ptrdiff_t y_stride, int32_t threads) noexcept nogil
-    cdef int multiply_part(self, int32_t part, const lb_activations *x, float *y, ptrdiff_t y_stride,
-                           int32_t threads) noexcept nogil
+    cdef int multiply_parts(self, const int32_t *parts, const lb_matmul_args *args, int32_t n,
+                            int32_t threads) noexcept nogil
     cdef bint prefetch_part(self, int32_t part) noexcept nogil
     cdef int _multiply(self, int32_t block, int32_t left, const lb_activations *x, float *y, ptrdiff_t y_stride,
                        int32_t threads) noexcept nogil
-    cdef int _multiply_pieces(self, const lb_matmul_args *products, int32_t n, int32_t threads,
-                              int32_t block) noexcept nogil
+    cdef int _multiply_pieces(self, const lb_matmul_args *products, const int32_t *blocks, int32_t n,
+                              int32_t threads) noexcept nogil
     cdef int row(self, int32_t row, float *out) noexcept nogil
+    cdef int _job(self, const lb_matmul_args *products, const int32_t *blocks, int32_t n, int32_t threads,
+                  int status) noexcept nogil
