@@ -2,6 +2,7 @@
 
     python bench/deepseek_shape.py --size 8GB --budgets 1GB,2GB --json FILE --plot FILE
     python bench/deepseek_shape.py --size 1GB --budgets 0.5GB --check
+    python bench/deepseek_shape.py --unpack
 
 It has R1's 61 layers, 256 experts in 8 groups of which 8 work, the layout of its files of January 2025 and the types of
 the smallest of these: experts in IQ1_S (the first six down projections in IQ2_XXS), everything else in Q4_K to Q6_K.
@@ -11,7 +12,8 @@ so that it has as many different tokens as real ones.
 
 Each budget has a process of its own, whose memory is looked at twenty times a second from before the model is loaded.
 What a token reads is compared with the least that any policy could read, which knows the future (Belady, 1966), with as
-many slots for experts and as much memory for other weights as the cache has.
+many slots for experts and as much memory for other weights as the cache has. `--unpack` measures how fast a thread
+unpacks stored blocks.
 """
 
 from __future__ import annotations
@@ -30,9 +32,13 @@ from experts import belady
 from paging_limits import belady as belady_in_order
 
 import lowbit
+from lowbit._kernels.matrix import PackedMatrix
+from lowbit._kernels.stored import STORED_TYPES
 from lowbit.families import find_family
 from lowbit.formats.gguf_writer import GGUFWriter
+from lowbit.formats.iquants import GROUPS
 from lowbit.loading.memory import parse_size, resident_bytes
+from lowbit.loading.paging import stored_of
 from lowbit.plan import JOINED_HEADS
 from lowbit.quantize.ggml_types import type_of
 
@@ -48,7 +54,7 @@ SCALES = {
 }
 OFFSETS = {"Q4_K": 7.5, "Q5_K": 15.5}
 """The second scale in parts of the first, so that weights are 0 on average."""
-WARM = 48
+WARM = 24
 """Tokens before those that count."""
 PAGE = 4096
 
@@ -223,6 +229,23 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
+def unpack() -> None:
+    """Weights per second of processor time that one thread unpacks into 32 rows of 2,048, which its caches hold."""
+    rows, cols, rounds = 32, 2048, 50
+    rng = np.random.default_rng(1)
+    for kind in STORED_TYPES:
+        raw = rng.integers(0, 64, rows * cols // type_of(kind).block_elements * type_of(kind).block_bytes, np.uint8)
+        group = GROUPS.get(kind, 32)
+        matrix = PackedMatrix("u8", rows, cols, group, scales_f16=kind not in GROUPS, block_cols=group)
+        best = float("inf")
+        for _ in range(8):
+            start = time.thread_time()
+            for _ in range(rounds):
+                matrix.fill_stored(stored_of(kind), raw, rows)
+            best = min(best, (time.thread_time() - start) / rounds)
+        print(f"{kind:8} {rows * cols / best / 1e9:.1f} billion weights per second")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="1GB", help="of the file, nearly")
@@ -232,12 +255,16 @@ def main() -> None:
     parser.add_argument("--skew", type=float, default=0.8)
     parser.add_argument("--check", action="store_true", help="compare with the resident model")
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
+    parser.add_argument("--unpack", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         print(json.dumps(child(**json.loads(args.child))))
+        return
+    if args.unpack:
+        unpack()
         return
     hidden, size = widths(parse_size(args.size))
     path = write(args.folder / f"deepseek-{hidden}-{size}.gguf", parse_size(args.size), args.skew)
