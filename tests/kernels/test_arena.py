@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from lowbit.kernels import PackedMatrix, pack_ternary, unpack_ternary
+from lowbit.kernels import pack_ternary, unpack_ternary
 
 
 def test_matrices_keep_their_weights_whichever_others_end():
