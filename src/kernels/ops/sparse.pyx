@@ -13,8 +13,9 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_CHANNELS, LB_LINE_ROWS, LB_ROWS, LB_U2, alloc_aligned, alloc_weights, checked, free_aligned,
-    free_weights, lb_activations, lb_lines, lb_matmul_args, lb_matrix, lb_plus, lb_row_groups, lb_sparse_args, lb_times, parallel, table,
+    LB_CHANNELS, LB_LINE_ROWS, LB_ROWS, LB_U2, alloc_aligned, alloc_weights, checked, free_aligned, free_weights,
+    lb_activations, lb_lines, lb_matmul_args, lb_matrix, lb_plus, lb_row_groups, lb_sparse_args, lb_times, parallel,
+    table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, padded_cols
 from lowbit._kernels.products cimport Activations
