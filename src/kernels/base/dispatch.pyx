@@ -28,6 +28,8 @@ cdef extern from "cpu.h":
     int32_t lb_cpu_streams() noexcept
 
 cdef extern from "arena.h":
+    void lb_open_arena() noexcept nogil
+    void lb_close_arena() noexcept nogil
     void *lb_alloc_weights(size_t bytes) noexcept nogil
     void lb_free_weights(void *p) noexcept nogil
 
@@ -82,6 +84,16 @@ cdef class PlainFloats:
 
     def __exit__(self, *_):
         lb_end_floats(self.before)
+
+
+cdef class Arena:
+    """Matrices that are made under ``with Arena():`` lie together in memory, as is best for those that end together."""
+
+    def __enter__(self):
+        lb_open_arena()
+
+    def __exit__(self, *_):
+        lb_close_arena()
 
 
 cdef size_t checked(size_t n_bytes, str what) except? 0:
