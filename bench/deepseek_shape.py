@@ -214,12 +214,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     rows = sorted(rows, key=lambda row: row["memory"]["budget_bytes"])
     x = [row["memory"]["budget_bytes"] / 1e9 for row in rows]
     with plt.rc_context(STYLE):
-        figure, (read, speed, memory) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+        figure, (read, memory) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
         read.plot(x, [row["read"] / 1e6 for row in rows], "o-", label="lowbit")
         read.plot(x, [row["belady"] / 1e6 for row in rows], "k--", label="Belady, same memory")
         read.set(xlabel="max_ram, GB", ylabel="MB read per token", ylim=(0, None))
-        speed.plot(x, [row["tokens_per_second"] for row in rows], "o-")
-        speed.set(xlabel="max_ram, GB", ylabel="tokens per second", ylim=(0, None))
         at, size = zip(*rows[0]["curve"])
         memory.plot(at, [one / 1e9 for one in size], label="process, more than before")
         memory.axhline(x[0], color="k", ls="--", label="max_ram")

@@ -155,7 +155,10 @@ def load(
             file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse, share=budget is None,
             pack=pack,
         )  # fmt: skip
-        description = {**describe(file, decoder.weights.unpacked), "warnings": find_traps(file, plan, reader, tokenizer is None)}
+        description = {
+            **describe(file, decoder.weights.unpacked),
+            "warnings": find_traps(file, plan, reader, tokenizer is None),
+        }
         if draft is not None:
             description["draft"] = os.fspath(draft)
         decoder.sparse_prefill = sparse_prefill
