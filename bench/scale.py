@@ -4,14 +4,16 @@ python bench/scale.py draw OUT.svg
 python bench/scale.py cluster [--lines 20000] [--tokens 24] [--nodes 2]
 
 `cluster` answers the same lines with as many plain processes as there are nodes, each with its part, and then with the
-cluster; both answer with one thread for each. It compares the answers, line by line, and the
-time with the simulation, which knows only the speed of the processes.
+cluster, once Ray's own processes have begun; both answer with one thread for each. It compares the answers, line by
+line, and the time with the simulation, which knows the speed of the processes, and which share of the processors driver
+and daemons had in a smaller batch before: on a real cluster they have processors of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import subprocess
@@ -32,47 +34,98 @@ def rate_of(said: str) -> tuple[float, float]:
     return float(found[1].replace(",", "")), float(found[2].replace(",", ""))
 
 
+def processes() -> dict[tuple[str, str], float]:
+    """Return what each of our processes has computed so far, by what it is and its id; ``daemons`` are Ray's own."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command = path.joinpath("cmdline").read_bytes().replace(b"\0", b" ")
+            fields = path.joinpath("stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        kind = (
+            "driver" if b" lowbit batch " in command else "workers" if command.startswith(b"ray::Worker") else
+            "daemons" if b"ray" in command and b"scale.py" not in command else ""
+        )  # fmt: skip
+        if kind:
+            found[kind, path.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def until_idle() -> None:
+    """Wait until Ray's own processes have begun, which takes each of them seconds of a processor."""
+    before = now = sum(processes().values())
+    while now - before > 0.4 or now == before:
+        before = now
+        time.sleep(2)
+        now = sum(processes().values())
+
+
+def watched(line: list[str]) -> tuple[str, dict[str, float]]:
+    """Run a batch; return what it said, and what each kind of process computed from its first answers to its last."""
+    output = Path(line[line.index("-o") + 1])
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    begun: dict[tuple[str, str], float] = {}
+    last: dict[tuple[str, str], float] = {}
+    while process.poll() is None:
+        now = processes()  # without those that have ended just now
+        last |= now
+        if not begun and output.exists() and output.stat().st_size:
+            begun = now
+        time.sleep(0.05)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    kinds = dict.fromkeys(("driver", "workers", "daemons"), 0.0)
+    for one, seconds in last.items():
+        kinds[one[0]] += seconds - begun.get(one, 0.0)
+    return said, kinds
+
+
+def plainly(folder: Path, whole: list[bytes], nodes: int) -> list[tuple[float, float]]:
+    """Answer lines with plain processes, each of which has its part; return the lines and tokens per second of each."""
+    from batches import command
+
+    running = []
+    for i in range(nodes):
+        (folder / f"in{i}.jsonl").write_bytes(b"".join(whole[i::nodes]))
+        line = command(folder / f"in{i}.jsonl", "-o", folder / f"plain{i}.jsonl", "-t", 1)
+        running.append(subprocess.Popen(line, stderr=subprocess.PIPE, text=True))
+    return [rate_of(process.communicate()[1]) for process in running]
+
+
 def cluster(lines: int, tokens: int, nodes: int) -> dict[str, object]:
-    """Compare a cluster with plain processes."""
+    """Compare a cluster with plain processes, and with the simulation."""
     from batches import answers_of, command, write_lines
     from ray.cluster_utils import Cluster
 
+    cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_lines(folder / "in.jsonl", lines, tokens, 1, wrong=False)
+        write_lines(folder / "few.jsonl", lines // 4, tokens, 2, wrong=False)
         whole = (folder / "in.jsonl").read_bytes().splitlines(keepends=True)
-        parts = [whole[i::nodes] for i in range(nodes)]
-        for i, part in enumerate(parts):
-            (folder / f"in{i}.jsonl").write_bytes(b"".join(part))
-        start = time.monotonic()
-        processes = [
-            subprocess.Popen(command(folder / f"in{i}.jsonl", "-o", folder / f"plain{i}.jsonl", "-t", 1),
-                             stderr=subprocess.PIPE, text=True)
-            for i in range(nodes)
-        ]  # fmt: skip
-        plain = [rate_of(process.communicate()[1]) for process in processes]
-        plain_wall = time.monotonic() - start
+        plain = plainly(folder, whole, nodes)
         ray = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         for _ in range(nodes):
             ray.add_node(num_cpus=1)
-        start = time.monotonic()
-        done = subprocess.run(command(folder / "in.jsonl", "-o", folder / "ray.jsonl", "--ray", ray.address),
-                              capture_output=True, text=True, check=False)  # fmt: skip
-        ray_wall = time.monotonic() - start
+        until_idle()
+        # What driver and daemons take of the processors that they share with the nodes here, from a batch of its own.
+        few, taken = watched(command(folder / "few.jsonl", "-o", folder / "few.out.jsonl", "--ray", ray.address))
+        seconds = lines // 4 / rate_of(few)[0]
+        share = (taken["driver"] + taken["daemons"]) / (cores * seconds) if nodes >= cores else 0.0
+        said, computed = watched(command(folder / "in.jsonl", "-o", folder / "ray.jsonl", "--ray", ray.address))
         ray.shutdown()
         wanted = sorted(line for i in range(nodes) for line in answers_of(folder / f"plain{i}.jsonl"))
         assert answers_of(folder / "ray.jsonl") == wanted, "answers differ"
-        work = []
-        for line in wanted:
-            work.append(json.loads(line)["response"]["body"]["usage"]["total_tokens"])
-    got = rate_of(done.stderr)
-    seconds = max(len(part) / rate for part, (rate, _) in zip(parts, plain))
+        work = [json.loads(line)["response"]["body"]["usage"]["total_tokens"] for line in wanted]
+    real = lines / rate_of(said)[0]
+    slowest = max(len(whole[i::nodes]) / rate for i, (rate, _) in enumerate(plain))
     random.Random(1).shuffle(work)
-    predicted = simulate(work, Fleet([rate for _, rate in plain], load=0)).seconds
+    predicted = simulate(work, Fleet([rate for _, rate in plain], load=0, taken=share)).seconds
     return {
-        "nodes": nodes, "lines": lines, "plain_seconds": seconds, "plain_wall": plain_wall,
-        "ray_seconds": lines / got[0], "ray_wall": ray_wall, "overhead": lines / got[0] / seconds - 1,
-        "simulated_seconds": predicted, "simulated_over_real": predicted / (lines / got[0]), "equal": True,
+        "nodes": nodes, "cores": cores, "lines": lines, "plain_seconds": slowest, "ray_seconds": real,
+        "overhead": real / slowest - 1, "processor_seconds": computed, "taken": share,
+        "simulated_seconds": predicted, "simulated_over_real": predicted / real, "equal": True,
     }  # fmt: skip
 
 
