@@ -112,7 +112,7 @@ def main() -> None:
         names = materials(args.shape, args.cache, Path(folder))
         print("| command | median | slowest | work | status |\n|---|---|---|---|---|", flush=True)
         for case in chosen(args.only):
-            found = [press(case, names | {"out": f"{folder}/{i}"}, moment)
+            found = [press(case, names | {"out": f"{folder}/{len(results)}-{i}"}, moment)
                      for i, moment in enumerate(moments(case, args.presses))]  # fmt: skip
             seconds, work = ([one[i] for one in found if one is not None] for i in (0, 1))
             statuses = sorted({"ended" if one is None else str(one[2]) for one in found})
@@ -150,27 +150,13 @@ def materials(shape: str, cache: Path, folder: Path) -> dict[str, str]:
     (folder / "stories.txt").write_text("Once upon a time there was a little dog who found a ball.\n\n" * 20_000)
     (folder / "schema.json").write_text('{"type": "array", "items": {"type": "integer"}, "minItems": 900}')
     body = {"model": "m", "messages": [{"role": "user", "content": WORDS * 20}], "max_tokens": 900}
-    for name, call in ("logits", "logits(text[:20000])"), ("embed", "embed([text[:9000]] * 99)"):
+    for name, call in ("logits", "logits(text[:2400])"), ("embed", "embed([text[:2400]] * 9)"):
         code = f"import lowbit; text = open({str(folder / 'words.txt')!r}).read(); lowbit.load({str(large)!r}).{call}"
         (folder / f"{name}.py").write_text(code)
     lines = [{"custom_id": str(i), "method": "POST", "url": "/v1/chat/completions", "body": body} for i in range(500)]
     (folder / "requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    files = {
-        name: f"{folder}/{name}"
-        for name in (
-            "words.txt",
-            "text.txt",
-            "stories.txt",
-            "schema.json",
-            "logits.py",
-            "embed.py",
-        )
-    }
-    return {
-        **{name.partition(".")[0]: path for name, path in files.items()},
-        "requests": f"{folder}/requests.jsonl", "large": str(large), "float": str(whole),
-        "port": str(PORT),
-    }  # fmt: skip
+    files = {path.stem: str(path) for path in folder.iterdir()}
+    return {**files, "large": str(large), "float": str(whole), "port": str(PORT)}
 
 
 def processor_seconds(process: int) -> float:
