@@ -150,8 +150,8 @@ def materials(shape: str, cache: Path, folder: Path) -> dict[str, str]:
     (folder / "stories.txt").write_text("Once upon a time there was a little dog who found a ball.\n\n" * 20_000)
     (folder / "schema.json").write_text('{"type": "array", "items": {"type": "integer"}, "minItems": 900}')
     body = {"model": "m", "messages": [{"role": "user", "content": WORDS * 20}], "max_tokens": 900}
-    for name, call in ("logits", "logits(text[:2400])"), ("embed", "embed([text[:2400]] * 9)"):
-        code = f"import lowbit; text = open({str(folder / 'words.txt')!r}).read(); lowbit.load({str(large)!r}).{call}"
+    for name, call in ("logits", "logits(model.tokenizer.encode(text))"), ("embed", "embed([text] * 9)"):
+        code = f"import lowbit; model, text = lowbit.load({str(large)!r}), {WORDS * 250!r}; model.{call}"
         (folder / f"{name}.py").write_text(code)
     lines = [{"custom_id": str(i), "method": "POST", "url": "/v1/chat/completions", "body": body} for i in range(500)]
     (folder / "requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -5,8 +5,8 @@ python bench/scale.py cluster [--lines 20000] [--tokens 24] [--nodes 2]
 
 `cluster` answers the same lines with as many plain processes as there are nodes, each with its part, and then with the
 cluster, once Ray's own processes have begun; both answer with one thread for each. It compares the answers, line by
-line, and the time with the simulation, which knows the speed of the processes, and which share of the processors driver
-and daemons had in a smaller batch before: on a real cluster they have processors of their own.
+line, and the time with the simulation, which knows the speed of the processes, and which share of the processors Ray's
+own processes had, of which there are here those of all nodes.
 """
 
 from __future__ import annotations
@@ -102,17 +102,12 @@ def cluster(lines: int, tokens: int, nodes: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_lines(folder / "in.jsonl", lines, tokens, 1, wrong=False)
-        write_lines(folder / "few.jsonl", lines // 4, tokens, 2, wrong=False)
         whole = (folder / "in.jsonl").read_bytes().splitlines(keepends=True)
         plain = plainly(folder, whole, nodes)
         ray = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         for _ in range(nodes):
             ray.add_node(num_cpus=1)
         until_idle()
-        # What driver and daemons take of the processors that they share with the nodes here, from a batch of its own.
-        few, taken = watched(command(folder / "few.jsonl", "-o", folder / "few.out.jsonl", "--ray", ray.address))
-        seconds = lines // 4 / rate_of(few)[0]
-        share = (taken["driver"] + taken["daemons"]) / (cores * seconds) if nodes >= cores else 0.0
         said, computed = watched(command(folder / "in.jsonl", "-o", folder / "ray.jsonl", "--ray", ray.address))
         ray.shutdown()
         wanted = sorted(line for i in range(nodes) for line in answers_of(folder / f"plain{i}.jsonl"))
@@ -121,6 +116,8 @@ def cluster(lines: int, tokens: int, nodes: int) -> dict[str, object]:
     real = lines / rate_of(said)[0]
     slowest = max(len(whole[i::nodes]) / rate for i, (rate, _) in enumerate(plain))
     random.Random(1).shuffle(work)
+    # Ray's own processes share the processors with the nodes here; the driver does what plain processes do as well.
+    share = computed["daemons"] / (cores * real) if nodes >= cores else 0.0
     predicted = simulate(work, Fleet([rate for _, rate in plain], load=0, taken=share)).seconds
     return {
         "nodes": nodes, "cores": cores, "lines": lines, "plain_seconds": slowest, "ray_seconds": real,
