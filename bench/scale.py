@@ -61,36 +61,24 @@ def until_idle() -> None:
         now = sum(processes().values())
 
 
-def watched(line: list[str]) -> tuple[str, dict[str, float]]:
-    """Run a batch; return what it said, and what each kind of process computed from its first answers to its last."""
-    output = Path(line[line.index("-o") + 1])
-    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+def watched(*lines: list[str]) -> tuple[list[str], dict[str, float]]:
+    """Run batches; return what they said, and what each kind of process computed from the first answers to the last."""
+    outputs = [Path(line[line.index("-o") + 1]) for line in lines]
+    running = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for line in lines]
     begun: dict[tuple[str, str], float] = {}
     last: dict[tuple[str, str], float] = {}
-    while process.poll() is None:
+    while any(process.poll() is None for process in running):
         now = processes()  # without those that have ended just now
         last |= now
-        if not begun and output.exists() and output.stat().st_size:
+        if not begun and all(output.exists() and output.stat().st_size for output in outputs):
             begun = now
         time.sleep(0.05)
-    _, said = process.communicate()
-    assert process.returncode == 0, said
+    said = [process.communicate()[1] for process in running]
+    assert not any(process.returncode for process in running), said
     kinds = dict.fromkeys(("driver", "workers", "daemons"), 0.0)
     for one, seconds in last.items():
         kinds[one[0]] += seconds - begun.get(one, 0.0)
     return said, kinds
-
-
-def plainly(folder: Path, whole: list[bytes], nodes: int) -> list[tuple[float, float]]:
-    """Answer lines with plain processes, each of which has its part; return the lines and tokens per second of each."""
-    from batches import command
-
-    running = []
-    for i in range(nodes):
-        (folder / f"in{i}.jsonl").write_bytes(b"".join(whole[i::nodes]))
-        line = command(folder / f"in{i}.jsonl", "-o", folder / f"plain{i}.jsonl", "-t", 1)
-        running.append(subprocess.Popen(line, stderr=subprocess.PIPE, text=True))
-    return [rate_of(process.communicate()[1]) for process in running]
 
 
 def cluster(lines: int, tokens: int, nodes: int) -> dict[str, object]:
@@ -103,17 +91,22 @@ def cluster(lines: int, tokens: int, nodes: int) -> dict[str, object]:
         folder = Path(name)
         write_lines(folder / "in.jsonl", lines, tokens, 1, wrong=False)
         whole = (folder / "in.jsonl").read_bytes().splitlines(keepends=True)
-        plain = plainly(folder, whole, nodes)
+        for i in range(nodes):
+            (folder / f"in{i}.jsonl").write_bytes(b"".join(whole[i::nodes]))
+        said, alone = watched(*(
+            command(folder / f"in{i}.jsonl", "-o", folder / f"plain{i}.jsonl", "-t", 1) for i in range(nodes)
+        ))  # fmt: skip
+        plain = [rate_of(one) for one in said]
         ray = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         for _ in range(nodes):
             ray.add_node(num_cpus=1)
         until_idle()
-        said, computed = watched(command(folder / "in.jsonl", "-o", folder / "ray.jsonl", "--ray", ray.address))
+        [done], computed = watched(command(folder / "in.jsonl", "-o", folder / "ray.jsonl", "--ray", ray.address))
         ray.shutdown()
         wanted = sorted(line for i in range(nodes) for line in answers_of(folder / f"plain{i}.jsonl"))
         assert answers_of(folder / "ray.jsonl") == wanted, "answers differ"
         work = [json.loads(line)["response"]["body"]["usage"]["total_tokens"] for line in wanted]
-    real = lines / rate_of(said)[0]
+    real = lines / rate_of(done)[0]
     slowest = max(len(whole[i::nodes]) / rate for i, (rate, _) in enumerate(plain))
     random.Random(1).shuffle(work)
     # Ray's own processes share the processors with the nodes here; the driver does what plain processes do as well.
@@ -121,7 +114,8 @@ def cluster(lines: int, tokens: int, nodes: int) -> dict[str, object]:
     predicted = simulate(work, Fleet([rate for _, rate in plain], load=0, taken=share)).seconds
     return {
         "nodes": nodes, "cores": cores, "lines": lines, "plain_seconds": slowest, "ray_seconds": real,
-        "overhead": real / slowest - 1, "processor_seconds": computed, "taken": share,
+        "overhead": real / slowest - 1, "processor_seconds": computed, "plain_processor_seconds": alone["driver"],
+        "taken": share,
         "simulated_seconds": predicted, "simulated_over_real": predicted / real, "equal": True,
     }  # fmt: skip
 
