@@ -18,7 +18,7 @@ CYTHON_SOURCES := $(shell find src -name '*.pyx' -o -name '*.pxd')
 PYTHON_SOURCES := $(wildcard cmake src tests bench examples tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo train-demo test test-ray check lint types format selftest sanitize stress soak bench docs wheel reproducible wheels sdist clang clean \
+.PHONY: help demo train-demo test test-ray test-ray-briefly check lint types format selftest sanitize stress soak bench docs wheel reproducible wheels sdist clang clean \
 	wheel-i686 test-i386 test-i386-native retro retro-shell pi-zero
 
 help:  ## list the targets
@@ -39,9 +39,12 @@ train-demo: $(VENV)/.installed  ## train a tiny model in five minutes (installs 
 test: check  ## lint, check types and run all tests against the installed wheel
 	cd tests && $(abspath $(BIN))/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(PYTEST_ARGS) .
 
-test-ray: $(VENV)/.tools  ## run the tests on a cluster of Ray, whose nodes are processes here (installs Ray)
-	@$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[ray]" "ray[data]" httpx
+test-ray: $(VENV)/.ray  ## run the tests on a cluster of Ray, whose nodes are processes here (installs Ray)
+	@$(BIN)/pip install --quiet "ray[data]"
 	cd tests && $(abspath $(BIN))/python -m pytest $(PYTEST_ARGS) cluster
+
+test-ray-briefly: $(VENV)/.ray  ## the same, but for those that take long
+	cd tests && $(abspath $(BIN))/python -m pytest -m "not long" $(PYTEST_ARGS) cluster
 
 check: lint types  ## lint and check types
 
@@ -189,5 +192,11 @@ $(SANITIZED)/.installed $(RACES)/.installed: $(SOURCES)
 
 $(VENV)/.tools: $(VENV)/.installed
 	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[test,serve,hub,dev]"
-	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[test-server]" || echo "skipped: tests with clients that were not to be had"
+	for extra in test-server test-plugin bench; do \
+		$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[$$extra]" || echo "skipped: tests that need the extra '$$extra'"; \
+	done
+	touch $@
+
+$(VENV)/.ray: $(VENV)/.tools
+	$(BIN)/pip install --quiet "$$(ls $(WHEELS)/*.whl)[ray]" httpx
 	touch $@

@@ -22,7 +22,7 @@ from lowbit.train.corpus import encode, plain_text, read_documents
 from lowbit.train.loop import Schedule, fit
 from lowbit.train.measure import bits_per_byte
 from lowbit.train.model import PRECISIONS, BitNet, BitNetShape
-from lowbit.train.report import Progress
+from lowbit.train.report import Beat, Progress
 from lowbit.train.vocabulary import train_vocabulary
 
 HEAD_DIM = 32
@@ -67,11 +67,11 @@ def main() -> None:
             continue
         torch.manual_seed(0)
         model = BitNet(shape, precision=precision)
-        progress = Progress(args.steps, 0, args.batch)
         begun = time.process_time()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, Beat(precision) as beat:
+            progress = Progress(args.steps, 0, args.batch, beat)
             history = fit(model, tokens, schedule, Path(folder) / "checkpoint.npz", report=progress)
-        progress.close()
+            progress.close()
         results[precision] = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "processor_seconds": time.process_time() - begun,

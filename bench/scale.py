@@ -4,14 +4,16 @@ python bench/scale.py draw OUT.svg
 python bench/scale.py cluster [--lines 20000] [--tokens 24] [--nodes 2]
 
 `cluster` answers the same lines with as many plain processes as there are nodes, each with its part, and then with the
-cluster; both answer with one thread for each. It compares the answers, line by line, and the
-time with the simulation, which knows only the speed of the processes.
+cluster, once Ray's own processes have begun; both answer with one thread for each. It compares the answers, line by
+line, and the time with the simulation, which knows the speed of the processes, and which share of the processors Ray's
+own processes had, of which there are here those of all nodes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import re
 import subprocess
@@ -32,47 +34,89 @@ def rate_of(said: str) -> tuple[float, float]:
     return float(found[1].replace(",", "")), float(found[2].replace(",", ""))
 
 
+def processes() -> dict[tuple[str, str], float]:
+    """Return what each of our processes has computed so far, by what it is and its id; ``daemons`` are Ray's own."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command = path.joinpath("cmdline").read_bytes().replace(b"\0", b" ")
+            fields = path.joinpath("stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        kind = (
+            "driver" if b" lowbit batch " in command else "workers" if command.startswith(b"ray::Worker") else
+            "daemons" if b"ray" in command and b"scale.py" not in command else ""
+        )  # fmt: skip
+        if kind:
+            found[kind, path.name] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def until_idle() -> None:
+    """Wait until Ray's own processes have begun, which takes each of them seconds of a processor."""
+    before = now = sum(processes().values())
+    while now - before > 0.4 or now == before:
+        before = now
+        time.sleep(2)
+        now = sum(processes().values())
+
+
+def watched(*lines: list[str]) -> tuple[list[str], dict[str, float]]:
+    """Run batches; return what they said, and what each kind of process computed from the first answers to the last."""
+    outputs = [Path(line[line.index("-o") + 1]) for line in lines]
+    running = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for line in lines]
+    begun: dict[tuple[str, str], float] = {}
+    last: dict[tuple[str, str], float] = {}
+    while any(process.poll() is None for process in running):
+        now = processes()  # without those that have ended just now
+        last |= now
+        if not begun and all(output.exists() and output.stat().st_size for output in outputs):
+            begun = now
+        time.sleep(0.05)
+    said = [process.communicate()[1] for process in running]
+    assert not any(process.returncode for process in running), said
+    kinds = dict.fromkeys(("driver", "workers", "daemons"), 0.0)
+    for one, seconds in last.items():
+        kinds[one[0]] += seconds - begun.get(one, 0.0)
+    return said, kinds
+
+
 def cluster(lines: int, tokens: int, nodes: int) -> dict[str, object]:
-    """Compare a cluster with plain processes."""
+    """Compare a cluster with plain processes, and with the simulation."""
     from batches import answers_of, command, write_lines
     from ray.cluster_utils import Cluster
 
+    cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_lines(folder / "in.jsonl", lines, tokens, 1, wrong=False)
         whole = (folder / "in.jsonl").read_bytes().splitlines(keepends=True)
-        parts = [whole[i::nodes] for i in range(nodes)]
-        for i, part in enumerate(parts):
-            (folder / f"in{i}.jsonl").write_bytes(b"".join(part))
-        start = time.monotonic()
-        processes = [
-            subprocess.Popen(command(folder / f"in{i}.jsonl", "-o", folder / f"plain{i}.jsonl", "-t", 1),
-                             stderr=subprocess.PIPE, text=True)
-            for i in range(nodes)
-        ]  # fmt: skip
-        plain = [rate_of(process.communicate()[1]) for process in processes]
-        plain_wall = time.monotonic() - start
+        for i in range(nodes):
+            (folder / f"in{i}.jsonl").write_bytes(b"".join(whole[i::nodes]))
+        said, alone = watched(*(
+            command(folder / f"in{i}.jsonl", "-o", folder / f"plain{i}.jsonl", "-t", 1) for i in range(nodes)
+        ))  # fmt: skip
+        plain = [rate_of(one) for one in said]
         ray = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         for _ in range(nodes):
             ray.add_node(num_cpus=1)
-        start = time.monotonic()
-        done = subprocess.run(command(folder / "in.jsonl", "-o", folder / "ray.jsonl", "--ray", ray.address),
-                              capture_output=True, text=True, check=False)  # fmt: skip
-        ray_wall = time.monotonic() - start
+        until_idle()
+        [done], computed = watched(command(folder / "in.jsonl", "-o", folder / "ray.jsonl", "--ray", ray.address))
         ray.shutdown()
         wanted = sorted(line for i in range(nodes) for line in answers_of(folder / f"plain{i}.jsonl"))
         assert answers_of(folder / "ray.jsonl") == wanted, "answers differ"
-        work = []
-        for line in wanted:
-            work.append(json.loads(line)["response"]["body"]["usage"]["total_tokens"])
-    got = rate_of(done.stderr)
-    seconds = max(len(part) / rate for part, (rate, _) in zip(parts, plain))
+        work = [json.loads(line)["response"]["body"]["usage"]["total_tokens"] for line in wanted]
+    real = lines / rate_of(done)[0]
+    slowest = max(len(whole[i::nodes]) / rate for i, (rate, _) in enumerate(plain))
     random.Random(1).shuffle(work)
-    predicted = simulate(work, Fleet([rate for _, rate in plain], load=0)).seconds
+    # Ray's own processes share the processors with the nodes here; the driver does what plain processes do as well.
+    share = computed["daemons"] / (cores * real) if nodes >= cores else 0.0
+    predicted = simulate(work, Fleet([rate for _, rate in plain], load=0, taken=share)).seconds
     return {
-        "nodes": nodes, "lines": lines, "plain_seconds": seconds, "plain_wall": plain_wall,
-        "ray_seconds": lines / got[0], "ray_wall": ray_wall, "overhead": lines / got[0] / seconds - 1,
-        "simulated_seconds": predicted, "simulated_over_real": predicted / (lines / got[0]), "equal": True,
+        "nodes": nodes, "cores": cores, "lines": lines, "plain_seconds": slowest, "ray_seconds": real,
+        "overhead": real / slowest - 1, "processor_seconds": computed, "plain_processor_seconds": alone["driver"],
+        "taken": share,
+        "simulated_seconds": predicted, "simulated_over_real": predicted / real, "equal": True,
     }  # fmt: skip
 
 

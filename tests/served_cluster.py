@@ -18,7 +18,7 @@ ray = pytest.importorskip("ray", reason="these tests need the extra 'ray'")
 serve = pytest.importorskip("ray.serve", reason="these tests need the extra 'ray'")
 httpx = pytest.importorskip("httpx", reason="these tests need the extra 'test-server'")
 
-PATIENCE = 120
+PATIENCE = 600
 
 
 def free_port():

@@ -1,5 +1,7 @@
 """Run the command line: ``lowbit``, or ``python -m lowbit``."""
 
+import contextlib
+import os
 import sys
 
 
@@ -8,9 +10,15 @@ def main() -> int:
     try:
         from .cli import main as run
 
-        return run()
+        status = run()
     except KeyboardInterrupt:
-        return 130
+        status = 130
+    if status == 130:  # everything is written and closed; to take torch apart would last longer than all of this
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    return status
 
 
 if __name__ == "__main__":

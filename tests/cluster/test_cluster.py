@@ -47,14 +47,18 @@ def check(folder, whole):
     assert answers_of(folder.failed) == answers_of(whole.failed)
 
 
-def test_two_nodes_leave_what_one_process_leaves(cluster, folder, whole):
-    folder.input = whole.input
+def test_two_nodes_leave_what_one_process_leaves(cluster, folder, tmp_path_factory):
+    alone = Folder(tmp_path_factory.mktemp("alone"))
+    alone.input = folder.input
+    write_lines(folder.input, 300, 24, 4)
+    assert alone.run("--order", "file")[0] == 3
     process = begin(cluster, folder)
     _, said = process.communicate()
     assert process.returncode == 3, said
-    check(folder, whole)
+    check(folder, alone)
 
 
+@pytest.mark.long
 def test_workers_a_node_and_the_driver_may_be_killed(cluster, folder, whole):
     folder.input = whole.input
     process = begin(cluster, folder)
@@ -82,6 +86,7 @@ def test_a_model_that_a_node_cannot_load_is_one_line_that_names_the_node(cluster
     assert said.count("\n") == 1
 
 
+@pytest.mark.long
 def test_another_version_on_a_node_is_one_line_that_names_the_node(cluster, folder, odd_node):
     folder.write(completion("a"))
     _, said = begin(cluster, folder).communicate()
@@ -96,6 +101,7 @@ def test_an_address_that_does_not_answer_is_one_line(folder):
     assert said.count("\n") == 1
 
 
+@pytest.mark.long
 def test_ray_data_gives_the_same_answers(cluster, folder):
     pytest.importorskip("pyarrow", reason="Ray Data needs the extra 'ray[data]'")
     from lowbit import __version__

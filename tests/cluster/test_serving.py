@@ -28,16 +28,19 @@ def refused(cluster, *arguments):
     return done.stderr
 
 
+@pytest.mark.long
 def test_a_model_that_a_node_cannot_load_is_one_line_that_names_the_node(cluster):
     said = refused(cluster, "-m", "/nowhere/model.gguf")
     assert re.fullmatch(r"lowbit: error: node \S+ \(\w{8}\): .*/nowhere/model.gguf.*\n", said)
 
 
+@pytest.mark.long
 def test_another_version_on_a_node_is_one_line_that_names_the_node(cluster, odd_node):
     said = refused(cluster)
     assert re.fullmatch(r"lowbit: error: node \S+ \(\w{8}\) has another version than the others: lowbit-9.9.9\n", said)
 
 
+@pytest.mark.long
 def test_more_replicas_than_there_is_room_for_are_refused(cluster):
     said = refused(cluster, "--replicas", "1:3")
     assert said == "lowbit: error: the cluster has room for 2 replicas of 1 processors, not for 3\n"
@@ -127,6 +130,7 @@ def test_requests_that_begin_alike_meet_at_one_replica(served):
     assert sorted(finished) == [0, 6]
 
 
+@pytest.mark.long
 def test_a_replica_that_is_killed_ends_its_own_streams_alone(served):
     before = served.until_idle(2)
 
@@ -151,6 +155,7 @@ def test_a_replica_that_is_killed_ends_its_own_streams_alone(served):
     served.until_idle(2)
 
 
+@pytest.mark.long
 def test_a_second_server_on_a_cluster_is_refused(cluster, served):
     assert refused(cluster) == "lowbit: error: lowbit is being served on this cluster already\n"
 

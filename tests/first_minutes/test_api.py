@@ -101,6 +101,9 @@ def test_one_text_is_asked_for_by_what_it_may_be(model, given):
             use(given)
     with pytest.raises(TypeError, match="text must be a str"):
         model.perplexity(given)
+    if given != b"Once":  # which holds numbers
+        with pytest.raises(TypeError, match="ids must be token ids"):
+            model.tokenizer.decode(given)
 
 
 def test_messages_that_are_none_show_what_they_look_like(model):

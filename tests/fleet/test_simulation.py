@@ -69,6 +69,11 @@ def test_a_driver_that_is_too_slow_is_the_limit():
     assert run.seconds == pytest.approx(4000 * 0.01, rel=0.01)
 
 
+def test_what_other_programs_take_is_missing():
+    whole, half = (simulate(LINES, Fleet([50.0] * 4, load=0, taken=taken)).seconds for taken in (0.0, 0.5))
+    assert half == pytest.approx(2 * whole)
+
+
 def test_ten_thousand_machines_are_simulated():
     rng = random.Random(1)
     rates = [rng.uniform(20, 200) for _ in range(10_000)]

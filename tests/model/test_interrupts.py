@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import lowbit
+from lowbit._kernels.decoder import Batch
 from lowbit._kernels.sampler import Sampler
 from lowbit._kernels.sequence import Sequence
 
@@ -63,6 +64,17 @@ def test_ctrl_c_ends_a_pass_and_the_next_one_is_as_ever(path, name):
         sequence = Sequence(decoder.pool, PROMPT, LONG, reuse=False)
         interrupted(lambda: sequence.length, lambda: decoder.read(sequence, name))
     assert 0 < sequence.length < LONG - 1
+    sequence.close()
+    assert outcome(model) == outcome(lowbit.load(path, threads=1))
+
+
+def test_a_step_that_is_given_up_makes_no_pass_and_the_next_one_is_as_ever(path):
+    model = lowbit.load(path, threads=2)
+    sequence, batch = Sequence(model._decoder.pool, PROMPT, LONG, reuse=False), Batch(model._decoder)
+    batch.add(sequence, 100)
+    batch.give_up()
+    assert model._decoder.step(batch) == 0
+    assert sequence.length == 0
     sequence.close()
     assert outcome(model) == outcome(lowbit.load(path, threads=1))
 

@@ -54,3 +54,11 @@ def test_llama_cpp_loads_every_type_it_knows(tmp_path, peer, target, head):
     convert(tmp_path / "source.gguf", tmp_path / "out.gguf", target, head)
     told = llama_cpp_peer.ask_llama_cpp(peer, tmp_path / "out.gguf", PROMPT)
     assert len(set(told["ids"])) > 4
+
+
+@pytest.mark.parametrize("mixture", ["q4_k_m", "q5_k_m", "q6_k", "q4_1", "iq4_nl"])
+def test_llama_cpp_loads_every_mixture(tmp_path, peer, mixture):
+    llama_cpp_peer.write_model(tmp_path / "source.gguf", "F32")
+    convert(tmp_path / "source.gguf", tmp_path / "out.gguf", mixture)
+    told = llama_cpp_peer.ask_llama_cpp(peer, tmp_path / "out.gguf", PROMPT)
+    assert len(set(told["ids"])) > 4

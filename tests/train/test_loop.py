@@ -270,11 +270,14 @@ def test_speed_is_measured_on_steps_that_train(make_model):
     assert not torch.equal(model.token_embd, before)
 
 
-def test_a_step_that_takes_long_is_told_of_until_it_ends(monkeypatch, capsys):
+def test_what_takes_long_is_told_of_until_it_ends(monkeypatch, capsys):
     monkeypatch.setattr(report, "QUIET_SECONDS", 0.01)
-    progress, told = report.Progress(steps=9, done=2, batch_tokens=64), ""
-    while "step 3 of 9 is at work" not in told:
-        told += capsys.readouterr().err
-        time.sleep(0.01)
-    progress.close()
+    told = ""
+    with report.Beat("reading the text") as beat:
+        for what in ("reading the text, ", "step 3 of 9 is at work, "):
+            while what not in told:
+                told += capsys.readouterr().err
+                time.sleep(0.01)
+            progress = report.Progress(steps=9, done=2, batch_tokens=64, beat=beat)
+        progress.close()
     assert "step 4" not in told

@@ -163,6 +163,13 @@ def test_both_forms_of_attention_are_the_same_but_for_rounding(time, heads, kv_h
         assert (a - c).norm() < 0.02 * a.norm() + 1e-4
 
 
+def test_python_is_heard_between_the_blocks_while_gradients_are_computed(make_model, monkeypatch):
+    model, heard = make_model(n_layers=3), []
+    monkeypatch.setattr("lowbit.train.model._heard", heard.append)
+    model.hidden(torch.zeros(1, 4, dtype=torch.int64)).sum().backward()
+    assert len(heard) == 3
+
+
 def test_documents_in_a_row_do_not_see_each_other(make_model, documents):
     model = make_model(context_length=128)
     rows = Rows([documents[0], documents[1], documents[2]], 120, seed=0)

@@ -1,4 +1,5 @@
 """The machine's own limits, measured in the same run as the speed that is held against them."""
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
@@ -47,6 +48,7 @@ def read_bandwidths(int32_t threads=1, size_t n_bytes=512 << 20, int32_t repeat=
         memset(<void *>work.memory, 1, <size_t>pieces * PIECE)
         for _ in range(repeat):
             for work.streams in STREAMS:
+                PyErr_CheckSignals()
                 with nogil:
                     start = nanoseconds()
                     parallel(read_work, &work, pieces, 8, threads)

@@ -12,7 +12,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport checked, lb_times, nanoseconds, parallel
-from lowbit._kernels.forward cimport INTERRUPTED, ForwardPass
+from lowbit._kernels.forward cimport INTERRUPTED, ForwardPass, lb_atomic_load, lb_atomic_store
 from lowbit._kernels.graph cimport Graph
 from lowbit._kernels.kvpool cimport KVPool
 from lowbit._kernels.lookup cimport MAX_DRAFT, Lookup
@@ -115,6 +115,10 @@ cdef class Batch:
         elif e.want == LAST and s.length + rows == s.n_tokens:
             self.n_wanted += 1 + drafts
 
+    def give_up(self):
+        """End the step that this is in, and all later ones, before the next layer. For any thread."""
+        lb_atomic_store(&self.given_up, 1)
+
     def place(self, int32_t index):
         """Return where the rows of the entry `index` left what was wanted, as a slice of `Decoder.logits`."""
         cdef Entry *e = &self.entries[index]
@@ -193,7 +197,7 @@ cdef class Decoder(ForwardPass):
         Returns
         -------
         int
-            Passes that were made.
+            Passes that were made: none if the batch was given up.
 
         Raises
         ------
@@ -213,7 +217,7 @@ cdef class Decoder(ForwardPass):
             self.states_memory = np.empty((n_states, self.graph.hidden), np.float32)
             view = self.states_memory
             self.row_states = &view[0, 0]
-        self.status = 0
+        self.status, self.given_up = 0, &batch.given_up
         if self.profile is not None:
             self.profile.begin()
         with nogil:

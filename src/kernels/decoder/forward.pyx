@@ -85,7 +85,7 @@ cdef class ForwardPass:
         scale_by(self.x, self.graph.embedding_scale, <int64_t>self.n_rows * self.graph.hidden)
         self._lap(EMBED)
         for i in range(self.graph.n_layers):
-            if self.status == 0 and (look or i == 0) and self.interrupts.wanted():
+            if self.status == 0 and (lb_atomic_load(self.given_up) or ((look or i == 0) and self.interrupts.wanted())):
                 self.status = INTERRUPTED
             if self.status == 0:
                 self._layer(i)

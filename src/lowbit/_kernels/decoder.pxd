@@ -1,15 +1,9 @@
 from libc.stdint cimport int32_t, int64_t
 
-from lowbit._kernels.forward cimport ForwardPass
+from lowbit._kernels.forward cimport ForwardPass, lb_atomic, lb_atomic_load, lb_atomic_store
 from lowbit._kernels.lookup cimport MAX_DRAFT
 from lowbit._kernels.rowcost cimport RowCosts
 from lowbit._kernels.sequence cimport State
-
-cdef extern from "os.h":
-    ctypedef int32_t lb_atomic
-    int32_t lb_atomic_load(lb_atomic *a) noexcept nogil
-    void lb_atomic_store(lb_atomic *a, int32_t v) noexcept nogil
-
 
 # What one sequence has in a pass: `rows` of its tokens, and behind them what is proposed to follow.
 cdef struct Entry:
@@ -37,6 +31,7 @@ cdef class Batch:
     cdef object memory
     cdef Entry *entries
     cdef int32_t n_entries
+    cdef lb_atomic given_up
 
 
 cdef class Decoder(ForwardPass):

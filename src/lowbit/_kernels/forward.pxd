@@ -9,8 +9,13 @@ from lowbit._kernels.latent cimport LatentLayer, LatentScratch
 from lowbit._kernels.moe cimport ExpertScratch
 from lowbit._kernels.profile cimport Profile
 
+cdef extern from "os.h":
+    ctypedef int32_t lb_atomic
+    int32_t lb_atomic_load(lb_atomic *a) noexcept nogil
+    void lb_atomic_store(lb_atomic *a, int32_t v) noexcept nogil
+
 cdef enum:
-    INTERRUPTED = -1        # status of a pass that Ctrl-C ended
+    INTERRUPTED = -1        # status of a pass that Ctrl-C ended, or somebody gave up
 
 
 cdef class ForwardPass:
@@ -27,6 +32,7 @@ cdef class ForwardPass:
     cdef LatentScratch latents
     cdef int status                     # why a pass was given up, 0 if it was not
     cdef Interrupts interrupts
+    cdef lb_atomic *given_up            # whether somebody gave the pass up
     cdef int32_t n_rows                 # of this pass
     cdef int32_t *tokens                # of its rows, like the next three
     cdef int32_t *positions

@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what prompts may cost running answers, per token (default: 50)")  # fmt: skip
     add("--batch", type=whole(1), metavar="N", help="most tokens that a step reads (default: as the model has it)")
     add("--timeout", type=whole(1), default=3600, metavar="S", help="longest time for an answer (default: 3600)")
-    add("--grace", type=whole(1), default=10, metavar="S", help="time for answers to end at the stop (default: 10)")
+    add("--grace", type=whole(0), default=10, metavar="S", help="time for answers to end at the stop (default: 10)")
     add("--chat-template", metavar="NAME", help="built-in chat template or Jinja file (default: the model's, or plain)")
     add("--reasoning", choices=("on", "off"),
         help="whether answers begin with thoughts, for models that can (default: as the template has it)")  # fmt: skip

@@ -33,6 +33,10 @@ TYPES = METHODS | {
 """And others, that can be asked for by name."""
 
 
+PIECE = 1 << 18
+"""Weights that are encoded at a time."""
+
+
 class Source:
     """An open model whose matrices can be decoded and encoded anew.
 
@@ -90,6 +94,12 @@ class Source:
 
 def encode(kind: str, values: np.ndarray) -> np.ndarray:
     """Encode a matrix in a stored type; ternary types get the weights that are nearest in squared error."""
+    # Some rows at a time, which a cache holds, and Ctrl-C is heard in between: no type has blocks of several rows.
+    rows = max(1, PIECE // values.shape[1])
+    return np.concatenate([_encode(kind, values[i : i + rows]) for i in range(0, len(values), rows)])
+
+
+def _encode(kind: str, values: np.ndarray) -> np.ndarray:
     if kind in TERNARY:
         return pack_codes(kind, *nearest_ternary(values, type_of(kind).block_elements))
     return quantize(kind, values)

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from .._kernels.decoder import Decoder
+from .._kernels.decoder import Batch, Decoder
 from .._kernels.sequence import Turn
 from ..errors import LowbitError
 
@@ -32,7 +32,7 @@ class Driven(ABC):
     """
 
     def __init__(self, decoder: Decoder, thread: bool) -> None:
-        self._decoder, self._threaded = decoder, thread
+        self._decoder, self._batch, self._threaded = decoder, Batch(decoder), thread
         self._thread: threading.Thread | None = None
         self._fresh()
 
@@ -140,5 +140,5 @@ class Driven(ABC):
             return
         with self.changed:
             self._closed = self._closed or reason
-            self._decoder.interrupt()
+            self._batch.give_up()
             self.changed.notify_all()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from .._kernels.decoder import Batch
 from .._kernels.dispatch import PlainFloats
 from .._kernels.kvpool import SPAN
 from .._kernels.lookup import Lookup
@@ -86,7 +85,6 @@ class Engine(Driven):
         if kv_ram is not None:
             with model._decoder.lock:
                 self._pool.fit(parse_size(kv_ram))
-        self._batch = Batch(model._decoder)
         self._drafter = None if model._draft is None else Drafter(model._draft)
         self._rows = model._decoder.batch if batch is None else min(batch, model._decoder.batch)
         self._pace = Pace(step_ms, self._rows)
@@ -397,6 +395,8 @@ class Engine(Driven):
         except Exception as error:  # what cannot be read concerns all of the batch
             for request in entered:
                 request.end(State.FAILED, error)
+            return True
+        if not passes:  # the engine was closed meanwhile
             return True
         end = time.perf_counter()
         self._pace.learn(end - start, prompt_rows, passes)

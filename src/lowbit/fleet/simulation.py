@@ -37,6 +37,8 @@ class Fleet:
         To load the model, at the beginning and after a failure.
     driver : float
         That the driver needs for a line.
+    taken : float
+        Share of the machines' speed that other programs take, as the driver does where it runs on one of them.
     fixed_groups, copies : bool
         Whether groups stay as large as they are at the beginning, and whether idle machines take what others have.
     """
@@ -47,6 +49,7 @@ class Fleet:
     repair: float = 600.0
     load: float = 1.0
     driver: float = 0.0
+    taken: float = 0.0
     fixed_groups: bool = False
     copies: bool = True
 
@@ -113,7 +116,7 @@ class _Simulation:
         self._sums = [0.0]
         for one in tokens:
             self._sums.append(self._sums[-1] + one)
-        self._machines = [_Machine(rate) for rate in fleet.rates]
+        self._machines = [_Machine(rate * (1 - fleet.taken)) for rate in fleet.rates]
         self._feeds = groups_at_a_time(fleet.parallel)
         self._again: deque[tuple[int, int]] = deque()
         self._sent: deque[tuple[int, int]] = deque()  # that one machine has, the oldest first, and some that are done

@@ -106,7 +106,7 @@ def run(settings: Settings, load: Callable[[], Model]) -> None:
     config = uvicorn.Config(
         App(service, ready), http=_Protocol, ws="none", lifespan="on", loop="asyncio", log_config=None,
         access_log=False, server_header=False, timeout_keep_alive=30, h11_max_incomplete_event_size=HEAD_BYTES,
-        timeout_graceful_shutdown=max(1, round(settings.grace_seconds)), backlog=1024, proxy_headers=False,
+        timeout_graceful_shutdown=round(settings.grace_seconds), backlog=1024, proxy_headers=False,
     )  # fmt: skip
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # whoever sends rubbish writes no log
     server = _Server(config)

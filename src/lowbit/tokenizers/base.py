@@ -158,9 +158,12 @@ class Tokenizer(ABC):
         """Turn token ids into text; control tokens have none, each invalid UTF-8 byte becomes one U+FFFD."""
         data = bytearray()
         first = True
-        for token in ids:
-            data += self.token_bytes(token, first)
-            first = first and token in self.control_ids
+        try:
+            for token in ids:
+                data += self.token_bytes(token, first)
+                first = first and token in self.control_ids
+        except TypeError:
+            raise TypeError(f"ids must be token ids (a list of int), not {ids!r:.80}") from None
         return data.decode("utf-8", EACH_BYTE)
 
     def stream_decoder(self, shown: Mapping[int, bytes] | None = None, first: bool = True) -> StreamDecoder:

@@ -35,7 +35,7 @@ def save_checkpoint(path: Path, model: BitNet, optimizer: Optimizer, progress: d
     arrays: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
         for kind, tensor in {"weight": parameter.data, **optimizer.state[name]}.items():
-            if kind == "weight" or tensor.any():  # before the first step all moments are 0
+            if kind == "weight" or progress["step"]:  # before the first step all moments are 0
                 arrays[f"{kind}/{name}"] = tensor.cpu().numpy()
     arrays["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
     try:

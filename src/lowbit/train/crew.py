@@ -99,6 +99,7 @@ class Crew:
         if error is not None:  # what they are doing is of no use any more, and nobody shall wait for it
             for process in self._processes:
                 process.kill()
+            self._processes = []
         self.close()
 
     def _work(self, task: str, count: int, arguments: tuple[Any, ...]) -> dict[int, Any]:

@@ -298,6 +298,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(x.dtype)
 
 
+def _heard(gradient: Tensor) -> None:
+    """Do nothing, in Python: between two calls of it Ctrl-C is not heard while gradients are computed."""
+
+
 def text_loss(x: Tensor, norm: Tensor, head: Tensor, targets: Tensor, eps: float) -> Tensor:
     """Return the cross-entropy of the output head with the targets, a sum in nats; a target below 0 does not count."""
     logits = functional.linear(rms_norm(x, norm, eps).to(head.dtype), head).float()
@@ -364,6 +368,8 @@ class BitNet(nn.Module):
         cos, sin = self.cos[:time], self.sin[:time]
         for block, own in zip(self.blocks, self.round_weights() if weights is None else weights, strict=True):
             x = block(x, cos, sin, first, own)
+            if x.requires_grad:
+                x.register_hook(_heard)
         return x
 
     def forward(

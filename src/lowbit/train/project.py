@@ -32,7 +32,7 @@ from .export import check_exportable, write_gguf
 from .loop import Schedule, fit
 from .measure import bits_per_byte
 from .model import BitNet, BitNetShape, Precision
-from .report import Progress, plot_loss
+from .report import Beat, Progress, plot_loss
 from .teacher import Teacher
 from .vocabulary import read_vocabulary, train_vocabulary, write_vocabulary
 from .warmstart import grow, read_model
@@ -98,6 +98,11 @@ def train(project: Project) -> Path:
     LowbitError
         If the corpus, a file or an option cannot be used, or the loss diverges.
     """
+    with Beat("reading the text") as beat:
+        return _train(project, beat)
+
+
+def _train(project: Project, beat: Beat) -> Path:
     folder = project.folder or project.output.with_name(project.output.name + ".train")
     checkpoint, vocabulary_file = folder / "checkpoint.npz", folder / "vocabulary.gguf"
     if project.resume and not checkpoint.exists():
@@ -130,6 +135,7 @@ def train(project: Project) -> Path:
         vocabulary = read_vocabulary(project.vocabulary or project.start_from or "")
     else:
         say(f"training a vocabulary of {project.vocab_size} tokens")
+        beat.at("training the vocabulary")
         chat = any(not isinstance(document, str) for document in documents)
         vocabulary = train_vocabulary([t for d in documents for t in texts(d)], project.vocab_size, chat=chat)
     tokenizer = from_gguf_metadata(vocabulary, "the vocabulary")
@@ -142,6 +148,7 @@ def train(project: Project) -> Path:
     model = make_model(project, tokenizer.vocab_size, compute).to(project.device)
     check_exportable(model, project.ternary_type)
     teacher = Teacher(project.teacher, tokenizer, project.schedule.window) if project.teacher else None
+    beat.at("cutting the text into tokens")
     tokens, held_tokens = encode(documents, tokenizer), encode(held, tokenizer, end=False)
     marks = asked_for(tokens, tokenizer) if project.schedule.emphasis != 1 else None
     held_bytes = sum(len(plain_text(document).encode()) for document in held)
@@ -175,7 +182,7 @@ def train(project: Project) -> Path:
 
     done = read_progress(checkpoint)["history"] if project.resume else []
     log = EventLog(folder, done)
-    progress = Progress(schedule.steps, len(done), schedule.batch_tokens)
+    progress = Progress(schedule.steps, len(done), schedule.batch_tokens, beat)
 
     def report(record: dict[str, float]) -> None:
         progress(record)
@@ -196,6 +203,7 @@ def train(project: Project) -> Path:
     finally:
         progress.close()
         log.close()
+    beat.at("writing and measuring the model")
     name = project.name or project.output.stem
     write_gguf(
         project.output, model, vocabulary, name=name,
@@ -209,6 +217,7 @@ def train(project: Project) -> Path:
             say(f"{folder / 'loss.svg'}: not drawn, {error.name} is not installed; its values are in {checkpoint}")
     say(f"{project.output}: {project.output.stat().st_size:,} bytes, {measure():.4f} bits/byte on held-out text")
     if project.samples:
+        beat.at("writing samples")
         write_samples(folder / "samples.txt", project, tokenizer, held)
     return project.output
 

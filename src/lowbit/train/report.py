@@ -8,15 +8,57 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from ..replacing import Replacing
 
-__all__ = ["Progress", "plot_loss"]
+__all__ = ["Beat", "Progress", "plot_loss"]
 
 QUIET_SECONDS = 9.0
-"""Between two lines where nobody watches a bar (a log file), also while one step takes longer."""
+"""Between two lines where nobody watches a bar (a log file), also while something takes longer."""
+
+
+class Beat:
+    """Tells now and then what a run is at, so that nobody takes what needs long for the end.
+
+    Attributes
+    ----------
+    what : str
+        That it is at.
+    told : float
+        Time of the last line, also of others.
+    bar : tqdm, optional
+        On a terminal, which is drawn anew instead.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.bar: Any = None
+        self.told = time.monotonic()
+        self.at(what)
+        self._over = threading.Event()
+        threading.Thread(target=self._run, args=(QUIET_SECONDS,), daemon=True).start()
+
+    def at(self, what: str) -> None:
+        """Be told what begins now."""
+        self.what, self.begun = what, time.monotonic()
+
+    def _run(self, seconds: float) -> None:
+        while not self._over.wait(max(0.0, self.told + seconds - time.monotonic())):
+            if time.monotonic() - self.told < seconds:
+                continue
+            self.told = time.monotonic()
+            if self.bar is not None:
+                self.bar.refresh()
+            else:
+                print(f"{self.what}, {(self.told - self.begun) / 60:.1f} min", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Beat:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
 
 
 class Progress:
@@ -27,20 +69,19 @@ class Progress:
     steps : number of steps of the whole run
     done : steps that an earlier part has done
     batch_tokens : tokens per step
+    beat : what tells of steps that take long, such as the first, for which the model is compiled
     """
 
-    def __init__(self, steps: int, done: int, batch_tokens: int) -> None:
-        self.steps, self.batch_tokens, self.loss, self.measured = steps, batch_tokens, math.nan, ""
+    def __init__(self, steps: int, done: int, batch_tokens: int, beat: Beat) -> None:
+        self.steps, self.batch_tokens, self.loss, self.measured, self.beat = steps, batch_tokens, math.nan, "", beat
         self.bar = tqdm(total=steps, initial=done, unit="step", disable=None, dynamic_ncols=True)
-        self.printed, self.begun, self.first, self.step = 0.0, time.monotonic(), done, done
-        self.closed = threading.Event()
-        if self.bar.disable:
-            threading.Thread(target=self._beat, args=(QUIET_SECONDS,), daemon=True).start()
+        self.printed, self.begun, self.first = 0.0, time.monotonic(), done
+        beat.at(f"step {done + 1} of {steps} is at work")
+        beat.bar = None if self.bar.disable else self.bar
 
     def __call__(self, record: dict[str, float]) -> None:
         """Show the newest record of `lowbit.train.loop.fit`."""
-        self.step, loss = int(record["step"]), record["loss"]
-        step = self.step
+        step, loss = int(record["step"]), record["loss"]
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
         if "bits_per_byte" in record:
             self.measured = f", {record['bits_per_byte']:.4f} bits/byte"
@@ -50,22 +91,14 @@ class Progress:
             self.bar.update(step - self.bar.n)
             self.bar.set_postfix_str(status)
         elif time.monotonic() - self.printed > QUIET_SECONDS or step == self.steps:
-            self.printed = time.monotonic()
+            self.printed = self.beat.told = time.monotonic()
             left = (self.printed - self.begun) / max(step - self.first, 1) * (self.steps - step)
             print(f"step {step} of {self.steps}: {status}, {left / 60:.1f} min left", file=sys.stderr, flush=True)
-
-    def _beat(self, seconds: float) -> None:
-        """Tell of steps that take long, such as the first, for which the model is compiled."""
-        said = time.monotonic()
-        while not self.closed.wait(max(0.0, max(said, self.printed) + seconds - time.monotonic())):
-            if time.monotonic() - self.printed >= seconds:
-                said = time.monotonic()
-                took = (said - self.begun) / 60
-                print(f"step {self.step + 1} of {self.steps} is at work, {took:.1f} min", file=sys.stderr, flush=True)
+        self.beat.at(f"step {step + 1} of {self.steps} is at work")
 
     def close(self) -> None:
         """Leave the bar as it is, and go to the next line."""
-        self.closed.set()
+        self.beat.bar = None
         self.bar.close()
 
 
