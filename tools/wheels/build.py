@@ -80,7 +80,6 @@ def build(target: Target, out: Path) -> Path:
     work.mkdir(parents=True, exist_ok=True)
     settings = {
         "build-dir": work / "cmake",
-        "wheel.py-api": "cp311",
         "cmake.define.CMAKE_TOOLCHAIN_FILE": ROOT / "cmake/toolchains/zig.cmake",
         "cmake.define.Python_INCLUDE_DIR": make_headers(work / "include"),
     }
