@@ -52,13 +52,19 @@ def test_a_module_for_every_machine_of_the_kind_becomes_a_row(check, line):
 @pytest.mark.parametrize(
     "line",
     ["pshufb %xmm0, %xmm1", "vaddps %ymm0, %ymm1, %ymm2", "popcntl %eax, %edx", "pmulld %xmm0, %xmm1",
-     "haddps %xmm0, %xmm1", "vpaddd %xmm0, %xmm1, %xmm2", "kmovw %k1, %eax", "tzcntl %eax, %edx",
-     "blendvps %xmm0, %xmm1, %xmm2", "cmpxchg16b (%rdi)"],
+     "haddps %xmm0, %xmm1", "vpaddd %xmm0, %xmm1, %xmm2", "kmovw %k1, %eax", "lzcntl %eax, %edx",
+     "blendvps %xmm0, %xmm1, %xmm2", "cmpxchg16b (%rdi)", "andnl %eax, %ebx, %ecx"],
 )  # fmt: skip
 def test_an_instruction_that_the_oldest_processor_lacks_is_named(check, line):
     done = check(ASSEMBLY.format(line))
     assert done.returncode == 1
     assert done.stderr == f"one.c.o: {line} is newer than SSE2\n"
+
+
+@pytest.mark.parametrize("line", ["andnps %xmm0, %xmm1", "tzcntl %eax, %edx", "pmaddwd %xmm0, %xmm1"])
+def test_an_instruction_that_every_processor_runs_is_let_through(check, line):
+    done = check(ASSEMBLY.format(line))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_kernels_that_run_after_the_processor_was_asked_may_have_them(check):
