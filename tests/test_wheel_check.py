@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
@@ -81,3 +82,19 @@ def test_a_library_that_not_every_system_has_is_named(check):
 def test_a_symbol_of_a_newer_c_library_shows_in_the_row(check):
     body = '#include <stdio.h>\nint f(void);\nint f(void) { return puts(""); }\n'
     assert "| glibc 2." in check(body).stdout
+
+
+@pytest.mark.parametrize(
+    ("tag", "processor"),
+    [
+        ("manylinux_2_17_i686", "i686"),
+        ("musllinux_1_2_x86_64", "x86_64"),
+        ("linux_armv6l", "armv6l"),
+        ("win_amd64", "x86_64"),
+        ("macosx_11_0_arm64", "aarch64"),
+    ],
+)
+def test_the_processor_of_every_kind_of_tag_is_known(tag, processor):
+    if not CHECK.exists():
+        pytest.skip("no source tree")
+    assert runpy.run_path(str(CHECK))["processor"](tag) == processor

@@ -46,7 +46,8 @@ BASELINE = {"x86_64": "SSE2", "aarch64": "Armv8.0", "armv6l": "ARMv6, VFPv2", "i
 
 def processor(tag: str) -> str:
     """What the processor of a platform is called here."""
-    return {"amd64": "x86_64", "arm64": "aarch64"}.get(tag.split("_")[-1], tag[tag.index("_") + 1 :].split("2_17_")[-1])
+    name = re.search(r"(amd64|x86_64|arm64|aarch64|i686|armv6l)$", tag)[1]
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 
 def later_sets() -> set[str]:
