@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from ..model import Model
 
 __all__ = [
-    "automatic_kv_type", "build", "check_threads", "describe", "kv_bytes_per_token", "load", "named", "state_bytes",
-    "tokenizer_of",
+    "automatic_kv_type", "build", "check_forms", "check_threads", "describe", "kv_bytes_per_token", "load", "named",
+    "state_bytes", "tokenizer_of",
 ]  # fmt: skip
 
 DEFAULT_CONTEXT = 8192
@@ -137,16 +137,7 @@ def load(
         raise TypeError(f"path must be a str or a path, or None for the embedded model, not {path!r}")
     budget = None if max_ram is None else Budget(parse_size(max_ram))
     sparse = sparsity_settings.parse(sparsity)
-    if kv_type not in ("auto", *KV_TYPES):
-        raise ValueError(f"kv_type must be one of auto, {', '.join(KV_TYPES)}, not {kv_type!r}")
-    if head not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
-    if weights not in FLOAT_WEIGHTS:
-        raise ValueError(f"weights must be one of {', '.join(FLOAT_WEIGHTS)}, not {weights!r}")
-    if pack not in PACKS:
-        raise ValueError(f"pack must be one of {', '.join(PACKS)}, not {pack!r}")
-    if pack == "dense" and sparse:
-        raise ValueError("pack must be auto where inputs are skipped: sparse products read weights in another order")
+    check_forms(kv_type, head, weights, pack, sparse)
     threads = check_threads(threads)
     folder = None
     if kv_disk is not None or kv_disk_bytes is not None:
@@ -258,6 +249,23 @@ def automatic_kv_type(plan: ModelPlan) -> str:
     """Return what ``kv_type="auto"`` is for a model."""
     numbers = sum(mixer.n_kv_heads * (mixer.head_dim + mixer.value_dim) for mixer in plan.attentions)
     return "f32" if 4 * numbers <= EXACT_KV_BYTES else "f16"
+
+
+def check_forms(
+    kv_type: str = "auto", head: str = "auto", weights: str = "auto", pack: str = "auto",
+    sparse: sparsity_settings.Sparsity = sparsity_settings.NONE,
+) -> None:  # fmt: skip
+    """Raise ValueError for a form that keys, values or weights cannot have in memory."""
+    if kv_type not in ("auto", *KV_TYPES):
+        raise ValueError(f"kv_type must be one of auto, {', '.join(KV_TYPES)}, not {kv_type!r}")
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
+    if weights not in FLOAT_WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(FLOAT_WEIGHTS)}, not {weights!r}")
+    if pack not in PACKS:
+        raise ValueError(f"pack must be one of {', '.join(PACKS)}, not {pack!r}")
+    if pack == "dense" and sparse:
+        raise ValueError("pack must be auto where inputs are skipped: sparse products read weights in another order")
 
 
 def build(
