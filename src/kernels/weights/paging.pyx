@@ -87,7 +87,8 @@ cdef class Pager:
         if self.cache is not None:
             raise LowbitError("a pager is started once")
         self.sources = list(sources)    # open files stay open with the cache
-        cdef Cache cache = BlockCache([s.fileno() if hasattr(s, "fileno") else s for s in self.sources], self.table, budget)
+        files = [s.fileno() if hasattr(s, "fileno") else s for s in self.sources]
+        cdef Cache cache = BlockCache(files, self.table, budget)
         cache.set_order(self.order, budget // (16 if self.has_parts else 64))
         if self.has_parts:
             cache.count_uses()
