@@ -18,10 +18,8 @@ from pathlib import Path
 from Cython.Compiler.Main import main as cython
 
 PACKAGE = "lowbit._kernels"
-# A Python without the GIL keeps doing without: what threads share has locks of its own.
-COMMON = ["-3", "-X", "freethreading_compatible=True"]
 # Hot loops use pointers; what is indexed is checked.
-OPTIONS = [f"--shared={PACKAGE}._cyutility", "-X", "initializedcheck=False", "-X", "cdivision=True"]
+OPTIONS = ["-3", f"--shared={PACKAGE}._cyutility", "-X", "initializedcheck=False", "-X", "cdivision=True"]
 
 
 def translate(out: Path, source: Path, module: Path) -> bool:
@@ -29,10 +27,10 @@ def translate(out: Path, source: Path, module: Path) -> bool:
     with tempfile.TemporaryDirectory(dir=out) as folder:
         made = Path(folder) / f"{module.stem}.c"
         if module.stem == "_cyutility":
-            arguments = [f"--generate-shared={made}"]
+            arguments = ["-3", f"--generate-shared={made}"]
         else:
             arguments = [*OPTIONS, "-I", str(source), str(module), "-o", str(made)]
-        sys.argv = ["cython", "--module-name", f"{PACKAGE}.{module.stem}", *COMMON, *arguments]
+        sys.argv = ["cython", "--module-name", f"{PACKAGE}.{module.stem}", *arguments]
         try:
             cython(command_line=True)
         except SystemExit as end:  # what is wrong was printed
