@@ -11,7 +11,7 @@ from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
     LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_T5, LB_U2, LB_U4, LB_U4M, LB_U8, LB_U8M, alloc_weights, begin_floats, checked,
-    end_floats, free_aligned, lb_float_mode, lb_has_minima, lb_matrix, lb_plus, lb_row_groups, lb_scales_at, lb_times,
+    end_floats, free_weights, lb_float_mode, lb_has_minima, lb_matrix, lb_plus, lb_row_groups, lb_scales_at, lb_times,
     parallel, work_fn,
 )
 from lowbit._kernels.filling cimport (
@@ -237,8 +237,8 @@ cdef class PackedMatrix:
         self._clear_padding()
 
     def __dealloc__(self):
-        free_aligned(<void *>self.m.codes)
-        free_aligned(<void *>self.m.scales)
+        free_weights(<void *>self.m.codes)
+        free_weights(<void *>self.m.scales)
 
     def _clear_padding(self):
         """Rows and columns beyond the matrix have weight 0 and scale 0; rows in it are all written by fill."""

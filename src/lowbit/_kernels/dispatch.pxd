@@ -181,7 +181,9 @@ cdef void end_floats(lb_float_mode before) noexcept nogil
 cdef size_t checked(size_t n_bytes, str what) except? 0
 cdef void register_portable_ternary(lb_matmul_fn *matmul) noexcept
 cdef void *alloc_aligned(size_t n_bytes) noexcept nogil
+cdef void *alloc_huge(size_t n_bytes) noexcept nogil
 cdef void *alloc_weights(size_t n_bytes) noexcept nogil
+cdef void free_weights(void *memory) noexcept nogil
 cdef void free_aligned(void *memory) noexcept nogil
 cdef int64_t nanoseconds() noexcept nogil
 

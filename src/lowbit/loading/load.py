@@ -291,8 +291,9 @@ def build(
     key = packed_from(file, plan, head, weights, pack, sparsity_settings.details(sparse)) if share else None
     read = LOADED.get(key)
     if read is None:
-        read = read_weights(file, plan, threads, head, weights, paging, pack)
-        sparsity_settings.arrange(read.layers, sparse, plan, threads)
+        with dispatch.Arena():
+            read = read_weights(file, plan, threads, head, weights, paging, pack)
+            sparsity_settings.arrange(read.layers, sparse, plan, threads)
         if key is not None:
             LOADED[key] = read
     if read.rope_factors:
