@@ -106,3 +106,4 @@ def stay_in_file(monkeypatch):
     from lowbit.loading.memory import Budget
 
     monkeypatch.setattr(Budget, "holds", lambda self, weight_bytes: False)
+    monkeypatch.setattr(Budget, "exceeded_by", lambda self, stored_bytes: True)

@@ -18,6 +18,7 @@ from lowbit._kernels.filling cimport (
     BlockLayout, Fill, empty_byte, fields_of, fill_blocks, fill_codes, fill_floats, fill_rounded, fill_trits,
     offset_of, trit_at, trit_words, value_size,
 )
+from lowbit._kernels.stored cimport Stored
 
 import numpy as np
 
@@ -386,6 +387,18 @@ cdef class PackedMatrix:
         self._fill(fill_rounded, &c, &raw[0], rows, first_row, threads)
         if c.bad_scale:
             raise FormatError("a weight is not finite, or too large")
+
+    def fill_stored(self, Stored stored not None, const uint8_t[::1] raw, int64_t rows, int64_t first_row=0,
+                    int32_t threads=1):
+        """Unpack rows of a tensor from stored bytes; FormatError if a scale is not finite, or a weight too large."""
+        cdef lb_matrix m = self.m
+        self._check_rows(first_row, rows)
+        check_bytes(raw, rows, stored.row_bytes(&m), stored.type)
+        m.n_rows = <int32_t>rows
+        m.codes += first_row // LB_ROWS * group_code_bytes(&m)
+        m.scales = <const uint8_t *>m.scales + first_row // LB_ROWS * group_scale_bytes(&m)
+        stored.unpack(&m, &raw[0], threads)
+        self.source_type = stored.type
 
     def groups(self):
         """Return the row groups one after the other, each with its codes and then its scales.

@@ -42,6 +42,12 @@ cdef extern from "kernels.h":
         int32_t scales_f16
         int32_t tiles
 
+    ctypedef struct lb_stored:
+        int32_t type
+        int32_t block_cols
+        int32_t block_bytes
+        const uint64_t *table
+
     ctypedef struct lb_activations:
         const int8_t *q
         const float *scale
@@ -114,6 +120,8 @@ cdef extern from "kernels.h":
     ctypedef void lb_delta_fn(const float *from_, float *to, const float *q, const float *k, const float *v,
                               float decay, float beta, int32_t size, float *out) noexcept nogil
     ctypedef void lb_hadamard_fn(float *x, int32_t n, int32_t block) noexcept nogil
+    ctypedef int lb_unpack_fn(const lb_stored *stored, const uint8_t *source, const lb_matrix *m, int32_t begin,
+                              int32_t end) noexcept nogil
     ctypedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit) noexcept nogil
 
     ctypedef uint64_t lb_read_fn(const uint64_t *memory, size_t n, int32_t streams) noexcept nogil
@@ -135,6 +143,7 @@ cdef extern from "kernels.h":
         lb_exp_fn *exp
         lb_delta_fn *delta
         lb_hadamard_fn *hadamard
+        lb_unpack_fn *unpack
         lb_count_from_fn *count_from
         lb_read_fn *read
         lb_dot_peak_fn *dot_peak

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +155,10 @@ def load(
             file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse, share=budget is None,
             pack=pack,
         )  # fmt: skip
-        description = {**describe(file), "warnings": find_traps(file, plan, reader, tokenizer is None)}
+        description = {
+            **describe(file, decoder.weights.unpacked),
+            "warnings": find_traps(file, plan, reader, tokenizer is None),
+        }
         if draft is not None:
             description["draft"] = os.fspath(draft)
         decoder.sparse_prefill = sparse_prefill
@@ -287,7 +290,8 @@ def build(
     kv_type = automatic_kv_type(plan) if kv_type == "auto" else kv_type
     paging = None
     if budget is not None and not budget.holds(packed_bytes(file, plan, head, weights, True, pack)[0]):
-        paging = Paging(file, budget.block_bytes)
+        stored = sum(info.nbytes for info in file.tensors.values())
+        paging = Paging(file, budget.block_bytes, threads, budget.exceeded_by(stored))
     key = packed_from(file, plan, head, weights, pack, sparsity_settings.details(sparse)) if share else None
     read = LOADED.get(key)
     if read is None:
@@ -352,12 +356,13 @@ def _own_tokenizer(file: ModelFile) -> Tokenizer | None:
     return None
 
 
-def describe(file: ModelFile) -> dict[str, Any]:
-    """What a file says about itself, for `Model.info`."""
+def describe(file: ModelFile, unpacked: Set[str] = frozenset()) -> dict[str, Any]:
+    """What a file says about itself, for `Model.info`; and the types that are unpacked at each use."""
     types: dict[str, int] = {}
     for info in file.tensors.values():
         types[info.type] = types.get(info.type, 0) + 1
     kept = {kind: words for kind in types if (words := kept_as(kind))}
+    kept |= dict.fromkeys(unpacked, "as in the file, unpacked at each use")
     return {
         "path": str(file.path),
         "format": file.format,
