@@ -6,10 +6,11 @@
 #          [ON <the only system>]  [TRY <C that the compiler must know; where it does not, the set is left out>])
 #
 # A set with wider registers, or with the three-operand encoding of AVX, has all kernels of its own: what its flags make
-# of the same source is faster. Where the flags add only a dot product the rest is inherited.
+# of the same source is faster. Where the flags add only a dot product the rest is inherited. Clang 20 and later compile
+# MMX to SSE2, so a build of theirs for processors without SSE2 has no mmx.
 
 lb_isa(NAME portable    BASE portable  FOR ".*"                         NEEDS ""           FLAGS ""  MSVC "")
-lb_isa(NAME mmx         BASE portable  FOR "x86_64|x86|i[3-6]86"        NEEDS "MMX"        FLAGS "-mmmx"  MSVC "")
+lb_isa(NAME mmx         BASE portable  FOR "x86_64|x86|i[3-6]86"        NEEDS "MMX"        FLAGS "-mmmx"  MSVC ""  TRY "_mm_cvtsi64_si32(_mm_set1_pi16(1))")
 lb_isa(NAME sse2        BASE portable  FOR "x86_64|amd64|x86|i[3-6]86"  NEEDS "SSE2"       FLAGS "-msse2 -mfpmath=sse"  MSVC "")
 lb_isa(NAME ssse3       BASE sse2      FOR "x86_64|amd64|x86|i[3-6]86"  NEEDS "SSSE3"      FLAGS "-mssse3 -mfpmath=sse"  MSVC "")
 lb_isa(NAME avx2        BASE portable  FOR "x86_64|amd64"               NEEDS "AVX2"       FLAGS "-mavx2 -mf16c"  MSVC "/arch:AVX2")

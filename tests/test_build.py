@@ -7,11 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
 from lowbit import isa as instruction_sets
+from lowbit._kernels import dispatch
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,6 +52,13 @@ def test_what_is_missing_is_named_with_the_packages_of_the_system_in_one_line(to
     done = run(command, PATH=str(tmp_path))
     packages = "gcc libc6-dev python3 python3-venv python3-dev"
     assert done.stderr == f"building lowbit needs what is not here: apt install {packages}\n"
+
+
+def test_the_modules_are_for_every_later_python_where_one_wheel_can_be():
+    one_wheel = sys.version_info >= (3, 11) and not sysconfig.get_config_var("Py_GIL_DISABLED")
+    of_version = sysconfig.get_config_var("EXT_SUFFIX")
+    suffix = {"win32": ".pyd"}.get(sys.platform, ".abi3.so") if one_wheel else of_version
+    assert Path(dispatch.__file__).name == f"dispatch{suffix}"
 
 
 @pytest.fixture

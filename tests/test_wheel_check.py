@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
@@ -52,13 +53,19 @@ def test_a_module_for_every_machine_of_the_kind_becomes_a_row(check, line):
 @pytest.mark.parametrize(
     "line",
     ["pshufb %xmm0, %xmm1", "vaddps %ymm0, %ymm1, %ymm2", "popcntl %eax, %edx", "pmulld %xmm0, %xmm1",
-     "haddps %xmm0, %xmm1", "vpaddd %xmm0, %xmm1, %xmm2", "kmovw %k1, %eax", "tzcntl %eax, %edx",
-     "blendvps %xmm0, %xmm1, %xmm2", "cmpxchg16b (%rdi)"],
+     "haddps %xmm0, %xmm1", "vpaddd %xmm0, %xmm1, %xmm2", "kmovw %k1, %eax", "lzcntl %eax, %edx",
+     "blendvps %xmm0, %xmm1, %xmm2", "cmpxchg16b (%rdi)", "andnl %eax, %ebx, %ecx"],
 )  # fmt: skip
 def test_an_instruction_that_the_oldest_processor_lacks_is_named(check, line):
     done = check(ASSEMBLY.format(line))
     assert done.returncode == 1
     assert done.stderr == f"one.c.o: {line} is newer than SSE2\n"
+
+
+@pytest.mark.parametrize("line", ["andnps %xmm0, %xmm1", "tzcntl %eax, %edx", "pmaddwd %xmm0, %xmm1"])
+def test_an_instruction_that_every_processor_runs_is_let_through(check, line):
+    done = check(ASSEMBLY.format(line))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_kernels_that_run_after_the_processor_was_asked_may_have_them(check):
@@ -75,3 +82,19 @@ def test_a_library_that_not_every_system_has_is_named(check):
 def test_a_symbol_of_a_newer_c_library_shows_in_the_row(check):
     body = '#include <stdio.h>\nint f(void);\nint f(void) { return puts(""); }\n'
     assert "| glibc 2." in check(body).stdout
+
+
+@pytest.mark.parametrize(
+    ("tag", "processor"),
+    [
+        ("manylinux_2_17_i686", "i686"),
+        ("musllinux_1_2_x86_64", "x86_64"),
+        ("linux_armv6l", "armv6l"),
+        ("win_amd64", "x86_64"),
+        ("macosx_11_0_arm64", "aarch64"),
+    ],
+)
+def test_the_processor_of_every_kind_of_tag_is_known(tag, processor):
+    if not CHECK.exists():
+        pytest.skip("no source tree")
+    assert runpy.run_path(str(CHECK))["processor"](tag) == processor

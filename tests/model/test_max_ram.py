@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import struct
@@ -71,6 +72,25 @@ def test_weights_are_read_again_when_they_do_not_fit(write_llama):
     assert after["bytes_read"] > before["bytes_read"]
     assert after["misses"] > 0 or after["prefetched"] > before["prefetched"]
     assert after["peak_memory"] <= after["cache_bytes"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="nothing here counts threads and open files")
+def test_a_model_that_is_dropped_leaves_no_thread_and_no_open_file(write_llama):
+    def held():
+        return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+    def use():
+        model = load_smallest(path)
+        model.generate(PROMPT, max_tokens=2, temperature=0)
+        return held()
+
+    path = write_llama(kind="Q8_0", **SIZES)
+    use()  # the threads of the pool stay
+    gc.collect()
+    before = held()
+    assert use() > before
+    gc.collect()
+    assert held() == before
 
 
 @pytest.mark.measured

@@ -38,8 +38,7 @@ step root "Python and numpy for armel (80 MB)" get_root "${PACKAGES[@]}"
 step venv "build tools" make_venv
 
 rm -rf "$RETRO/wheel" "$RETRO/site"
-_PYTHON_HOST_PLATFORM=linux-armv6l SETUPTOOLS_EXT_SUFFIX=.cpython-${PYTHON_VERSION/./}-arm-linux-gnueabi.so \
-    CMAKE_GENERATOR=Ninja PATH="$RETRO/venv/bin:$PATH" \
+_PYTHON_HOST_PLATFORM=linux-armv6l CMAKE_GENERATOR=Ninja PATH="$RETRO/venv/bin:$PATH" \
     "$RETRO/venv/bin/pip" wheel --quiet --no-deps --no-build-isolation --wheel-dir "$RETRO/wheel" \
     --config-settings=build-dir="$RETRO/cmake" \
     --config-settings=cmake.define.CMAKE_TOOLCHAIN_FILE="$SOURCE/cmake/toolchains/armel-arm1176.cmake" \

@@ -42,8 +42,8 @@ step headers "headers of Python $PYTHON_VERSION for i386" get_headers
 step venv "build tools" make_venv "$PYTHON"
 
 rm -rf "$OUT"
-_PYTHON_HOST_PLATFORM=linux-i686 SETUPTOOLS_EXT_SUFFIX=.cpython-${PYTHON_VERSION/./}-i386-linux-gnu.so \
-    PATH="$VENV/bin:$PATH" "$VENV/bin/pip" wheel --quiet --no-deps --no-build-isolation --wheel-dir "$OUT" \
+_PYTHON_HOST_PLATFORM=linux-i686 PATH="$VENV/bin:$PATH" \
+    "$VENV/bin/pip" wheel --quiet --no-deps --no-build-isolation --wheel-dir "$OUT" \
     --config-settings=build-dir="$RETRO/cmake" \
     --config-settings=cmake.define.CMAKE_TOOLCHAIN_FILE="$SOURCE/cmake/toolchains/i686-pentium2.cmake" \
     --config-settings=cmake.define.Python_INCLUDE_DIR="$HEADERS/usr/include/python$PYTHON_VERSION" "$SOURCE"

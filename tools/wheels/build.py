@@ -65,7 +65,7 @@ def make_import_library(target: Target, folder: Path) -> Path:
     """python3.lib: the names that python3.dll has on every Windows."""
     from abi3info import DATAS, FUNCTIONS
 
-    names = [str(symbol) for symbol in FUNCTIONS] + [f"{symbol} DATA" for symbol in DATAS]
+    names = [symbol.name for symbol in FUNCTIONS] + [f"{symbol.name} DATA" for symbol in DATAS]
     definition, library = folder / "python3.def", folder / "python3.lib"
     definition.write_text("LIBRARY python3.dll\nEXPORTS\n" + "\n".join(sorted(names)) + "\n")
     machine = {"x86_64": "i386:x86-64", "aarch64": "arm64"}[target.zig.split("-")[0]]
@@ -80,7 +80,6 @@ def build(target: Target, out: Path) -> Path:
     work.mkdir(parents=True, exist_ok=True)
     settings = {
         "build-dir": work / "cmake",
-        "wheel.py-api": "cp311",
         "cmake.define.CMAKE_TOOLCHAIN_FILE": ROOT / "cmake/toolchains/zig.cmake",
         "cmake.define.Python_INCLUDE_DIR": make_headers(work / "include"),
     }

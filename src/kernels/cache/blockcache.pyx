@@ -1,9 +1,10 @@
 """A cache of file blocks under a hard budget of memory: the Python edge of `blockcache.c`, where all of it happens.
 
-1. `BlockCache` checks what it is given and owns the C cache; `blocksources.pyx` has the files.
+1. `Cache` checks what it is given and owns the C cache, `BlockCache` ends it; `blocksources.pyx` has the files.
 2. `pinned` lends the cache's own memory as a read-only buffer; the block stays in place until the last view is gone.
    What a view needs lives as long as the view, in whatever order the garbage collector takes a cycle apart
-   (`no_gc_clear`), and before it begins with that the cache's threads have ended (`__del__`).
+   (`no_gc_clear`), and before it begins with that the cache's threads have ended (`__del__`, which Cython calls for a
+   class of C only where Python's whole ABI may be used; so the class that has it is one of Python's).
 3. Whoever waits looks every now and then whether a signal came, with the GIL, callers without it too. What its handler
    raises is kept until `raise_error`.
 """
@@ -80,7 +81,7 @@ cdef int is_interrupted(void *context) noexcept with gil:
         PyErr_CheckSignals()
         return 0
     except BaseException as failure:
-        (<BlockCache>context)._failures[PyThread_get_thread_ident()] = failure
+        (<Cache>context)._failures[PyThread_get_thread_ident()] = failure
         return 1
 
 
@@ -100,7 +101,7 @@ def _numbers(name, values, int64_t columns):
 @cython.no_gc_clear
 cdef class _Block:
     """One referenced block, as a buffer: released when this and all views of it are gone."""
-    cdef BlockCache cache
+    cdef Cache cache
     cdef const void *memory
     cdef int32_t block
 
@@ -116,7 +117,7 @@ cdef class _Block:
 @cython.no_gc_clear
 cdef class _Pin:
     """A context in which a block is referenced."""
-    cdef BlockCache cache
+    cdef Cache cache
     cdef int32_t block
     cdef object view
 
@@ -137,34 +138,9 @@ cdef class _Pin:
             pass        # an array still looks at it: the block is released with that
 
 
-@cython.final
 @cython.no_gc_clear
-cdef class BlockCache:
-    """Blocks of files under a hard budget of memory, for any number of threads.
-
-    Parameters
-    ----------
-    sources : sequence of str, PathLike, int or object
-        Files: paths, or file descriptors that stay open while the cache is. Or objects with a method
-        ``read_at(offset, n)`` that returns n bytes, fewer at the end only.
-    blocks : array_like of int, shape (n, 3)
-        Source (an index into `sources`), offset and length of each block, in bytes.
-    budget : int
-        Most bytes to use, for the blocks and for keeping account of them.
-    direct : bool, optional
-        Read past the page cache of the system, or through it (and ask it to forget). None: directly where that works.
-    readers : int
-        Threads that read ahead, up to 16.
-
-    Raises
-    ------
-    FormatError
-        If the table is not one, or a block lies outside its file.
-    MemoryBudgetError
-        If the budget is too small; the message names the smallest that works.
-    OSError
-        If a file cannot be opened.
-    """
+cdef class Cache:
+    """All of a `BlockCache` but its end."""
 
     def __cinit__(self, *args, **options):
         self._failures = {}
@@ -207,8 +183,7 @@ cdef class BlockCache:
             with nogil:
                 lb_cache_free(self.c)
 
-    def __del__(self):
-        """End the reader threads before anything that they use is taken apart; blocks that are pinned stay."""
+    def _drop(self):
         if self.closed or self.c == NULL:
             return
         if not self._sources.objects:
@@ -427,6 +402,40 @@ cdef class BlockCache:
             return "<BlockCache, closed>"
         s = self.stats()
         return f"<BlockCache of {self.n_blocks} blocks, {s['memory']} of {s['budget']} bytes>"
+
+
+class BlockCache(Cache):
+    """Blocks of files under a hard budget of memory, for any number of threads.
+
+    Parameters
+    ----------
+    sources : sequence of str, PathLike, int or object
+        Files: paths, or file descriptors that stay open while the cache is. Or objects with a method
+        ``read_at(offset, n)`` that returns n bytes, fewer at the end only.
+    blocks : array_like of int, shape (n, 3)
+        Source (an index into `sources`), offset and length of each block, in bytes.
+    budget : int
+        Most bytes to use, for the blocks and for keeping account of them.
+    direct : bool, optional
+        Read past the page cache of the system, or through it (and ask it to forget). None: directly where that works.
+    readers : int
+        Threads that read ahead, up to 16.
+
+    Raises
+    ------
+    FormatError
+        If the table is not one, or a block lies outside its file.
+    MemoryBudgetError
+        If the budget is too small; the message names the smallest that works.
+    OSError
+        If a file cannot be opened.
+    """
+
+    __slots__ = ()
+
+    def __del__(self):
+        """End the reader threads before anything that they use is taken apart; blocks that are pinned stay."""
+        self._drop()
 
 
 if hasattr(os, "register_at_fork"):

@@ -17,7 +17,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from lowbit._kernels.blockcache cimport BlockCache, acquire, mark, passes_through, prefetch, release
+from lowbit._kernels.blockcache cimport Cache, acquire, mark, passes_through, prefetch, release
 from lowbit._kernels.dispatch cimport (
     LB_ROWS, alloc_aligned, free_aligned, lb_activations, lb_matmul_args, lb_matrix, lb_round_up, lb_row_groups,
     lb_stored, parallel, table,
@@ -29,6 +29,7 @@ from lowbit._kernels.stored cimport Stored
 
 import numpy as np
 
+from lowbit._kernels.blockcache import BlockCache
 from lowbit.errors import FormatError, LowbitError
 
 
@@ -139,7 +140,8 @@ cdef class Pager:
         if self.cache is not None:
             raise LowbitError("a pager is started once")
         self.sources = list(sources)    # open files stay open with the cache
-        cache = BlockCache([s.fileno() if hasattr(s, "fileno") else s for s in self.sources], self.table, budget)
+        files = [s.fileno() if hasattr(s, "fileno") else s for s in self.sources]
+        cdef Cache cache = BlockCache(files, self.table, budget)
         cache.set_order(self.order, budget // (16 if self.has_parts else 64))
         if self.has_parts:
             cache.count_uses()

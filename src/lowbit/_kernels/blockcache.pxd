@@ -1,4 +1,4 @@
-# The block cache for other modules: functions without the GIL, on the `c` of a BlockCache that the caller keeps alive.
+# The block cache for other modules: functions without the GIL, on the `c` of a Cache that the caller keeps alive.
 from libc.stdint cimport int32_t, uint8_t
 
 from lowbit._kernels.blocksources cimport Sources
@@ -20,7 +20,7 @@ cdef extern from "blockcache.h":
         LB_CACHE_INTERRUPTED
 
 
-cdef class BlockCache:
+cdef class Cache:
     cdef lb_cache *c
     cdef readonly int32_t n_blocks
     cdef readonly bint closed

@@ -1,7 +1,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint8_t
 
-from lowbit._kernels.blockcache cimport BlockCache, lb_cache
+from lowbit._kernels.blockcache cimport Cache, lb_cache
 from lowbit._kernels.dispatch cimport lb_activations, lb_matmul_args, lb_matrix
 from lowbit._kernels.filling cimport Fill
 from lowbit._kernels.matrix cimport PackedMatrix
@@ -16,7 +16,7 @@ cdef enum:
 
 
 cdef class Pager:
-    cdef readonly BlockCache cache
+    cdef readonly Cache cache
     cdef lb_cache *blocks           # that of `cache`
     cdef int32_t bad_block, error   # the last block that could not be had or packed; why it could not be had
     cdef int64_t block_bytes, part_bytes
