@@ -34,7 +34,12 @@ FLOAT_FLAGS = {
     "float, -O3 -ffast-math": ["-O3", "-ffast-math"],
     "float, -O3 -ffast-math -funroll-loops": ["-O3", "-ffast-math", "-funroll-loops"],
 }
-LOWBIT = {"lowbit, int8 cache": "int8", "lowbit, float32 cache": "f32"}
+LOWBIT = {
+    "lowbit, int8 cache": ("int8", "mmx", "1"),
+    "lowbit, float32 cache": ("f32", "mmx", "1"),
+    "lowbit, float32 cache, top-k of 40": ("f32", "mmx", "40"),
+    "lowbit, float32 cache, all logits": ("f32", "mmx", "all"),
+}
 TOLERANCE = 0.05
 """Largest relative distance (RMS) of lowbit's logits from those of the float code: it rounds activations to 8 bits."""
 
@@ -94,7 +99,7 @@ def measure(folder: Path, shapes: list[str]) -> dict[str, dict[str, Count]]:
     for shape in shapes:
         print(f"counting {shape}", file=sys.stderr, flush=True)
         counts = {name: count(folder, program, shape) for name, program in floats.items()}
-        counts |= {name: count(folder, lowbit, shape, cache, "mmx") for name, cache in LOWBIT.items()}
+        counts |= {name: count(folder, lowbit, shape, *how) for name, how in LOWBIT.items()}
         results[shape] = counts
         want = counts["float, -O3"]
         for name, got in counts.items():
