@@ -170,8 +170,8 @@ int main(int count, char **arguments) {
     model m = make(s, position);
     CALLGRIND_START_INSTRUMENTATION;
     CALLGRIND_TOGGLE_COLLECT;
-    decode_step(&m, TOKEN, position);
+    const int token = decode_step(&m, TOKEN, position);
     CALLGRIND_TOGGLE_COLLECT;
     CALLGRIND_STOP_INSTRUMENTATION;
-    return finish(m.logits, s, arguments[3]);
+    return finish(m.logits, token, s, arguments[3]);
 }

@@ -226,8 +226,10 @@ typedef void lb_delta_fn(const float *from_, float *to, const float *q, const fl
  * and their difference.
  */
 typedef void lb_hadamard_fn(float *x, int32_t n, int32_t block);
-/* For each row group [begin, end) the largest of its sums of code * z, times the scale. */
-typedef void lb_sketch_fn(const lb_sketch *s, const int16_t *z, int32_t begin, int32_t end, float *best);
+/* For the row groups [begin, end): y = sum of code * z, times the scale, for each row, and of each row group the largest. */
+typedef void lb_sketch_fn(const lb_sketch *s, const int16_t *z, int32_t begin, int32_t end, float *y, float *best);
+/* One row of a U8 matrix, as matmul_u8 would make it, for one token; x are its activations again. */
+typedef float lb_row_u8_fn(const lb_matmul_args *args, const int16_t *x, int32_t row);
 /* How many magnitudes, as the 31 bits of a float without its sign, are at least `limit`. NaN is above infinity. */
 typedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit);
 
@@ -270,6 +272,7 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(hadamard, lb_hadamard_fn)           \
     X(count_from, lb_count_from_fn)       \
     X(sketch, lb_sketch_fn)               \
+    X(row_u8, lb_row_u8_fn)               \
     X(read, lb_read_fn)                   \
     X(dot_peak, lb_dot_peak_fn)
 

@@ -1,7 +1,7 @@
 /*
  * The k largest outputs of an 8-bit matrix, exactly, without most of its products. Bounds tell which rows cannot be
  * among them; these get -infinity, and the others what the product of the whole matrix would have given them, bit for
- * bit, for it is the same kernel that makes them.
+ * bit.
  *
  * A row w is s a + e, with a scale s and small codes a (lb_sketch). The inputs x, after they became int8, are d z + f,
  * with small integers z. So, with the lengths of vectors (Cauchy and Schwarz),
@@ -74,57 +74,85 @@ static inline float lb_sketch_input(const lb_activations *a, const lb_matrix *m,
     return d;
 }
 
-/* The exact outputs of a row group, and their places among the k largest so far, which are in order. */
-static inline void lb_take_group(const lb_matmul_args *args, lb_matmul_fn *matmul, int32_t group, int32_t k, float *top) {
-    const int32_t first = group * LB_ROWS, left = args->w->n_rows - first;
-    matmul(args, group, group + 1);
-    for (int32_t r = first; r < first + (left < LB_ROWS ? left : LB_ROWS); r++) {
-        const float y = args->y[r];
-        int32_t i = k - 1;
-        if (!(y > top[i])) continue;
-        for (; i > 0 && y > top[i - 1]; i--) top[i] = top[i - 1];
-        top[i] = y;
-    }
+/* The k largest outputs so far, in order. */
+typedef struct {
+    int32_t k;
+    float values[LB_MOST_SHORTLISTED];
+} lb_top;
+
+static inline void lb_note(lb_top *top, float y) {
+    int32_t i = top->k - 1;
+    if (!(y > top->values[i])) return;
+    for (; i > 0 && y > top->values[i - 1]; i--) top->values[i] = top->values[i - 1];
+    top->values[i] = y;
 }
+
+/* Of the kernels those for the matrix, and memory for 3 n_cols inputs and a value for each row group. */
+typedef struct {
+    lb_matmul_fn *matmul;
+    lb_sketch_fn *sketch;
+    lb_row_u8_fn *row;
+    int16_t *inputs;
+    float *best;
+} lb_shortlist_tools;
 
 /*
  * y of one token: the k <= LB_MOST_SHORTLISTED largest outputs, and all that equal the last of them, exactly; of the
- * others some too, and -infinity for the rest. `z` and `best` are scratch, of 2 n_cols and as many as row groups.
+ * others some too, and -infinity for the rest. Returns how many rows were made exactly.
  */
-static inline void lb_shortlist(const lb_sketch *s, const lb_lengths *lengths, const lb_matmul_args *args,
-                                lb_matmul_fn *matmul, lb_sketch_fn *sketch, int32_t k, int16_t *z, float *best) {
+static inline int32_t lb_shortlist(const lb_sketch *s, const lb_lengths *lengths, const lb_matmul_args *args, int32_t k,
+                                   const lb_shortlist_tools *tools) {
     const int32_t groups = lb_row_groups(s->n_rows);
-    int32_t firsts[LB_MOST_SHORTLISTED], n = 0, left = groups / 4;
-    float top[LB_MOST_SHORTLISTED], off, length;
+    int32_t firsts[LB_MOST_SHORTLISTED], n = 0, made = 0;
+    int16_t *z = tools->inputs, *x = z + 2 * s->n_cols;
+    float *best = tools->best, *y = args->y, off, length;
+    lb_top top = {k, {0}};
     const float d = lb_sketch_input(args->x, args->w, z, &off, &length);
     if (!(d > 0.0f) || k > groups / 16) {
-        matmul(args, 0, groups);
-        return;
+        tools->matmul(args, 0, groups);
+        return s->n_rows;
     }
     const float slack = (1e-5f + 1.2e-7f * (float)args->w->n_groups) * length;
     const float of_known = off + slack, of_error = length + slack;
-    sketch(s, z, 0, groups, best);
+    tools->sketch(s, z, 0, groups, y, best);
+    for (int32_t c = 0; c < s->n_cols; c++) x[c] = args->x->q[c];
     for (int32_t g = 0; g < groups; g++) { /* the groups of the k largest, in order */
         if (n == k && !(best[g] > best[firsts[k - 1]])) continue;
         int32_t i = n < k ? n++ : k - 1;
         for (; i > 0 && best[g] > best[firsts[i - 1]]; i--) firsts[i] = firsts[i - 1];
         firsts[i] = g;
     }
-    for (int32_t r = 0; r < s->n_rows; r++) args->y[r] = -INFINITY;
-    for (int32_t i = 0; i < k; i++) top[i] = -INFINITY;
-    for (int32_t i = 0; i < k; i++) {
-        lb_take_group(args, matmul, firsts[i], k, top);
-        best[firsts[i]] = -INFINITY;
+    for (int32_t i = 0; i < k; i++) top.values[i] = -INFINITY;
+    for (int32_t i = 0; i < k; i++) { /* of each its largest: a first idea of the limit */
+        int32_t row = firsts[i] * LB_ROWS;
+        while (y[row] < best[firsts[i]]) row++;
+        lb_note(&top, tools->row(args, x, row));
     }
+    const float limit = top.values[k - 1];
+    for (int32_t i = 0; i < k; i++) top.values[i] = -INFINITY;
     for (int32_t g = 0; g < groups; g++) {
-        const float most = d * best[g] + lengths[g].known * of_known + lengths[g].error * of_error;
-        if (most < top[k - 1]) continue;
-        if (left-- == 0) { /* they are too much alike */
-            matmul(args, 0, groups);
-            return;
+        const int32_t first = g * LB_ROWS, end = first + LB_ROWS < s->n_rows ? first + LB_ROWS : s->n_rows;
+        const float most = limit > top.values[k - 1] ? limit : top.values[k - 1];
+        const float needs = (most - lengths[g].known * of_known - lengths[g].error * of_error) / d;
+        if (best[g] < needs) {
+            for (int32_t r = first; r < end; r++) y[r] = -INFINITY;
+            continue;
         }
-        lb_take_group(args, matmul, g, k, top);
+        for (int32_t r = first; r < end; r++) {
+            if (y[r] < needs) {
+                y[r] = -INFINITY;
+            } else {
+                y[r] = tools->row(args, x, r);
+                lb_note(&top, y[r]);
+                made++;
+            }
+        }
+        if (made > s->n_rows / 4) { /* they are too much alike */
+            tools->matmul(args, 0, groups);
+            return s->n_rows;
+        }
     }
+    return made;
 }
 
 #endif

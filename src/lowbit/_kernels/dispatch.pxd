@@ -122,8 +122,9 @@ cdef extern from "kernels.h":
                               float decay, float beta, int32_t size, float *out) noexcept nogil
     ctypedef void lb_hadamard_fn(float *x, int32_t n, int32_t block) noexcept nogil
     ctypedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit) noexcept nogil
-    ctypedef void lb_sketch_fn(const lb_sketch *s, const int16_t *z, int32_t begin, int32_t end,
+    ctypedef void lb_sketch_fn(const lb_sketch *s, const int16_t *z, int32_t begin, int32_t end, float *y,
                                float *best) noexcept nogil
+    ctypedef float lb_row_u8_fn(const lb_matmul_args *args, const int16_t *x, int32_t row) noexcept nogil
 
     ctypedef uint64_t lb_read_fn(const uint64_t *memory, size_t n, int32_t streams) noexcept nogil
     ctypedef int64_t lb_dot_peak_fn(int32_t rounds) noexcept nogil
@@ -146,6 +147,7 @@ cdef extern from "kernels.h":
         lb_hadamard_fn *hadamard
         lb_count_from_fn *count_from
         lb_sketch_fn *sketch
+        lb_row_u8_fn *row_u8
         lb_read_fn *read
         lb_dot_peak_fn *dot_peak
 
