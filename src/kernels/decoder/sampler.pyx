@@ -13,6 +13,10 @@ from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport begin_doubles, begin_floats, checked, end_floats, lb_float_mode, lb_times, table
 
+cdef extern from "shortlist.h":
+    enum:
+        LB_MOST_SHORTLISTED
+
 
 cdef inline uint64_t rotate(uint64_t x, int k) noexcept nogil:
     return (x << k) | (x >> (64 - k))
@@ -162,6 +166,14 @@ cdef class Sampler:
                     for i in range(32 * word, min(32 * word + 32, self.vocab_size)):
                         if not bits >> (i & 31) & 1:
                             self.adjusted[i] = -INFINITY
+
+    cdef int32_t few(self) noexcept nogil:
+        """How many of the largest logits decide about the next token; 0 if others may, too."""
+        if self.repeat_penalty != 1.0 or self.n_bias or self.counts != NULL or self.masked:
+            return 0
+        if self.temperature == 0:
+            return 1
+        return self.top_k if self.top_k <= LB_MOST_SHORTLISTED else 0
 
     cdef int32_t sample(self, const float *logits) noexcept nogil:
         """Return the next token; logits that are no numbers are as small as can be."""

@@ -246,6 +246,22 @@ static void add_piece(float *total, float *highest, float *weight_sum, const flo
     *highest = top;
 }
 
+/* total += values * weights, for the positions from `begin` to n. Where `padded` is constant so is each offset. */
+LB_INLINE void add_values(const void *base, ptrdiff_t values, const int32_t padded, int32_t wide, const float *weights,
+                          int32_t begin, int32_t n, float *total, const int32_t type) {
+    for (int32_t c = 0; c < wide; c++) {
+        ptrdiff_t at = values + c + (ptrdiff_t)begin * padded;
+        float sum = total[c];
+        int32_t i = begin;
+        for (; i + 16 <= n; i += 16, at += 16 * padded) {
+            LB_UNROLL(16)
+            for (int j = 0; j < 16; j++) sum = sum + cached(base, at + j * padded, type) * weights[i + j];
+        }
+        for (; i < n; i++, at += padded) sum = sum + cached(base, at, type) * weights[i];
+        total[c] = sum;
+    }
+}
+
 /* The sums over the positions from `first` to `count` of one piece. */
 LB_INLINE void attend_piece(const lb_attention_args *a, char *const *blocks, const float *q, int32_t kv_head,
                             const float *sink, int32_t first, int32_t count, float *total, float *highest,
@@ -273,16 +289,14 @@ LB_INLINE void attend_piece(const lb_attention_args *a, char *const *blocks, con
         if (type == LB_KV_I8) {
             for (int32_t i = 0; i < n; i++) weights[i] = weights[i] * value_scales[i];
         }
-        for (int32_t c = 0; c < wide; c++) {
-            ptrdiff_t at = values + c + (ptrdiff_t)begin * padded;
-            float sum = total[c];
-            int32_t i = begin;
-            for (; i + 8 <= n; i += 8, at += 8 * padded) {
-                LB_UNROLL(8)
-                for (int j = 0; j < 8; j++) sum = sum + cached(cached_values, at + j * padded, type) * weights[i + j];
-            }
-            for (; i < n; i++, at += padded) sum = sum + cached(cached_values, at, type) * weights[i];
-            total[c] = sum;
+        if (padded == 16) {
+            add_values(cached_values, values, 16, wide, weights, begin, n, total, type);
+        } else if (padded == 48) {
+            add_values(cached_values, values, 48, wide, weights, begin, n, total, type);
+        } else if (padded == 64) {
+            add_values(cached_values, values, 64, wide, weights, begin, n, total, type);
+        } else {
+            add_values(cached_values, values, padded, wide, weights, begin, n, total, type);
         }
     }
 }

@@ -129,13 +129,15 @@ static inline int32_t lb_shortlist(const lb_sketch *s, const lb_lengths *lengths
         lb_note(&top, tools->row(args, x, row));
     }
     const float limit = top.values[k - 1];
+    float nothing[LB_ROWS];
+    for (int r = 0; r < LB_ROWS; r++) nothing[r] = -INFINITY;
     for (int32_t i = 0; i < k; i++) top.values[i] = -INFINITY;
     for (int32_t g = 0; g < groups; g++) {
         const int32_t first = g * LB_ROWS, end = first + LB_ROWS < s->n_rows ? first + LB_ROWS : s->n_rows;
         const float most = limit > top.values[k - 1] ? limit : top.values[k - 1];
         const float needs = (most - lengths[g].known * of_known - lengths[g].error * of_error) / d;
         if (best[g] < needs) {
-            for (int32_t r = first; r < end; r++) y[r] = -INFINITY;
+            memcpy(y + first, nothing, (size_t)(end - first) * sizeof *y);
             continue;
         }
         for (int32_t r = first; r < end; r++) {
