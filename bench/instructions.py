@@ -55,6 +55,7 @@ class Count(NamedTuple):
 def build_float(folder: Path, compiler: str, flags: list[str]) -> Path:
     """Compile the float program."""
     program = folder / ("float" + "".join(flags))
+    flags = [*flags, *selftest.INCLUDE]
     subprocess.run([compiler, *TARGET, *flags, str(SOURCES / "float_decode.c"), "-lm", "-o", str(program)], check=True)
     return program
 

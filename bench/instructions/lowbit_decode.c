@@ -15,6 +15,7 @@
 #include "kernels.h"
 #include "table.h"
 
+#include "largest.h"
 #include "model.h"
 #include "shortlist.h"
 #include "sizes.h"
@@ -125,11 +126,7 @@ static __attribute__((noinline)) int decode_step(model *m, int token, int32_t po
         lb_table.add(m->x, m->attended, s->dim);
     }
     apply(m, &m->table, m->x, s->dim, m->norm, m->logits);
-    int best = 0;
-    for (int i = 1; i < s->vocab; i++) {
-        if (m->logits[i] > m->logits[best]) best = i;
-    }
-    return best;
+    return lb_largest(m->logits, s->vocab);
 }
 
 /* --- what happens once, and is not counted --- */

@@ -43,6 +43,7 @@ make_kernel() {
 }
 
 # The system: the C library, Python and busybox, and what lowbit needs. It lies in the i386 Debian, whose pip fills it.
+# Python runs without docstrings there (-OO), which are two megabytes of a process.
 make_system() {
     local folder=$ROOT/machine name packages=(libc6 libgcc-s1 libstdc++6 zlib1g libexpat1 libssl3 libffi8 libbz2-1.0
         liblzma5 libuuid1 libcrypt1 libtinfo6 libncursesw6 libreadline8 libpython3.11-minimal python3.11-minimal
@@ -61,7 +62,7 @@ make_system() {
     # MarkupSafe is compiled for the same reason as numpy.
     inside sh -c "/venv/bin/pip install --quiet --no-compile --target /machine/$SITE --no-binary markupsafe \
         /wheels/*.whl tqdm jinja2"
-    inside chroot /machine python3 -m compileall -q --invalidation-mode unchecked-hash /usr/lib
+    inside chroot /machine python3 -m compileall -q -o 2 --invalidation-mode unchecked-hash /usr/lib
 }
 
 # The disk of the system, with lowbit.
@@ -69,10 +70,10 @@ make_disk() {
     local folder=$ROOT/machine
     rm -rf "$folder/$SITE"/lowbit*
     unzip -q -d "$folder/$SITE" "$WHEEL"
-    inside chroot /machine python3 -m compileall -q --invalidation-mode unchecked-hash "/$SITE/lowbit"
+    inside chroot /machine python3 -m compileall -q -o 2 --invalidation-mode unchecked-hash "/$SITE/lowbit"
     install -m 755 "$TOOLS/guest/init" "$folder/sbin/init"
     install -m 644 "$TOOLS/guest/run.py" "$folder/retro/run.py"
-    printf '#!/bin/sh\nexec python3 -m lowbit "$@"\n' >"$folder/usr/local/bin/lowbit"
+    printf '#!/bin/sh\nexec python3 -OO -m lowbit "$@"\n' >"$folder/usr/local/bin/lowbit"
     chmod 755 "$folder/usr/local/bin/lowbit"
     make_image "$folder" "$RETRO/system.img"
     find "$folder" -name '*.so*' -type f -path '*dist-packages*' -print0 |

@@ -13,6 +13,9 @@ from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport begin_doubles, begin_floats, checked, end_floats, lb_float_mode, lb_times, table
 
+cdef extern from "largest.h":
+    int32_t lb_largest(const float *x, int32_t n) noexcept nogil
+
 cdef extern from "shortlist.h":
     enum:
         LB_MOST_SHORTLISTED
@@ -190,12 +193,7 @@ cdef class Sampler:
             self.adjust(logits)
             logits = self.adjusted
         if self.temperature == 0 or self.top_k == 1:
-            best = 0
-            while best < self.vocab_size - 1 and logits[best] != logits[best]:
-                best += 1
-            for i in range(best + 1, self.vocab_size):
-                if logits[i] > logits[best]:
-                    best = i
+            best = lb_largest(logits, self.vocab_size)
             self.kept = 1
             self.candidates[0].token, self.probabilities[0] = best, 1
             return best

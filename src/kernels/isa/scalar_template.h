@@ -127,7 +127,7 @@ void LB_NAME(lb_quantize)(const float *x, int32_t n, int32_t group_cols, int32_t
 /* GELU is g (1 + tanh t) / 2 with t = sqrt(2 / pi) (g + 0.044715 g**3), which is g / (1 + exp(-2 t)). */
 LB_INLINE float gelu_exponent(float g) { return (g + g * g * g * 0.044715f) * -1.59576912f; }
 
-void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t activation) {
+LB_INLINE void gate_all(float *gate, const float *up, int32_t n, const int32_t activation) {
     for (int32_t i = 0; i < n; i++) {
         const float g = gate[i];
         if (activation == LB_RELU2) {
@@ -140,6 +140,14 @@ void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t activation
             const float u = activation == LB_SWIGLU_OAI ? up[i] + 1.0f : up[i];
             gate[i] = g / (1.0f + exponential(at_most_88(t))) * u;
         }
+    }
+}
+
+void LB_NAME(lb_glu)(float *gate, const float *up, int32_t n, int32_t activation) {
+    if (activation == LB_SILU) {
+        gate_all(gate, up, n, LB_SILU);
+    } else {
+        gate_all(gate, up, n, activation);
     }
 }
 
@@ -201,6 +209,7 @@ enum { SPAN = LB_KV_SPAN }; /* positions between two looks at the running maximu
 LB_INLINE float score(const void *keys, ptrdiff_t at, const float *q, int32_t dim, const int32_t type) {
     float even = 0.0f, odd = 0.0f;
     int32_t d = 0;
+    LB_UNROLL(6)
     for (; d + 8 <= dim; d += 8, at += 128) {
         LB_UNROLL(4)
         for (int i = 0; i < 8; i += 2) {
@@ -216,10 +225,23 @@ LB_INLINE float score(const void *keys, ptrdiff_t at, const float *q, int32_t di
     return even + odd;
 }
 
+/* Of n positions. A constant `dim` needs no loop control. */
+LB_INLINE void score_span(const void *keys, ptrdiff_t at, const float *q, const int32_t dim, int32_t n,
+                          const float *key_scales, float *weights, const int32_t type) {
+    for (int32_t b = 0; b < n; b += 16, at += 16 * dim) {
+        const int32_t end = n - b < 16 ? n - b : 16;
+        for (int32_t i = 0; i < end; i++) {
+            const float one = score(keys, at + i, q, dim, type);
+            weights[b + i] = type == LB_KV_I8 ? one * key_scales[b + i] : one;
+        }
+    }
+}
+
 /* From the scores of one span to weights: updates the running maximum and sum, and rescales `total` if need be. */
 static void soften(float *weights, int32_t begin, int32_t n, int32_t dim, float *total, float *highest,
                    float *weight_sum) {
-    float top = -INFINITY, lanes[16] = {0};
+    float top = -INFINITY, lanes[16];
+    LB_UNROLL(4)
     for (int32_t i = begin; i < n; i++) top = weights[i] > top ? weights[i] : top; /* passes over what is no number */
     if (top > *highest) {
         const float shrink = exponential(*highest - top); /* exp(-inf) is 0: nothing was added yet */
@@ -228,10 +250,15 @@ static void soften(float *weights, int32_t begin, int32_t n, int32_t dim, float 
         *highest = top;
     }
     const float shift = *highest;
-    for (int32_t i = begin; i < n; i++) {
-        const float w = exponential(weights[i] - shift);
-        weights[i] = w;
-        lanes[i % 16] = lanes[i % 16] + w;
+    for (int32_t i = begin; i < n; i++) weights[i] = exponential(weights[i] - shift);
+    if (begin == 0 && n == SPAN) {
+        for (int lane = 0; lane < 16; lane++) {
+            lanes[lane] = weights[lane];
+            for (int i = lane + 16; i < SPAN; i += 16) lanes[lane] = lanes[lane] + weights[i];
+        }
+    } else {
+        memset(lanes, 0, sizeof lanes);
+        for (int32_t i = begin; i < n; i++) lanes[i % 16] = lanes[i % 16] + weights[i];
     }
     *weight_sum += add_lanes(lanes);
 }
@@ -279,11 +306,14 @@ LB_INLINE void attend_piece(const lb_attention_args *a, char *const *blocks, con
         const float *key_scales = (const float *)(const void *)(block + kv->key_scales) + kv_head * SPAN;
         const float *value_scales = (const float *)(const void *)(block + kv->value_scales) + kv_head * SPAN;
         const ptrdiff_t values = kv_head * kv->value_stride;
-        for (int32_t b = 0; b < n; b += 16) {
-            for (int32_t i = b; i < n && i < b + 16; i++) {
-                const float one = score(keys, kv_head * kv->key_stride + (ptrdiff_t)b * dim + (i - b), q, dim, type);
-                weights[i] = type == LB_KV_I8 ? one * key_scales[i] : one;
-            }
+        if (dim == 8) {
+            score_span(keys, kv_head * kv->key_stride, q, 8, n, key_scales, weights, type);
+        } else if (dim == 48) {
+            score_span(keys, kv_head * kv->key_stride, q, 48, n, key_scales, weights, type);
+        } else if (dim == 64) {
+            score_span(keys, kv_head * kv->key_stride, q, 64, n, key_scales, weights, type);
+        } else {
+            score_span(keys, kv_head * kv->key_stride, q, dim, n, key_scales, weights, type);
         }
         soften(weights, begin, n, wide, total, highest, weight_sum);
         if (type == LB_KV_I8) {

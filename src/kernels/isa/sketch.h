@@ -12,14 +12,14 @@
 LB_INLINE void lb_sketch_values(const lb_sketch *s, int32_t group, const int32_t *sums, float *y, float *best) {
     const int32_t first = group * LB_ROWS, rows = s->n_rows - first < LB_ROWS ? s->n_rows - first : LB_ROWS;
     const float *scales = s->scales + first;
-    float values[LB_ROWS], most = -1e38f;
+    float last[LB_ROWS], *values = rows == LB_ROWS ? y + first : last, most = -1e38f;
     LB_UNROLL(16)
     for (int32_t r = 0; r < LB_ROWS; r++) {
         const float one = (float)sums[r] * scales[r];
         values[r] = one;
         most = one > most ? one : most;
     }
-    memcpy(y + first, values, (size_t)rows * sizeof *y);
+    if (rows < LB_ROWS) memcpy(y + first, last, (size_t)rows * sizeof *y);
     best[group] = most;
 }
 

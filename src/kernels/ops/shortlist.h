@@ -87,6 +87,14 @@ static inline void lb_note(lb_top *top, float y) {
     top->values[i] = y;
 }
 
+static inline void lb_leave_out(float *y, int32_t n) {
+    if (n == LB_ROWS) {
+        for (int r = 0; r < LB_ROWS; r++) y[r] = -INFINITY; /* a constant number of stores */
+    } else {
+        for (int32_t r = 0; r < n; r++) y[r] = -INFINITY;
+    }
+}
+
 /* Of the kernels those for the matrix, and memory for 3 n_cols inputs and a value for each row group. */
 typedef struct {
     lb_matmul_fn *matmul;
@@ -129,15 +137,13 @@ static inline int32_t lb_shortlist(const lb_sketch *s, const lb_lengths *lengths
         lb_note(&top, tools->row(args, x, row));
     }
     const float limit = top.values[k - 1];
-    float nothing[LB_ROWS];
-    for (int r = 0; r < LB_ROWS; r++) nothing[r] = -INFINITY;
     for (int32_t i = 0; i < k; i++) top.values[i] = -INFINITY;
     for (int32_t g = 0; g < groups; g++) {
         const int32_t first = g * LB_ROWS, end = first + LB_ROWS < s->n_rows ? first + LB_ROWS : s->n_rows;
         const float most = limit > top.values[k - 1] ? limit : top.values[k - 1];
         const float needs = (most - lengths[g].known * of_known - lengths[g].error * of_error) / d;
         if (best[g] < needs) {
-            memcpy(y + first, nothing, (size_t)(end - first) * sizeof *y);
+            lb_leave_out(y + first, end - first);
             continue;
         }
         for (int32_t r = first; r < end; r++) {
