@@ -63,7 +63,8 @@ static void apply(model *m, const linear *l, const float *x, int n, const float 
         const lb_activations a = {m->q8, m->scales, m->sums, NULL, padded, w->n_groups, 1};
         const lb_matmul_args args = {w, &a, y, NULL, w->n_rows};
         if (m->k && w == m->table.parts) {
-            const lb_shortlist_tools tools = {lb_table.matmul[w->format], lb_table.sketch, lb_table.row_u8, m->z, m->best};
+            const lb_shortlist_tools tools = {lb_table.matmul[w->format], lb_table.sketch, lb_table.row_u8, m->z,
+                                              m->best};
             m->made = lb_shortlist(&m->sketch, m->lengths, &args, m->k, &tools);
         } else {
             lb_table.matmul[w->format](&args, 0, lb_row_groups(w->n_rows));

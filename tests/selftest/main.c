@@ -185,7 +185,7 @@ int main(void) {
         printf("%-12s %ld integer products, %ld float products, %ld sparse products, %ld elementwise, %ld cache and "
                "attention, %ld of the largest rows: %s\n",
                isa, integer, product - integer, sparse - product, elementwise - sparse, cache - elementwise,
-               n_checks - cache,               n_failures ? "FAILED" : "equal");
+               n_checks - cache, n_failures ? "FAILED" : "equal");
         fflush(stdout);
         all_failures += n_failures;
     }

@@ -58,7 +58,8 @@ static void check_shape(const shape *s) {
     float *rows = allocate((size_t)s->n_rows * s->n_cols * sizeof *rows);
     char parameters[100];
     snprintf(parameters, sizeof parameters, "shortlist of %d rows, %d columns, groups of %d, float%d scales%s",
-             (int)s->n_rows, (int)s->n_cols, (int)s->group_cols, s->scales_f16 ? 16 : 32, s->alike ? ", all alike" : "");
+             (int)s->n_rows, (int)s->n_cols, (int)s->group_cols, s->scales_f16 ? 16 : 32,
+             s->alike ? ", all alike" : "");
     for (size_t i = 0; i < n_codes; i++) codes[i] = s->alike ? 200 : (uint8_t)random_int(0, 255);
     lb_matrix m = {.codes = codes,
                    .scales = s->scales_f16 ? halves : scales,
@@ -127,7 +128,7 @@ static void check_shape(const shape *s) {
 
 void test_shortlist(void) {
     static const shape shapes[] = {
-        {1024, 64, 32, 1, 0},  {1000, 64, 32, 0, 0}, {2048, 288, 32, 1, 0}, {2048, 96, 96, 0, 0},
+        {1024, 64, 32, 1, 0}, {1000, 64, 32, 0, 0}, {2048, 288, 32, 1, 0}, {2048, 96, 96, 0, 0},
         {1024, 104, 8, 1, 0}, {1024, 64, 32, 1, 1}, {96, 40, 40, 0, 0},
     };
     for (int i = 0; i < COUNT(shapes); i++) check_shape(shapes + i);

@@ -226,7 +226,8 @@ typedef void lb_delta_fn(const float *from_, float *to, const float *q, const fl
  * and their difference.
  */
 typedef void lb_hadamard_fn(float *x, int32_t n, int32_t block);
-/* For the row groups [begin, end): y = sum of code * z, times the scale, for each row, and of each row group the largest. */
+/* For the row groups [begin, end): y = sum of code * z, times the scale, for each row, and of each row group the
+ * largest. */
 typedef void lb_sketch_fn(const lb_sketch *s, const int16_t *z, int32_t begin, int32_t end, float *y, float *best);
 /* One row of a U8 matrix, as matmul_u8 would make it, for one token; x are its activations again. */
 typedef float lb_row_u8_fn(const lb_matmul_args *args, const int16_t *x, int32_t row);

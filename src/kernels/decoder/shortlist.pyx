@@ -4,7 +4,7 @@
 traffic: it is for processors that compute slowly.
 """
 from libc.stddef cimport size_t
-from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t
+from libc.stdint cimport int16_t, int32_t, uint8_t
 
 from lowbit._kernels.dispatch cimport (
     LB_ROWS, begin_floats, checked, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matmul_fn, lb_matrix,

@@ -53,7 +53,8 @@ static inline void lb_sketch_row(int16_t *codes, float *scales, lb_lengths *leng
 }
 
 /* The inputs as small integers: d, or 0 if all are 0; |f| and |x|. */
-static inline float lb_sketch_input(const lb_activations *a, const lb_matrix *m, int16_t *z, float *off, float *length) {
+static inline float lb_sketch_input(const lb_activations *a, const lb_matrix *m, int16_t *z, float *off,
+                                    float *length) {
     float most = 0.0f, square = 0.0f, missing = 0.0f;
     for (int32_t c = 0; c < m->n_cols; c += LB_SPAN_COLS) {
         float sum = 0.0f;

@@ -92,10 +92,18 @@ static void add_block(const lb_matrix *m, const int8_t *x, int32_t row_group, in
     for (int32_t t = 0; t < 4 * rest; t++) make_table(&tables[4 * first + t], x + 16 * first + t, 4 * rest);
     _mm_empty();
     switch (words) {
-    case 8: add_words(tables, w, stride, n, sums, 8); return;
-    case 9: add_words(tables, w, stride, n, sums, 9); return;
-    case 10: add_words(tables, w, stride, n, sums, 10); return;
-    case 11: add_words(tables, w, stride, n, sums, 11); return;
+    case 8:
+        add_words(tables, w, stride, n, sums, 8);
+        return;
+    case 9:
+        add_words(tables, w, stride, n, sums, 9);
+        return;
+    case 10:
+        add_words(tables, w, stride, n, sums, 10);
+        return;
+    case 11:
+        add_words(tables, w, stride, n, sums, 11);
+        return;
     }
     const table *at = tables;
     if (words & 4) add_words(at, w, stride, n, sums, 4), at += 16, w += 256;
@@ -130,7 +138,8 @@ static void store_scaled(const lb_matmul_args *args, int32_t token, int32_t row_
         const int whole = lb_rows_of(m, row_group + i) == LB_ROWS;
         float *y = whole ? args->y + token * args->y_stride + (row_group + i) * LB_ROWS : last;
         LB_UNROLL(16)
-        for (int r = 0; r < LB_ROWS; r++) y[r] = 0.0f + (float)sums[i][r] * (scales[r] * x_scale); /* a sum, as elsewhere */
+        for (int r = 0; r < LB_ROWS; r++)
+            y[r] = 0.0f + (float)sums[i][r] * (scales[r] * x_scale); /* a sum, as elsewhere */
         if (!whole) lb_store_rows(args, token, row_group + i, last);
     }
 }
