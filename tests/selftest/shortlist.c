@@ -19,6 +19,7 @@ static float *random_scales(const shape *s, void **kept) {
     uint16_t *halves = allocate(n * sizeof *halves);
     fill_random(scales, (int32_t)n, 0.001f, 0.01f);
     for (size_t i = 0; i < n && s->alike; i++) scales[i] = 0.01f;
+    if (!s->alike && !s->scales_f16) scales[3] = 1e-30f, scales[5] = 1e25f, scales[7] = 0.0f; /* of single rows */
     for (size_t i = 0; i < n; i++) halves[i] = lb_float_to_half(scales[i]);
     for (size_t i = 0; i < n && s->scales_f16; i++) scales[i] = lb_half_to_float(halves[i]);
     *kept = halves;
@@ -120,7 +121,7 @@ static void check_shape(const shape *s) {
             if (got[row] == -INFINITY && want[row] < sorted[k - 1]) got[row] = want[row];
         }
         check_floats(parameters, "the largest", got, want, s->n_rows);
-        if (!s->alike && k == 1 && made > s->n_rows / 4) report(parameters, "%d rows were made", (int)made);
+        if (!s->alike && k == 1 && groups >= 16 && made > s->n_rows / 4) report(parameters, "%d rows were made", (int)made);
     }
     free(codes), free(scales), free(halves), free(x), free(rows), free(sketched), free(inputs), free(sketch_scales);
     free(lengths), free(want), free(sorted), free(got), free(best), free(q), free(x_scales), free(sums);

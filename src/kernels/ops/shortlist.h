@@ -39,20 +39,22 @@ static inline void lb_sketch_row(int16_t *codes, float *scales, lb_lengths *leng
     int16_t *to = codes + (size_t)group * n_cols / LB_SPAN_COLS * LB_SPAN_LANES + lane;
     float most = 0.0f, scale, known = 0.0f, error = 0.0f;
     for (int32_t c = 0; c < n_cols; c++) most = fabsf(w[c]) > most ? fabsf(w[c]) : most;
-    scale = most / 15.0f;
+    const int usable = most > 1e-15f && most < 1e15f; /* squares are neither too small nor too large for a float */
+    scale = usable ? most / 15.0f : 0.0f;
     for (int32_t c = 0; c < n_cols; c++) {
-        const float a = most > 0.0f ? rintf(w[c] / scale) : 0.0f, e = w[c] - scale * a;
+        const float a = usable ? rintf(w[c] / scale) : 0.0f, e = w[c] - scale * a;
         int16_t *at = to + c / LB_SPAN_COLS * LB_SPAN_LANES + c % LB_SPAN_COLS / 2 * 4 + c % 2;
         *at = (int16_t)(*at + (int16_t)a * unit);
         known += a * a, error += e * e;
     }
-    known = scale * sqrtf(known) * 1.001f, error = sqrtf(error) * 1.001f;
+    known = scale * sqrtf(known) * 1.001f;
+    error = usable || most == 0.0f ? sqrtf(error) * 1.001f : INFINITY; /* infinity: always made */
     scales[row] = scale;
     lengths[group].known = known > lengths[group].known ? known : lengths[group].known;
     lengths[group].error = error > lengths[group].error ? error : lengths[group].error;
 }
 
-/* The inputs as small integers: d, or 0 if all are 0; |f| and |x|. */
+/* The inputs as small integers: d, or 0 if all are 0 or one is too large; |f| and |x|. */
 static inline float lb_sketch_input(const lb_activations *a, const lb_matrix *m, int16_t *z, float *off,
                                     float *length) {
     float most = 0.0f, square = 0.0f, missing = 0.0f;
@@ -64,8 +66,8 @@ static inline float lb_sketch_input(const lb_activations *a, const lb_matrix *m,
         }
         most = sum > most ? sum : most;
     }
-    const float d = most / 63.9f; /* rounding adds up to a half for each column */
-    for (int32_t c = 0; c < m->n_cols && most > 0.0f; c++) {
+    const float d = most < 1e15f ? most / 63.9f : 0.0f; /* rounding adds up to a half for each column */
+    for (int32_t c = 0; c < m->n_cols && d > 0.0f; c++) {
         const float x = (float)a->q[c] * a->scale[c / m->group_cols], n = rintf(x / d), f = x - d * n;
         int16_t *at = z + c / LB_SPAN_COLS * 16 + c % LB_SPAN_COLS / 2 * 4 + c % 2;
         at[0] = at[2] = (int16_t)n;
