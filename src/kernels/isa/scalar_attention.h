@@ -157,11 +157,11 @@ LB_INLINE void attend_piece(const lb_attention_args *a, char *const *blocks, con
         const float *key_scales = (const float *)(const void *)(block + kv->key_scales) + kv_head * SPAN;
         const float *value_scales = (const float *)(const void *)(block + kv->value_scales) + kv_head * SPAN;
         const ptrdiff_t values = kv_head * kv->value_stride;
-        if (dim == 8) {
+        if (type != LB_KV_F16 && dim == 8) {
             score_span(keys, kv_head * kv->key_stride, q, 8, n, key_scales, weights, type);
-        } else if (dim == 48) {
+        } else if (type != LB_KV_F16 && dim == 48) {
             score_span(keys, kv_head * kv->key_stride, q, 48, n, key_scales, weights, type);
-        } else if (dim == 64) {
+        } else if (type != LB_KV_F16 && dim == 64) {
             score_span(keys, kv_head * kv->key_stride, q, 64, n, key_scales, weights, type);
         } else {
             score_span(keys, kv_head * kv->key_stride, q, dim, n, key_scales, weights, type);
@@ -170,11 +170,11 @@ LB_INLINE void attend_piece(const lb_attention_args *a, char *const *blocks, con
         if (type == LB_KV_I8) {
             for (int32_t i = 0; i < n; i++) weights[i] = weights[i] * value_scales[i];
         }
-        if (padded == 16) {
+        if (type != LB_KV_F16 && padded == 16) {
             add_values(cached_values, values, 16, wide, weights, begin, n, total, type);
-        } else if (padded == 48) {
+        } else if (type != LB_KV_F16 && padded == 48) {
             add_values(cached_values, values, 48, wide, weights, begin, n, total, type);
-        } else if (padded == 64) {
+        } else if (type != LB_KV_F16 && padded == 64) {
             add_values(cached_values, values, 64, wide, weights, begin, n, total, type);
         } else {
             add_values(cached_values, values, padded, wide, weights, begin, n, total, type);

@@ -1,4 +1,4 @@
-/* What the kernels of sketches and of single rows share; they are in LB_SKETCH's order, and scale as products do. */
+/* What the kernels of sketches and of single rows share; they scale as products do. */
 #ifndef LB_ISA_SKETCH_H
 #define LB_ISA_SKETCH_H
 

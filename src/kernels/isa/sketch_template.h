@@ -1,8 +1,9 @@
-/* Plain C: the two codes of a lane are taken apart, and a row of 8-bit codes is read byte by byte. */
-#include "../sketch.h"
-
-#define LB_ISA portable
-#include "../names.h"
+/*
+ * Sketches and single rows in plain C: the two codes of a lane are taken apart, and a row of 8-bit codes is read byte
+ * by byte. Include after defining LB_ISA.
+ */
+#include "names.h"
+#include "sketch.h"
 
 void LB_NAME(lb_sketch)(const lb_sketch *s, const int16_t *z, int32_t begin, int32_t end, float *y, float *best) {
     for (int32_t group = begin; group < end; group++) {
