@@ -22,7 +22,7 @@ from .errors import ContextLengthError
 from .families import find_family
 from .formats import open_model
 from .formats.base import ModelFile, TensorInfo
-from .loading.load import build, check_threads
+from .loading.load import build, check_forms, check_threads
 from .loading.memory import resident_bytes
 from .loading.sparsity import Setting, parse
 from .plan import Weight
@@ -143,6 +143,9 @@ def run(
     progress: Callable[[int, int], None] | None = None,
     sparsity: Setting = 0.0,
     profile: bool = False,
+    batch: int = 1,
+    pack: str = "auto",
+    kv_type: str = "auto",
 ) -> list[dict[str, Any]]:
     """Measure a model.
 
@@ -166,15 +169,20 @@ def run(
         As for `lowbit.load`; holds while decoding.
     profile : bool
         Measure each operation too, in as many runs again.
+    batch : int
+        Texts that are decoded together, each after a prompt of its own; the first prompt is the one that is measured.
+    pack, kv_type : str
+        As for `lowbit.load`.
 
     Returns
     -------
     list of dict
-        One per thread count: threads, isa, prefill_tps, decode_tps (tokens per second), weight_bytes_per_token,
-        decode_gbps and memory_read_gbps (10**9 bytes per second), load_seconds, rss_mb (2**20 bytes). With `profile`
-        also ``profile``: ``prefill`` and ``decode`` are lists of operations, as `_operations` makes them, ``read_gbps``
-        maps the number of streams that a thread reads at once to 10**9 bytes per second, and ``peak_gmacs`` are 10**9
-        int8 multiply-adds per second in registers.
+        One per thread count: threads, isa, prefill_tps, decode_tps (tokens per second, of all texts together),
+        weight_bytes_per_token, decode_gbps (weights are read once per step, however many the texts) and
+        memory_read_gbps (10**9 bytes per second), load_seconds, rss_mb (2**20 bytes). With `profile` also ``profile``:
+        ``prefill`` and ``decode`` are lists of operations, as `_operations` makes them, ``read_gbps`` maps the number
+        of streams that a thread reads at once to 10**9 bytes per second, and ``peak_gmacs`` are 10**9 int8
+        multiply-adds per second in registers.
 
     Raises
     ------
@@ -184,8 +192,11 @@ def run(
         If the run does not fit into the model's context.
     """
     counts = [check_threads(n) for n in threads]
+    skipped = parse(sparsity)
+    check_forms(kv_type, pack=pack, sparse=skipped)
     say = progress or (lambda done, total: None)
     need = prompt_tokens + decode_tokens
+    tokens = prompt_tokens, batch * decode_tokens
     steps, done = 1 + len(counts) * (repeat * (1 + profile) + 1), 0
     with ExitStack() as stack:
         say(0, steps)
@@ -195,11 +206,11 @@ def run(
             file = RandomModel(random, max(4096, need))
         else:
             file = stack.enter_context(open_model(EMBEDDED_MODEL if path is None else path))
-        decoder, plan = build(file, max(counts), context, sparse=parse(sparsity))
+        decoder, plan = build(file, max(counts), context, kv_type, sparse=skipped, pack=pack)
         load_seconds = time.perf_counter() - start
     if need > decoder.graph.context:
         raise ContextLengthError(f"{need} tokens do not fit into a context of {decoder.graph.context}")
-    ids = np.random.default_rng(1).integers(0, plan.vocab_size, prompt_tokens).astype(np.int32)
+    prompts = np.random.default_rng(1).integers(0, plan.vocab_size, (batch, prompt_tokens)).astype(np.int32)
     per_token = decoder.graph.bytes_per_token
     results = []
     for n in counts:
@@ -210,17 +221,17 @@ def run(
         for i in range(repeat * (1 + profile)):
             say(done := done + 1, steps)
             if i < repeat:
-                times.append(_turn(decoder, ids, decode_tokens))
+                times.append(_turn(decoder, prompts, decode_tokens))
             else:
                 profiles.append((Profile(), Profile()))
-                _turn(decoder, ids, decode_tokens, profiles[-1])
+                _turn(decoder, prompts, decode_tokens, profiles[-1])
         prefill, decode = map(min, zip(*times, strict=True))
         rates = {streams: max(rate, rates[streams]) for streams, rate in read_bandwidths(n).items()}
         result = {
             "threads": n,
             "isa": dispatch.active(),
             "prefill_tps": prompt_tokens / prefill,
-            "decode_tps": decode_tokens / decode,
+            "decode_tps": batch * decode_tokens / decode,
             "weight_bytes_per_token": per_token,
             "decode_gbps": per_token * decode_tokens / decode / 1e9,
             "memory_read_gbps": max(rates.values()) / 1e9,
@@ -229,11 +240,11 @@ def run(
         }
         if profile:
             peak = dot_peak(n)
-            parts = zip(("prefill", "decode"), zip(*profiles, strict=True), (prompt_tokens, decode_tokens), strict=True)
+            parts = zip(("prefill", "decode"), zip(*profiles, strict=True), tokens, strict=True)
             result["profile"] = {
                 "read_gbps": {streams: rate / 1e9 for streams, rate in rates.items()},
                 "peak_gmacs": peak / 1e9,
-            } | {name: _operations(turns, tokens, max(rates.values()), peak) for name, turns, tokens in parts}
+            } | {name: _operations(turns, n, max(rates.values()), peak) for name, turns, n in parts}
         results.append(result)
     say(steps, steps)
     return results
@@ -241,25 +252,32 @@ def run(
 
 def _turn(
     decoder: Decoder,
-    ids: np.ndarray,
+    prompts: np.ndarray,
     decode_tokens: int,
     profiles: tuple[Profile | None, Profile | None] = (None, None),
 ) -> tuple[float, float]:
-    """Return the seconds that prefill and decode take; each may have a profile."""
+    """Return the seconds that reading the first prompt takes, and decoding after all; each may have a profile."""
     vocab = decoder.graph.vocab
-    sampler = Sampler(vocab, 0.0, 0, 1.0, 0.0, 1.0, 0)
-    need = len(ids) + decode_tokens
-    text = Text(decoder.pool, ids, need, sampler=sampler, most=need + 1, reuse=False)
+    need = prompts.shape[1] + decode_tokens
+    texts = [
+        Text(decoder.pool, ids, need, sampler=Sampler(vocab, 0.0, 0, 1.0, 0.0, 1.0, 0), most=need + 1, reuse=False)
+        for ids in prompts
+    ]
     decoder.profile = profiles[0]
     start = time.perf_counter()
-    decoder.read(text)
-    between = time.perf_counter()
-    decoder.profile = profiles[1]
-    decoder.make([text], decode_tokens)
-    end = time.perf_counter()
+    decoder.read(texts[0])
+    read = time.perf_counter() - start
     decoder.profile = None
-    text.close()
-    return between - start, end - between
+    for text in texts[1:]:
+        decoder.read(text)
+    decoder.profile = profiles[1]
+    start = time.perf_counter()
+    decoder.make(texts, decode_tokens)
+    made = time.perf_counter() - start
+    decoder.profile = None
+    for text in texts:
+        text.close()
+    return read, made
 
 
 def _operations(turns: Sequence[Profile], tokens: int, read: float, peak: float) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
@@ -22,7 +21,7 @@ from .engine.text import LogprobRecorder
 from .errors import ContextLengthError, LowbitError, UnsupportedModelError
 from .loading.memory import MemoryPlan
 from .plan import ModelPlan
-from .sampling import Answered, Asked, Grammar, Sampling, SamplingParams, Settings, params_of, seeds_of
+from .sampling import Answered, Asked, Grammar, Sampling, SamplingParams, Settings, new_seed, params_of, seeds_of
 from .tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -408,7 +407,7 @@ class Model:
         if shifts:
             check_shift(self._decoder.graph.context, bool(self._decoder.pool.state_bytes), constraint)
         if params.seed is None:
-            params = replace(params, seed=int.from_bytes(os.urandom(6), "little"))  # which JSON can tell exactly
+            params = replace(params, seed=new_seed())
         speculate = self._draft is not None if speculate is None else speculate
         for token in params.logit_bias or ():
             if token >= self.config.vocab_size:

@@ -5,11 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-__all__ = ["Answered", "Asked", "Grammar", "Sampling", "SamplingParams", "Settings", "params_of", "seeds_of"]
+__all__ = [
+    "Answered",
+    "Asked",
+    "Grammar",
+    "Sampling",
+    "SamplingParams",
+    "Settings",
+    "new_seed",
+    "params_of",
+    "seeds_of",
+]
 
 MOST_TOKENS = 2**31 - 1
 
@@ -166,6 +177,11 @@ def params_of(settings: Mapping[str, Any], **more: Any) -> SamplingParams:
             hint = f"; did you mean {meant!r}?" if meant else f": there are {', '.join(names)}"
             raise TypeError(f"there is no argument {name!r}{hint}")
     return SamplingParams(**{**settings, **more})
+
+
+def new_seed() -> int:
+    """Return a seed that nobody can guess, of 48 bits, which JSON can tell exactly."""
+    return int.from_bytes(os.urandom(6), "little")
 
 
 def seeds_of(seed: int | Sequence[int] | None, n: int) -> list[int | None]:

@@ -142,6 +142,15 @@ def test_bench_profile_accounts_for_all_of_the_time(lowbit_command):
         assert operations["ffn_down"]["gmacs"] > 0
 
 
+def test_bench_decodes_texts_of_a_batch_in_the_same_steps(lowbit_command):
+    done = lowbit_command(
+        "bench", "--batch", "3", "-p", "4", "-n", "2", "-t", "1", "--repeat", "1", "--profile", "--json"
+    )
+    [head] = [o for o in json.loads(done.stdout)[0]["profile"]["decode"] if o["operation"] == "output"]
+    assert head["calls"] == 2
+    assert head["us_per_token"] == pytest.approx(head["calls"] * head["us_per_call"] / (3 * 2))
+
+
 def test_bench_profile_prints_tables_and_draws(lowbit_command, tmp_path):
     pytest.importorskip("matplotlib", reason="drawing needs matplotlib")
     plot = tmp_path / "profile.svg"

@@ -219,6 +219,9 @@ def test_bench_measures_the_embedded_model_on_one_and_two_threads_by_default(run
             "repeat": 3,
             "sparsity": 0.0,
             "profile": False,
+            "batch": 1,
+            "pack": "auto",
+            "kv_type": "auto",
         }
     ]
 
@@ -234,6 +237,9 @@ def test_bench_measures_the_embedded_model_on_one_and_two_threads_by_default(run
         (["--context", "256"], "context", 256),
         (["--repeat", "1"], "repeat", 1),
         (["--sparsity", "0.5"], "sparsity", 0.5),
+        (["--batch", "16"], "batch", 16),
+        (["--pack", "dense"], "pack", "dense"),
+        (["--kv-type", "f16"], "kv_type", "f16"),
     ],
 )
 def test_bench_options_reach_the_benchmark(run, benchmark_calls, arguments, name, value):

@@ -128,7 +128,7 @@ def test_a_cancelled_request_frees_its_blocks_within_a_step(model):
 
 def test_a_stream_that_is_dropped_is_cancelled(model):
     engine = Engine(model, thread=False)
-    stream = engine.submit(PROMPT, max_tokens=100)
+    stream = engine.submit(PROMPT, max_tokens=100, logit_bias={1: -1000, 2: -1000})
     next(stream)
     del stream
     gc.collect()

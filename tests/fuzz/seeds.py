@@ -62,12 +62,14 @@ def _floats(*shape: int) -> bytes:
 
 
 def _weights(kind: int, values: int) -> bytes:
-    """Weights of one ggml type: F32 (0), Q8_0 (8), TQ1_0 (34), TQ2_0 (35), I2_S (36)."""
+    """Weights of one ggml type: F32 (0), Q8_0 (8), IQ1_S (19), IQ4_NL (20), TQ1_0 (34), TQ2_0 (35), I2_S (36)."""
     if kind == 0:
         return _floats(values)
     one = struct.pack("<e", 0.5)
     if kind == 36:
         return b"\x55" * (values // 4) + struct.pack("<f", 0.5) + bytes(28)
+    if kind in (19, 20):
+        return (one + b"\x1b" * 48) * (values // 256) if kind == 19 else (one + b"\x94" * 16) * (values // 32)
     if kind == 34:
         return (b"\x80" * 52 + one) * (values // 256)
     return (b"\x55" * 64 + one) * (values // 256) if kind == 35 else (one + bytes(32)) * (values // 32)
@@ -569,8 +571,8 @@ LACKING = [word for word in _BYTE_LEVEL if word not in ("x", "ñ", "ĳ")]
 """A byte-level vocabulary without the bytes 78, f1 and 91, as published ones lack some."""
 
 TREES: dict[str, list[Group]] = {
-    "gguf": [llama(kind, cols) for kind, cols in ((0, 0), (8, 0), (36, 128))]
-    + [experts(kind) for kind in (0, 8)]
+    "gguf": [llama(kind, cols) for kind, cols in ((0, 0), (8, 0), (36, 128), (19, 256))]
+    + [experts(kind) for kind in (0, 8, 20)]
     + [gemma3(), minicpm(), qwen35(), rotated(), qwen3next(), gpt_oss(), deepseek2(8),
        deepseek2(0, newer=True)]
     + [gguf([("general.architecture", STRING, "llama"), ("k", BOOL, [0, 1]), ("general.alignment", U32, 32)],

@@ -188,6 +188,7 @@ def test_a_known_beginning_batches_and_speculation_change_no_token(write):
         ("sigmoid, groups, bias", "Q8_0"),
         ("clamped", "F16"),
         ("gpt-oss", "Q8_0"),
+        ("gpt-oss", "IQ4_NL"),
         ("qwen3next", "Q8_0"),
     ],
 )

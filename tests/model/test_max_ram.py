@@ -75,7 +75,7 @@ def test_weights_are_read_again_when_they_do_not_fit(write_llama):
 
 @pytest.mark.measured
 @pytest.mark.parametrize("block_bytes", [1, 9000, 1 << 20])
-@pytest.mark.parametrize("kind", ["TQ2_0", "TQ1_0", "Q8_0", "Q4_1", "F16"])
+@pytest.mark.parametrize("kind", ["TQ2_0", "TQ1_0", "Q8_0", "Q4_1", "F16", "IQ4_NL"])
 def test_the_size_of_blocks_and_how_many_stay_change_no_bit(write_llama, stay_in_file, monkeypatch, kind, block_bytes):
     path = write_llama(kind=kind, **SIZES)
     prompt = [1, *range(7, 60)]
@@ -172,6 +172,8 @@ BAD = {
     "Q4_1 scale": ("Q4_1", 20 * 16 * 3, b"\x00\xfc", "a scale is not finite"),
     "Q4_1 minimum": ("Q4_1", 20 * 16 * 3 + 2, b"\x00\x7e", "a scale is not finite"),
     "Q8_0 scale": ("Q8_0", 34 * 16 * 3, b"\x00\x7e", "a scale is not finite"),
+    "IQ4_NL scale": ("IQ4_NL", 18 * 16 * 3, b"\x00\xfc", "a scale is not finite"),
+    "Q4_K minimum": ("Q4_K", 144 * 2 * 17 + 2, b"\x00\x7e", "a scale is not finite"),
 }
 """Type, offset in a tensor of 512 columns, bytes to write there, and what is said of them."""
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 import lowbit
-from lowbit import reference
+from lowbit import MemoryBudgetError, reference
+from lowbit._kernels.stored import STORED_TYPES
 from lowbit.families import plan_of
 from lowbit.formats import open_model
 from lowbit.formats.blocks import dequantize
 from lowbit.formats.gguf_writer import GGUFWriter
 from lowbit.formats.iquants import GROUPS
+from lowbit.loading import memory
 from lowbit.loading.inspection import inspect_file
 from lowbit.loading.packing import read_weights
 
@@ -86,6 +88,30 @@ def test_weights_of_types_without_a_kernel_are_kept_exactly(write_stored, kind):
     assert inspect_file(path)["weight_bytes"] == model.info()["weight_bytes"]
     paged = lowbit.load(path, max_ram="40MB")
     assert np.array_equal(paged.logits(IDS), model.logits(IDS))
+
+
+@pytest.mark.parametrize("kind", STORED_TYPES)
+def test_types_that_are_unpacked_where_they_are_used_stay_in_the_file(write_stored, stay_in_file, monkeypatch, kind):
+    path, ids = write_stored(kind), np.resize(IDS, 40)
+    model = lowbit.load(path)
+    want, first = model.logits(ids), model.logits([3])
+    monkeypatch.setattr(memory.Budget, "block_bytes", property(lambda _: 9000, lambda *_: None), raising=False)
+    with pytest.raises(MemoryBudgetError) as least:
+        lowbit.load(path, max_ram="1MB")
+    for budget in (least.value.smallest + (1 << 17), "40MB"):  # nearly nothing stays in memory, all of it
+        for threads in (1, 2):
+            paged = lowbit.load(path, max_ram=budget, threads=threads)
+            pager = paged._decoder.graph.pager
+            assert pager.sources == [str(path)], "nothing is packed into a temporary file"
+            assert paged.info()["kept_as"] == {kind: "as in the file, unpacked at each use"}
+            for _ in range(2):
+                assert np.array_equal(paged.logits(ids), want)
+                assert np.array_equal(paged.logits([3]), first)
+            stats = paged.info()["memory"]
+            assert stats["peak_memory"] <= stats["cache_bytes"]
+    with open_model(path) as file:
+        stored = sum(info.nbytes for info in file.tensors.values() if info.type == kind)
+    assert sum(length for _, _, length in (pager.table[block] for block in pager.order)) <= stored
 
 
 @pytest.mark.parametrize("kind", [kind for kind, (form, group) in STORED.items() if form == "u2"])

@@ -27,6 +27,12 @@ cdef extern from "table.h":
 cdef extern from "cpu.h":
     int32_t lb_cpu_streams() noexcept
 
+cdef extern from "arena.h":
+    void lb_open_arena() noexcept nogil
+    void lb_close_arena() noexcept nogil
+    void *lb_alloc_weights(size_t bytes) noexcept nogil
+    void lb_free_weights(void *p) noexcept nogil
+
 cdef extern from "pool.h":
     int LB_MAX_THREADS
     void lb_parallel(work_fn *work, void *context, int32_t n_units, int32_t chunk, int32_t n_threads) noexcept nogil
@@ -80,6 +86,16 @@ cdef class PlainFloats:
         lb_end_floats(self.before)
 
 
+cdef class Arena:
+    """Matrices that are made under ``with Arena():`` lie together in memory, as is best for those that end together."""
+
+    def __enter__(self):
+        lb_open_arena()
+
+    def __exit__(self, *_):
+        lb_close_arena()
+
+
 cdef size_t checked(size_t n_bytes, str what) except? 0:
     if n_bytes == LB_TOO_LARGE:
         raise MemoryError(f"{what}: more bytes than this machine has addresses for")
@@ -119,8 +135,16 @@ cdef void *alloc_aligned(size_t n_bytes) noexcept nogil:
     return lb_alloc_aligned(n_bytes)
 
 
-cdef void *alloc_weights(size_t n_bytes) noexcept nogil:
+cdef void *alloc_huge(size_t n_bytes) noexcept nogil:
     return lb_alloc_huge(n_bytes)
+
+
+cdef void *alloc_weights(size_t n_bytes) noexcept nogil:
+    return lb_alloc_weights(n_bytes)
+
+
+cdef void free_weights(void *memory) noexcept nogil:
+    lb_free_weights(memory)
 
 
 cdef void free_aligned(void *memory) noexcept nogil:

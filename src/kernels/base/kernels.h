@@ -96,6 +96,31 @@ typedef struct {
     int32_t n_tokens;
 } lb_activations;
 
+/*
+ * Types that lie in files in blocks of fewer bits than any matrix has here, and become rows of U8 when they are used:
+ * the codes as they are, with float32 scales, or, K types, rounded as Q8_0 is.
+ */
+#define LB_STORED_TYPES(X) \
+    X(LB_IQ1_S)            \
+    X(LB_IQ1_M)            \
+    X(LB_IQ2_XXS)          \
+    X(LB_IQ2_XS)           \
+    X(LB_IQ2_S)            \
+    X(LB_IQ3_XXS)          \
+    X(LB_IQ3_S)            \
+    X(LB_IQ4_NL)           \
+    X(LB_IQ4_XS)           \
+    X(LB_MXFP4) X(LB_Q2_K) X(LB_Q3_K) X(LB_Q4_K) X(LB_Q5_K) X(LB_Q6_K)
+#define LB_LISTED(type) type,
+enum { LB_STORED_TYPES(LB_LISTED) LB_N_STORED_TYPES };
+#undef LB_LISTED
+
+typedef struct {
+    int32_t type;
+    int32_t block_cols, block_bytes;
+    const uint64_t *table; /* what indices and signs stand for; NULL for K types */
+} lb_stored;
+
 /* y = x W^T for all tokens and for the rows of the row groups [begin, end). */
 typedef struct {
     const lb_matrix *w;
@@ -231,6 +256,12 @@ typedef void lb_hadamard_fn(float *x, int32_t n, int32_t block);
 typedef void lb_sketch_fn(const lb_sketch *s, const int16_t *z, int32_t begin, int32_t end, float *y, float *best);
 /* One row of a U8 matrix, as matmul_u8 would make it, for one token; x are its activations again. */
 typedef float lb_row_u8_fn(const lb_matmul_args *args, const int16_t *x, int32_t row);
+/*
+ * Unpacks stored rows, from `source` on those of row group 0, to the row groups [begin, end) of a matrix; 0 if a scale
+ * is not finite, or a weight too large for 8 bits.
+ */
+typedef int lb_unpack_fn(const lb_stored *stored, const uint8_t *source, const lb_matrix *m, int32_t begin,
+                         int32_t end);
 /* How many magnitudes, as the 31 bits of a float without its sign, are at least `limit`. NaN is above infinity. */
 typedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit);
 
@@ -271,6 +302,7 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(exp, lb_exp_fn)                     \
     X(delta, lb_delta_fn)                 \
     X(hadamard, lb_hadamard_fn)           \
+    X(unpack, lb_unpack_fn)               \
     X(count_from, lb_count_from_fn)       \
     X(sketch, lb_sketch_fn)               \
     X(row_u8, lb_row_u8_fn)               \

@@ -2,7 +2,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
-from lowbit._kernels.dispatch cimport alloc_weights, free_aligned, nanoseconds, parallel, table
+from lowbit._kernels.dispatch cimport alloc_huge, free_aligned, nanoseconds, parallel, table
 from libc.string cimport memset
 
 cdef enum:
@@ -39,7 +39,7 @@ def read_bandwidths(int32_t threads=1, size_t n_bytes=512 << 20, int32_t repeat=
     cdef int64_t start, taken
     cdef int32_t _, pieces = <int32_t>(n_bytes // PIECE)
     work.sink = 0
-    work.memory = <const uint64_t *>alloc_weights(<size_t>pieces * PIECE)
+    work.memory = <const uint64_t *>alloc_huge(<size_t>pieces * PIECE)
     if work.memory == NULL:
         raise MemoryError("no memory to measure reading")
     rates = dict.fromkeys(STREAMS, 0.0)

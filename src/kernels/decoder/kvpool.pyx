@@ -23,7 +23,7 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport (
-    LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_KV_SPAN, alloc_aligned, alloc_weights, checked, free_aligned, lb_kv,
+    LB_KV_F16, LB_KV_F32, LB_KV_I8, LB_KV_SPAN, alloc_aligned, alloc_huge, checked, free_aligned, lb_kv,
     lb_kv_layout, lb_lay_out_kv,
 )
 
@@ -210,10 +210,10 @@ cdef class KVPool:
             self.allocated += 1
             return block
         block = Block()
-        block.memory = <char *>alloc_weights(self.block_bytes)
+        block.memory = <char *>alloc_huge(self.block_bytes)
         if block.memory == NULL and (self.idle or self.snapshots):      # what is needed is worth more
             self.clear()
-            block.memory = <char *>alloc_weights(self.block_bytes)
+            block.memory = <char *>alloc_huge(self.block_bytes)
         if block.memory == NULL:
             raise MemoryError(f"no memory for {SPAN} positions of keys and values ({self.block_bytes} bytes)")
         block.holders = 1

@@ -244,6 +244,7 @@ cdef class ExpertScratch:
         self.y = <float *>self._take(slots, 4 * hidden)
         self.products = <lb_matmul_args *>self._take(2 * n, sizeof(lb_matmul_args))
         self.inputs = <lb_activations *>self._take(2 * n, sizeof(lb_activations))
+        self.paged = <int32_t *>self._take(n, 4)
         self.matrices = <lb_matrix *>self._take(2 * n, sizeof(lb_matrix))
 
     cdef void *_take(self, size_t rows, size_t row_bytes) except NULL:
@@ -295,7 +296,7 @@ cdef class ExpertScratch:
         cdef lb_activations a
         cdef Projection *p
         cdef const lb_matrix *before = NULL
-        cdef int32_t slots = rows.n * layer.top_k, threads = rows.threads, n_products = 0, part, e, first, count
+        cdef int32_t slots = rows.n * layer.top_k, threads = rows.threads, n_products = 0, part, e, first, count, own
         cdef int32_t chunk = 1 if slots < 4 * threads else 4
         cdef int32_t y_stride = layer.hidden if down else 2 * layer.size
         cdef size_t step
@@ -338,7 +339,7 @@ cdef class ExpertScratch:
                         gather.source, gather.target = <const char *>rows.sums, <char *>self.sums
                         parallel(gather_work, &gather, slots, slots, 1)
                         a.q, a.scale, a.sum = self.q8, self.scales, self.sums
-            before = &p.m
+            before, own = &p.m, n_products
             for e in range(layer.n):
                 first, count = self.starts[e], self.starts[e + 1] - self.starts[e]
                 if count == 0:
@@ -352,20 +353,23 @@ cdef class ExpertScratch:
                     self.inputs[n_products].q = a.q + step * a.stride
                     self.inputs[n_products].scale = a.scale + step * p.m.n_groups
                     self.inputs[n_products].sum = a.sum + step * p.m.n_groups
-                if p.paged != NULL:
-                    status = (<PagedMatrix>p.paged).multiply_part(
-                        e, &self.inputs[n_products], y + <size_t>first * y_stride, y_stride, threads)
-                    if status:
-                        return status
-                    continue
                 self.matrices[n_products] = p.m
-                self.matrices[n_products].codes = p.m.codes + e * p.codes
-                self.matrices[n_products].scales = <const char *>p.m.scales + e * p.scales
                 self.products[n_products].w, self.products[n_products].x = (
                     &self.matrices[n_products], &self.inputs[n_products])
                 self.products[n_products].y, self.products[n_products].sums = y + <size_t>first * y_stride, NULL
                 self.products[n_products].y_stride = y_stride
+                if p.paged != NULL:
+                    self.paged[n_products - own] = e
+                else:
+                    self.matrices[n_products].codes = p.m.codes + e * p.codes
+                    self.matrices[n_products].scales = <const char *>p.m.scales + e * p.scales
                 n_products += 1
+            if p.paged != NULL:
+                status = (<PagedMatrix>p.paged).multiply_parts(
+                    self.paged, &self.products[own], n_products - own, threads)
+                if status:
+                    return status
+                n_products = own
             y += p.m.n_rows
         if n_products:
             multiply_all(self.products, n_products, threads)

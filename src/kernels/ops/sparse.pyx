@@ -13,8 +13,9 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_CHANNELS, LB_LINE_ROWS, LB_ROWS, LB_U2, alloc_aligned, alloc_weights, checked, free_aligned, lb_activations,
-    lb_lines, lb_matmul_args, lb_matrix, lb_plus, lb_row_groups, lb_sparse_args, lb_times, parallel, table,
+    LB_CHANNELS, LB_LINE_ROWS, LB_ROWS, LB_U2, alloc_aligned, alloc_weights, checked, free_aligned, free_weights,
+    lb_activations, lb_lines, lb_matmul_args, lb_matrix, lb_plus, lb_row_groups, lb_sparse_args, lb_times, parallel,
+    table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, padded_cols
 from lowbit._kernels.products cimport Activations
@@ -93,15 +94,15 @@ def make_channel_major(PackedMatrix w not None, int32_t threads=1):
     m.codes = <const uint8_t *>alloc_weights(code_bytes)
     m.scales = alloc_weights(scale_bytes)
     if m.codes == NULL or m.scales == NULL:
-        free_aligned(<void *>m.codes)
-        free_aligned(<void *>m.scales)
+        free_weights(<void *>m.codes)
+        free_weights(<void *>m.scales)
         raise MemoryError(f"no memory for a matrix of {m.n_rows} x {m.n_cols}")
     memset(<void *>m.scales, 0, scale_bytes)
     both.rows, both.channels = &w.m, &m
     with nogil:
         parallel(transpose_lines, &both, lines, 1, threads)
-    free_aligned(<void *>w.m.codes)
-    free_aligned(<void *>w.m.scales)
+    free_weights(<void *>w.m.codes)
+    free_weights(<void *>w.m.scales)
     w.m = m
     w.nbytes = code_bytes + scale_bytes
 

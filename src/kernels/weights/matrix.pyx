@@ -11,13 +11,14 @@ from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
     LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_T5, LB_U2, LB_U4, LB_U4M, LB_U8, LB_U8M, alloc_weights, begin_floats, checked,
-    end_floats, free_aligned, lb_float_mode, lb_has_minima, lb_matrix, lb_plus, lb_row_groups, lb_scales_at, lb_times,
+    end_floats, free_weights, lb_float_mode, lb_has_minima, lb_matrix, lb_plus, lb_row_groups, lb_scales_at, lb_times,
     parallel, work_fn,
 )
 from lowbit._kernels.filling cimport (
     BlockLayout, Fill, empty_byte, fields_of, fill_blocks, fill_codes, fill_floats, fill_rounded, fill_trits,
     offset_of, trit_at, trit_words, value_size,
 )
+from lowbit._kernels.stored cimport Stored
 
 import numpy as np
 
@@ -237,8 +238,8 @@ cdef class PackedMatrix:
         self._clear_padding()
 
     def __dealloc__(self):
-        free_aligned(<void *>self.m.codes)
-        free_aligned(<void *>self.m.scales)
+        free_weights(<void *>self.m.codes)
+        free_weights(<void *>self.m.scales)
 
     def _clear_padding(self):
         """Rows and columns beyond the matrix have weight 0 and scale 0; rows in it are all written by fill."""
@@ -386,6 +387,18 @@ cdef class PackedMatrix:
         self._fill(fill_rounded, &c, &raw[0], rows, first_row, threads)
         if c.bad_scale:
             raise FormatError("a weight is not finite, or too large")
+
+    def fill_stored(self, Stored stored not None, const uint8_t[::1] raw, int64_t rows, int64_t first_row=0,
+                    int32_t threads=1):
+        """Unpack rows of a tensor from stored bytes; FormatError if a scale is not finite, or a weight too large."""
+        cdef lb_matrix m = self.m
+        self._check_rows(first_row, rows)
+        check_bytes(raw, rows, stored.row_bytes(&m), stored.type)
+        m.n_rows = <int32_t>rows
+        m.codes += first_row // LB_ROWS * group_code_bytes(&m)
+        m.scales = <const uint8_t *>m.scales + first_row // LB_ROWS * group_scale_bytes(&m)
+        stored.unpack(&m, &raw[0], threads)
+        self.source_type = stored.type
 
     def groups(self):
         """Return the row groups one after the other, each with its codes and then its scales.

@@ -1,4 +1,5 @@
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class Batch:
 class Decoder(ForwardPass):
     most_logits: int
     sparse_prefill: bool
-    weights: object
+    weights: Any
     proposed: int
     accepted: int
     lock: threading.Lock

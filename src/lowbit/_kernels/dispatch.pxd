@@ -42,6 +42,12 @@ cdef extern from "kernels.h":
         int32_t scales_f16
         int32_t tiles
 
+    ctypedef struct lb_stored:
+        int32_t type
+        int32_t block_cols
+        int32_t block_bytes
+        const uint64_t *table
+
     ctypedef struct lb_activations:
         const int8_t *q
         const float *scale
@@ -121,6 +127,8 @@ cdef extern from "kernels.h":
     ctypedef void lb_delta_fn(const float *from_, float *to, const float *q, const float *k, const float *v,
                               float decay, float beta, int32_t size, float *out) noexcept nogil
     ctypedef void lb_hadamard_fn(float *x, int32_t n, int32_t block) noexcept nogil
+    ctypedef int lb_unpack_fn(const lb_stored *stored, const uint8_t *source, const lb_matrix *m, int32_t begin,
+                              int32_t end) noexcept nogil
     ctypedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit) noexcept nogil
     ctypedef void lb_sketch_fn(const lb_sketch *s, const int16_t *z, int32_t begin, int32_t end, float *y,
                                float *best) noexcept nogil
@@ -145,6 +153,7 @@ cdef extern from "kernels.h":
         lb_exp_fn *exp
         lb_delta_fn *delta
         lb_hadamard_fn *hadamard
+        lb_unpack_fn *unpack
         lb_count_from_fn *count_from
         lb_sketch_fn *sketch
         lb_row_u8_fn *row_u8
@@ -193,7 +202,9 @@ cdef void end_floats(lb_float_mode before) noexcept nogil
 cdef size_t checked(size_t n_bytes, str what) except? 0
 cdef void register_portable_ternary(lb_matmul_fn *matmul) noexcept
 cdef void *alloc_aligned(size_t n_bytes) noexcept nogil
+cdef void *alloc_huge(size_t n_bytes) noexcept nogil
 cdef void *alloc_weights(size_t n_bytes) noexcept nogil
+cdef void free_weights(void *memory) noexcept nogil
 cdef void free_aligned(void *memory) noexcept nogil
 cdef int64_t nanoseconds() noexcept nogil
 

@@ -67,6 +67,7 @@ cdef class ExpertScratch:
     cdef lb_matmul_args *products       # two of each expert
     cdef lb_activations *inputs
     cdef lb_matrix *matrices
+    cdef int32_t *paged                 # experts of a projection whose weights are paged
 
     cdef void *_take(self, size_t rows, size_t row_bytes) except NULL
     cdef int run(self, ExpertLayer layer, const Rows *rows) noexcept nogil

@@ -3,7 +3,7 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 from lowbit._kernels.dispatch cimport lb_attention_args, lb_matrix
 
 cdef enum:
-    ATTENTION_GRAIN = 1 << 18       # products of scores and values below which attention stays on one thread
+    ATTENTION_GRAIN = 1 << 14       # products of scores and values below which attention stays on one thread
     ATTENTION_ROWS = 32             # rows of a unit: those of one prompt share what is read of their keys and values
 
 

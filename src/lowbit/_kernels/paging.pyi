@@ -1,8 +1,11 @@
 from collections.abc import Sequence
 from typing import IO
 
+import numpy as np
+
 from .blockcache import BlockCache
 from .matrix import PackedMatrix
+from .stored import Stored
 
 def trim_heap() -> None: ...
 
@@ -11,7 +14,9 @@ class Pager:
     table: list[tuple[int, int, int]]
     order: list[int]
     scratch_bytes: int
-    def __init__(self, block_bytes: int) -> None: ...
+    def __init__(self, block_bytes: int, part_bytes: int, threads: int) -> None: ...
+    def record(self, n: int) -> None: ...
+    def recorded(self) -> np.ndarray: ...
     def start(self, sources: Sequence[str | IO[bytes]], budget: int) -> None: ...
 
 class PagedMatrix:
@@ -22,7 +27,7 @@ class PagedMatrix:
         pager: Pager,
         pattern: PackedMatrix,
         n_rows: int,
-        stored: str | None,
+        stored: str | Stored | None,
         source: int,
         offset: int,
         tail: PackedMatrix | None = None,

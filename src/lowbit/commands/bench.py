@@ -51,6 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-n", "--decode-tokens", type=whole(1), default=32, metavar="N", help="tokens to decode (default: 32)")
     add("-t", "--threads", type=_counts, default=(1, 2), metavar="N,N", help="thread counts (default: 1,2)")
     add("--context", type=whole(1), metavar="N", help="tokens to make room for (default: what the run needs)")
+    add("--batch", type=whole(1), default=1, metavar="N", help="texts to decode at once (default: 1)")
+    add(
+        "--pack",
+        default="auto",
+        metavar="TYPE",
+        help="ternary weights in memory: auto (four to a byte, default) or dense (five)",
+    )
+    add("--kv-type", default="auto", metavar="TYPE", help="keys and values in memory: auto (default), f32, f16 or int8")
     add("--repeat", type=whole(1), default=3, metavar="N", help="runs, of which the best counts (default: 3)")
     add("--sparsity", type=share_or_file, default=0.0, metavar="F", help="share of activations to skip while decoding")
     add("--profile", action="store_true", help="measure each operation, against the limits of the machine")
@@ -79,6 +87,9 @@ def run(args: argparse.Namespace) -> int:
                 progress=progress,
                 sparsity=args.sparsity,
                 profile=args.profile,
+                batch=args.batch,
+                pack=args.pack,
+                kv_type=args.kv_type,
             )
     except LowbitError:
         raise

@@ -17,13 +17,13 @@ from lowbit.formats.bits import f16, spread
 from lowbit.formats.grids import grid
 from lowbit.quantize.iq4 import VALUES
 
-__all__ = ["GROUPS", "integers"]
+__all__ = ["FP4", "GROUPS", "NIBBLES", "even_signs", "integers"]
 
 Integers = tuple[np.ndarray, np.ndarray]
 
-_NIBBLES = VALUES.astype(np.int8)
+NIBBLES = VALUES.astype(np.int8)
 """What the nibbles of IQ4_NL and IQ4_XS stand for."""
-_FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 """Twice what the nibbles of MXFP4 stand for: floats of a sign, two bits of exponent and one of fraction."""
 _MXFP4_TOP = 252
 """The largest exponent with which all 16 values are finite in float32."""
@@ -58,7 +58,7 @@ def _u32(columns: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(columns).view("<u4")
 
 
-def _even_signs(indices: np.ndarray) -> np.ndarray:
+def even_signs(indices: np.ndarray) -> np.ndarray:
     """Complete seven signs to a byte in which an even number of bits is set."""
     byte = indices.astype(np.uint8)
     parity = byte ^ byte >> 4
@@ -79,7 +79,7 @@ def _iq2_xxs(blocks: np.ndarray) -> Integers:
     # f16 d; for each 32 values four grid indices of a byte, then a u32: four times seven signs, and a 4-bit scale.
     parts = blocks[:, 2:].reshape(len(blocks), 8, 8)
     packed = _u32(parts[:, :, 4:])
-    signs = _even_signs(packed >> np.arange(0, 28, 7, dtype=np.uint32) & 127)
+    signs = even_signs(packed >> np.arange(0, 28, 7, dtype=np.uint32) & 127)
     codes = _signed(grid("IQ2_XXS")[parts[:, :, :4]], signs)
     return codes.reshape(-1, 8, 32), _eighths(blocks, packed >> 28)
 
@@ -87,7 +87,7 @@ def _iq2_xxs(blocks: np.ndarray) -> Integers:
 def _iq2_xs(blocks: np.ndarray) -> Integers:
     # f16 d; u16 qs[32] of 9 bits of index and 7 signs; 4-bit scales of 16 values.
     packed = _u16(blocks[:, 2:66])
-    codes = _signed(grid("IQ2_XS")[packed & 511], _even_signs(packed >> 9))
+    codes = _signed(grid("IQ2_XS")[packed & 511], even_signs(packed >> 9))
     return codes.reshape(-1, 16, 16), _eighths(blocks, _pairs(blocks[:, 66:]))
 
 
@@ -101,7 +101,7 @@ def _iq2_s(blocks: np.ndarray) -> Integers:
 def _iq3_xxs(blocks: np.ndarray) -> Integers:
     # f16 d; 64 indices of rows of four; eight u32: four times seven signs, and a 4-bit scale of 32 values.
     packed = _u32(blocks[:, 66:])
-    signs = _even_signs(packed[:, :, None] >> np.arange(0, 28, 7, dtype=np.uint32) & 127)
+    signs = even_signs(packed[:, :, None] >> np.arange(0, 28, 7, dtype=np.uint32) & 127)
     rows = grid("IQ3_XXS")[blocks[:, 2:66]].reshape(-1, 8, 4, 8)
     scales = f16(blocks[:, :2]) * ((packed >> 28) * 2 + 1).astype(np.float32) / 4
     return _signed(rows, signs).reshape(-1, 8, 32), scales[:, :, None]
@@ -140,14 +140,14 @@ def _iq1_m(blocks: np.ndarray) -> Integers:
 
 def _iq4_nl(blocks: np.ndarray) -> Integers:
     # f16 d; the low nibbles are elements 0..15, the high ones 16..31.
-    return _NIBBLES[spread(blocks[:, 2:], 16, (0, 4), 15)][:, None, :], f16(blocks[:, :2])[:, :, None]
+    return NIBBLES[spread(blocks[:, 2:], 16, (0, 4), 15)][:, None, :], f16(blocks[:, :2])[:, :, None]
 
 
 def _iq4_xs(blocks: np.ndarray) -> Integers:
     # f16 d; the upper two bits of eight 6-bit scales as u16; their lower four bits; nibbles of 32 values as in IQ4_NL.
     high = _u16(blocks[:, 2:4]) >> np.arange(0, 16, 2, dtype=np.uint16) & 3
     scales = (_pairs(blocks[:, 4:8]) | high << 4).astype(np.float32) - 32
-    codes = _NIBBLES[spread(blocks[:, 8:], 16, (0, 4), 15)].reshape(-1, 8, 32)
+    codes = NIBBLES[spread(blocks[:, 8:], 16, (0, 4), 15)].reshape(-1, 8, 32)
     return codes, (f16(blocks[:, :2]) * scales)[:, :, None]
 
 
@@ -156,7 +156,7 @@ def _mxfp4(blocks: np.ndarray) -> Integers:
     exponents = blocks[:, :1].astype(np.int32)
     if (exponents > _MXFP4_TOP).any():
         raise FormatError("a scale is infinite or not a number")
-    return _FP4[spread(blocks[:, 1:], 16, (0, 4), 15)][:, None, :], np.ldexp(np.float32(1), exponents - 128)[:, :, None]
+    return FP4[spread(blocks[:, 1:], 16, (0, 4), 15)][:, None, :], np.ldexp(np.float32(1), exponents - 128)[:, :, None]
 
 
 def _pairs(packed: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from ..model import Model
 
 __all__ = [
-    "automatic_kv_type", "build", "check_threads", "describe", "kv_bytes_per_token", "load", "named", "state_bytes",
-    "tokenizer_of",
+    "automatic_kv_type", "build", "check_forms", "check_threads", "describe", "kv_bytes_per_token", "load", "named",
+    "state_bytes", "tokenizer_of",
 ]  # fmt: skip
 
 DEFAULT_CONTEXT = 8192
@@ -139,16 +139,7 @@ def load(
         raise TypeError(f"path must be a str or a path, or None for the embedded model, not {path!r}")
     budget = None if max_ram is None else Budget(parse_size(max_ram))
     sparse = sparsity_settings.parse(sparsity)
-    if kv_type not in ("auto", *KV_TYPES):
-        raise ValueError(f"kv_type must be one of auto, {', '.join(KV_TYPES)}, not {kv_type!r}")
-    if head not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
-    if weights not in FLOAT_WEIGHTS:
-        raise ValueError(f"weights must be one of {', '.join(FLOAT_WEIGHTS)}, not {weights!r}")
-    if pack not in PACKS:
-        raise ValueError(f"pack must be one of {', '.join(PACKS)}, not {pack!r}")
-    if pack == "dense" and sparse:
-        raise ValueError("pack must be auto where inputs are skipped: sparse products read weights in another order")
+    check_forms(kv_type, head, weights, pack, sparse)
     threads = check_threads(threads)
     folder = None
     if kv_disk is not None or kv_disk_bytes is not None:
@@ -166,7 +157,10 @@ def load(
             file, threads, context, kv_type, head, weights=weights, budget=budget, sparse=sparse, share=budget is None,
             pack=pack,
         )  # fmt: skip
-        description = {**describe(file), "warnings": find_traps(file, plan, reader, tokenizer is None)}
+        description = {
+            **describe(file, decoder.weights.unpacked),
+            "warnings": find_traps(file, plan, reader, tokenizer is None),
+        }
         if draft is not None:
             description["draft"] = os.fspath(draft)
         decoder.sparse_prefill = sparse_prefill
@@ -262,6 +256,23 @@ def automatic_kv_type(plan: ModelPlan) -> str:
     return "f32" if 4 * numbers <= EXACT_KV_BYTES else "f16"
 
 
+def check_forms(
+    kv_type: str = "auto", head: str = "auto", weights: str = "auto", pack: str = "auto",
+    sparse: sparsity_settings.Sparsity = sparsity_settings.NONE,
+) -> None:  # fmt: skip
+    """Raise ValueError for a form that keys, values or weights cannot have in memory."""
+    if kv_type not in ("auto", *KV_TYPES):
+        raise ValueError(f"kv_type must be one of auto, {', '.join(KV_TYPES)}, not {kv_type!r}")
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
+    if weights not in FLOAT_WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(FLOAT_WEIGHTS)}, not {weights!r}")
+    if pack not in PACKS:
+        raise ValueError(f"pack must be one of {', '.join(PACKS)}, not {pack!r}")
+    if pack == "dense" and sparse:
+        raise ValueError("pack must be auto where inputs are skipped: sparse products read weights in another order")
+
+
 def build(
     file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = BATCH,
     weights: str = "auto", budget: Budget | None = None, sparse: sparsity_settings.Sparsity = sparsity_settings.NONE,
@@ -281,12 +292,14 @@ def build(
     kv_type = automatic_kv_type(plan) if kv_type == "auto" else kv_type
     paging = None
     if budget is not None and not budget.holds(packed_bytes(file, plan, head, weights, True, pack)[0]):
-        paging = Paging(file, budget.block_bytes)
+        stored = sum(info.nbytes for info in file.tensors.values())
+        paging = Paging(file, budget.block_bytes, threads, budget.exceeded_by(stored))
     key = packed_from(file, plan, head, weights, pack, sparsity_settings.details(sparse)) if share else None
     read = LOADED.get(key)
     if read is None:
-        read = read_weights(file, plan, threads, head, weights, paging, pack)
-        sparsity_settings.arrange(read.layers, sparse, plan, threads)
+        with dispatch.Arena():
+            read = read_weights(file, plan, threads, head, weights, paging, pack)
+            sparsity_settings.arrange(read.layers, sparse, plan, threads)
         if key is not None:
             LOADED[key] = read
     if read.rope_factors:
@@ -361,12 +374,13 @@ def _own_tokenizer(file: ModelFile) -> Tokenizer | None:
     return None
 
 
-def describe(file: ModelFile) -> dict[str, Any]:
-    """What a file says about itself, for `Model.info`."""
+def describe(file: ModelFile, unpacked: Set[str] = frozenset()) -> dict[str, Any]:
+    """What a file says about itself, for `Model.info`; and the types that are unpacked at each use."""
     types: dict[str, int] = {}
     for info in file.tensors.values():
         types[info.type] = types.get(info.type, 0) + 1
     kept = {kind: words for kind in types if (words := kept_as(kind))}
+    kept |= dict.fromkeys(unpacked, "as in the file, unpacked at each use")
     return {
         "path": str(file.path),
         "format": file.format,

@@ -189,6 +189,10 @@ class Budget:
         """Tell whether a model with these weights can be in memory as a whole, also while it is loaded."""
         return weight_bytes * 4 // 3 + self.limit // 4 <= self.limit
 
+    def exceeded_by(self, stored_bytes: int) -> bool:
+        """Tell whether tensors would not even fit as they lie in their file."""
+        return stored_bytes > self.limit
+
     @staticmethod
     def _start(paging: Paging | None, plan: MemoryPlan) -> None:
         if paging is not None:

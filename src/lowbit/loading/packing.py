@@ -11,6 +11,7 @@ import numpy as np
 
 from .._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, GROWING_TYPES, MAX_COLS, PackedMatrix
 from .._kernels.paging import PagedMatrix
+from .._kernels.stored import STORED_TYPES
 from ..errors import FormatError, UnsupportedModelError
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize, integer_codes, is_ternary, ternary_codes
@@ -18,7 +19,7 @@ from ..formats.iquants import GROUPS
 from ..plan import Linear, ModelPlan, Weight
 from ..quantize.ggml_types import DECODABLE, type_of
 from .latent import taken_apart
-from .paging import Paging
+from .paging import Paging, stored_of
 from .ternary import GROUP, all_ternary, blockwise_ternary, ternary_of
 
 __all__ = [
@@ -58,6 +59,8 @@ class Weights:
     output_norm : ndarray of float32, shape (hidden_size,)
     rope_factors : tuple of float
         From the file's ``rope_freqs`` tensor; empty if it has none.
+    unpacked : set of str
+        Types that stay as they are in the file, and are unpacked at each use.
     """
 
     layers: list[dict[str, Any]]
@@ -65,6 +68,7 @@ class Weights:
     output: PackedMatrix | PagedMatrix
     output_norm: np.ndarray
     rope_factors: tuple[float, ...]
+    unpacked: set[str]
 
 
 def check_tensors(file: ModelFile, plan: ModelPlan) -> None:
@@ -128,7 +132,7 @@ def read_weights(
         if not (factors > 0).all():
             raise FormatError("a RoPE factor is not positive")
         rope_factors = tuple(float(f) for f in factors)
-    return Weights(layers, token_embd, output, output_norm, rope_factors)
+    return Weights(layers, token_embd, output, output_norm, rope_factors, paging.unpacked if paging else set())
 
 
 def packed_bytes(
@@ -388,17 +392,17 @@ class _Reader:
                 self._fill_ternary(matrix, info.type, stored.reshape(rows, -1), raw[-32:], one_scale, row)
             elif info.type in BLOCK_TYPES:
                 matrix.fill_blocks(info.type, stored, rows, one_scale, row, self.threads)
-            elif info.type in GROUPS or matrix.format == "u4":
-                self._fill_integers(matrix, info.type, stored.reshape(rows, -1), row)
+            elif info.type in STORED_TYPES:
+                matrix.fill_stored(stored_of(info.type), stored, rows, row, self.threads)
+            elif matrix.format == "u4":
+                self._fill_with_code_3(matrix, info.type, stored.reshape(rows, -1), row)
             elif info.type == "Q8_L2C":
                 n = all_rows * cols
                 codes, scales = raw[:n].reshape(-1, cols)[part], raw[n:].view("<f4").reshape(all_rows, -1)[part]
                 matrix.fill_codes(codes ^ np.uint8(128), row, self.threads)
                 matrix.fill_scales(scales.astype(np.float32), row)
-            elif info.type in FLOAT_TYPES:
-                matrix.fill_rounded(info.type, stored, rows, row, self.threads)
             else:
-                self._fill_decoded(matrix, info.type, stored.reshape(rows, -1), row)
+                matrix.fill_rounded(info.type, stored, rows, row, self.threads)
         except FormatError as error:
             raise FormatError(f"the tensor {info.name}: {error}") from None
         if rows == all_rows:
@@ -419,18 +423,10 @@ class _Reader:
             matrix.fill_codes(codes, row + start, self.threads)
             matrix.fill_scales(scales, row + start)
 
-    def _fill_integers(self, matrix: PackedMatrix, kind: str, stored: np.ndarray, row: int) -> None:
-        """Take over small integers and their scales, a few rows at a time."""
-        zero = np.uint8(8 if matrix.format == "u4" else 128)
+    def _fill_with_code_3(self, matrix: PackedMatrix, kind: str, stored: np.ndarray, row: int) -> None:
+        """Take over codes of four values and their scales, a few rows at a time."""
         for start in range(0, len(stored), CHUNK_ROWS):
             part = stored[start : start + CHUNK_ROWS]
             codes, scales = integer_codes(kind, part.reshape(-1), (len(part), matrix.shape[1]))
-            matrix.fill_codes(codes.view(np.uint8) + zero, row + start, self.threads)
+            matrix.fill_codes(codes.view(np.uint8) + np.uint8(8), row + start, self.threads)
             matrix.fill_scales(scales, row + start)
-
-    def _fill_decoded(self, matrix: PackedMatrix, kind: str, stored: np.ndarray, row: int) -> None:
-        """Decode a few rows at a time, and round them to 8 bits."""
-        for start in range(0, len(stored), CHUNK_ROWS):
-            part = stored[start : start + CHUNK_ROWS]
-            values = dequantize(kind, part.reshape(-1), (len(part), matrix.shape[1]))
-            matrix.fill_rounded("F32", values.reshape(-1).view(np.uint8), len(part), row + start, self.threads)

@@ -1,0 +1,3 @@
+#define LB_ISA avx512vnni
+#include "../names.h"
+#include "../unpack_template.h"

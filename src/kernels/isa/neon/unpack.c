@@ -1,0 +1,3 @@
+#define LB_ISA neon
+#include "../names.h"
+#include "../unpack_template.h"
