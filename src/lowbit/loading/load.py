@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -335,7 +335,7 @@ LARGE_HEAD, HUGE_HEAD = 1 << 22, 1 << 25
 """Weights from which on a head has a `Shortlist`, and from which on that would take too much memory."""
 
 
-def is_worth_shortening(head: PackedMatrix | PagedMatrix, plan: ModelPlan) -> bool:
+def is_worth_shortening(head: PackedMatrix | PagedMatrix, plan: ModelPlan) -> TypeGuard[PackedMatrix]:
     """Whether a head can have a `Shortlist`, and is of a size for which it pays."""
     rows, columns = head.shape
     fits = isinstance(head, PackedMatrix) and head.format == "u8" and columns % 8 == 0 and columns <= 8192
