@@ -19,7 +19,8 @@
 
 #include "kernels.h"
 
-enum { LB_MOST_SHORTLISTED = 64, LB_MOST_SKETCHED_COLS = 8192 };
+/* Bounds are wider the longer rows are, by the root: from some length on too many rows are among the possible ones. */
+enum { LB_MOST_SHORTLISTED = 64, LB_MOST_SKETCHED_COLS = 8192, LB_MOST_COLS_OF_SEVERAL = 512 };
 
 /* Whether a matrix can have a sketch. */
 static inline int lb_can_sketch(const lb_matrix *m) {
@@ -119,7 +120,7 @@ static inline int32_t lb_shortlist(const lb_sketch *s, const lb_lengths *lengths
     float *best = tools->best, *y = args->y, off, length;
     lb_top top = {k, {0}};
     const float d = lb_sketch_input(args->x, args->w, z, &off, &length);
-    if (!(d > 0.0f) || k > groups / 16) {
+    if (!(d > 0.0f) || k > groups / 16 || (k > 1 && s->n_cols > LB_MOST_COLS_OF_SEVERAL)) {
         tools->matmul(args, 0, groups);
         return s->n_rows;
     }
