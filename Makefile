@@ -19,7 +19,7 @@ PYTHON_SOURCES := $(wildcard cmake src tests bench examples tools)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo train-demo test test-ray test-ray-briefly check lint types format selftest sanitize stress soak bench docs wheel reproducible wheels sdist clang clean \
-	wheel-i686 test-i386 test-i386-native retro retro-shell pi-zero
+	wheel-i686 test-i386 test-i386-native retro retro-shell retro-disk pi-zero
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -120,6 +120,9 @@ retro: $(WHEELS_I686)/.built $(VENV)/.installed  ## boot a Pentium II with 128 M
 
 retro-shell: $(WHEELS_I686)/.built $(VENV)/.installed  ## the same machine with a person at its serial console (root)
 	RETRO=$(RETRO) tools/retro/machine.sh shell $(WHEELS_I686)/*.whl $(abspath $(BIN))/python
+
+retro-disk: $(WHEELS_I686)/.built $(VENV)/.installed  ## the same machine as one disk image that boots in any PC or emulator (root)
+	RETRO=$(RETRO) tools/retro/machine.sh disk $(WHEELS_I686)/*.whl $(abspath $(BIN))/python
 
 pi-zero: $(VENV)/.installed  ## a conversation as a Raspberry Pi Zero has it, in emulation (Debian 12)
 	RETRO=$(abspath $(BUILD))/pi-zero tools/pizero/run.sh $(abspath $(BIN))/python

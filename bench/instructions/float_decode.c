@@ -7,6 +7,7 @@
 #include <callgrind.h>
 #include <math.h>
 
+#include "largest.h"
 #include "model.h"
 
 typedef struct {
@@ -110,11 +111,7 @@ static int decode_step(model *m, int token, int position) {
     }
     rms_norm(m->x, m->x, m->norm, s->dim);
     matmul(m->logits, m->x, m->table, s->dim, s->vocab);
-    int best = 0;
-    for (int i = 1; i < s->vocab; i++) {
-        if (m->logits[i] > m->logits[best]) best = i;
-    }
-    return best;
+    return lb_largest(m->logits, s->vocab);
 }
 
 static float *ternary(int index, int role, int rows, int columns) {
@@ -170,8 +167,8 @@ int main(int count, char **arguments) {
     model m = make(s, position);
     CALLGRIND_START_INSTRUMENTATION;
     CALLGRIND_TOGGLE_COLLECT;
-    decode_step(&m, TOKEN, position);
+    const int token = decode_step(&m, TOKEN, position);
     CALLGRIND_TOGGLE_COLLECT;
     CALLGRIND_STOP_INSTRUMENTATION;
-    return finish(m.logits, s, arguments[3]);
+    return finish(m.logits, token, s, arguments[3]);
 }

@@ -2,19 +2,25 @@
  * One decode step of the same Llama with lowbit's kernels: the calls that forward.pyx makes for one row on one
  * thread, in the same order, without Python around them.
  *
- *     lowbit_decode SHAPE POSITION LOGITS_FILE f32|int8 [INSTRUCTION_SET]
+ *     lowbit_decode SHAPE POSITION LOGITS_FILE f32|int8 INSTRUCTION_SET all|K
+ *
+ * `all` makes every logit, K those that the K likeliest tokens need, if the head has a sketch (shortlist.pyx). What is
+ * written are all logits in either case.
  */
 #include <callgrind.h>
 #include <math.h>
 
+#include "floats.h"
 #include "half.h"
 #include "kernels.h"
 #include "table.h"
 
+#include "largest.h"
 #include "model.h"
+#include "shortlist.h"
 #include "sizes.h"
 
-enum { MAX_PARTS = 3, BLOCK = 128, MAX_BLOCKS = 64 };
+enum { MAX_PARTS = 3, BLOCK = 128, MAX_BLOCKS = 64, SKETCHED = 1 << 22 };
 
 typedef struct {
     lb_matrix parts[MAX_PARTS]; /* read the same input, and write their outputs side by side */
@@ -37,6 +43,12 @@ typedef struct {
     int8_t *q8;
     float *scales;
     int32_t *sums;
+    int32_t k; /* tokens that the logits are for, 0: all */
+    lb_sketch sketch;
+    lb_lengths *lengths;
+    int16_t *z;
+    float *best;
+    int32_t made; /* logits that were */
 } model;
 
 static void apply(model *m, const linear *l, const float *x, int n, const float *norm, float *y) {
@@ -50,7 +62,13 @@ static void apply(model *m, const linear *l, const float *x, int n, const float 
         if (i == 0) lb_table.quantize(x, n, w->group_cols, 0, padded, m->q8, m->scales, m->sums);
         const lb_activations a = {m->q8, m->scales, m->sums, NULL, padded, w->n_groups, 1};
         const lb_matmul_args args = {w, &a, y, NULL, w->n_rows};
-        lb_table.matmul[w->format](&args, 0, lb_row_groups(w->n_rows));
+        if (m->k && w == m->table.parts) {
+            const lb_shortlist_tools tools = {lb_table.matmul[w->format], lb_table.sketch, lb_table.row_u8, m->z,
+                                              m->best};
+            m->made = lb_shortlist(&m->sketch, m->lengths, &args, m->k, &tools);
+        } else {
+            lb_table.matmul[w->format](&args, 0, lb_row_groups(w->n_rows));
+        }
         y += w->n_rows;
     }
 }
@@ -109,11 +127,7 @@ static __attribute__((noinline)) int decode_step(model *m, int token, int32_t po
         lb_table.add(m->x, m->attended, s->dim);
     }
     apply(m, &m->table, m->x, s->dim, m->norm, m->logits);
-    int best = 0;
-    for (int i = 1; i < s->vocab; i++) {
-        if (m->logits[i] > m->logits[best]) best = i;
-    }
-    return best;
+    return lb_largest(m->logits, s->vocab);
 }
 
 /* --- what happens once, and is not counted --- */
@@ -194,6 +208,20 @@ static linear eight_bits(const shape *s) {
     return (linear){{w}, 1};
 }
 
+static void make_sketch(model *m) {
+    const lb_matrix *w = &m->table.parts[0];
+    const size_t groups = (size_t)lb_row_groups(w->n_rows);
+    int16_t *codes = take(groups * (size_t)w->n_cols * LB_ROWS / 2, sizeof *codes);
+    float *scales = take(groups * LB_ROWS, sizeof *scales), *row = take((size_t)w->n_cols, sizeof *row);
+    m->lengths = take(groups, sizeof *m->lengths), m->best = take(groups, sizeof *m->best);
+    m->z = take((size_t)w->n_cols * 3, sizeof *m->z);
+    for (int i = 0; i < w->n_rows; i++) {
+        for (int j = 0; j < w->n_cols; j++) row[j] = (float)table_at(i, j) * table_scale(i, j);
+        lb_sketch_row(codes, scales, m->lengths, w->n_cols, i, row);
+    }
+    m->sketch = (lb_sketch){codes, scales, w->n_rows, w->n_cols, w->n_cols / LB_SPAN_COLS};
+}
+
 static void fill_cache(const model *m, int index, char *const *blocks, int position) {
     const lb_attention_args args = {.kv = m->kv,
                                     .n_heads = m->s.heads,
@@ -245,21 +273,32 @@ static model make(const shape *s, int position, int kv_type) {
 }
 
 int main(int count, char **arguments) {
-    if (count != 5 && count != 6) return 2;
+    if (count != 7) return 2;
     const shape *s = shape_named(arguments[1]);
     const int position = atoi(arguments[2]);
     int isa = -1;
     for (int i = 0; i < lb_isa_count(); i++) {
-        const int wanted = count == 6 ? strcmp(lb_isa_name(i), arguments[5]) == 0 : 1;
-        if (wanted && !lb_isa_lacks(i)) isa = i;
+        if (strcmp(lb_isa_name(i), arguments[5]) == 0 && !lb_isa_lacks(i)) isa = i;
     }
     if (isa < 0) return 2;
     lb_isa_use(isa);
+    lb_begin_floats();
     model m = make(s, position, strcmp(arguments[4], "int8") == 0 ? LB_KV_I8 : LB_KV_F32);
+    if (s->vocab * s->dim >= SKETCHED) {
+        make_sketch(&m);
+        m.k = atoi(arguments[6]);
+    }
     CALLGRIND_START_INSTRUMENTATION;
     CALLGRIND_TOGGLE_COLLECT;
-    decode_step(&m, TOKEN, position);
+    const int token = decode_step(&m, TOKEN, position);
     CALLGRIND_TOGGLE_COLLECT;
     CALLGRIND_STOP_INSTRUMENTATION;
-    return finish(m.logits, s, arguments[3]);
+    const float logit = m.logits[token];
+    if (m.k) {
+        m.k = 0;
+        apply(&m, &m.table, m.x, s->dim, m.norm, m.logits);
+    }
+    if (fabsf(m.logits[token] - logit) > 1e-5f * fabsf(logit)) return 3; /* valgrind's x87 has one precision only */
+    if (m.made) fprintf(stderr, "%d rows of %d\n", m.made, s->vocab);
+    return finish(m.logits, token, s, arguments[3]);
 }

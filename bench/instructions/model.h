@@ -79,16 +79,17 @@ static inline int cache_at(int which, int layer, int position, int channel) {
     return channel == 0 ? 127 : (int)(bits_at((uint32_t)which, place, (uint32_t)channel) % 255) - 127;
 }
 
-/* Writes the logits for comparison, and prints the largest. */
-static inline int finish(const float *logits, const shape *s, const char *path) {
-    int best = 0;
-    for (int i = 1; i < s->vocab; i++) best = logits[i] > logits[best] ? i : best;
+/* Writes the logits for comparison, and prints the token that was chosen, which must be that of the largest. */
+static inline int finish(const float *logits, int token, const shape *s, const char *path) {
+    for (int i = 0; i < s->vocab; i++) {
+        if (logits[i] > logits[token]) return 3;
+    }
     FILE *file = fopen(path, "wb");
     if (!file || fwrite(logits, sizeof *logits, (size_t)s->vocab, file) != (size_t)s->vocab || fclose(file) != 0) {
         fprintf(stderr, "cannot write %s\n", path);
         return 2;
     }
-    printf("%d\n", best);
+    printf("%d\n", token);
     return 0;
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -36,8 +35,8 @@ class Replacing:
             self.file: BinaryIO = open(self.path, "wb")
             return
         folder, name = os.path.split(self._target)
-        # A name of our own making: `tempfile` would give the finished file the mode 0600.
-        temporary = os.path.join(folder, f".{name[:200]}.{secrets.token_hex(4)}.tmp")
+        # A name of our own making: `tempfile` would give the finished file the mode 0600, and `secrets` loads OpenSSL.
+        temporary = os.path.join(folder, f".{name[:200]}.{os.urandom(4).hex()}.tmp")
         with self._named():
             self.file = open(temporary, "xb")
         self._temporary = temporary

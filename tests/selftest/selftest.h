@@ -58,5 +58,6 @@ void test_float_matmul(void);
 void test_sparse(void);
 void test_elementwise(void);
 void test_attention(void);
+void test_shortlist(void);
 
 #endif

@@ -2,7 +2,9 @@
 # Build the Pentium II machine with 128 MB, boot it in emulation, and let it tell a story. `machine.sh run` does the
 # series of runs and ends with an error if one of them fails; `machine.sh shell` leaves a person at its serial console.
 #
-#     machine.sh run|shell WHEEL PYTHON      PYTHON has lowbit for this machine: it says which tokens have to come out
+# `machine.sh disk` makes one disk of it that boots by itself, in a PC or in any emulator of one.
+#
+#     machine.sh run|shell|disk WHEEL PYTHON      PYTHON has lowbit for this machine: it says which tokens have to come out
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 MODE=$1 WHEEL=$2 HOST_PYTHON=$3
 SITE=usr/lib/python3/dist-packages
@@ -43,6 +45,7 @@ make_kernel() {
 }
 
 # The system: the C library, Python and busybox, and what lowbit needs. It lies in the i386 Debian, whose pip fills it.
+# Python runs without docstrings there (-OO), which are two megabytes of a process.
 make_system() {
     local folder=$ROOT/machine name packages=(libc6 libgcc-s1 libstdc++6 zlib1g libexpat1 libssl3 libffi8 libbz2-1.0
         liblzma5 libuuid1 libcrypt1 libtinfo6 libncursesw6 libreadline8 libpython3.11-minimal python3.11-minimal
@@ -61,7 +64,7 @@ make_system() {
     # MarkupSafe is compiled for the same reason as numpy.
     inside sh -c "/venv/bin/pip install --quiet --no-compile --target /machine/$SITE --no-binary markupsafe \
         /wheels/*.whl tqdm jinja2"
-    inside chroot /machine python3 -m compileall -q --invalidation-mode unchecked-hash /usr/lib
+    inside chroot /machine python3 -m compileall -q -o 2 --invalidation-mode unchecked-hash /usr/lib
 }
 
 # The disk of the system, with lowbit.
@@ -69,10 +72,10 @@ make_disk() {
     local folder=$ROOT/machine
     rm -rf "$folder/$SITE"/lowbit*
     unzip -q -d "$folder/$SITE" "$WHEEL"
-    inside chroot /machine python3 -m compileall -q --invalidation-mode unchecked-hash "/$SITE/lowbit"
+    inside chroot /machine python3 -m compileall -q -o 2 --invalidation-mode unchecked-hash "/$SITE/lowbit"
     install -m 755 "$TOOLS/guest/init" "$folder/sbin/init"
     install -m 644 "$TOOLS/guest/run.py" "$folder/retro/run.py"
-    printf '#!/bin/sh\nexec python3 -m lowbit "$@"\n' >"$folder/usr/local/bin/lowbit"
+    printf '#!/bin/sh\nexec python3 -OO -m lowbit "$@"\n' >"$folder/usr/local/bin/lowbit"
     chmod 755 "$folder/usr/local/bin/lowbit"
     make_image "$folder" "$RETRO/system.img"
     find "$folder" -name '*.so*' -type f -path '*dist-packages*' -print0 |
@@ -102,6 +105,30 @@ make_image() { # folder, file
     /usr/sbin/mke2fs -q -t ext4 -m 0 -d "$1" "$2"
 }
 
+# Master boot record, a FAT partition with SYSLINUX and the kernel, and the other two disks as partitions. A BIOS of that
+# time reads the beginning of a disk only, so what it has to read comes first.
+make_boot_disk() {
+    local disk=$RETRO/disk.img boot=$RETRO/boot.img start=2048 image sectors table=""
+    rm -f "$disk" "$boot"
+    truncate -s 16M "$boot"
+    /usr/sbin/mkfs.fat -F 16 -n LOWBIT "$boot"
+    printf '%s\n' 'DEFAULT lowbit' 'LABEL lowbit' '  KERNEL vmlinuz' \
+        "  APPEND initrd=initrd.gz console=${CONSOLE:-tty0} quiet panic=30 retro=shell" >"$RETRO/syslinux.cfg"
+    mcopy -i "$boot" "$RETRO/syslinux.cfg" ::syslinux.cfg
+    mcopy -i "$boot" "$RETRO/vmlinuz" ::vmlinuz
+    mcopy -i "$boot" "$RETRO/initramfs.gz" ::initrd.gz
+    syslinux --install "$boot"
+    for image in "$boot" "$RETRO/system.img" "$RETRO/models.img"; do
+        sectors=$(($(stat -c %s "$image") / 512))
+        dd if="$image" of="$disk" bs=1M seek=$((start / 2048)) conv=notrunc,sparse status=none
+        table+="start=$start, size=$sectors, type=$([[ $image == "$boot" ]] && echo 'e, bootable' || echo 83)"$'\n'
+        start=$((start + sectors))
+    done
+    truncate -s $((start / 2048 + 1))M "$disk"
+    printf 'label: dos\n%s' "$table" | /usr/sbin/sfdisk --quiet "$disk"
+    dd if=/usr/lib/syslinux/mbr/mbr.bin of="$disk" bs=440 count=1 conv=notrunc status=none
+}
+
 step kernel "a kernel for a Pentium II" make_kernel "${MODULES[@]}"
 step system "Python, numpy and sentencepiece for the machine (2 minutes)" make_system \
     "$(cd "$WHEELS" && sha256sum ./*.whl)" "$(<"$RETRO/stamps/kernel")"
@@ -109,5 +136,11 @@ step disk "its disk" make_disk "$(sha256sum <"$WHEEL")" "$(cat "$TOOLS"/guest/*)
     "$(declare -f make_image)"
 step refusal "a processor that lacks MMX is refused" check_refusal "$(<"$RETRO/stamps/disk")"
 step models "the models, and what they say on this machine (2 minutes)" make_models "$(sha256sum <"$TOOLS/models.py")" \
-    "$(sha256sum <"$WHEEL")" "${LOWBIT_TEST_DATA:-}" "$(declare -f make_image)"
+    "$(sha256sum <"$WHEEL")" "$(declare -f make_image)"
+if [[ $MODE == disk ]]; then
+    need syslinux=syslinux syslinux-common=/usr/lib/syslinux/mbr/mbr.bin mtools=mcopy dosfstools=/usr/sbin/mkfs.fat fdisk=/usr/sbin/sfdisk
+    step bootdisk "a disk that boots by itself" make_boot_disk "$(<"$RETRO/stamps/disk")" "$(<"$RETRO/stamps/models")" "${CONSOLE:-}"
+    say "$RETRO/disk.img"
+    exit
+fi
 exec python3 "$TOOLS/boot.py" "$MODE" "$RETRO"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -21,15 +20,10 @@ import lowbit
 from lowbit.assets import EMBEDDED_MODEL
 
 SOURCE = Path(__file__).resolve().parents[2]
-STORY = "tinystories-3m.TQ2_0.gguf"
 
 
 def story_model(folder: Path) -> str:
-    """Copy the model that tells a story: a trained one of the test data, or the one that comes with lowbit."""
-    data = os.environ.get("LOWBIT_TEST_DATA")
-    if data:
-        shutil.copyfile(Path(data) / "models" / STORY, folder / STORY)
-        return STORY
+    """Copy the model that comes with lowbit."""
     shutil.copyfile(EMBEDDED_MODEL, folder / "embedded.gguf")
     return "embedded.gguf"
 

@@ -149,6 +149,24 @@ typedef struct {
     int32_t *sums;      /* if not NULL: write the unscaled sums here instead; needs n_groups == 1 */
 } lb_sparse_args;
 
+/*
+ * What the rows of a matrix are about, to find its largest products without making all of them (ops/shortlist.h): codes
+ * of -15 to 15, and a scale for each row. An int16 lane holds the codes of two rows, low + 2048 * high:
+ *
+ *     codes[row group][8 columns: span][quad q][pair j][lanes]:   row of lane l: low 4 q + l / 2, high 4 q + 2 + l / 2
+ *                                                               column of lane l: 2 j + l % 2
+ *
+ * Inputs are int16 z[span][pair j][lanes], columns 2 j, 2 j + 1 and again 2 j, 2 j + 1. Magnitudes of a span sum to at
+ * most 68, so that the two products stay apart: 15 * 68 < 1024. All spans: 1020 * 2049 * 1024 < 2**31.
+ */
+#define LB_SPAN_COLS 8
+#define LB_SPAN_LANES (LB_ROWS * LB_SPAN_COLS / 2)
+typedef struct {
+    const int16_t *codes;
+    const float *scales; /* (row groups, 16) */
+    int32_t n_rows, n_cols, spans;
+} lb_sketch;
+
 enum { LB_KV_F32 = 0, LB_KV_F16 = 1, LB_KV_I8 = 2 };
 
 /*
@@ -233,6 +251,11 @@ typedef void lb_delta_fn(const float *from_, float *to, const float *q, const fl
  * and their difference.
  */
 typedef void lb_hadamard_fn(float *x, int32_t n, int32_t block);
+/* For the row groups [begin, end): y = sum of code * z, times the scale, for each row, and of each row group the
+ * largest. */
+typedef void lb_sketch_fn(const lb_sketch *s, const int16_t *z, int32_t begin, int32_t end, float *y, float *best);
+/* One row of a U8 matrix, as matmul_u8 would make it, for one token; x are its activations again. */
+typedef float lb_row_u8_fn(const lb_matmul_args *args, const int16_t *x, int32_t row);
 /*
  * Unpacks stored rows, from `source` on those of row group 0, to the row groups [begin, end) of a matrix; 0 if a scale
  * is not finite, or a weight too large for 8 bits.
@@ -281,6 +304,8 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(hadamard, lb_hadamard_fn)           \
     X(unpack, lb_unpack_fn)               \
     X(count_from, lb_count_from_fn)       \
+    X(sketch, lb_sketch_fn)               \
+    X(row_u8, lb_row_u8_fn)               \
     X(read, lb_read_fn)                   \
     X(dot_peak, lb_dot_peak_fn)
 

@@ -37,7 +37,7 @@ cdef enum:
 
     EARLIER_TOKENS = 1 << 16
 
-WANTS = {"nothing": NOTHING, "last": LAST, "every": EVERY, "states": STATES}
+WANTS = {"nothing": NOTHING, "last": LAST, "token": LAST, "every": EVERY, "states": STATES}
 
 
 cdef class Batch:
@@ -74,7 +74,8 @@ cdef class Batch:
             From 1 to its pending tokens. If these are all, and it has a sampler, the step makes the next token.
         want : str
             What rows leave behind: ``nothing``, the ``last`` one its logits if it is the last token of the sequence,
-            ``every`` one its logits, or its ``states``, which is what the output head reads.
+            ``every`` one its logits, or its ``states``, which is what the output head reads. With ``token`` the last
+            one leaves those logits that the next token depends on, and -infinity for others.
         ahead : int
             Tokens that the step may make after the first.
         drafts : int
@@ -103,6 +104,7 @@ cdef class Batch:
         sequence.reserve(s.length + rows + max(drafts, min(ahead, s.most - s.n_tokens)))
         e = &self.entries[self.n_entries]
         e.state, e.rows, e.want, e.most_drafted, e.most_rows = s, rows, WANTS[want], drafts, rows + drafts
+        e.few = want == "token"
         e.n_given = 0
         while e.n_given < min(given, drafts) and 0 <= proposal[e.n_given] < self.vocab:
             e.drafted[e.n_given] = proposal[e.n_given]
@@ -274,7 +276,7 @@ cdef class Decoder(ForwardPass):
             batch.clear()
             for sequence in sequences:
                 if not sequence.ended:
-                    batch.add(sequence, sequence.pending, "last", n - made - 1,
+                    batch.add(sequence, sequence.pending, "token", n - made - 1,
                               min(<int32_t>MAX_DRAFT, self.most_logits - 1))
             if not batch.n_rows:
                 break
@@ -313,6 +315,7 @@ cdef class Decoder(ForwardPass):
                 self.sparse[n] = s.all_sparse or self.sparse_prefill or s.length + j >= s.prompt
                 if e.want == EVERY or (e.want == LAST and reaches and j >= e.rows - 1):
                     self.wanted[wanted] = n
+                    self.few[wanted] = (<Sampler>s.sampler).few() if e.few and e.samples else 0
                     wanted += 1
                 n += 1
             if e.want == STATES:

@@ -24,8 +24,9 @@ from lowbit._kernels.ops cimport (
     rope_work, scale_by, unrotate,
 )
 from lowbit._kernels.paging cimport PagedMatrix
-from lowbit._kernels.profile cimport ADD, ATTENTION, EMBED, EXPERTS, GLU, MIX, NORM, ROPE
+from lowbit._kernels.profile cimport ADD, ATTENTION, EMBED, EXPERTS, GLU, HEAD, MIX, NORM, ROPE
 from lowbit._kernels.products cimport multiply
+from lowbit._kernels.shortlist cimport Shortlist
 
 import numpy as np
 
@@ -62,10 +63,16 @@ cdef class ForwardPass:
         self.positions = <int32_t *>self._scratch(rows, 4)
         self.blocks = <char ***>self._scratch(rows, sizeof(char **))
         self.sparse = <uint8_t *>self._scratch(rows, 1)
+        self.few = <int32_t *>self._scratch(rows, 4)
         self.experts = ExpertScratch(graph.experts, rows) if graph.experts else None
         self.latents = LatentScratch(graph.latents, rows) if graph.latents else None
         self.scratch_bytes += graph.sparse.nbytes + (self.experts.nbytes if graph.experts else 0)
         self.scratch_bytes += self.latents.nbytes if graph.latents else 0
+
+    def shorten(self, head not None):
+        """From now on make only the logits that matter, where it is known which do: with a `Shortlist` of the head."""
+        self.shortlist = Shortlist(head)
+        self.scratch_bytes += self.shortlist.nbytes
 
     cdef void *_scratch(self, size_t rows, size_t row_bytes) except NULL:
         cdef char[::1] view
@@ -152,6 +159,8 @@ cdef class ForwardPass:
                 a.stride = <int32_t>work.q_stride
             if m.tiles:
                 self.graph.sparse.multiply(m, &a, out, NULL, linear.n_out, self.threads)
+            elif self.shortlist is not None and linear.operation == HEAD:
+                self.shortlist.multiply(m, &a, out, linear.n_out, self.few)
             elif linear.parts[part].paged == NULL:
                 multiply(m, &a, out, NULL, linear.n_out, self.threads)
             elif self.status == 0:

@@ -13,6 +13,13 @@ from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport begin_doubles, begin_floats, checked, end_floats, lb_float_mode, lb_times, table
 
+cdef extern from "largest.h":
+    int32_t lb_largest(const float *x, int32_t n) noexcept nogil
+
+cdef extern from "shortlist.h":
+    enum:
+        LB_MOST_SHORTLISTED
+
 
 cdef inline uint64_t rotate(uint64_t x, int k) noexcept nogil:
     return (x << k) | (x >> (64 - k))
@@ -163,6 +170,14 @@ cdef class Sampler:
                         if not bits >> (i & 31) & 1:
                             self.adjusted[i] = -INFINITY
 
+    cdef int32_t few(self) noexcept nogil:
+        """How many of the largest logits decide about the next token; 0 if others may, too."""
+        if self.repeat_penalty != 1.0 or self.n_bias or self.counts != NULL or self.masked:
+            return 0
+        if self.temperature == 0:
+            return 1
+        return self.top_k if self.top_k <= LB_MOST_SHORTLISTED else 0
+
     cdef int32_t sample(self, const float *logits) noexcept nogil:
         """Return the next token; logits that are no numbers are as small as can be."""
         cdef lb_float_mode mode = begin_doubles()
@@ -178,12 +193,7 @@ cdef class Sampler:
             self.adjust(logits)
             logits = self.adjusted
         if self.temperature == 0 or self.top_k == 1:
-            best = 0
-            while best < self.vocab_size - 1 and logits[best] != logits[best]:
-                best += 1
-            for i in range(best + 1, self.vocab_size):
-                if logits[i] > logits[best]:
-                    best = i
+            best = lb_largest(logits, self.vocab_size)
             self.kept = 1
             self.candidates[0].token, self.probabilities[0] = best, 1
             return best

@@ -10,6 +10,7 @@ cdef struct Entry:
     State *state
     int32_t rows
     int32_t want            # which of them leave something behind
+    bint few                # of the logits only those that matter for the next token
     int32_t first_row
     int32_t first_wanted    # where their logits or states begin, and how many there are
     int32_t n_wanted

@@ -1,6 +1,6 @@
 # The table of kernels in use, and the pool. Other modules cimport these, so a forced instruction set holds everywhere.
 from libc.stddef cimport size_t
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 
 cdef extern from "kernels.h":
@@ -76,6 +76,13 @@ cdef extern from "kernels.h":
         float *y
         int32_t *sums
 
+    ctypedef struct lb_sketch:
+        const int16_t *codes
+        const float *scales
+        int32_t n_rows
+        int32_t n_cols
+        int32_t spans
+
     ctypedef struct lb_kv:
         size_t keys
         size_t values
@@ -123,6 +130,9 @@ cdef extern from "kernels.h":
     ctypedef int lb_unpack_fn(const lb_stored *stored, const uint8_t *source, const lb_matrix *m, int32_t begin,
                               int32_t end) noexcept nogil
     ctypedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit) noexcept nogil
+    ctypedef void lb_sketch_fn(const lb_sketch *s, const int16_t *z, int32_t begin, int32_t end, float *y,
+                               float *best) noexcept nogil
+    ctypedef float lb_row_u8_fn(const lb_matmul_args *args, const int16_t *x, int32_t row) noexcept nogil
 
     ctypedef uint64_t lb_read_fn(const uint64_t *memory, size_t n, int32_t streams) noexcept nogil
     ctypedef int64_t lb_dot_peak_fn(int32_t rounds) noexcept nogil
@@ -145,6 +155,8 @@ cdef extern from "kernels.h":
         lb_hadamard_fn *hadamard
         lb_unpack_fn *unpack
         lb_count_from_fn *count_from
+        lb_sketch_fn *sketch
+        lb_row_u8_fn *row_u8
         lb_read_fn *read
         lb_dot_peak_fn *dot_peak
 

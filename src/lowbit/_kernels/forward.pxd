@@ -8,6 +8,7 @@ from lowbit._kernels.kvpool cimport KVPool
 from lowbit._kernels.latent cimport LatentLayer, LatentScratch
 from lowbit._kernels.moe cimport ExpertScratch
 from lowbit._kernels.profile cimport Profile
+from lowbit._kernels.shortlist cimport Shortlist
 
 cdef extern from "os.h":
     ctypedef int32_t lb_atomic
@@ -25,6 +26,8 @@ cdef class ForwardPass:
     cdef public Profile profile         # None: nothing is measured
     cdef readonly int32_t batch         # most rows of a pass
     cdef readonly size_t scratch_bytes
+    cdef readonly Shortlist shortlist   # of the output head, or None
+    cdef int32_t *few                   # of a pass's rows that leave logits: how many of the largest matter, 0 for all
     cdef list keep                      # scratch memory
     cdef float *parts                   # of one row's attention, NULL if no row has more than one
     cdef int32_t n_parts

@@ -29,6 +29,7 @@ cdef class Sampler:
     cdef void remember(self, int32_t token) noexcept nogil
     cdef void accept(self, int32_t token) noexcept nogil
     cdef void adjust(self, const float *logits) noexcept nogil
+    cdef int32_t few(self) noexcept nogil
     cdef int32_t sample(self, const float *logits) noexcept nogil
     cdef int32_t _sample(self, const float *logits) noexcept nogil
     cdef int32_t select(self, const float *logits) noexcept nogil

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 
 __all__ = ["Disguise"]
 
-_PRIVATE = tuple(range(0xF0000, 0xFFFFE)) + tuple(range(0x100000, 0x10FFFE))
+_PRIVATE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Unicode's private use planes: characters without a meaning, enough for every character that has one."""
 
 
@@ -30,7 +31,7 @@ class Disguise:
         self._hide: dict[int, int] = {}
         self.shown: dict[int, str] = {}
         """What code points stand for, for `str.translate`."""
-        self._free = (code for code in _PRIVATE if chr(code) not in taken and code not in self.shown)
+        self._free = (code for code in chain(*_PRIVATE) if chr(code) not in taken and code not in self.shown)
 
     def hide(self, text: str) -> str:
         """Disguise all characters of a text."""
@@ -38,7 +39,7 @@ class Disguise:
             if ord(character) not in self._hide and (not character.isspace() or character in self._in_names):
                 code = next(self._free, None)
                 if code is None:
-                    raise ValueError(f"more than {len(_PRIVATE)} different characters")
+                    raise ValueError(f"more than {sum(map(len, _PRIVATE))} different characters")
                 self._hide[ord(character)] = code
                 self.shown[code] = character
         return text.translate(self._hide)

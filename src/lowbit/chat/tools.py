@@ -7,8 +7,8 @@ could change.
 from __future__ import annotations
 
 import json
+import os
 import re
-import secrets
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -334,7 +334,8 @@ class _Parser:
     def _begin(self, name: str, at: int, text: str) -> Any:
         self._held = text[at:]
         self._tool = self._tools[name]
-        characters = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(9))  # nine, for some templates want that
+        random = os.urandom(9)  # nine, for some templates want that
+        characters = "".join(_ID_CHARACTERS[byte % len(_ID_CHARACTERS)] for byte in random)
         self._out.append(Delta(index=self.n_calls, id=characters, name=name))
         self.n_calls += 1
         self._depth, self._quoted, self._escaped, self._n_parameters = 0, False, False, 0

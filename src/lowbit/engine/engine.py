@@ -381,7 +381,7 @@ class Engine(Driven):
         for request, rows, drafts in chosen:
             assert request.sequence is not None
             try:
-                batch.add(request.sequence, rows, request.want, steps - 1, drafts, proposals.get(request))
+                batch.add(request.sequence, rows, request.leaves, steps - 1, drafts, proposals.get(request))
                 entered.append(request)
             except (MemoryError, ValueError) as error:
                 request.end(State.FAILED, error)

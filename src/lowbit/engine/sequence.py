@@ -158,6 +158,12 @@ class Request:
         return self._sampler
 
     @property
+    def leaves(self) -> str:
+        """What its rows leave behind: what is wanted, or no more than its next token depends on."""
+        others = self.record is not None or self.each is not None or self.constraint is not None
+        return self.want if self.want != "last" or others else "token"
+
+    @property
     def over(self) -> bool:
         """Whether nothing more will come."""
         return self.state in (State.FINISHED, State.CANCELLED, State.FAILED)

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from .._kernels import dispatch
 from .._kernels.decoder import Decoder
 from .._kernels.graph import Graph
 from .._kernels.kvpool import KV_TYPES, KVPool
+from .._kernels.matrix import PackedMatrix
+from .._kernels.paging import PagedMatrix
 from ..assets import EMBEDDED_MODEL
 from ..errors import FormatError, UnsupportedModelError
 from ..families import plan_of
@@ -316,12 +318,28 @@ def build(
     if budget is None:
         decoder = make(context or most, batch)
         decoder.pool.resize(None, blocks_of(decoder))
+        if dispatch.active() in SLOW_SETS and is_worth_shortening(read.output, plan):
+            decoder.shorten(read.output)
     else:
         file.release_all()  # it is closed when loading ends, so what is mapped does not count
         decoder = budget.fit(make, paging, context, most, batch)
     decoder.weights = read
     sparsity_settings.apply(decoder, plan, sparse, file)
     return decoder, plan
+
+
+SLOW_SETS = ("mmx",)
+"""Instruction sets on which arithmetic costs more than a byte of memory for each weight of the head."""
+
+LARGE_HEAD, HUGE_HEAD = 1 << 22, 1 << 25
+"""Weights from which on a head has a `Shortlist`, and from which on that would take too much memory."""
+
+
+def is_worth_shortening(head: PackedMatrix | PagedMatrix, plan: ModelPlan) -> TypeGuard[PackedMatrix]:
+    """Whether a head can have a `Shortlist`, and is of a size for which it pays."""
+    rows, columns = head.shape
+    fits = isinstance(head, PackedMatrix) and head.format == "u8" and columns % 8 == 0 and columns <= 8192
+    return fits and plan.logit_scale == 1 and LARGE_HEAD <= rows * columns <= HUGE_HEAD
 
 
 def tokenizer_of(file: ModelFile, plan: ModelPlan, path: str | None = None) -> Tokenizer | None:

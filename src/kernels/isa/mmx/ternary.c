@@ -9,17 +9,19 @@
  *
  * The codes of field 0 are neighbours in the table, so four entries are one 64-bit store: 27 additions and 27 stores
  * fill a table. Its 81 entries of int16 lie in nine of sixteen cache lines, so the 32 tables of a block of 128 columns
- * take 9 KB of a first cache of 16 KB, and leave the rest for the codes, which pass by once.
+ * take 9 KB of a first cache of 16 KB, those of the longest pass 12 KB, and leave the rest for the codes, which pass by
+ * once.
  *
  * An entry is read with 32 bits, whose upper half is of no consequence: a 32-bit addition needs no prefix, and the
- * lower half of a sum depends on lower halves alone. Sums: at most 128 * 128 = 2**14 in a block, 2**7 * 2**18 in a row.
+ * lower half of a sum depends on lower halves alone. Sums: at most 176 * 128 < 2**15 in a pass, 2**7 * 2**18 in a row.
  */
 #include "scale.h"
 
 enum {
     STRIP = 128,   /* row groups that share one set of tables: 8 KB of sums */
-    TABLES = 32,   /* bytes of a block's row */
-    PIECE_WORDS = 8
+    PIECE_WORDS = 8,
+    MOST_WORDS = 11,        /* of a block and a short one behind it, which share a pass over the rows */
+    TABLES = 4 * MOST_WORDS /* a byte of these words each */
 };
 
 typedef union {
@@ -51,35 +53,56 @@ LB_INLINE uint32_t look_up(const table *t, uint8_t code) {
     return entry;
 }
 
+/* Adds the words of one row to its sum. */
+LB_INLINE void add_row(const table *tables, const uint8_t *row, int32_t *to, const int words) {
+    uint32_t sum = 0;
+    LB_UNROLL(11)
+    for (int t = 0; t < words; t++) {
+        sum += look_up(tables + 4 * t, row[64 * t]);
+        sum += look_up(tables + 4 * t + 1, row[64 * t + 1]);
+        sum += look_up(tables + 4 * t + 2, row[64 * t + 2]);
+        sum += look_up(tables + 4 * t + 3, row[64 * t + 3]);
+    }
+    *to += (int16_t)sum;
+}
+
 /* Adds `words` words of every row of n row groups, `stride` bytes apart, to their sums. */
 LB_INLINE void add_words(const table *tables, const uint8_t *w, ptrdiff_t stride, int32_t n, int32_t *sums,
                          const int words) {
     for (int32_t i = 0; i < n; i++, w += stride) {
         const uint8_t *row = w;
-        for (int32_t r = 0; r < LB_ROWS; r++, row += 4, sums++) {
-            uint32_t sum = 0;
-            LB_UNROLL(8)
-            for (int t = 0; t < words; t++) {
-                sum += look_up(tables + 4 * t, row[64 * t]);
-                sum += look_up(tables + 4 * t + 1, row[64 * t + 1]);
-                sum += look_up(tables + 4 * t + 2, row[64 * t + 2]);
-                sum += look_up(tables + 4 * t + 3, row[64 * t + 3]);
-            }
-            *sums += (int16_t)sum;
+        for (int32_t r = 0; r < LB_ROWS; r += 4, row += 16, sums += 4) {
+            LB_ONE_POINTER(row);
+            add_row(tables, row, sums, words);
+            add_row(tables, row + 4, sums + 1, words);
+            add_row(tables, row + 8, sums + 2, words);
+            add_row(tables, row + 12, sums + 3, words);
         }
     }
 }
 
-/* The words [word, word + words) of n row groups, which begin a block of W = `block` words. */
+/* The words [word, word + words) of n row groups: a block of up to PIECE_WORDS, and perhaps a short one behind it. */
 static void add_block(const lb_matrix *m, const int8_t *x, int32_t row_group, int32_t n, int32_t word, int32_t words,
                       int32_t *sums) {
     table tables[TABLES];
     const ptrdiff_t stride = (ptrdiff_t)m->words * 64;
     const uint8_t *w = m->codes + row_group * stride + (ptrdiff_t)word * 64;
-    for (int32_t t = 0; t < 4 * words; t++) make_table(&tables[t], x + t, 4 * words);
+    const int32_t first = words < PIECE_WORDS ? words : PIECE_WORDS, rest = words - first;
+    for (int32_t t = 0; t < 4 * first; t++) make_table(&tables[t], x + t, 4 * first);
+    for (int32_t t = 0; t < 4 * rest; t++) make_table(&tables[4 * first + t], x + 16 * first + t, 4 * rest);
     _mm_empty();
-    if (words == PIECE_WORDS) {
-        add_words(tables, w, stride, n, sums, PIECE_WORDS);
+    switch (words) {
+    case 8:
+        add_words(tables, w, stride, n, sums, 8);
+        return;
+    case 9:
+        add_words(tables, w, stride, n, sums, 9);
+        return;
+    case 10:
+        add_words(tables, w, stride, n, sums, 10);
+        return;
+    case 11:
+        add_words(tables, w, stride, n, sums, 11);
         return;
     }
     const table *at = tables;
@@ -104,23 +127,45 @@ static void add_scaled(const lb_matmul_args *args, int32_t token, int32_t row_gr
     }
 }
 
+/* The same for the only scale group, to where the outputs belong. */
+static void store_scaled(const lb_matmul_args *args, int32_t token, int32_t row_group, int32_t n,
+                         int32_t (*sums)[LB_ROWS]) {
+    const lb_matrix *m = args->w;
+    const float x_scale = args->x->scale[token];
+    float memory[LB_ROWS], last[LB_ROWS];
+    for (int32_t i = 0; i < n; i++) {
+        const float *scales = lb_scales(m, lb_scales_at(m, row_group + i, 0), NULL, memory);
+        const int whole = lb_rows_of(m, row_group + i) == LB_ROWS;
+        float *y = whole ? args->y + token * args->y_stride + (row_group + i) * LB_ROWS : last;
+        LB_UNROLL(16)
+        for (int r = 0; r < LB_ROWS; r++)
+            y[r] = 0.0f + (float)sums[i][r] * (scales[r] * x_scale); /* a sum, as elsewhere */
+        if (!whole) lb_store_rows(args, token, row_group + i, last);
+    }
+}
+
 static void multiply_strip(const lb_matmul_args *args, int32_t token, int32_t row_group, int32_t n) {
     const lb_matrix *m = args->w;
     const int8_t *x = args->x->q + (ptrdiff_t)token * args->x->stride;
     const int32_t block = m->block_cols / 16;
     int32_t sums[STRIP][LB_ROWS], word = 0;
     float y[STRIP][LB_ROWS];
-    memset(y, 0, (size_t)n * sizeof *y);
+    if (m->n_groups > 1) memset(y, 0, (size_t)n * sizeof *y);
     for (int32_t g = 0; g < m->n_groups; g++) {
         const int32_t end = g == m->n_groups - 1 ? m->words : word + m->group_cols / 16;
         memset(sums, 0, (size_t)n * sizeof *sums);
         while (word < end) {
-            const int32_t words = end - word < block ? end - word : block;
+            const int32_t left = end - word, most = block == PIECE_WORDS ? MOST_WORDS : block;
+            const int32_t words = left <= most ? left : block;
             add_block(m, x + 16 * (ptrdiff_t)word, row_group, n, word, words, sums[0]);
             word += words;
         }
         if (args->sums) {
             for (int32_t i = 0; i < n; i++) lb_store_sums(args, token, row_group + i, sums[i]);
+            return;
+        }
+        if (m->n_groups == 1) {
+            store_scaled(args, token, row_group, n, sums);
             return;
         }
         add_scaled(args, token, row_group, n, g, sums, y);

@@ -3,3 +3,4 @@
 #define LB_ISA sse2
 #include "../float_template.h"
 #include "../mixer_template.h"
+#include "../sketch_template.h"
