@@ -121,7 +121,8 @@ static void check_shape(const shape *s) {
             if (got[row] == -INFINITY && want[row] < sorted[k - 1]) got[row] = want[row];
         }
         check_floats(parameters, "the largest", got, want, s->n_rows);
-        if (!s->alike && k == 1 && groups >= 16 && made > s->n_rows / 4) report(parameters, "%d rows were made", (int)made);
+        if (!s->alike && k == 1 && groups >= 16 && made > s->n_rows / 4)
+            report(parameters, "%d rows were made", (int)made);
     }
     free(codes), free(scales), free(halves), free(x), free(rows), free(sketched), free(inputs), free(sketch_scales);
     free(lengths), free(want), free(sorted), free(got), free(best), free(q), free(x_scales), free(sums);
