@@ -150,17 +150,18 @@ and the CPU does one load per cycle.
 
 ## A head that is not computed
 
-A head of 32,000 tokens has more weights than all layers of the 15M shape, and nearly all of its logits decide nothing.
-With the kernels for MMX, a head of 4 to 32 million weights in 8 bits therefore gets a sketch when the model is loaded:
-each row again in codes of five bits, two rows to an int16, so that one `pmaddwd` multiplies eight of them. The sketch's
-products tell each logit to within a bound that is proven (`src/kernels/ops/shortlist.h`), and only rows that may be
-among the largest are computed from the real weights. Greedy decoding needs the largest logit, sampling with `top_k` up
-to 64 that many; both get exactly the tokens and probabilities of the full computation, bit for bit. Penalties, biases,
-schemas and log-probabilities take all logits. It costs a byte of memory for each weight of the head, and nothing on
-instruction sets that compute fast enough to wait for memory, where it is not used.
+A head of 32,000 tokens has more weights than all layers of the 15M shape, and nearly all of its logits decide
+nothing. With the kernels for MMX, a head of 4 to 32 million weights in 8 bits therefore gets a sketch when the model
+is loaded: each row again in codes of five bits, two rows to an int16, so that one `pmaddwd` multiplies eight of them.
+The sketch's products tell each logit to within a bound that is proven (`src/kernels/ops/shortlist.h`), and only rows
+that may be among the largest are computed from the real weights. Greedy decoding needs the largest logit, sampling
+with `top_k` up to 64 that many, which pays in rows of up to 512 columns, for the bound is wider the longer they are;
+both get exactly the tokens and probabilities of the full computation, bit for bit. Penalties, biases, schemas and
+log-probabilities take all logits. It costs a byte of memory for each weight of the head, and nothing on instruction
+sets that compute fast enough to wait for memory, where it is not used.
 
-In the 15M shape greedy decoding computes 1 of 32,000 rows, since here as in most texts one token stands out, and top-k
-of 40 computes 3,570. The largest of models with less to choose from has no sketch: 260K and the embedded one.
+In the 15M shape greedy decoding computes 1 of 32,000 rows, since here as in most texts one token stands out, and
+top-k of 40 computes 3,570. Smaller heads have no sketch: those of 260K and of the embedded model.
 
 ## Where the instructions go
 
