@@ -38,8 +38,15 @@ void *allocate_aligned(size_t n_bytes) {
 }
 
 /* xorshift64*: Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled", 2016. */
+static uint64_t state = 88172645463325252u;
+
+uint64_t random_restart(uint64_t from) {
+    const uint64_t before = state;
+    state = from;
+    return before;
+}
+
 uint32_t random_bits(void) {
-    static uint64_t state = 88172645463325252u;
     state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
     return (uint32_t)((state * 2685821657736338717u) >> 32);
 }

@@ -23,6 +23,7 @@ void *allocate(size_t n_bytes);
 /* The same at a 64-byte boundary. */
 void *allocate_aligned(size_t n_bytes);
 
+uint64_t random_restart(uint64_t from); /* returns how to go on as if nothing was */
 uint32_t random_bits(void);
 int32_t random_int(int32_t low, int32_t high); /* both included */
 float random_float(float low, float high);
