@@ -26,17 +26,29 @@ static float *random_scales(const shape *s, void **kept) {
     return scales;
 }
 
-/* Sums of code * z from the rows themselves, whose codes lb_sketch_row rounds as here. */
+/* The code of a weight, which may be either neighbour of what lies between two: an x87 rounds later than others. */
+static int32_t code_of(const lb_sketch *s, int32_t row, int32_t c) {
+    const int32_t r = row % LB_ROWS, lane = r / 4 * 16 + r % 2 * 2;
+    const size_t group = (size_t)(row / LB_ROWS) * (size_t)s->spans * LB_SPAN_LANES;
+    const int32_t both =
+        s->codes[group + (size_t)(c / LB_SPAN_COLS * LB_SPAN_LANES + lane + c % LB_SPAN_COLS / 2 * 4 + c % 2)];
+    const int32_t high = (both + 1024 + 16 * 2048) / 2048 - 16;
+    return r % 4 < 2 ? both - 2048 * high : high;
+}
+
+/* Codes are the nearest to the weights, and the kernel makes their sums with z. */
 static void check_sketch(const char *parameters, const lb_sketch *s, const float *rows, const int16_t *z) {
     const int32_t groups = lb_row_groups(s->n_rows);
     float *y = allocate((size_t)s->n_rows * sizeof *y), *best = allocate((size_t)groups * sizeof *best);
     float *values = allocate((size_t)s->n_rows * sizeof *y);
     lb_table.sketch(s, z, 0, groups, y, best);
     for (int32_t row = 0; row < s->n_rows; row++) {
+        const float scale = s->scales[row];
         int32_t sum = 0;
         for (int32_t c = 0; c < s->n_cols; c++) {
-            const float scale = s->scales[row];
-            const int32_t code = scale > 0.0f ? (int32_t)rintf(rows[(size_t)row * s->n_cols + c] / scale) : 0;
+            const int32_t code = code_of(s, row, c);
+            if (scale > 0.0f && fabsf(rows[(size_t)row * s->n_cols + c] - scale * (float)code) > 0.501f * scale)
+                report(parameters, "row %d, column %d has the code %d", (int)row, (int)c, (int)code);
             sum += code * z[c / 8 * 16 + c % 8 / 2 * 4 + c % 2];
         }
         values[row] = (float)sum * s->scales[row];
