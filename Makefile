@@ -121,7 +121,7 @@ retro: $(WHEELS_I686)/.built $(VENV)/.installed  ## boot a Pentium II with 128 M
 retro-shell: $(WHEELS_I686)/.built $(VENV)/.installed  ## the same machine with a person at its serial console (root)
 	RETRO=$(RETRO) tools/retro/machine.sh shell $(WHEELS_I686)/*.whl $(abspath $(BIN))/python
 
-retro-disk: $(WHEELS_I686)/.built $(VENV)/.installed  ## the same machine as one disk image that boots in any PC or emulator (root)
+retro-disk: $(WHEELS_I686)/.built $(VENV)/.installed  ## the same machine as one disk image that boots by itself (root)
 	RETRO=$(RETRO) tools/retro/machine.sh disk $(WHEELS_I686)/*.whl $(abspath $(BIN))/python
 
 pi-zero: $(VENV)/.installed  ## a conversation as a Raspberry Pi Zero has it, in emulation (Debian 12)

@@ -11,16 +11,8 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 __all__ = [
-    "Answered",
-    "Asked",
-    "Grammar",
-    "Sampling",
-    "SamplingParams",
-    "Settings",
-    "new_seed",
-    "params_of",
-    "seeds_of",
-]
+    "Answered", "Asked", "Grammar", "Sampling", "SamplingParams", "Settings", "new_seed", "params_of", "seeds_of",
+]  # fmt: skip
 
 MOST_TOKENS = 2**31 - 1
 
