@@ -41,7 +41,7 @@ def write_random_gguf(shape: str, folder: Path) -> Path:
             if key != "general.architecture":
                 out.add_metadata(key, value)
         out.add_metadata("tokenizer.ggml.model", "llama")
-        for key, value in vocabulary(model.metadata["llama.vocab_size"]).items():
+        for key, value in vocabulary(model.metadata[f"{model.architecture}.vocab_size"]).items():
             out.add_metadata(key, value)
         out.add_metadata("tokenizer.ggml.bos_token_id", 1, "u32")
         out.add_metadata("tokenizer.ggml.eos_token_id", 2, "u32")

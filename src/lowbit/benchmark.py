@@ -40,12 +40,21 @@ SHAPES: dict[str, dict[str, Any]] = {
         "table": "Q4_0",
     },
     "2.4B": {"hidden": 2560, "layers": 30, "wide": 6912, "heads": 20, "kv_heads": 5, "vocab": 128256},
+    "qwen35-0.8B": {
+        "hidden": 1024, "layers": 24, "wide": 3584, "heads": 8, "kv_heads": 2, "vocab": 248320, "tied": True,
+        "architecture": "qwen35", "head_dim": 256, "turned": 64,
+        "more": {
+            "ssm.time_step_rank": 16, "ssm.group_count": 16, "ssm.state_size": 128, "ssm.inner_size": 2048,
+            "ssm.conv_kernel": 4, "full_attention_interval": 4, "rope.dimension_sections": [11, 11, 10, 0],
+        },
+    },
 }  # fmt: skip
-"""Llama shapes with random ternary weights, named by their parameters; embedding and head have 8 bits but for 1B."""
+"""Shapes with random ternary weights, named by their parameters: of Llamas, and of Qwen3.5 0.8B, whose layers are
+recurrent but for every fourth. Embedding and head have 8 bits but for 1B."""
 
 
 class RandomModel:
-    """A Llama of one of the `SHAPES` that exists nowhere: its tensors are made when they are read.
+    """A model of one of the `SHAPES` that exists nowhere: its tensors are made when they are read.
 
     Weights are random ternary TQ2_0, or ternary F16 where rows are no multiple of 256; embeddings and head are random
     Q8_0 or Q4_0; the same bytes every time. The scales keep the activations of a normal size, so that nothing overflows
@@ -53,29 +62,36 @@ class RandomModel:
     """
 
     format = "random"
-    architecture = "llama"
 
     def __init__(self, shape: str, context: int = 4096) -> None:
         if shape not in SHAPES:
             raise ValueError(f"unknown shape {shape!r}; there are {', '.join(SHAPES)}")
         s = SHAPES[shape]
         self.path = f"random {shape}"
+        self.architecture = s.get("architecture", "llama")
+        head_dim = s.get("head_dim", s["hidden"] // s["heads"])
+        of_the_shape = {
+            "context_length": context,
+            "embedding_length": s["hidden"],
+            "block_count": s["layers"],
+            "feed_forward_length": s["wide"],
+            "attention.head_count": s["heads"],
+            "attention.head_count_kv": s["kv_heads"],
+            "attention.key_length": head_dim,
+            "attention.value_length": head_dim,
+            "attention.layer_norm_rms_epsilon": 1e-5,
+            "rope.freq_base": 10000.0,
+            "rope.dimension_count": s.get("turned", head_dim),
+            "vocab_size": s["vocab"],
+            **s.get("more", {}),
+        }
         self.metadata: Mapping[str, Any] = {
-            "general.architecture": "llama",
+            "general.architecture": self.architecture,
             "general.name": self.path,
-            "llama.context_length": context,
-            "llama.embedding_length": s["hidden"],
-            "llama.block_count": s["layers"],
-            "llama.feed_forward_length": s["wide"],
-            "llama.attention.head_count": s["heads"],
-            "llama.attention.head_count_kv": s["kv_heads"],
-            "llama.attention.layer_norm_rms_epsilon": 1e-5,
-            "llama.rope.freq_base": 10000.0,
-            "llama.rope.dimension_count": s["hidden"] // s["heads"],
-            "llama.vocab_size": s["vocab"],
+            **{f"{self.architecture}.{key}": value for key, value in of_the_shape.items()},
         }
         head = () if s.get("tied") else ("output.weight",)
-        plan = find_family("llama").plan(self.metadata, "llama", head)
+        plan = find_family(self.architecture).plan(self.metadata, self.architecture, head)
         self.tensors: Mapping[str, TensorInfo] = {
             weight.name: _random_tensor(weight, s.get("table", "Q8_0")) for weight in plan.weights()
         }
@@ -90,7 +106,8 @@ class RandomModel:
         """Make the bytes of a tensor."""
         info = self.tensors[name]
         if info.type == "F32":
-            return np.ones(info.shape, np.float32).view(np.uint8)
+            decay = name.endswith(".ssm_a")  # a state that grew would overflow
+            return np.full(info.shape, -1.0 if decay else 1.0, np.float32).view(np.uint8)
         shift = zlib.crc32(name.encode())
         if info.type == "F16":
             digits = np.resize(np.roll(self._digits.reshape(-1), shift), info.shape)
@@ -127,7 +144,13 @@ class RandomModel:
 
 
 def _random_tensor(weight: Weight, table: str) -> TensorInfo:
-    kinds = {"norm": "F32", "linear": "F16" if weight.shape[-1] % 256 else "TQ2_0", "embedding": table, "head": table}
+    kinds = {
+        "norm": "F32",
+        "recurrence": "F32",
+        "linear": "F16" if weight.shape[-1] % 256 else "TQ2_0",
+        "embedding": table,
+        "head": table,
+    }
     kind = kinds[weight.kind]
     return TensorInfo(weight.name, kind, weight.shape, 0, tensor_nbytes(kind, weight.shape))
 
