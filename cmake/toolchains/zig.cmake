@@ -13,10 +13,7 @@ if(LOWBIT_ZIG_TARGET MATCHES "-windows")
   set(CMAKE_SYSTEM_NAME Windows)
 elseif(LOWBIT_ZIG_TARGET MATCHES "-macos")
   set(CMAKE_SYSTEM_NAME Darwin)
-  # zig's linker crashes at -bundle, and Python loads either. CMake's own word for it comes after a toolchain file, but
-  # before this one.
-  set(CMAKE_USER_MAKE_RULES_OVERRIDE_C ${CMAKE_CURRENT_LIST_FILE})
-  set(CMAKE_SHARED_MODULE_CREATE_C_FLAGS "-dynamiclib")
+  set(CMAKE_USER_MAKE_RULES_OVERRIDE_C ${CMAKE_CURRENT_LIST_DIR}/zig-macos.cmake) # after CMake's own rules for macOS
 else()
   set(CMAKE_SYSTEM_NAME Linux)
 endif()
