@@ -82,6 +82,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'lowbit' has no attribute {name!r}")
     home = _LAZY[name]
+    importlib.import_module("._kernels", __name__)  # it asks the CPU, which numpy does not
     if home is None:
         return importlib.import_module(f".{name}", __name__)
     value = getattr(importlib.import_module(f".{home}", __name__), name)

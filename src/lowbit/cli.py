@@ -24,6 +24,8 @@ COMMANDS = (
     "generate", "chat", "serve", "batch", "plan", "pull", "models", "convert", "info", "tokenize", "perplexity",
     "bench", "quantize", "calibrate", "train", "cache", "completion",
 )  # fmt: skip
+WITHOUT_MODELS = ("plan", "pull", "models", "cache", "completion")
+"""Commands that compute nothing, and begin sooner."""
 """Modules of `lowbit.commands`, in the order in which the help lists them.
 
 Each has a docstring (its help), ``add_arguments(parser)`` and ``run(args) -> exit status``.
@@ -127,6 +129,8 @@ def _run(argv: Sequence[str] | None) -> int:
         args = _parser().parse_args(words)
     except SystemExit as stop:  # argparse has shown help, the version, or what is wrong
         return int(stop.code or 0)
+    if args.command not in WITHOUT_MODELS:
+        importlib.import_module("._kernels", __package__)  # it asks the CPU, which numpy does not
     status: int = args.run(args)
     return status
 

@@ -48,9 +48,10 @@ def test_the_command_line_says_it_in_one_line():
     assert done.stderr == "lowbit: error: this build of lowbit needs a CPU with cmov and MMX, which this one lacks\n"
 
 
-def test_a_numpy_that_would_end_the_process_is_named_before_it_is_loaded():
+@pytest.mark.parametrize("use", ["import lowbit.kernels", "lowbit.load()", "lowbit.Engine"])
+def test_a_numpy_that_would_end_the_process_is_named_before_it_is_loaded(use):
     check = "finally: assert 'numpy' not in sys.modules"
-    done = run(f"{OLD}\ntry: import lowbit.kernels\n{check}", "2.4.6", "Tag: cp311-cp311-manylinux_2_27_x86_64\n")
+    done = run(f"{OLD}\nimport lowbit\ntry: {use}\n{check}", "2.4.6", "Tag: cp311-cp311-manylinux_2_27_x86_64\n")
     want = "numpy 2.4.6 needs a CPU with SSE4.2, which this one lacks: pip install 'numpy<2.4'"
     assert done.stderr.strip().splitlines()[-1] == f"lowbit.errors.UnsupportedISAError: {want}"
 
@@ -69,3 +70,10 @@ def test_a_numpy_that_would_end_the_process_is_named_before_it_is_loaded():
 def test_only_wheels_of_numpy_that_take_sse42_are_refused(version, tag, refused):
     done = run(f"{OLD}\nimport lowbit.kernels", version, f"Tag: {tag}\n" if tag else "")
     assert ("UnsupportedISAError: numpy" in done.stderr, done.returncode) == (refused, int(refused))
+
+
+@pytest.mark.parametrize("command", ["generate x", "chat", "bench", "tokenize x"])
+def test_no_command_loads_such_a_numpy(command):
+    code = f"{OLD}\nfrom lowbit.cli import main\nprint(main({command.split()}), 'numpy' in sys.modules)"
+    done = run(code, "2.4.6", "Tag: cp311-cp311-manylinux_2_27_x86_64\n")
+    assert (done.stdout, done.stderr.count("\n")) == ("2 False\n", 1)

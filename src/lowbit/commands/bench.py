@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group()
     source.add_argument("-m", "--model", metavar="FILE", help="model file (default: the embedded model)")
-    source.add_argument("--random", metavar="SHAPE", help="random ternary weights: 13M, 15M, 110M, 0.7B, 1B, 2.4B or qwen35-0.8B")
+    source.add_argument(
+        "--random", metavar="SHAPE", help="random ternary weights: 13M, 15M, 110M, 0.7B, 1B, 2.4B or qwen35-0.8B"
+    )
     add("-p", "--prompt-tokens", type=whole(1), default=128, metavar="N", help="prompt length (default: 128)")
     add("-n", "--decode-tokens", type=whole(1), default=32, metavar="N", help="tokens to decode (default: 32)")
     add("-t", "--threads", type=_counts, default=(1, 2), metavar="N,N", help="thread counts (default: 1,2)")
