@@ -193,6 +193,8 @@ LB_INLINED void attend_group(lb_run *run, const lb_group *g, lb_head head, int32
         attend_span(run, g, head, start, LB_HEADS, 1, type);
     } else if (g->heads == LB_HEADS) {
         attend_span(run, g, head, start, LB_HEADS, 0, type);
+    } else if (LB_HEADS > 3 && g->heads == 3) {
+        attend_span(run, g, head, start, 3, 0, type);
     } else if (g->heads == 2) {
         attend_span(run, g, head, start, 2, 0, type);
     } else {
@@ -383,10 +385,8 @@ static void attend_rows(lb_run *run, int32_t row, int32_t end, int32_t kv_head, 
                 for (; one < k * shared + whole; one += LB_HEADS) add_group(run, r, k, one, LB_HEADS, 0, piece, last);
             }
             r = after;
-            for (; head < (k + 1) * shared; head += 2) {
-                const int32_t left = (k + 1) * shared - head;
-                add_group(run, r - 1, k, head, left < 2 ? left : 2, 0, piece, last);
-            }
+            const int32_t left = (k + 1) * shared - head;
+            if (left) add_group(run, r - 1, k, head, left, 0, piece, last);
         }
     }
     attend(run, piece, last);
