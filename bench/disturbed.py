@@ -286,8 +286,8 @@ async def _grow(served: Any) -> None:
 
 def prove_serve(clients: int) -> None:
     """Disturb a server."""
-    from served_cluster import Served
     import ray
+    from served_cluster import Served
     from small_model import write_small_model
 
     with tempfile.TemporaryDirectory() as name:
