@@ -18,8 +18,9 @@ from pathlib import Path
 from Cython.Compiler.Main import main as cython
 
 PACKAGE = "lowbit._kernels"
-# Hot loops use pointers; what is indexed is checked.
-OPTIONS = ["-3", f"--shared={PACKAGE}._cyutility", "-X", "initializedcheck=False", "-X", "cdivision=True"]
+# Hot loops use pointers; what is indexed is checked. A Python without the GIL needs none for lowbit: what threads share
+# has a lock of its own.
+DIRECTIVES = ["-3", "-X", "initializedcheck=False", "-X", "cdivision=True", "-X", "freethreading_compatible=True"]
 
 
 def translate(out: Path, source: Path, module: Path) -> bool:
@@ -27,9 +28,9 @@ def translate(out: Path, source: Path, module: Path) -> bool:
     with tempfile.TemporaryDirectory(dir=out) as folder:
         made = Path(folder) / f"{module.stem}.c"
         if module.stem == "_cyutility":
-            arguments = ["-3", f"--generate-shared={made}"]
+            arguments = [*DIRECTIVES, f"--generate-shared={made}"]
         else:
-            arguments = [*OPTIONS, "-I", str(source), str(module), "-o", str(made)]
+            arguments = [*DIRECTIVES, f"--shared={PACKAGE}._cyutility", "-I", str(source), str(module), "-o", str(made)]
         sys.argv = ["cython", "--module-name", f"{PACKAGE}.{module.stem}", *arguments]
         try:
             cython(command_line=True)

@@ -13,7 +13,7 @@ if(LOWBIT_ZIG_TARGET MATCHES "-windows")
   set(CMAKE_SYSTEM_NAME Windows)
 elseif(LOWBIT_ZIG_TARGET MATCHES "-macos")
   set(CMAKE_SYSTEM_NAME Darwin)
-  set(CMAKE_SHARED_MODULE_CREATE_C_FLAGS "-dynamiclib -undefined dynamic_lookup")
+  set(CMAKE_USER_MAKE_RULES_OVERRIDE_C ${CMAKE_CURRENT_LIST_DIR}/zig-macos.cmake) # after CMake's own rules for macOS
 else()
   set(CMAKE_SYSTEM_NAME Linux)
 endif()

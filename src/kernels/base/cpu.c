@@ -42,6 +42,7 @@ uint32_t lb_cpu_features(void) {
     if (has(one[D], 23)) found |= LB_CPU_MMX;
     if (has(one[D], 26)) found |= LB_CPU_SSE2;
     if (has(one[C], 9)) found |= LB_CPU_SSSE3;
+    if (has(one[C], 20) && has(one[C], 23)) found |= LB_CPU_SSE42;
     const uint32_t saved = has(one[C], 27) ? saved_registers() : 0;
     const int ymm = (saved & 0x06) == 0x06, zmm = (saved & 0xe6) == 0xe6;
     if (ymm && has(seven[B], 5) && has(one[C], 29)) found |= LB_CPU_AVX2;

@@ -28,11 +28,6 @@ static inline uint32_t lb_get_sse_mode(void) {
     return mode;
 }
 static inline void lb_set_sse_mode(uint32_t mode) { __asm__ volatile("ldmxcsr %0" : : "m"(mode) : "memory"); }
-#elif defined(_M_ARM64)
-#include <intrin.h>
-#define LB_ARM_MODE 0xffffffffu
-static inline uint32_t lb_get_arm_mode(void) { return (uint32_t)_ReadStatusReg(ARM64_FPCR); }
-static inline void lb_set_arm_mode(uint32_t mode) { _WriteStatusReg(ARM64_FPCR, mode); }
 #elif defined(__aarch64__)
 #define LB_ARM_MODE 0xffffffffu
 static inline uint32_t lb_get_arm_mode(void) {
@@ -43,6 +38,11 @@ static inline uint32_t lb_get_arm_mode(void) {
 static inline void lb_set_arm_mode(uint32_t mode) {
     __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)mode) : "memory");
 }
+#elif defined(_M_ARM64) /* Visual C++ alone: the headers of MinGW say so too */
+#include <intrin.h>
+#define LB_ARM_MODE 0xffffffffu
+static inline uint32_t lb_get_arm_mode(void) { return (uint32_t)_ReadStatusReg(ARM64_FPCR); }
+static inline void lb_set_arm_mode(uint32_t mode) { _WriteStatusReg(ARM64_FPCR, mode); }
 #elif defined(__arm__) && defined(__ARM_FP)
 #define LB_ARM_MODE 0x07ff9f00u /* the rest of the register are flags */
 static inline uint32_t lb_get_arm_mode(void) {

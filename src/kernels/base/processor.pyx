@@ -12,6 +12,7 @@ cdef extern from "cpu.h":
         LB_CPU_MMX
         LB_CPU_SSE2
         LB_CPU_ARMV6
+        LB_CPU_SSE42
     uint32_t lb_cpu_features() noexcept
     const uint32_t lb_built_for
 
@@ -21,3 +22,8 @@ def missing() -> list:
     cdef uint32_t lacking = lb_built_for & ~lb_cpu_features()
     flags = {"cmov": LB_CPU_CMOV, "MMX": LB_CPU_MMX, "SSE2": LB_CPU_SSE2, "ARMv6 and VFP": LB_CPU_ARMV6}
     return [name for name, flag in flags.items() if lacking & flag]
+
+
+def lacks_sse42() -> bool:
+    """Return whether this is an x86-64 without SSE4.2 or POPCNT."""
+    return sizeof(void *) == 8 and lb_cpu_features() & (LB_CPU_SSE2 | LB_CPU_SSE42) == LB_CPU_SSE2

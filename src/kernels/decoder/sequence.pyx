@@ -1,4 +1,5 @@
 """One sequence: its tokens, and the blocks that hold its keys and values."""
+cimport cython
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t
 from libc.stdlib cimport free, malloc
@@ -28,6 +29,7 @@ cdef class Turn:
     A lock that is tried in Python can be left locked by a signal that arrives between the try and the `with`.
     """
 
+    @cython.critical_section    # which the GIL is already, in a Python that has one
     def __enter__(self):
         if self.taken:
             if self.thread == PyThread_get_thread_ident():
@@ -36,6 +38,7 @@ cdef class Turn:
         self.taken, self.thread = True, PyThread_get_thread_ident()
         return True
 
+    @cython.critical_section
     def __exit__(self, *exc):
         if self.taken and self.thread == PyThread_get_thread_ident():
             self.taken = False

@@ -3,10 +3,10 @@
 import os
 
 from ..errors import UnsupportedISAError
-from .processor import missing
+from .requirements import wanting
 
-if missing():  # asked before any other module runs: its first instruction could be one that this CPU does not have
-    raise UnsupportedISAError(f"this build of lowbit needs a CPU with {' and '.join(missing())}, which this one lacks")
+if wanting():  # asked before any other module runs: its first instruction could be one that this CPU does not have
+    raise UnsupportedISAError(wanting())
 
 from . import dispatch, ternary  # ternary brings the portable ternary kernel with it
 
