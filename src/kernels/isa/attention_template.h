@@ -394,16 +394,14 @@ static void attend_rows(lb_run *run, int32_t row, int32_t end, int32_t kv_head, 
 
 void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, int32_t kv_heads,
                            int32_t piece) {
-    lb_run run;
-    run.a = a, run.n_groups = run.n_queries = 0;
     for (int32_t end = row + rows, next; row < end; row = next) {
         for (next = row + 1; next < end && a->blocks[next] == a->blocks[row];) next++;
         if (a->kv.values == a->kv.keys) {
             attend_latent_rows(a, row, next, kv_head, kv_heads);
-        } else if (a->parts) {
-            attend_rows(&run, row, next, kv_head, kv_heads, piece, piece + 1);
         } else {
-            attend_rows(&run, row, next, kv_head, kv_heads, 0, INT32_MAX);
+            lb_run run; /* of this branch alone: latents take as much of the stack */
+            run.a = a, run.n_groups = run.n_queries = 0;
+            attend_rows(&run, row, next, kv_head, kv_heads, a->parts ? piece : 0, a->parts ? piece + 1 : INT32_MAX);
         }
     }
 }
