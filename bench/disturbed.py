@@ -286,6 +286,7 @@ async def _grow(served: Any) -> None:
 
 def prove_serve(clients: int) -> None:
     """Disturb a server."""
+    import ray
     from served_cluster import Served
     from small_model import write_small_model
 
@@ -309,6 +310,7 @@ def prove_serve(clients: int) -> None:
         served = Served(cluster.address, "-m", model, "--context", CONTEXT, "--parallel", 8, "--replicas", "1:2")
         asyncio.run(_grow(served))
         served.stop()
+        ray.shutdown()  # a handle that is still listening may have connected anew
         cluster.shutdown()
 
 

@@ -147,9 +147,16 @@ static inline void lb_cond_wait_for(lb_cond *c, lb_mutex *m, int64_t nanoseconds
 }
 static inline void lb_mutex_destroy(lb_mutex *m) { pthread_mutex_destroy(m); }
 static inline void lb_cond_destroy(lb_cond *c) { pthread_cond_destroy(c); }
+/* musl gives a thread 128 KB, which attention alone may take. */
+enum { LB_STACK = 1 << 20 };
 static inline int lb_thread_start(void *(*f)(void *), void *arg) {
     pthread_t thread;
-    if (pthread_create(&thread, NULL, f, arg) != 0) return 0;
+    pthread_attr_t attributes;
+    if (pthread_attr_init(&attributes) != 0) return 0;
+    pthread_attr_setstacksize(&attributes, LB_STACK);
+    const int failed = pthread_create(&thread, &attributes, f, arg);
+    pthread_attr_destroy(&attributes);
+    if (failed) return 0;
     pthread_detach(thread);
     return 1;
 }

@@ -240,6 +240,7 @@ cdef class Decoder(ForwardPass):
                 if budget_ns and nanoseconds() - start > budget_ns:
                     break
         lb_atomic_store(&self.interrupted, 0)
+        self.proposed, self.accepted = self.n_proposed, self.n_accepted
         if self.status == INTERRUPTED:
             self.interrupts.check()
         elif self.status:
@@ -355,8 +356,8 @@ cdef class Decoder(ForwardPass):
                     break
                 s.length += 1
             if e.n_drafted:
-                self.proposed += e.n_drafted
-                self.accepted += s.length - before - e.rows
+                self.n_proposed += e.n_drafted
+                self.n_accepted += s.length - before - e.rows
                 if e.looked_up:
                     (<Lookup>s.lookup).learn(s.length - before - e.rows, e.n_drafted)
             if s.length == before + e.rows + e.n_drafted:

@@ -8,11 +8,17 @@
  */
 enum { SPAN = LB_KV_SPAN };
 
-/* Queries that share one reading of the keys and values, heads or neighbouring rows: as many as the registers hold. */
+/* Queries that share one reading of the keys and values, heads or neighbouring rows: as many as the registers hold. And
+ * whether so few queries may each convert half floats anew, for it costs nearly nothing. */
 #if defined(__AVX512F__)
 #define LB_HEADS 4
+#define LB_CHEAP_HALVES 0
+#elif defined(__AVX2__) || defined(__ARM_NEON)
+#define LB_HEADS 2
+#define LB_CHEAP_HALVES 1
 #else
 #define LB_HEADS 2
+#define LB_CHEAP_HALVES 0
 #endif
 
 /* Scores of sixteen positions, from element `at` of the keys on, for `heads` queries of `dim` floats, `step` apart. */
@@ -93,7 +99,7 @@ static inline const float *scales_of(const char *scales, int32_t kv_head) {
 LB_INLINED void add_all_values(const void *values, ptrdiff_t at, int32_t chunks, float (*weights)[SPAN], int32_t begin,
                                int32_t end, f32x16 *total, const int heads, const int32_t type) {
     int32_t c = 0;
-    if (heads == 1) {
+    if (heads == 1 || LB_HEADS == 4) { /* as many sums as there are registers for */
         for (; c + 4 <= chunks; c += 4)
             add_values(values, at + c * 16, chunks, weights, begin, end, total + c, heads, 4, type);
     }
@@ -125,13 +131,21 @@ typedef struct {
 } lb_sums;
 
 /* Queries of one sequence, and their sums, of a piece and of all pieces before it. */
+enum { MOST_UNPACKED = 128 };
 typedef struct {
     const lb_attention_args *a;
     char *const *blocks;
     int32_t n_groups, n_queries;
     lb_group groups[MOST_QUERIES];
     lb_sums piece, whole;
+    float keys[SPAN * MOST_UNPACKED], values[SPAN * MOST_UNPACKED]; /* of one kv head in one block */
 } lb_run;
+
+/* What a block has of one kv head. */
+typedef struct {
+    const void *keys, *values;
+    const float *key_scales, *value_scales;
+} lb_head;
 
 /* Adds the sums of a piece to those of the pieces before it. */
 static void add_piece(f32x16 *total, float *highest, float *weight_sum, const f32x16 *more, float highest_more,
@@ -145,12 +159,10 @@ static void add_piece(f32x16 *total, float *highest, float *weight_sum, const f3
 }
 
 /* The positions of one block. A query's additions are the same, and in the same order, as if it came alone. */
-LB_INLINED void attend_span(lb_run *run, const lb_group *g, const char *block, int32_t start, const int heads,
+LB_INLINED void attend_span(lb_run *run, const lb_group *g, lb_head head, int32_t start, const int heads,
                             const int more, const int32_t type) {
     const lb_attention_args *a = run->a;
-    const int32_t dim = a->head_dim, chunks = (a->value_dim + 15) / 16, kv_head = g->kv_head;
-    const lb_kv *kv = &a->kv;
-    const ptrdiff_t key_base = kv_head * kv->key_stride, value_base = kv_head * kv->value_stride;
+    const int32_t dim = a->head_dim, chunks = (a->value_dim + 15) / 16;
     const int32_t begin = g->first > start ? g->first - start : 0;
     lb_sums *s = &run->piece;
     f32x16 *total = s->total + g->at * chunks;
@@ -158,35 +170,80 @@ LB_INLINED void attend_span(lb_run *run, const lb_group *g, const char *block, i
     int32_t n[LB_HEADS];
     for (int h = 0; h < heads; h++) n[h] = g->count + more * h - start < SPAN ? g->count + more * h - start : SPAN;
     for (int32_t i = 0; i < n[heads - 1]; i += 16) {
-        score_block(block + kv->keys, key_base + (ptrdiff_t)i * dim, g->q, g->q_step, dim,
-                    (float (*)[SPAN])(weights[0] + i), heads, type);
+        score_block(head.keys, (ptrdiff_t)i * dim, g->q, g->q_step, dim, (float (*)[SPAN])(weights[0] + i), heads,
+                    type);
     }
     for (int h = 0; h < heads; h++) {
         const int32_t own = (n[h] + 15) / 16;
-        if (type == LB_KV_I8) scale_blocks(weights[h], scales_of(block + kv->key_scales, kv_head), own);
+        if (a->kv_type == LB_KV_I8) scale_blocks(weights[h], head.key_scales, own);
         for (int32_t i = 0; i < begin; i++) weights[h][i] = -INFINITY; /* lanes before the window */
         soften(weights[h], n[h], chunks, total + h * chunks, &s->highest[g->at + h], &s->weight_sum[g->at + h]);
-        if (type == LB_KV_I8) scale_blocks(weights[h], scales_of(block + kv->value_scales, kv_head), own);
+        if (a->kv_type == LB_KV_I8) scale_blocks(weights[h], head.value_scales, own);
     }
-    add_all_values(block + kv->values, value_base, chunks, weights, begin, n[0], total, heads, type);
+    add_all_values(head.values, 0, chunks, weights, begin, n[0], total, heads, type);
     if (more && n[heads - 1] > n[0]) { /* the last positions, which the first row does not have */
         for (int h = 1; h < heads; h++) {
-            add_all_values(block + kv->values, value_base, chunks, weights + h, n[0], n[h], total + h * chunks, 1,
-                           type);
+            add_all_values(head.values, 0, chunks, weights + h, n[0], n[h], total + h * chunks, 1, type);
         }
     }
 }
 
-LB_INLINED void attend_group(lb_run *run, const lb_group *g, const char *block, int32_t start, const int32_t type) {
+LB_INLINED void attend_group(lb_run *run, const lb_group *g, lb_head head, int32_t start, const int32_t type) {
     if (g->more) {
-        attend_span(run, g, block, start, LB_HEADS, 1, type);
+        attend_span(run, g, head, start, LB_HEADS, 1, type);
     } else if (g->heads == LB_HEADS) {
-        attend_span(run, g, block, start, LB_HEADS, 0, type);
+        attend_span(run, g, head, start, LB_HEADS, 0, type);
+    } else if (LB_HEADS > 3 && g->heads == 3) {
+        attend_span(run, g, head, start, 3, 0, type);
     } else if (g->heads == 2) {
-        attend_span(run, g, block, start, 2, 0, type);
+        attend_span(run, g, head, start, 2, 0, type);
     } else {
-        attend_span(run, g, block, start, 1, 0, type);
+        attend_span(run, g, head, start, 1, 0, type);
     }
+}
+
+static inline int sees(const lb_group *g, int32_t start) { return g->count > start && g->first < start + SPAN; }
+
+LB_INLINED void unpack_kv(const void *from, ptrdiff_t n, float *to, const int32_t type) {
+    for (ptrdiff_t i = 0; i < n; i += 16) v_store(to + i, load_kv(from, i, type));
+}
+
+/*
+ * Groups that follow each other and share a kv head, in one block; returns the first that does not. Three or more have
+ * its keys and values converted once for all.
+ */
+LB_INLINED int32_t attend_head(lb_run *run, int32_t first, const char *block, int32_t start, const int32_t type) {
+    const lb_attention_args *a = run->a;
+    const lb_kv *kv = &a->kv;
+    const int32_t kv_head = run->groups[first].kv_head, chunks = (a->value_dim + 15) / 16;
+    const ptrdiff_t size = type == LB_KV_F32 ? 4 : type == LB_KV_F16 ? 2 : 1;
+    lb_head head = {block + kv->keys + kv_head * kv->key_stride * size,
+                    block + kv->values + kv_head * kv->value_stride * size, scales_of(block + kv->key_scales, kv_head),
+                    scales_of(block + kv->value_scales, kv_head)};
+    int32_t end = first, wanted = 0, most = 0;
+    for (; end < run->n_groups && run->groups[end].kv_head == kv_head; end++) {
+        const lb_group *g = run->groups + end;
+        wanted += sees(g, start);
+        most = g->count + g->heads - start > most ? g->count + g->heads - start : most;
+    }
+    most = most < SPAN ? (most + 15) / 16 * 16 : SPAN;
+    const int unpack = type != LB_KV_F32 && !(LB_CHEAP_HALVES && type == LB_KV_F16) && wanted > 2 &&
+                       a->head_dim <= MOST_UNPACKED && chunks * 16 <= MOST_UNPACKED;
+    if (unpack) {
+        unpack_kv(head.keys, (ptrdiff_t)most * a->head_dim, run->keys, type);
+        unpack_kv(head.values, (ptrdiff_t)most * chunks * 16, run->values, type);
+        head.keys = run->keys, head.values = run->values;
+    }
+    for (int32_t i = first; i < end; i++) {
+        const lb_group *g = run->groups + i;
+        if (!sees(g, start)) continue;
+        if (unpack) {
+            attend_group(run, g, head, start, LB_KV_F32);
+        } else {
+            attend_group(run, g, head, start, type);
+        }
+    }
+    return end;
 }
 
 /* The sums of query i before its first position. A sink is where the running maximum begins, so that its own weight is
@@ -240,15 +297,14 @@ static void attend(lb_run *run, int32_t piece, int32_t end) {
     piece = first / LB_PIECE > piece ? first / LB_PIECE : piece;
     for (; piece < end && piece * LB_PIECE < last; piece++) {
         for (int32_t start = piece * LB_PIECE; start < (piece + 1) * LB_PIECE && start < last; start += SPAN) {
-            for (int32_t i = 0; i < run->n_groups; i++) {
-                const lb_group *g = run->groups + i;
-                if (g->count <= start || g->first >= start + SPAN) continue;
+            const char *block = run->blocks[start / SPAN];
+            for (int32_t i = 0; i < run->n_groups;) {
                 if (type == LB_KV_F16) {
-                    attend_group(run, g, run->blocks[start / SPAN], start, LB_KV_F16);
+                    i = attend_head(run, i, block, start, LB_KV_F16);
                 } else if (type == LB_KV_I8) {
-                    attend_group(run, g, run->blocks[start / SPAN], start, LB_KV_I8);
+                    i = attend_head(run, i, block, start, LB_KV_I8);
                 } else {
-                    attend_group(run, g, run->blocks[start / SPAN], start, LB_KV_F32);
+                    i = attend_head(run, i, block, start, LB_KV_F32);
                 }
             }
         }
@@ -329,10 +385,8 @@ static void attend_rows(lb_run *run, int32_t row, int32_t end, int32_t kv_head, 
                 for (; one < k * shared + whole; one += LB_HEADS) add_group(run, r, k, one, LB_HEADS, 0, piece, last);
             }
             r = after;
-            for (; head < (k + 1) * shared; head += 2) {
-                const int32_t left = (k + 1) * shared - head;
-                add_group(run, r - 1, k, head, left < 2 ? left : 2, 0, piece, last);
-            }
+            const int32_t left = (k + 1) * shared - head;
+            if (left) add_group(run, r - 1, k, head, left, 0, piece, last);
         }
     }
     attend(run, piece, last);
@@ -340,16 +394,14 @@ static void attend_rows(lb_run *run, int32_t row, int32_t end, int32_t kv_head, 
 
 void LB_NAME(lb_attention)(const lb_attention_args *a, int32_t row, int32_t rows, int32_t kv_head, int32_t kv_heads,
                            int32_t piece) {
-    lb_run run;
-    run.a = a, run.n_groups = run.n_queries = 0;
     for (int32_t end = row + rows, next; row < end; row = next) {
         for (next = row + 1; next < end && a->blocks[next] == a->blocks[row];) next++;
         if (a->kv.values == a->kv.keys) {
             attend_latent_rows(a, row, next, kv_head, kv_heads);
-        } else if (a->parts) {
-            attend_rows(&run, row, next, kv_head, kv_heads, piece, piece + 1);
         } else {
-            attend_rows(&run, row, next, kv_head, kv_heads, 0, INT32_MAX);
+            lb_run run; /* of this branch alone: latents take as much of the stack */
+            run.a = a, run.n_groups = run.n_queries = 0;
+            attend_rows(&run, row, next, kv_head, kv_heads, a->parts ? piece : 0, a->parts ? piece + 1 : INT32_MAX);
         }
     }
 }

@@ -49,6 +49,7 @@ cdef class Decoder(ForwardPass):
     cdef float *row_logits
     cdef float *row_states
     cdef readonly int64_t proposed, accepted    # tokens, so far
+    cdef int64_t n_proposed, n_accepted         # the same within a step, while other threads may read those
     cdef RowCosts costs
 
     cdef int _need_logits(self, int32_t rows) except -1
