@@ -99,8 +99,9 @@ def test_an_unknown_choice_of_sets_is_an_error(configure):
     assert "LOWBIT_ISA_BUILD is all or native, not fast" in done.stderr
 
 
-def test_a_missing_compiler_is_one_error_that_names_the_packages(configure, tools):
-    done, _ = configure("all", PATH=tools("ninja"))
+@pytest.mark.parametrize("cc", [{}, {"CC": "x86_64-linux-gnu-gcc -pthread"}])  # which pip takes from Python
+def test_a_missing_compiler_is_one_error_that_names_the_packages(configure, tools, cc):
+    done, _ = configure("all", PATH=tools("ninja"), **cc)
     assert done.returncode != 0
     said = [line.strip() for line in done.stderr.splitlines()]
     (line,) = [line for line in said if line.startswith("building lowbit needs a C compiler: install ")]
