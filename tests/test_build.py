@@ -61,6 +61,13 @@ def test_the_modules_are_for_every_later_python_where_one_wheel_can_be():
     assert Path(dispatch.__file__).name == f"dispatch{suffix}"
 
 
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="a Python with the GIL")
+def test_no_module_asks_for_the_gil():
+    code = "import sys, lowbit; lowbit.load(); sys.exit(sys._is_gil_enabled())"
+    assert run([sys.executable, "-X", "gil=1", "-c", code]).returncode == 1
+    assert run([sys.executable, "-W", "error", "-c", code]).returncode == 0
+
+
 @pytest.fixture
 def configure(tmp_path):
     """Configure a build of an empty set of modules, and return the names of its instruction sets."""
