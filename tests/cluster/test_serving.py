@@ -106,10 +106,11 @@ def test_clients_that_leave_free_their_blocks_on_the_replicas(served):
 
     async def leave():
         async with client_of(served.url) as client:
-            streams = [Stream(client, **LONG, prompt=f"{i} upon", n_predict=60_000) for i in range(6)]
+            # as many as one replica takes at a time: asked at once, all may go to the same
+            streams = [Stream(client, **LONG, prompt=f"{i} upon", n_predict=60_000) for i in range(4)]
             await asyncio.gather(*(stream.begun.wait() for stream in streams))
             stats = await asyncio.to_thread(served.stats, 2)
-            assert sum(one["running"] for one in stats.values()) == 6
+            assert sum(one["running"] for one in stats.values()) == 4
             assert any(one["kv"]["held"] for one in stats.values())
             for stream in streams:
                 stream.task.cancel()
@@ -117,7 +118,7 @@ def test_clients_that_leave_free_their_blocks_on_the_replicas(served):
 
     asyncio.run(leave())
     after = served.until_idle(2)
-    assert sum(after[pid]["cancelled"] - before[pid]["cancelled"] for pid in before) == 6
+    assert sum(after[pid]["cancelled"] - before[pid]["cancelled"] for pid in before) == 4
 
 
 def test_requests_that_begin_alike_meet_at_one_replica(served):
