@@ -131,7 +131,7 @@ typedef struct {
 } lb_sums;
 
 /* Queries of one sequence, and their sums, of a piece and of all pieces before it. */
-enum { MOST_UNPACKED = 128 };
+enum { MOST_UNPACKED = 128 }; /* channels of a head that is converted: both arrays fit the stack of any thread */
 typedef struct {
     const lb_attention_args *a;
     char *const *blocks;
@@ -193,7 +193,7 @@ LB_INLINED void attend_group(lb_run *run, const lb_group *g, lb_head head, int32
         attend_span(run, g, head, start, LB_HEADS, 1, type);
     } else if (g->heads == LB_HEADS) {
         attend_span(run, g, head, start, LB_HEADS, 0, type);
-    } else if (LB_HEADS > 3 && g->heads == 3) {
+    } else if (LB_HEADS == 4 && g->heads == 3) {
         attend_span(run, g, head, start, 3, 0, type);
     } else if (g->heads == 2) {
         attend_span(run, g, head, start, 2, 0, type);
