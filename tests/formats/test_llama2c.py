@@ -44,15 +44,17 @@ def order(version: int, shared: bool) -> dict[str, tuple[int, ...]]:
     return names if shared else names | {"output.weight": (VOCAB, DIM)}
 
 
-def checkpoint(version: int, shared: bool, header: tuple[int, ...] = HEADER) -> tuple[bytes, dict[str, np.ndarray]]:
+def checkpoint(
+    version: int, shared: bool, header: tuple[int, ...] = HEADER, group: int = GROUP
+) -> tuple[bytes, dict[str, np.ndarray]]:
     """A file whose i-th tensor holds i in every place, and what must be read from it."""
     out, expected = b"", {}
     for i, (name, shape) in enumerate(order(version, shared).items()):
         values = np.full(shape, i, np.float32)
         expected[name] = values
         if version == 2 and len(shape) == 2:
-            scales = np.arange(1, values.size // GROUP + 1, dtype="<f4")
-            expected[name] = (values.reshape(-1, GROUP) * scales[:, None]).reshape(shape)
+            scales = np.arange(1, values.size // group + 1, dtype="<f4")
+            expected[name] = (values.reshape(-1, group) * scales[:, None]).reshape(shape)
             out += values.astype(np.int8).tobytes() + scales.tobytes()
         else:
             out += values.astype("<f4").tobytes()
@@ -62,7 +64,7 @@ def checkpoint(version: int, shared: bool, header: tuple[int, ...] = HEADER) -> 
         return struct.pack("<7i", *header[:5], vocabulary, header[6]) + out, expected
     head = struct.pack("<Ii7iB", 0x616B3432, version, *header, shared)
     if version == 2:
-        head += struct.pack("<i", GROUP)
+        head += struct.pack("<i", group)
     return head.ljust(256, b"\0") + out, expected
 
 

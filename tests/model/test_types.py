@@ -140,6 +140,24 @@ def test_twice_the_scale_is_kept_exactly_in_4_bits(write_stored, kind, group):
     assert np.isfinite(lowbit.load(path).logits(IDS)).all()
 
 
+@pytest.mark.parametrize("group", [4, 8])
+def test_groups_of_llama2_c_that_go_on_in_the_next_row_keep_their_scales(tmp_path, monkeypatch, group):
+    """Rows of 12 hold one and a half groups of 8, as the 172 of stories260K do."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "formats"))
+    from test_llama2c import checkpoint
+
+    path = tmp_path / "model.bin"
+    content, expected = checkpoint(2, shared=True, group=group)
+    path.write_bytes(content)
+    with open_model(path) as file:
+        layer = read_weights(file, plan_of(file), 1).layers[1]
+        for role in ("attn_output", "ffn_down"):
+            want = expected[f"blk.1.{role}.weight"]
+            assert np.array_equal(layer[role][0].rows(np.arange(len(want))), want)
+    model = lowbit.load(path)
+    assert np.array_equal(lowbit.load(path, max_ram="40MB").logits([1, 2, 3]), model.logits([1, 2, 3]))
+
+
 def test_a_head_in_8_bits_is_that_of_a_q8_0_file(isa, write_llama, oracle):
     path = write_llama(hidden=64, wide=80, vocab=64)
     config, weights = oracle(path)

@@ -331,7 +331,8 @@ class _Reader:
         if kind == "ternary floats":
             return self._ternary(rows, cols, GROUP)
         if kind == "Q8_L2C":
-            size = int(self.file.metadata["llama2c.group_size"])
+            # Groups may go on in the next row; what divides both has one scale within a row.
+            size = math.gcd(int(self.file.metadata["llama2c.group_size"]), cols)
             return PackedMatrix("u8", rows, cols, group_cols=size, block_cols=min(size, 32))
         if kind in DECODABLE or kind == "8 bits":  # what has no packed form of its own is kept in 8 bits
             return PackedMatrix("u8", rows, cols, group_cols=32, scales_f16=True)
@@ -398,9 +399,10 @@ class _Reader:
                 self._fill_with_code_3(matrix, info.type, stored.reshape(rows, -1), row)
             elif info.type == "Q8_L2C":
                 n = all_rows * cols
-                codes, scales = raw[:n].reshape(-1, cols)[part], raw[n:].view("<f4").reshape(all_rows, -1)[part]
-                matrix.fill_codes(codes ^ np.uint8(128), row, self.threads)
-                matrix.fill_scales(scales.astype(np.float32), row)
+                scales = raw[n:].view("<f4").astype(np.float32)
+                scales = scales.repeat(all_rows * matrix.n_groups // len(scales)).reshape(all_rows, -1)
+                matrix.fill_codes(raw[:n].reshape(-1, cols)[part] ^ np.uint8(128), row, self.threads)
+                matrix.fill_scales(scales[part], row)
             else:
                 matrix.fill_rounded(info.type, stored, rows, row, self.threads)
         except FormatError as error:
