@@ -63,6 +63,23 @@ def test_longest_special_token_wins(small):
     assert tok.decode(tok.encode("a<xy>za")) == "a<xy>za"
 
 
+def test_spaces_of_user_defined_tokens_are_those_of_the_text(small):
+    """llama.cpp's converter writes Gemma's runs of spaces as spaces, older files as the vocabulary does."""
+    for runs in (("  ", "   "), ("▁▁", "▁▁▁")):
+        tok = small.tokenizer(*((run, 4) for run in runs), add_space_prefix=False)
+        pieces = [tok.piece(i) for i in tok.encode("a   b  \n a    b", False)]
+        assert pieces == ["a", "▁▁▁", "b", "▁▁", "<0x0A>", "▁a", "▁▁▁", "▁", "b"]
+        assert tok.decode(tok.encode("  a   b ")) == "  a   b "
+
+
+def test_scores_of_zeros_give_way_to_merges(small):
+    """So are files whose converter read a tokenizer.json: its order is in the merges alone."""
+    keys = {"add_space_prefix": False, "scores": np.zeros(small.first_extra + 1, np.float32)}
+    for merges, pieces in (([b"b c", b"a b"], ["a", "bc"]), ([b"a b", b"b c"], ["ab", "c"]), (None, ["ab", "c"])):
+        tok = small.tokenizer(("bc", 1), merges=merges, **keys)
+        assert [tok.piece(i) for i in tok.encode("abc", False)] == pieces
+
+
 def test_text_without_special_names_is_the_same_with_parse_special(real):
     llama = real["llama2-gguf"]
     for text in ("", " ", "a < b", "<s", "s>", "</", "I <3 you </ s>"):

@@ -162,6 +162,13 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> SentencePieceTokenizer:
         for token, token_type in ((unk, UNKNOWN), (bos, CONTROL), (eos, CONTROL)):
             if token is not None:
                 types[token] = token_type
+    if types.shape == (len(tokens),):
+        # Converters write these as they stand in a text, SentencePiece finds them in one whose spaces are escaped.
+        tokens = [
+            token.replace(b" ", SPACE) if t == USER_DEFINED else token for token, t in zip(tokens, types.tolist())
+        ]
+    if not scores.any():
+        scores = _ranks(tokens, get(metadata, "merges", list, path, default=[]), scores)
     vocabulary = Vocabulary.checked(tokens, scores, types, path)
     return SentencePieceTokenizer(
         vocabulary,
@@ -177,6 +184,16 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> SentencePieceTokenizer:
         eos_ids={i for i in (special("eot"), special("eom")) if i is not None},
         prefix=_prefix(metadata, path),
     )
+
+
+def _ranks(tokens: list[bytes], merges: list[bytes], scores: np.ndarray) -> np.ndarray:
+    """Scores for a file of zeros that has the merges of a tokenizer.json: the sooner a token is made, the better.
+
+    llama.cpp does not look at the merges, and cuts texts of such files into other tokens than their models know.
+    """
+    ranks = {merge.replace(b" ", b"", 1): -rank for rank, merge in reversed([*enumerate(merges)])}
+    found = [ranks.get(token, -len(merges)) for token in tokens]
+    return np.array(found, np.float32) if merges else scores
 
 
 def from_model_file(data: bytes, path: str) -> SentencePieceTokenizer:
