@@ -533,6 +533,24 @@ def test_the_files_of_a_folder_name_bos_eos_and_ends(tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_added_tokens_that_the_model_has_no_row_for_are_text(tmp_path):
+    """Gemma 3 without eyes has 262144 rows, and in its tokenizer.json a token 262144 for images."""
+    root = byte_level_json()
+    root["added_tokens"].append({"id": N + 3, "content": "<image>", "special": True})
+    write(tmp_path, root)
+    assert load_tokenizer(tmp_path).encode("<image>", False, parse_special=True) == [N + 3]
+    for config in ({"vocab_size": N + 3}, {"text_config": {"vocab_size": N + 3}}):
+        write(tmp_path, config, "config.json")
+        tokenizer = load_tokenizer(tmp_path)
+        assert tokenizer.vocab_size == N + 3
+        assert tokenizer.decode(tokenizer.encode("<image>", False, parse_special=True)) == "<image>"
+    # What begins or ends a text is missed by nobody but a broken model, and a larger vocabulary is another model's.
+    write(tmp_path, {"eos_token": "<image>"}, "tokenizer_config.json")
+    assert load_tokenizer(tmp_path).vocab_size == N + 4
+    write(tmp_path, {"vocab_size": N - 1}, "config.json")
+    assert load_tokenizer(tmp_path).vocab_size == N + 4
+
+
 def test_rank_files_of_other_vocabularies_and_damaged_ones_are_refused(tmp_path, data):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256)))

@@ -31,6 +31,8 @@ class Settings:
     eos_ids: set[int] = field(default_factory=set)
     added: dict[int, tuple[str, bool]] = field(default_factory=dict)
     """Names of added tokens by id, and whether they are special."""
+    rows: int | None = None
+    """Number of tokens that the model has."""
 
 
 def read_settings(folder: Path) -> Settings:
@@ -65,6 +67,9 @@ def read_settings(folder: Path) -> Settings:
         else:
             ends = values.get("eos_token_id")
             settings.eos_ids.update(i for i in (ends if isinstance(ends, list) else [ends]) if type(i) is int)
+            for part in (values, values.get("text_config")):
+                if isinstance(part, dict) and type(part.get("vocab_size")) is int:
+                    settings.rows = part["vocab_size"]
     return settings
 
 

@@ -96,7 +96,7 @@ def read_tokenizer_json(data: bytes, path: str, settings: Settings) -> Parts:
         byte_level=byte_level,
     )
     strip_space = reader.decoder(root.get("decoder"), byte_level)
-    vocabulary = reader.vocabulary(model.get("vocab"), root.get("added_tokens"))
+    vocabulary = reader.vocabulary(model.get("vocab"), root.get("added_tokens"), settings)
     named = {**vocabulary.ids, **vocabulary.literal, **vocabulary.control}
     before, after = reader.template(root.get("post_processor"))
     bos = _first(named, vocabulary.control, (settings.bos, *before), _BOS_NAMES)
@@ -269,7 +269,7 @@ class _Reader:
             raise self.unknown("a text between several special tokens", part)
         return tuple(before), tuple(after)
 
-    def vocabulary(self, vocab: Any, added: Any) -> Vocabulary:
+    def vocabulary(self, vocab: Any, added: Any, settings: Settings) -> Vocabulary:
         if not isinstance(vocab, dict) or not vocab:
             raise FormatError(f"{self.path}: has no vocabulary")
         if not isinstance(added if added is not None else [], list):
@@ -281,16 +281,19 @@ class _Reader:
         for token in added or []:
             if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not token["content"]:
                 raise FormatError(f"{self.path}: an added token has no text")
-            name = token["content"]
+            name, number = token["content"], token.get("id")
+            beyond = settings.rows is not None and type(number) is int and number >= settings.rows
+            if beyond and name not in ids and name not in (settings.bos, settings.eos):
+                continue  # a model that sees no images, say, has no row for their token
             if self.flag(token, "single_word"):
                 raise self.unknown("an added token that must be a word", token)
             special = self.flag(token, "special")
-            if special or ids.get(name) != token.get("id"):
+            if special or ids.get(name) != number:
                 ids.pop(name, None)  # else merging makes it, too: of "  ", say, where "▁▁" is an added token
-            (control if special else literal)[name] = token.get("id")  # type: ignore[assignment]
+            (control if special else literal)[name] = number  # type: ignore[assignment]
             sides = (self.flag(token, "lstrip"), self.flag(token, "rstrip"))
-            if any(sides) and type(token.get("id")) is int:
-                strips[token["id"]] = sides
+            if any(sides) and type(number) is int:
+                strips[number] = sides
         both = ids.keys() & literal.keys()
         numbers = [*ids.values(), *(i for name, i in literal.items() if name not in both), *control.values()]
         if not set(map(type, numbers)) <= {int} or min(numbers) < 0 or max(numbers) >= MAX_VOCAB_SIZE:
