@@ -71,6 +71,17 @@ def byte_level(regex=LLAMA3, **parts):
     }
 
 
+def with_runs():
+    """Tokens of runs of spaces, which are found before text is merged, and merges that make them in no one order."""
+    root = with_scores("never")
+    size = len(root["model"]["vocab"])
+    runs = ["▁" * n for n in range(2, 5)]
+    root["model"]["vocab"] |= {run: size + i for i, run in enumerate(runs)}
+    root["model"]["merges"] += ["▁ ▁", "▁▁ ▁▁", "▁▁ ▁", "▁ ▁▁", "▁▁▁ ▁", "▁ ▁▁▁"]
+    root["added_tokens"] += [{"id": size + i, "content": run, "special": False} for i, run in enumerate(runs)]
+    return root
+
+
 def with_scores(scheme="first"):
     """A tokenizer.json over text, as made from a SentencePiece model."""
     merges = ["a b", "▁ a", "▁ ab", "▁a b", "ab c", "▁ab c", "▁ abc"]
@@ -321,6 +332,14 @@ def test_real_tokenizers_have_the_ids_of_the_folder(converted, test_data, files)
     equal(folder, file, [*texts, "a" * 3000])
 
 
+def test_runs_of_spaces_are_written_as_llama_cpp_looks_for_them(converted):
+    folder, file = converted({"tokenizer.json": with_runs()})
+    tokens = open_model(file).metadata["tokenizer.ggml.tokens"]
+    assert [token for token in tokens if not token.strip()] == [b"  ", b"   ", b"    "]
+    equal(folder, file, [text for text in strings(300) if "▁" not in text])
+    equal(folder, file, ["a" + " " * n + "b" for n in range(1, 14)])
+
+
 @pytest.mark.parametrize("name", ["qwen2", "gpt-2"])
 def test_real_byte_level_vocabularies_come_back_from_tokenizer_json(converted, test_data, name):
     """GGUF to tokenizer.json, written here from the vocabulary's own keys, and back."""
@@ -383,14 +402,17 @@ print(json.dumps(told))
 """
 
 
-@pytest.mark.parametrize("kind", ["llama3", "gpt2", "sentencepiece", "llama2/tokenizer.json", "llama2/tokenizer.model"])
+@pytest.mark.parametrize(
+    "kind", ["llama3", "gpt2", "sentencepiece", "runs", "llama2/tokenizer.json", "llama2/tokenizer.model"]
+)
 def test_llama_cpp_loads_the_file_and_splits_text_alike(converted, peer, request, kind):
     if "/" in kind:
         path = request.getfixturevalue("test_data") / "tokenizers" / kind
         folder, file = converted({path.name: path}, vocab=32002)
     else:
-        folder, file = converted({"tokenizer.json": KINDS[kind]})
+        folder, file = converted({"tokenizer.json": with_runs() if kind == "runs" else KINDS[kind]})
     texts = [text for text in strings(300, seed=7) if text and "<" not in text and "\x00" not in text]
+    texts = [text for text in texts if kind != "runs" or "▁" not in text]
     done = subprocess.run(
         [peer, "-c", TOKENIZE], input=json.dumps([str(file), texts]), capture_output=True, text=True, timeout=1200
     )

@@ -13,7 +13,7 @@ awkward texts as the folder's does.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from .splitting import BY_NAME, GPT2
 from .spm import PREFIX_KEY
 from .tiktoken import is_rank_file, read_rank_file
 from .tokenizer_json import read_tokenizer_json
-from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, looks_like_byte
+from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, looks_like_byte
 
 __all__ = ["gguf_keys"]
 
@@ -98,12 +98,17 @@ def _sentencepiece(model: ModelProto, path: str) -> Keys:
         raise _no_words(path, "is no plain BPE model")
     return {
         "tokenizer.ggml.model": ("llama", "string"),
-        "tokenizer.ggml.tokens": (list(model.vocabulary.tokens), "string"),
+        "tokenizer.ggml.tokens": (_as_in_text(model.vocabulary.tokens, model.vocabulary.types), "string"),
         "tokenizer.ggml.scores": (model.vocabulary.scores, "f32"),
         "tokenizer.ggml.token_type": (model.vocabulary.types.astype(np.int32), "i32"),
         "tokenizer.ggml.add_space_prefix": (model.specs.add_dummy_prefix, "bool"),
         "tokenizer.ggml.remove_extra_whitespaces": (model.specs.remove_extra_whitespaces, "bool"),
     }
+
+
+def _as_in_text(tokens: Sequence[bytes], types: np.ndarray) -> list[bytes]:
+    """Tokens with the user-defined ones as GGUF has them: llama.cpp looks for them before it escapes spaces."""
+    return [t.replace(SPACE, b" ") if kind == USER_DEFINED else t for t, kind in zip(tokens, types.tolist())]
 
 
 def _table(vocabulary: BytePairVocabulary) -> tuple[list[bytes], np.ndarray]:
@@ -183,7 +188,7 @@ def _scored(parts: Parts, path: str) -> Keys:
         types[parts.unk_id] = UNKNOWN
     keys: Keys = {
         "tokenizer.ggml.model": ("llama", "string"),
-        "tokenizer.ggml.tokens": (tokens, "string"),
+        "tokenizer.ggml.tokens": (_as_in_text(tokens, types), "string"),
         "tokenizer.ggml.scores": (_scores(parts, path), "f32"),
         "tokenizer.ggml.token_type": (types, "i32"),
         "tokenizer.ggml.add_space_prefix": (prefix, "bool"),
@@ -198,21 +203,22 @@ def _scores(parts: Parts, path: str) -> np.ndarray:
     """Scores that make the same merges; refused where the order of the merges is not one of tokens.
 
     SentencePiece merges whatever becomes a token, and takes the best token first. So all merges to one token must stand
-    together, and every way to put a token together from two others must be among them.
+    together, and every way to put a token together from two others must be among them. Tokens that are found before
+    text is merged need no merges, and may have any.
     """
-    ids = parts.vocabulary.ids
+    ids, literal = parts.vocabulary.ids, parts.vocabulary.literal
     order: dict[str, int] = {}
     ways: dict[str, int] = {}
     before = ""
     for left, right in parts.merges:
         token = left + right
-        if token != before and token in order:
+        if token != before and token in order and token not in literal:
             raise _no_words(path, f"merges to {token[:20]!r} at two different ranks")
         order.setdefault(token, len(order))
         ways[token] = ways.get(token, 0) + 1
         before = token
     for token in ids:
-        if looks_like_byte(token.encode()):
+        if token in literal or looks_like_byte(token.encode()):
             continue
         possible = sum(token[:i] in ids and token[i:] in ids for i in range(1, len(token)))
         if possible != ways.get(token, 0):
@@ -255,6 +261,7 @@ def _add_special(keys: Keys, tokenizer: Tokenizer) -> None:
 
 def _check_equal(keys: Mapping[str, tuple[Any, str]], tokenizer: Tokenizer, path: str) -> None:
     """Refuse keys that make another tokenizer than the folder's."""
+    types = keys["tokenizer.ggml.token_type"][0].tolist()
     values = {key: value for key, (value, _) in keys.items()}
     for key in ("tokenizer.ggml.merges",):  # as a reader of GGUF hands it out
         if key in values:
@@ -268,7 +275,11 @@ def _check_equal(keys: Mapping[str, tuple[Any, str]], tokenizer: Tokenizer, path
             if made.token_bytes(i, first) != tokenizer.token_bytes(i, first):
                 raise _no_words(path, f"decodes the token {i} in another way")
     names = sorted(tokenizer.special_texts())[:16]
+    # SentencePiece takes ▁ in a text for a space, and tokenizer.json does not where runs of either are tokens (Gemma).
+    runs = any(kind == USER_DEFINED and b"  " in t for t, kind in zip(keys["tokenizer.ggml.tokens"][0], types))
     for text in (*PROBES, *(f"a {name} b{name}" for name in names), "".join(names)):
+        if runs and "▁" in text:
+            continue
         for parse in (False, True):
             if made.encode(text, parse_special=parse) != tokenizer.encode(text, parse_special=parse):
                 raise _no_words(path, f"splits {text[:40]!r} in another way")
