@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import lowbit
+from lowbit.errors import FormatError
 from lowbit.formats import open_model
+from lowbit.formats.gguf_writer import GGUFWriter
 from lowbit.loading.inspection import inspect_file
 
 NORMS = {"blk.0.attn_sub_norm.weight": (512,), "blk.0.ffn_sub_norm.weight": (768,)}
@@ -95,3 +97,16 @@ def test_ternary_floats_are_recognised_by_a_few_rows(tmp_path, write_llama):
             values = rng.integers(-1, 2, info.shape) * 0.5 if info.name.startswith("blk.0") else np.ones(info.shape)
             out.add_tensor(info.name, info.type, np.where(len(info.shape) == 2, values, 1).astype(np.float32))
     assert same_but_for_scratch(ternary)["weight_bytes"] < same_but_for_scratch(path)["weight_bytes"]
+
+
+def test_a_vocabulary_without_a_model_is_described_and_loads_as_none(tmp_path):
+    path = tmp_path / "vocab.gguf"
+    with GGUFWriter(path, "gemma4") as out:  # whatever the architecture, which nobody needs here
+        out.add_metadata("tokenizer.ggml.model", "llama")
+        out.add_metadata("tokenizer.ggml.tokens", [b"<unk>", b"<s>", b"</s>", b"a"], "string")
+        out.add_metadata("tokenizer.ggml.scores", np.zeros(4, np.float32), "f32")
+    found = inspect_file(path)
+    assert found["tokenizer"]["tokens"] == 4
+    assert "--tokenizer" in found["warnings"][0]
+    with pytest.raises(FormatError, match=r"no weights.*--tokenizer"):
+        lowbit.load(path)

@@ -149,6 +149,8 @@ def test_type_numbers_with_two_meanings_are_told_of(write):
 
 def test_heads_of_another_size_than_hidden_over_heads_are_told_of(write):
     only(write(head_dim=128), "128 channels", "64")
+    norms = {f"blk.0.attn_{kind}_norm.weight": np.ones(128) for kind in "qk"}
+    assert warnings(write("qwen3", head_dim=128, extra=norms)) == []  # Qwen 3's always say it
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import UnsupportedModelError
+from ..errors import FormatError, UnsupportedModelError
 from ..formats.base import ModelFile
 from ..plan import ModelPlan
 from . import (
@@ -56,4 +56,6 @@ def plan_of(file: ModelFile) -> ModelPlan:
     UnsupportedModelError
         If its architecture is not known, or asks for what lowbit does not do.
     """
+    if not file.tensors:
+        raise FormatError("holds no weights; a vocabulary without a model is for --tokenizer")
     return find_family(file.architecture).plan(file.metadata, file.architecture, file.tensors)
