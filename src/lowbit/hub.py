@@ -38,7 +38,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _BESIDE = frozenset(
     ("config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
-     "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 )  # fmt: skip
 """Files of a model folder that are read beside the weights."""
 

@@ -340,6 +340,17 @@ def test_runs_of_spaces_are_written_as_llama_cpp_looks_for_them(converted):
     equal(folder, file, ["a" + " " * n + "b" for n in range(1, 14)])
 
 
+def test_tokens_that_files_add_to_tokenizer_model_come_along(converted, test_data):
+    files = {
+        "tokenizer.model": test_data / "tokenizers/llama2/tokenizer.model",
+        "added_tokens.json": json.dumps({"<|im_end|>": 32000, "<|im_start|>": 32001, "<a b>": 32002}),
+        "tokenizer_config.json": {"eos_token": "<|im_end|>", "add_bos_token": True},
+    }
+    folder, file = converted(files, vocab=32008)
+    tokenizer = equal(folder, file, ["<|im_start|>user\nHi<|im_end|>", "x<a b> y", *strings(100)])
+    assert (tokenizer.eos_id, tokenizer.encode("<a b>", False)[-1]) == (32000, 32002)
+
+
 @pytest.mark.parametrize("name", ["qwen2", "gpt-2"])
 def test_real_byte_level_vocabularies_come_back_from_tokenizer_json(converted, test_data, name):
     """GGUF to tokenizer.json, written here from the vocabulary's own keys, and back."""

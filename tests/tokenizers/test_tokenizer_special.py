@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
-from lowbit.tokenizers import from_gguf_metadata
+from lowbit.tokenizers import from_gguf_metadata, load_tokenizer
 from lowbit.tokenizers.vocabulary import Texts
 
 
@@ -95,6 +98,27 @@ def test_end_ids_are_the_named_ones_and_known_end_markers(small):
     # Whatever type the file gives them, text cannot become them.
     assert not tok.eos_ids & set(tok.encode("<|im_end|><|eot_id|></s>"))
     assert tok.encode("<|im_end|><|eot_id|></s>", False, True) == [n, n + 3, 2]
+
+
+def test_a_folder_adds_tokens_to_a_sentencepiece_model(data, tmp_path):
+    """ChatML on Llama's vocabulary has its names in files beside tokenizer.model, and may have no tokenizer.json."""
+    shutil.copy(data / "models/tok512.model", tmp_path / "tokenizer.model")
+    plain = load_tokenizer(tmp_path)
+    added = {"<|im_end|>": 512, "<|im_start|>": 513, "<tool>": 514, "<far>": 600, "": 515, "<x>": "y", "\ud800": -1}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    tok = load_tokenizer(tmp_path)
+    assert tok.vocab_size == 515
+    assert tok.eos_ids == {2, 512}
+    assert tok.encode("<|im_start|>a<|im_end|>", False, True) == [513, *plain.encode("a", False), 512]
+    assert set(tok.encode("<tool><|im_start|><|im_end|>")) & {512, 513, 514} == {514}
+    assert tok.encode("Once upon", False) == plain.encode("Once upon", False)
+    decoder = {"512": {"content": "<|im_end|>", "special": False}, "514": {"content": "<tool>", "special": True}}
+    settings = {"eos_token": "<|im_end|>", "bos_token": "\ud800", "added_tokens_decoder": decoder}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tok = load_tokenizer(tmp_path)
+    assert (tok.bos_id, tok.eos_id, 514 in tok.encode("<tool>")) == (1, 512, False)
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 514}))
+    assert load_tokenizer(tmp_path).vocab_size == 514
 
 
 def test_llama2_c_models_end_at_bos(real):

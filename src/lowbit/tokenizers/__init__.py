@@ -98,7 +98,7 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
     elif llama2c.is_tokenizer_bin(data):
         return llama2c.from_tokenizer_bin(data, name, vocab_size)
     elif start[:1] == b"\n":  # a ModelProto begins with its first piece: field 1, length-delimited
-        tokenizer = spm.from_model_file(data, name)
+        tokenizer = spm.from_model_file(data, name, settings)
     elif start[:1] == b"{":
         tokenizer = from_tokenizer_json(data, name, settings)
     elif is_rank_file(data):

@@ -26,9 +26,9 @@ from .bpe import Parts
 from .bpe import Vocabulary as BytePairVocabulary
 from .gpt2 import NORMALIZER_KEY, SPACES_TO_META, STRIP_KEYS
 from .hub import read_settings
-from .modelproto import ModelProto, read_model_proto
+from .modelproto import ModelProto
 from .splitting import BY_NAME, GPT2
-from .spm import PREFIX_KEY
+from .spm import PREFIX_KEY, read_model_file
 from .tiktoken import is_rank_file, read_rank_file
 from .tokenizer_json import read_tokenizer_json
 from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, looks_like_byte
@@ -75,7 +75,7 @@ def gguf_keys(folder: str | os.PathLike[str], vocab_size: int) -> Keys:
     path = find_tokenizer_file(Path(folder))
     data, settings = read_tokenizer_file(str(path)), read_settings(Path(folder))
     if data[:1] == b"\n":
-        keys = _sentencepiece(read_model_proto(data, str(path)), str(path))
+        keys = _sentencepiece(read_model_file(data, str(path), settings), str(path))
     elif data[:1] == b"{":
         parts = read_tokenizer_json(data, str(path), settings)
         keys = _byte_level(parts, str(path)) if parts.recipe.byte_level else _scored(parts, str(path))

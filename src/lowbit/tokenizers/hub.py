@@ -17,7 +17,8 @@ _MAX_BYTES = 16 << 20
 _MAX_QUOTES, _MAX_LISTS, _MAX_OBJECTS = 1 << 22, 3 << 18, 1 << 16
 """What makes parsed JSON larger than its text. The largest vocabularies have three million quotes, half a million
 merges that may each be a list of two texts, and some thousand added tokens, which are objects."""
-_FILES = ("special_tokens_map.json", "tokenizer_config.json", "config.json", "generation_config.json")
+_ADDED = "added_tokens.json"
+_FILES = (_ADDED, "special_tokens_map.json", "tokenizer_config.json", "config.json", "generation_config.json")
 
 
 @dataclass
@@ -56,7 +57,9 @@ def read_settings(folder: Path) -> Settings:
         if len(data) > _MAX_BYTES:
             raise FormatError(f"{path}: is larger than {_MAX_BYTES} bytes")
         values = parse_json(data, str(path))
-        if name in _FILES[:2]:
+        if name == _ADDED:
+            settings.added.update({i: (text, _looks_special(text)) for text, i in values.items() if text and _is_id(i)})
+        elif name in _FILES[1:3]:
             settings.bos = _name(values.get("bos_token")) or settings.bos
             settings.eos = _name(values.get("eos_token")) or settings.eos
             if isinstance(values.get("add_bos_token"), bool):
@@ -91,6 +94,15 @@ def _name(token: Any) -> str | None:
     """Return the text of a token, which may stand alone or in an object with its flags."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and text else None
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _looks_special(text: str) -> bool:
+    """The file says no more than a name; llama.cpp tells by it, too."""
+    return text.startswith("<|") and text.endswith("|>")
 
 
 def _added(table: Any) -> dict[int, tuple[str, bool]]:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import Foreign, FormatError, UnsupportedModelError
-from .base import END_MARKERS, Tokenizer, end_markers
+from .base import END_MARKERS, Tokenizer, end_markers, without_surrogates
+from .hub import Settings
 from .metadata import get, special_id
-from .modelproto import read_model_proto, write_bpe_model, write_model_proto
+from .modelproto import ModelProto, read_model_proto, write_bpe_model, write_model_proto
 from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Specs, Vocabulary, looks_like_byte
 
-__all__ = ["PREFIX_KEY", "SentencePieceTokenizer", "from_gguf", "from_model_file"]
+__all__ = ["PREFIX_KEY", "SentencePieceTokenizer", "from_gguf", "from_model_file", "read_model_file"]
 
 PREFIX_KEY = "lowbit.tokenizer.space_prefix"
 """A key of lowbit's own, since GGUF has none."""
@@ -196,12 +197,29 @@ def _ranks(tokens: list[bytes], merges: list[bytes], scores: np.ndarray) -> np.n
     return np.array(found, np.float32) if merges else scores
 
 
-def from_model_file(data: bytes, path: str) -> SentencePieceTokenizer:
-    """Make a tokenizer from the bytes of a SentencePiece ``tokenizer.model``."""
+def read_model_file(data: bytes, path: str, settings: Settings) -> ModelProto:
+    """Check the bytes of a SentencePiece ``tokenizer.model``, and add the tokens that the files beside it add."""
+    model = read_model_proto(data, path)
+    known = model.vocabulary
+    tokens, types, scores = list(known.tokens), known.types.tolist(), known.scores.tolist()
+    for i, (name, special) in sorted(settings.added.items()):
+        if i == len(tokens) and (settings.rows is None or i < settings.rows):
+            text = without_surrogates(name).encode()
+            tokens.append(text if special else text.replace(b" ", SPACE))
+            types.append(CONTROL if special else USER_DEFINED)
+            scores.append(0.0)
+    if len(tokens) == len(known.tokens):
+        return model
+    return replace(model, vocabulary=Vocabulary.checked(tokens, np.array(scores, np.float32), np.array(types), path))
+
+
+def from_model_file(data: bytes, path: str, settings: Settings) -> SentencePieceTokenizer:
+    """Make a tokenizer from the bytes of a SentencePiece ``tokenizer.model``, and what the files beside it say."""
     import sentencepiece
 
-    model = read_model_proto(data, path)
-    control = {model.vocabulary.tokens[i]: i for i in model.vocabulary.ids_of(CONTROL)}
+    model = read_model_file(data, path, settings)
+    named = {model.vocabulary.tokens[i]: i for kind in (USER_DEFINED, CONTROL) for i in model.vocabulary.ids_of(kind)}
+    bos, eos = (without_surrogates(name or "").encode() for name in (settings.bos, settings.eos))
     unknown = model.vocabulary.ids_of(UNKNOWN)
     if len(unknown) != 1:
         raise FormatError(f"{path}: the vocabulary has {len(unknown)} unknown tokens instead of one")
@@ -212,8 +230,8 @@ def from_model_file(data: bytes, path: str) -> SentencePieceTokenizer:
         model.vocabulary,
         model.specs,
         path,
-        bos_id=control.get(model.bos_piece),
-        eos_id=control.get(model.eos_piece),
+        bos_id=named.get(bos, named.get(model.bos_piece)),
+        eos_id=named.get(eos, named.get(model.eos_piece)),
         unk_id=unknown[0],
         rest=model.rest,
         unk_surface=model.unk_surface,
