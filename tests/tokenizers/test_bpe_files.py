@@ -551,6 +551,14 @@ def test_added_tokens_that_the_model_has_no_row_for_are_text(tmp_path):
     assert load_tokenizer(tmp_path).vocab_size == N + 4
 
 
+def test_mistrals_own_format_is_refused_by_its_name(tmp_path):
+    vocab = [
+        {"rank": 0, "token_bytes": "AA==", "token_str": "\0"}
+    ] * 70000  # more objects than a tokenizer.json may have
+    with pytest.raises(UnsupportedModelError, match=r"tekken\.json"):
+        load_tokenizer(write(tmp_path, {"config": {"pattern": "x"}, "vocab": vocab}, "tekken.json"))
+
+
 def test_rank_files_of_other_vocabularies_and_damaged_ones_are_refused(tmp_path, data):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256)))

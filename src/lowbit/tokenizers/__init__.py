@@ -99,6 +99,8 @@ def load_tokenizer(path: str | os.PathLike[str], vocab_size: int | None = None) 
         return llama2c.from_tokenizer_bin(data, name, vocab_size)
     elif start[:1] == b"\n":  # a ModelProto begins with its first piece: field 1, length-delimited
         tokenizer = spm.from_model_file(data, name, settings)
+    elif start[:1] == b"{" and b'"token_bytes"' in data[:4096]:
+        raise UnsupportedModelError(f"{name}: is Mistral's tekken.json, which is not supported; tokenizer.json is")
     elif start[:1] == b"{":
         tokenizer = from_tokenizer_json(data, name, settings)
     elif is_rank_file(data):
