@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lowbit.chat import sandbox
@@ -76,8 +76,23 @@ def process(monkeypatch):
     return sandbox_process
 
 
+class Generation(Extension):
+    """Transformers' own tag, as its `apply_chat_template` has it: a macro that is called where it stands."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
+
+    def _write(self, caller):
+        return caller()
+
+
 def plainly(source, values):
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    extensions = [loopcontrols, Generation]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
 
     def raise_exception(message):
         raise jinja2.TemplateError(message)
@@ -128,6 +143,19 @@ def test_published_templates_write_what_transformers_writes(process, name):
         assert in_sandbox(process, source, copy.deepcopy(values)) == want, path.name
         same += 1
     assert same > len(paths) // 2
+
+
+def test_marks_around_what_a_model_learns_write_nothing(process):
+    """SmolLM3's template has them around each answer."""
+    source = (
+        "{% set ns = namespace(n=0) %}{% set x = 'a' %}{% for m in messages %}{{ m.role }}:"
+        "{% if m.role == 'assistant' %}{%- generation -%} {% set x = 'b' %}{% set ns.n = 1 %}{{ m.content + '</s>' }}\n"
+        "{%- endgeneration -%}{% else %}{{ m.content }}{% endif %}{% endfor %}{{ x }}{{ ns.n }}"
+    )
+    values = {"messages": CONVERSATIONS["system"], "bos_token": "<s>", "eos_token": "</s>"}
+    want = plainly(source, copy.deepcopy(values))
+    assert want.endswith("assistant: Hi! </s>user:What's 2<3 & 'x'?a1")
+    assert in_sandbox(process, source, values) == want
 
 
 @pytest.mark.parametrize("kind", ["image_url", "image", "input_audio", "video"])

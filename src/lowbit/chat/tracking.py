@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, cast
 from jinja2 import TemplateError, nodes
 from jinja2.compiler import CodeGenerator
 from jinja2.environment import Environment
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import EvalContext
+from jinja2.parser import Parser
 from jinja2.runtime import Context, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -76,6 +77,16 @@ class _Generator(CodeGenerator):
         self.write("))")
 
 
+class _Generation(Extension):
+    """What transformers adds to Jinja: marks around what the model is to learn, which write nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 (as Jinja has it)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 class TrackingEnvironment(ImmutableSandboxedEnvironment):
     """The environment of chat templates."""
 
@@ -83,7 +94,8 @@ class TrackingEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset("+*%")
 
     def __init__(self, disguise: Disguise) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], finalize=self._text)
+        extensions = [loopcontrols, _Generation]
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=self._text)
         self._disguise = disguise
 
     def track_filters(self) -> None:
