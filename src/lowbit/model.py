@@ -11,12 +11,13 @@ import numpy as np
 from ._kernels import dispatch
 from ._kernels.decoder import Decoder
 from ._kernels.kvpool import SPAN
-from .engine import Engine, Generation, Stream, Timings, TokenLogprob
+from .engine import Engine, Generation, Timings, TokenLogprob
 from .engine.constraints import Compiler, Constraint
 from .engine.perplexity import Perplexity, measured
 from .engine.pooling import normalised, pooled
 from .engine.prompts import prompts_of, token_ids
 from .engine.sequence import Request, check_shift, make_sampler
+from .engine.stream import let_go
 from .engine.text import LogprobRecorder
 from .errors import ContextLengthError, LowbitError, UnsupportedModelError
 from .loading.memory import MemoryPlan
@@ -430,20 +431,18 @@ class Model:
 
     def _run(self, requests: list[Request]) -> list[Generation]:
         """Run requests together, all to their ends."""
-        streams: list[Stream] = []
+        engine = self._engine
         try:
             for request in requests:
                 request.collecting = True
-                streams.append(self._engine.start(request))
-            return [stream.result() for stream in streams]
+            return [stream.result() for stream in [engine.start(request) for request in requests]]
         finally:
-            for stream in streams:
-                stream.cancel()
+            let_go(engine, requests)
 
     def _stream(self, request: Request) -> Generator[str, None, Generation]:
-        stream = self._engine.start(request)
+        engine = self._engine
         try:
-            yield from stream
+            yield from (stream := engine.start(request))
             return stream.result()
         finally:
-            stream.cancel()
+            let_go(engine, [request])
