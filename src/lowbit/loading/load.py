@@ -149,7 +149,7 @@ def load(
     tokenizer = None if tokenizer is None else os.path.normpath(tokenizer)
     start = time.perf_counter()
     source = EMBEDDED_MODEL if path is None else path
-    with dispatch.PlainFloats(), open_model(source) as file, named(file.path, tokenizer):
+    with dispatch.PlainFloats(), open_model(source) as file, named(file.path, tokenizer, draft):
         plan = plan_of(file)
         reader = tokenizer_of(file, plan, tokenizer)  # first, so that a budget can count it
         small = None if draft is None else load_draft(draft, plan, reader, threads, context, budget)
@@ -210,14 +210,15 @@ def _check_same_vocabulary(own: ModelPlan, reader: Tokenizer | None, plan: Model
 
 
 @contextmanager
-def named(*paths: str | None) -> Iterator[None]:
+def named(*paths: str | os.PathLike[str] | None) -> Iterator[None]:
     """Begin every complaint with the first of these paths, unless it begins with one of them already."""
+    known = tuple(os.fsdecode(path) for path in paths if path is not None)
     try:
         yield
     except (FormatError, UnsupportedModelError) as error:
-        if str(error).startswith(tuple(path for path in paths if path is not None)):
+        if str(error).startswith(known):
             raise
-        raise type(error)(f"{paths[0]}: {error}") from None
+        raise type(error)(f"{known[0]}: {error}") from None
 
 
 def check_threads(threads: int | None) -> int:
