@@ -17,7 +17,7 @@ from .._kernels.kvpool import KV_TYPES, KVPool
 from .._kernels.matrix import PackedMatrix
 from .._kernels.paging import PagedMatrix
 from ..assets import EMBEDDED_MODEL
-from ..errors import FormatError, UnsupportedModelError
+from ..errors import FormatError, MemoryBudgetError, UnsupportedModelError
 from ..families import plan_of
 from ..formats import open_model
 from ..formats.base import ModelFile
@@ -277,9 +277,9 @@ def check_forms(
 def build(
     file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = BATCH,
     weights: str = "auto", budget: Budget | None = None, sparse: sparsity_settings.Sparsity = sparsity_settings.NONE,
-    share: bool = False, pack: str = "auto",
+    share: bool = False, pack: str = "auto", paged: bool = False,
 ) -> tuple[Decoder, ModelPlan]:  # fmt: skip
-    """Pack a file's weights for a decoder, or leave them in the file if a budget has no room for all.
+    """Pack a file's weights for a decoder, or leave them in the file if a budget has no room for all, or with `paged`.
 
     With `share`, what another decoder of the same file holds is taken; for files whose tensors are those on the disk.
     """
@@ -292,7 +292,7 @@ def build(
     check_tensors(file, plan)
     kv_type = automatic_kv_type(plan) if kv_type == "auto" else kv_type
     paging = None
-    if budget is not None and not budget.holds(packed_bytes(file, plan, head, weights, True, pack)[0]):
+    if budget is not None and (paged or not budget.holds(packed_bytes(file, plan, head, weights, True, pack)[0])):
         stored = sum(info.nbytes for info in file.tensors.values())
         paging = Paging(file, budget.block_bytes, threads, budget.exceeded_by(stored))
     key = packed_from(file, plan, head, weights, pack, sparsity_settings.details(sparse)) if share else None
@@ -316,6 +316,7 @@ def build(
         )  # fmt: skip
         return Decoder(graph, pool, threads, min(batch, context))
 
+    decoder = None
     if budget is None:
         decoder = make(context or most, batch)
         decoder.pool.resize(None, blocks_of(decoder))
@@ -323,7 +324,14 @@ def build(
             decoder.shorten(read.output)
     else:
         file.release_all()  # it is closed when loading ends, so what is mapped does not count
-        decoder = budget.fit(make, paging, context, most, batch)
+        try:
+            decoder = budget.fit(make, paging, context, most, batch)
+        except MemoryBudgetError:
+            if paging is not None:
+                raise
+    if decoder is None:  # the weights have room, but not all that is beside them
+        del make, read
+        return build(file, threads, context, kv_type, head, batch, weights, budget, sparse, share, pack, paged=True)
     decoder.weights = read
     sparsity_settings.apply(decoder, plan, sparse, file)
     return decoder, plan
