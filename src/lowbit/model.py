@@ -23,6 +23,7 @@ from .errors import ContextLengthError, LowbitError, UnsupportedModelError
 from .loading.memory import MemoryPlan
 from .plan import ModelPlan
 from .sampling import Answered, Asked, Grammar, Sampling, SamplingParams, Settings, new_seed, params_of, seeds_of
+from .scalars import plain
 from .tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -184,6 +185,7 @@ class Model:
         entries, several = prompts_of(prompt)
         if several and not all(len(entry) for entry in entries):
             raise ValueError("an entry of the batch is empty")
+        n = plain(n)
         if n is None and not several and isinstance(seed, (Sequence, np.ndarray)):
             n = len(seed)
         elif n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST_TEXTS):
@@ -343,13 +345,13 @@ class Model:
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, not {text.__class__.__name__}")
-        stride = max(1, self.context // 2) if stride is None else stride
+        stride = max(1, self.context // 2) if stride is None else plain(stride)
         if isinstance(stride, bool) or not isinstance(stride, int) or not 1 <= stride <= self.context:
             raise ValueError(f"stride must be a whole number from 1 to {self.context}, not {stride!r}")
         ids = np.ascontiguousarray(self.tokenizer.encode(text, add_bos=True), np.int32)
         if len(ids) < 2:
             raise ValueError("there is nothing to predict in an empty text")
-        return measured(ids, len(text.encode()), self.context, stride, self._score)
+        return measured(ids, len(text.encode("utf-8", "surrogatepass")), self.context, stride, self._score)
 
     def info(self) -> dict[str, Any]:
         """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set.

@@ -19,6 +19,7 @@ from .._kernels.sequence import Sequence
 from ..errors import LowbitError, MemoryBudgetError, QueueFullError
 from ..loading.memory import parse_size
 from ..sampling import Grammar, Sampling, params_of
+from ..scalars import plain
 from .drafting import Drafter
 from .driving import Driven
 from .host import Host
@@ -72,6 +73,7 @@ class Engine(Driven):
         self, model: Host, max_sequences: int = 16, kv_ram: str | int | None = None, step_ms: float = 50,
         max_queue: int = 256, max_queue_tokens: int | None = None, batch: int | None = None, *, thread: bool = True,
     ) -> None:  # fmt: skip
+        max_sequences, max_queue, batch = plain(max_sequences), plain(max_queue), plain(batch)
         counts = {"max_sequences": max_sequences, "max_queue": max_queue, "batch": 1 if batch is None else batch}
         for name, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 20:
@@ -83,7 +85,7 @@ class Engine(Driven):
         self._pool = model._decoder.pool
         if kv_ram is not None:
             with model._decoder.lock:
-                self._pool.fit(parse_size(kv_ram))
+                self._pool.fit(parse_size(kv_ram, "kv_ram"))
         self._drafter = None if model._draft is None else Drafter(model._draft)
         self._rows = model._decoder.batch if batch is None else min(batch, model._decoder.batch)
         self._pace = Pace(step_ms, self._rows)
@@ -247,8 +249,7 @@ class Engine(Driven):
         if self._torn:
             self._mend()
         self._torn = True
-        closed = self._closed
-        if closed is not None:
+        if (closed := self._closed) is not None:
             for request in (*self._running, *self._waiting):
                 request.end(State.FAILED if str(closed) else State.CANCELLED, closed if str(closed) else None)
             for request in self._waiting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from ..errors import LowbitError
 from .sequence import Request, State
@@ -156,6 +156,9 @@ class Stream:
     def cancel(self) -> None:
         """End it at the next step; what was made stays readable. Does nothing if it has ended."""
         let_go(self._driver, [self._request])
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream cannot be pickled or copied: whoever drops one cancels its text")
 
     def __del__(self) -> None:
         if not self._request.over:

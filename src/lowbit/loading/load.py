@@ -22,6 +22,7 @@ from ..families import plan_of
 from ..formats import open_model
 from ..formats.base import ModelFile
 from ..plan import DeltaNet, ModelPlan
+from ..scalars import plain
 from ..tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary, load_tokenizer
 from ..tokenizers.llama2c import tokenizer_beside
 from . import sparsity as sparsity_settings
@@ -140,16 +141,17 @@ def load(
     budget = None if max_ram is None else Budget(parse_size(max_ram))
     sparse = sparsity_settings.parse(sparsity)
     check_forms(kv_type, head, weights, pack, sparse)
-    threads = check_threads(threads)
+    threads, context = check_threads(threads), plain(context)
     folder = None
     if kv_disk is not None or kv_disk_bytes is not None:
         from .kvdisk import KVDisk, fingerprint, kv_folder  # only here, for the time that it takes
 
         folder = kv_folder(kv_disk, kv_disk_bytes)
     tokenizer = None if tokenizer is None else os.path.normpath(tokenizer)
+    thresholds = sparsity if isinstance(sparsity, (str, os.PathLike)) else None
     start = time.perf_counter()
     source = EMBEDDED_MODEL if path is None else path
-    with dispatch.PlainFloats(), open_model(source) as file, named(file.path, tokenizer, draft):
+    with dispatch.PlainFloats(), open_model(source) as file, named(file.path, tokenizer, draft, thresholds):
         plan = plan_of(file)
         reader = tokenizer_of(file, plan, tokenizer)  # first, so that a budget can count it
         small = None if draft is None else load_draft(draft, plan, reader, threads, context, budget)
@@ -225,6 +227,7 @@ def check_threads(threads: int | None) -> int:
     """Return the number of threads to use; ValueError if it is out of range."""
     if threads is None:
         return min(int(dispatch.cores()), int(dispatch.MAX_THREADS))
+    threads = plain(threads)
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= dispatch.MAX_THREADS:
         raise ValueError(f"threads must be a whole number from 1 to {dispatch.MAX_THREADS}, not {threads!r}")
     return threads
