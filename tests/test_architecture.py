@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "lowbit"
 
 FLOORS = [
     ["layers"],
+    ["scalars"],
     ["errors", "plan", "sampling", "replacing", "assets"],
     ["hub"],
     ["_kernels"],
@@ -37,7 +38,7 @@ commands make use."""
 
 LOOSE = {
     "__init__", "__main__", "benchmark", "cli", "errors", "hub", "isa", "kernels", "layers", "model", "plan",
-    "replacing", "sampling",
+    "replacing", "sampling", "scalars",
 }  # fmt: skip
 """Modules that lie in no room."""
 

@@ -11,17 +11,19 @@ import numpy as np
 from ._kernels import dispatch
 from ._kernels.decoder import Decoder
 from ._kernels.kvpool import SPAN
-from .engine import Engine, Generation, Stream, Timings, TokenLogprob
+from .engine import Engine, Generation, Timings, TokenLogprob
 from .engine.constraints import Compiler, Constraint
 from .engine.perplexity import Perplexity, measured
 from .engine.pooling import normalised, pooled
 from .engine.prompts import prompts_of, token_ids
 from .engine.sequence import Request, check_shift, make_sampler
+from .engine.stream import let_go
 from .engine.text import LogprobRecorder
 from .errors import ContextLengthError, LowbitError, UnsupportedModelError
 from .loading.memory import MemoryPlan
 from .plan import ModelPlan
 from .sampling import Answered, Asked, Grammar, Sampling, SamplingParams, Settings, new_seed, params_of, seeds_of
+from .scalars import plain
 from .tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -183,6 +185,7 @@ class Model:
         entries, several = prompts_of(prompt)
         if several and not all(len(entry) for entry in entries):
             raise ValueError("an entry of the batch is empty")
+        n = plain(n)
         if n is None and not several and isinstance(seed, (Sequence, np.ndarray)):
             n = len(seed)
         elif n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MOST_TEXTS):
@@ -342,13 +345,13 @@ class Model:
         """
         if not isinstance(text, str):
             raise TypeError(f"text must be a str, not {text.__class__.__name__}")
-        stride = max(1, self.context // 2) if stride is None else stride
+        stride = max(1, self.context // 2) if stride is None else plain(stride)
         if isinstance(stride, bool) or not isinstance(stride, int) or not 1 <= stride <= self.context:
             raise ValueError(f"stride must be a whole number from 1 to {self.context}, not {stride!r}")
         ids = np.ascontiguousarray(self.tokenizer.encode(text, add_bos=True), np.int32)
         if len(ids) < 2:
             raise ValueError("there is nothing to predict in an empty text")
-        return measured(ids, len(text.encode()), self.context, stride, self._score)
+        return measured(ids, len(text.encode("utf-8", "surrogatepass")), self.context, stride, self._score)
 
     def info(self) -> dict[str, Any]:
         """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set.
@@ -430,20 +433,18 @@ class Model:
 
     def _run(self, requests: list[Request]) -> list[Generation]:
         """Run requests together, all to their ends."""
-        streams: list[Stream] = []
+        engine = self._engine
         try:
             for request in requests:
                 request.collecting = True
-                streams.append(self._engine.start(request))
-            return [stream.result() for stream in streams]
+            return [stream.result() for stream in [engine.start(request) for request in requests]]
         finally:
-            for stream in streams:
-                stream.cancel()
+            let_go(engine, requests)
 
     def _stream(self, request: Request) -> Generator[str, None, Generation]:
-        stream = self._engine.start(request)
+        engine = self._engine
         try:
-            yield from stream
+            yield from (stream := engine.start(request))
             return stream.result()
         finally:
-            stream.cancel()
+            let_go(engine, [request])

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from .scalars import plain
+
 __all__ = [
     "Answered", "Asked", "Grammar", "Sampling", "SamplingParams", "Settings", "new_seed", "params_of", "seeds_of",
 ]  # fmt: skip
@@ -107,6 +109,9 @@ class SamplingParams:
         if not isinstance(texts, (list, tuple)) or any(not isinstance(s, str) or not s for s in texts):
             raise ValueError(f"stop must hold non-empty strings, not {self.stop!r}")
         object.__setattr__(self, "stop", tuple(texts))
+        for field in dataclasses.fields(self):
+            if field.name not in ("stop", "logit_bias"):
+                object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         if self.max_tokens is None:
             object.__setattr__(self, "max_tokens", MOST_TOKENS)
         for name in ("max_tokens", "top_k"):
@@ -126,6 +131,8 @@ class SamplingParams:
         biases = {} if self.logit_bias is None else self.logit_bias
         if not isinstance(biases, Mapping):
             raise ValueError(f"logit_bias maps token ids to numbers from -1000 to 1000, and is not {biases!r}")
+        biases = {plain(token): plain(bias) for token, bias in biases.items()}
+        object.__setattr__(self, "logit_bias", biases or None)
         for token, bias in biases.items():
             known = isinstance(token, int) and isinstance(bias, (int, float)) and not isinstance(bias, bool)
             if not known or not 0 <= token < 2**31 or not -1000 <= bias <= 1000:

@@ -214,6 +214,20 @@ def test_what_is_no_tool_or_no_choice_is_refused(tools, choice, why):
         ToolCalls(tools, choice, True, "")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"properties": 5}, {"properties": [1]}, {"properties": None}, {"properties": {"a": 5}}, {"required": 5},
+        {"properties": {"a": {"enum": 5}}}, {"properties": {"a": {"type": 5}}}, {"properties": {"a": {"anyOf": 5}}},
+        {"properties": {"a": {"oneOf": [{"enum": {}}]}}}, {"properties": {"a": {"anyOf": [None]}}},
+    ],
+)  # fmt: skip
+def test_parameters_that_are_no_schema_are_refused_whatever_the_format(wrong):
+    """Formats with tags read the schema themselves, before anybody compiles it."""
+    with pytest.raises(ValueError, match="tool 0: the parameters are no schema"):
+        ToolCalls([{"type": "function", "function": {"name": "a", "parameters": wrong}}], "auto", True, "")
+
+
 SPECIALS = [
     "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<tool_call>", "</tool_call>",
     *(f"<｜tool▁{part}｜>" for part in ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end")),

@@ -201,8 +201,9 @@ def test_a_vocabulary_that_differs_in_one_token_is_refused(load, path, tmp_path)
 
 
 def test_what_is_no_model_is_refused(load, tmp_path):
-    with pytest.raises(FormatError, match=r"missing.gguf"):
+    with pytest.raises(FormatError) as caught:
         load(draft=tmp_path / "missing.gguf")
+    assert str(caught.value).startswith(str(tmp_path / "missing.gguf"))
 
 
 def test_a_draft_counts_in_the_memory_budget(load, drafts):

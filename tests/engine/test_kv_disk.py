@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -144,6 +145,15 @@ def test_a_changed_file_is_another_model(path, tmp_path, disk):
     data[len(data) // 2 + 777] ^= 1
     model.write_bytes(data)
     assert lowbit.load(model, kv_disk=disk, threads=1).generate(PROMPT, max_tokens=1).timings.reused_tokens == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode here")
+def test_a_file_whose_name_is_no_unicode_is_kept_like_any_other(path, tmp_path, disk):
+    model = os.fsencode(tmp_path) + b"/\xff\xe9.gguf"
+    shutil.copyfile(path, model)
+    for known in (0, len(PROMPT) // SPAN * SPAN):
+        out = lowbit.load(model, kv_disk=disk, threads=1).generate(PROMPT, max_tokens=1)
+        assert out.timings.reused_tokens == known
 
 
 def damaged(data):

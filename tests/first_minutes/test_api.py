@@ -193,6 +193,42 @@ def test_a_closed_model_gives_its_memory_back_and_says_that_it_is_closed(settled
     model.close()
 
 
+def test_numbers_of_numpy_are_as_good_as_pythons(model):
+    want = model.generate("Once", n=2, max_tokens=3, temperature=0.5, top_k=5, seed=1, logit_bias={5: 1.5}, logprobs=2)
+    got = model.generate(
+        "Once", n=np.int64(2), max_tokens=np.uint8(3), temperature=np.float32(0.5), top_k=np.array(5), seed=np.int32(1),
+        logit_bias={np.int64(5): np.float16(1.5)}, logprobs=np.int16(2),
+    )  # fmt: skip
+    assert [(one.tokens, one.logprobs) for one in got] == [(one.tokens, one.logprobs) for one in want]
+    assert model.perplexity("Once upon", stride=np.int64(5)) == model.perplexity("Once upon", stride=5)
+    assert lowbit.load(context=np.int64(100), threads=np.int8(1), max_ram=np.int64(10**8)).context == 100
+    with lowbit.Engine(model, max_sequences=np.int64(2), batch=np.int64(8), kv_ram=np.int64(10**8)) as engine:
+        assert engine.submit("Once", max_tokens=3, temperature=0, seed=np.uint64(2**64 - 1)).result().tokens
+    for wrong in (np.float64(2), np.bool_(True), np.array([2])):
+        with pytest.raises(ValueError, match="max_tokens must be a whole number"):
+            model.generate("Once", max_tokens=wrong)
+    with pytest.raises(ValueError, match="temperature must be between"):
+        model.generate("Once", temperature=np.float32("nan"))
+
+
+def test_what_is_no_unicode_is_scored_as_the_sign_that_stands_for_it(model):
+    assert model.perplexity("a \ud800 b") == model.perplexity("a \ufffd b")
+
+
+def test_a_stream_cannot_be_copied_for_who_drops_a_copy_would_cancel_it(model):
+    with lowbit.Engine(model) as engine:
+        stream = engine.submit("Once", max_tokens=3, seed=1)
+        for refused in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="a stream cannot be pickled or copied"):
+                refused(stream)
+        assert stream.result().tokens
+
+
+def test_a_size_that_is_wrong_names_its_setting(model):
+    with pytest.raises(ValueError, match="kv_ram must be a size"):
+        lowbit.Engine(model, kv_ram="much")
+
+
 def test_a_model_cannot_be_pickled_and_says_what_to_do(model):
     for use in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="load it in each process"):

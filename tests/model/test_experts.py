@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from pieces import read
@@ -208,6 +210,33 @@ def test_paged_experts_give_the_bits_of_resident_ones(write, model, kind):
         assert memory["peak_memory"] <= memory["cache_bytes"]
         assert len(memory["expert_hits"]) == len(paged._decoder.graph.experts)
         assert all(0 <= rate < 1 for rate in memory["expert_hits"])
+
+
+def test_hits_that_are_read_amid_a_step_are_those_of_the_last_one(write):
+    path = write(keys={"expert_count": 48, "block_count": 6})
+    paged = lowbit.load(path, max_ram=smallest(path) + (1 << 20), threads=1)
+    layers, done = paged._decoder.graph.experts, threading.Event()
+    seen = [set() for _ in layers]
+
+    def look():
+        while not done.is_set():
+            for layer, counts in zip(layers, seen):
+                counts.add(layer.asked)
+
+    for turn in range(4):
+        reader = threading.Thread(target=look)
+        reader.start()
+        try:
+            sequence = Sequence(paged._decoder.pool, (IDS + turn) % 300, 70, reuse=False)
+            paged._decoder.read(sequence)
+            sequence.close()
+        finally:
+            done.set()
+            reader.join()
+            done.clear()
+    steps = 4 * -(-70 // paged._decoder.batch)
+    assert max(map(len, seen)) <= 1 + steps
+    assert all(layer.asked for layer in layers)
 
 
 @pytest.mark.parametrize(("model", "kind"), [("shared with a gate", "TQ2_0"), ("dense first", "TQ1_0")])

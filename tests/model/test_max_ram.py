@@ -145,6 +145,26 @@ def test_any_budget_above_the_model_keeps_all_of_it(write_llama):
     assert model.info()["memory"]["cache_bytes"] > 0
 
 
+@pytest.mark.parametrize("context", [1000, 2000])
+def test_no_budget_is_too_little_where_a_smaller_one_was_enough(write_llama, context):
+    """Keys and values are larger than the weights, which would have room without them."""
+    path = write_llama(
+        hidden=256, wide=256, vocab=300, heads=4, kv_heads=4, layers=3, keys={"context_length": 4000}
+    )  # fmt: skip
+    enough = []
+    for megabytes in range(4, 26):
+        try:
+            model = lowbit.load(
+                path, max_ram=megabytes << 20, context=context, kv_type="f32", weights="file", threads=1
+            )
+        except MemoryBudgetError:
+            enough.append("")
+        else:
+            enough.append("in the file" if "hits" in model.info()["memory"] else "in memory")
+    assert enough == sorted(enough, key=["", "in the file", "in memory"].index)
+    assert {*enough} == {"", "in the file", "in memory"}
+
+
 def test_a_stream_that_nobody_reads_makes_room_and_goes_on_later(test_data):
     path = test_data / "models/stories260K.bin"
     resident, model = lowbit.load(path), lowbit.load(path, max_ram="20MB")

@@ -304,6 +304,16 @@ def test_a_prompt_is_not_penalised_for_its_tokens(isa):
     assert [sampler.choose(logits) for _ in range(3)] == [1, 2, 0]
 
 
+def test_one_that_imitates_another_of_more_tokens_leaves_those_alone_that_it_does_not_have():
+    """The tokens of a draft, whose context was shifted past one that only the model has."""
+    many = 1 << 24
+    large, small, plain = (Sampler(n, 0.0, 0, 1.0, 0.0, 4.0, 1) for n in (many, 24, 24))
+    large.note([many - 1, int(LOGITS.argmax()), many - 2])
+    plain.note([int(LOGITS.argmax())])
+    small.imitate(large)
+    assert small.choose(LOGITS) == plain.choose(LOGITS)
+
+
 def test_a_mask_of_another_size_is_refused():
     with pytest.raises(ValueError, match="mask"):
         Sampler(100, 0.0, 0, 1.0, 0.0, 1.0, 0).allow(np.zeros(3, np.uint32))

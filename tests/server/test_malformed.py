@@ -62,7 +62,8 @@ FIELDS = [
     (CHAT, "messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a"}}]}]),
     (CHAT, "messages", [{"role": "user", "content": "Hi", "mood": "good"}]),
     (CHAT, "messages", [{"role": "user", "content": "Hi", "name": "Bob"}]),
-    (CHAT, "messages", [{"role": "system", "content": "Hi"}]),
+    (CHAT, "messages", [{"role": "system", "content": "Hi"}]), (CHAT, "messages", [{"role": [], "content": "Hi"}]),
+    (APPLY, "messages", [{"role": {}, "content": "Hi"}]),
     (CHAT, "messages", [*HELLO, *[{"role": "assistant", "content": "Hi"}] * 2]),
     (CHAT, "max_tokens", 0), (CHAT, "max_tokens", -1), (CHAT, "max_tokens", 1.5), (CHAT, "max_tokens", "9"),
     (CHAT, "max_tokens", 2**31), (CHAT, "max_completion_tokens", 0), (CHAT, "max_completion_tokens", 3),
@@ -183,6 +184,13 @@ def test_a_field_that_is_wrong_is_named(server, path):
             said = f"{error['param']} {error['message']}"
             assert not known or field.split("_")[-1].rstrip("s") in said or "context" in said or "token" in said, case
     assert server.post(path, GOOD[path]).status_code == 200, "the server serves on"
+
+
+@pytest.mark.parametrize("digits", [b"1e400", b"-1e999", b"9" * 310 + b".5"])
+def test_a_number_that_no_answer_could_repeat_is_refused(server, digits):
+    body = b'{"input": "a", "max_output_tokens": 1, "metadata": {"a": [' + digits + b"]}}"
+    answer = server.http.post(RESPONSES, content=body, headers={"content-type": "application/json"})
+    assert "too large" in check(answer, RESPONSES, 400)["message"]
 
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, TOKENIZE])

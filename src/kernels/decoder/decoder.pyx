@@ -16,17 +16,17 @@ from lowbit._kernels.forward cimport INTERRUPTED, ForwardPass, lb_atomic_load, l
 from lowbit._kernels.graph cimport Graph
 from lowbit._kernels.kvpool cimport KVPool
 from lowbit._kernels.lookup cimport MAX_DRAFT, Lookup
+from lowbit._kernels.moe cimport ExpertLayer
 from lowbit._kernels.ops cimport NormWork, norm_work, scale_by
 from lowbit._kernels.profile cimport SAMPLE
 from lowbit._kernels.rowcost cimport note_pass, row_cost, text_seconds
 from lowbit._kernels.sampler cimport Sampler
 from lowbit._kernels.sequence cimport Sequence, State, ends_with
 
-import threading
-
 import numpy as np
 
 from lowbit._kernels.lookup import EarlierTexts
+from lowbit._kernels.sequence import StepLock
 
 
 cdef enum:
@@ -140,7 +140,7 @@ cdef class Decoder(ForwardPass):
 
     Attributes
     ----------
-    lock : threading.Lock
+    lock : StepLock
         Held by whoever makes a step, or changes the pool or a sequence.
     texts : EarlierTexts
         What was said in texts that ended, for proposals.
@@ -151,7 +151,7 @@ cdef class Decoder(ForwardPass):
     def __cinit__(self, Graph graph not None, KVPool pool not None, int32_t threads, int32_t batch=256):
         self.most_logits = batch
         self.texts = EarlierTexts(EARLIER_TOKENS)
-        self.lock = threading.Lock()
+        self.lock = StepLock()
         self.wanted = <int32_t *>self._scratch(batch, 4)
         self._need_logits(1)
 
@@ -178,7 +178,7 @@ cdef class Decoder(ForwardPass):
 
     def renew_lock(self):
         """For a child process, in which nobody can give the lock back."""
-        self.lock = threading.Lock()
+        self.lock = StepLock()
 
     def interrupt(self):
         """Ask a step that makes several tokens to end before the next one. For any thread."""
@@ -240,12 +240,23 @@ cdef class Decoder(ForwardPass):
                 if budget_ns and nanoseconds() - start > budget_ns:
                     break
         lb_atomic_store(&self.interrupted, 0)
-        self.proposed, self.accepted = self.n_proposed, self.n_accepted
+        self._tell()
         if self.status == INTERRUPTED:
             self.interrupts.check()
         elif self.status:
             self.graph.pager.check(self.status)
         return made
+
+    cdef int _tell(self) except -1:
+        """Make known what was counted without the GIL: others may read it while the next step goes on counting."""
+        cdef ExpertLayer layer
+        self.proposed, self.accepted = self.n_proposed, self.n_accepted
+        if self.shortlist is not None:
+            self.shortlist.asked, self.shortlist.made = self.shortlist.n_asked, self.shortlist.n_made
+        if self.graph.pager is not None:
+            for layer in self.graph.experts:
+                layer.asked, layer.found = layer.n_asked, layer.n_found
+        return 0
 
     def read(self, Sequence sequence not None, str want="last", most=None):
         """Take in the pending tokens of one sequence, all or `most`, and make its next token if it has a sampler.

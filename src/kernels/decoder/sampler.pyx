@@ -151,6 +151,8 @@ cdef class Sampler:
         if self.repeat_penalty != 1.0:
             for i in range(<int32_t>min(self.n_recent, <int64_t>RECENT)):
                 token = self.recent[i]
+                if token >= self.vocab_size:    # of the larger one's that it imitates
+                    continue
                 # each recent token is penalised once, from its original logit
                 if logits[token] > 0:
                     self.adjusted[token] = <float>(logits[token] / self.repeat_penalty)

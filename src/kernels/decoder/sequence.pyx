@@ -11,6 +11,7 @@ from lowbit._kernels.lookup cimport MAX_DRAFT, Lookup
 from lowbit._kernels.recall cimport recall, store
 from lowbit._kernels.sampler cimport Sampler
 
+import threading
 import time
 
 import numpy as np
@@ -42,6 +43,27 @@ cdef class Turn:
     def __exit__(self, *exc):
         if self.taken and self.thread == PyThread_get_thread_ident():
             self.taken = False
+
+
+cdef class StepLock:
+    """A lock that knows its holder: the garbage collector may end a stream in the middle of a step, in the same thread.
+    """
+
+    def __cinit__(self):
+        self.lock = threading.Lock()
+
+    def __enter__(self):
+        self.lock.acquire()
+        self.thread, self.taken = PyThread_get_thread_ident(), True
+
+    def __exit__(self, *exc):
+        self.taken = False
+        self.lock.release()
+
+    @property
+    def mine(self):
+        """Whether the calling thread holds it."""
+        return self.taken and self.thread == PyThread_get_thread_ident()
 
 
 cdef class Sequence:

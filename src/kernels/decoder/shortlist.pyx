@@ -102,10 +102,10 @@ cdef class Shortlist:
             one.q, one.scale = a.q + <size_t>i * a.stride, a.scale + <size_t>i * a.n_groups
             one.sum = a.sum + <size_t>i * a.n_groups
             args.y = y + i * y_stride
-            self.asked += m.n_rows
+            self.n_asked += m.n_rows
             if few[i]:
-                self.made += lb_shortlist(&self.sketch, self.lengths, &args, few[i], &tools)
+                self.n_made += lb_shortlist(&self.sketch, self.lengths, &args, few[i], &tools)
             else:
                 tools.matmul(&args, 0, lb_row_groups(m.n_rows))
-                self.made += m.n_rows
+                self.n_made += m.n_rows
         end_floats(mode)

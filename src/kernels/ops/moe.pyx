@@ -385,8 +385,8 @@ cdef class ExpertScratch:
                 continue
             for e in range(layer.n):
                 if self.starts[e + 1] > self.starts[e]:
-                    layer.asked += 1
-                    layer.found += (<PagedMatrix>p.paged).prefetch_part(e)
+                    layer.n_asked += 1
+                    layer.n_found += (<PagedMatrix>p.paged).prefetch_part(e)
 
 
 cdef bint same_input(const lb_matrix *a, const lb_matrix *b) noexcept nogil:

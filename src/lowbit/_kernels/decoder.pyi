@@ -1,4 +1,3 @@
-import threading
 from typing import Any
 
 import numpy as np
@@ -7,7 +6,7 @@ from .forward import ForwardPass
 from .graph import Graph
 from .kvpool import KVPool
 from .lookup import EarlierTexts
-from .sequence import Sequence
+from .sequence import Sequence, StepLock
 
 class Batch:
     capacity: int
@@ -33,7 +32,7 @@ class Decoder(ForwardPass):
     weights: Any
     proposed: int
     accepted: int
-    lock: threading.Lock
+    lock: StepLock
     texts: EarlierTexts
     def __init__(self, graph: Graph, pool: KVPool, threads: int, batch: int = 256) -> None: ...
     @property

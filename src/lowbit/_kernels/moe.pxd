@@ -40,7 +40,8 @@ cdef class ExpertLayer:
     cdef bint sigmoid, chosen_only, normalized, by_two
     cdef int32_t activation
     cdef float scale, clamp
-    cdef readonly int64_t asked, found  # experts that were to be had from a file, and those that were in memory
+    cdef int64_t n_asked, n_found       # experts that were to be had from a file, and those that were in memory
+    cdef readonly int64_t asked, found  # the same, at the end of the last step
     cdef list keep
 
     cdef const float *_bias(self, values, int32_t width) except? NULL

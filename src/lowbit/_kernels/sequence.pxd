@@ -40,6 +40,12 @@ cdef class Turn:
     cdef unsigned long thread
 
 
+cdef class StepLock:
+    cdef object lock
+    cdef bint taken
+    cdef unsigned long thread
+
+
 cdef class Sequence:
     cdef State state
     cdef KVPool pool

@@ -15,7 +15,8 @@ cdef class Shortlist:
     cdef float *best
     cdef list memory
     cdef readonly size_t nbytes
-    cdef readonly int64_t asked, made   # outputs so far: all of them, and those that were made exactly
+    cdef int64_t n_asked, n_made        # outputs so far: all of them, and those that were made exactly
+    cdef readonly int64_t asked, made   # the same, at the end of the last step
 
     cdef void *_take(self, size_t n_bytes) except NULL
     cdef void multiply(self, const lb_matrix *m, const lb_activations *a, float *y, size_t y_stride,

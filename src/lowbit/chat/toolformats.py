@@ -13,7 +13,7 @@ from typing import Any
 
 from ..sampling import Grammar
 
-__all__ = ["FORMATS", "PLAIN", "Format", "Tool", "choose_format", "grammar_of", "is_text"]
+__all__ = ["FORMATS", "PLAIN", "Format", "Tool", "choose_format", "grammar_of", "is_readable", "is_text"]
 
 WHITESPACE = r"[ ]|\n{1,2}[ \t]{0,20}"
 """Between the tokens of JSON, at most once."""
@@ -111,6 +111,18 @@ def choose_format(template: str) -> Format:
             found = form
             break
     return replace(found, reasoning=("[THINK]", "[/THINK]")) if "[THINK]" in template else found
+
+
+def is_readable(schema: Any) -> bool:
+    """Whether what is read here of a schema is of the right kind; the rest of it is for who compiles it."""
+    if not isinstance(schema, Mapping):
+        return isinstance(schema, bool)
+    options, properties = [schema.get(key, []) for key in ("anyOf", "oneOf")], schema.get("properties", {})
+    lists = [*options, *(schema.get(key, []) for key in ("enum", "required"))]
+    if not all(isinstance(one, (list, tuple)) for one in lists) or not isinstance(properties, Mapping):
+        return False
+    parts = [*properties.values(), *(option for several in options for option in several)]
+    return isinstance(schema.get("type", ""), (str, list, tuple)) and all(map(is_readable, parts))
 
 
 def is_text(schema: Any) -> bool:

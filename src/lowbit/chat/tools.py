@@ -16,7 +16,7 @@ from typing import Any
 
 from ..sampling import Grammar
 from ..tokenizers import Tokenizer
-from .toolformats import Format, Tool, choose_format, grammar_of, is_text
+from .toolformats import Format, Tool, choose_format, grammar_of, is_readable, is_text
 
 __all__ = ["Delta", "ToolCalls", "in_thought", "message_of"]
 
@@ -146,7 +146,8 @@ def _checked(i: int, tool: Any) -> Tool:
         raise ValueError(f"tool {i}: the name must be up to 128 letters, digits, dots, dashes and underscores")
     if parameters is None:
         parameters = {"type": "object", "properties": {}, "additionalProperties": False}
-    if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
+    readable = isinstance(parameters, Mapping) and is_readable(parameters)
+    if not readable or parameters.get("type", "object") != "object":
         raise ValueError(f"tool {i}: the parameters are no schema of an object")
     more = {"$ref", "anyOf", "allOf", "oneOf", "patternProperties", "additionalProperties"}.intersection(parameters)
     closed = {} if more or "properties" not in parameters else {"additionalProperties": False}

@@ -68,10 +68,13 @@ class Driven(ABC):
             thread.join()
 
     def settle(self) -> None:
-        """Let go of what was cancelled: now if nobody drives, or else at the next step."""
+        """Let go of what was cancelled: now if nobody drives, or else at the next step.
+
+        The garbage collector may call this amid a step of another engine, which then lets go of the memory.
+        """
         self._sweep = True
         self._decoder.interrupt()
-        if not self._threaded and not self._turn.taken:
+        if not self._threaded and not self._turn.taken and not self._decoder.lock.mine:
             with self._turn as mine:
                 if mine:
                     with self._decoder.lock:

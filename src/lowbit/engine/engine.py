@@ -19,6 +19,7 @@ from .._kernels.sequence import Sequence
 from ..errors import LowbitError, MemoryBudgetError, QueueFullError
 from ..loading.memory import parse_size
 from ..sampling import Grammar, Sampling, params_of
+from ..scalars import plain
 from .drafting import Drafter
 from .driving import Driven
 from .host import Host
@@ -72,11 +73,11 @@ class Engine(Driven):
         self, model: Host, max_sequences: int = 16, kv_ram: str | int | None = None, step_ms: float = 50,
         max_queue: int = 256, max_queue_tokens: int | None = None, batch: int | None = None, *, thread: bool = True,
     ) -> None:  # fmt: skip
-        for name, value in (("max_sequences", max_sequences), ("max_queue", max_queue)):
+        max_sequences, max_queue, batch = plain(max_sequences), plain(max_queue), plain(batch)
+        counts = {"max_sequences": max_sequences, "max_queue": max_queue, "batch": 1 if batch is None else batch}
+        for name, value in counts.items():
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 1 << 20:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if batch is not None and batch < 1:
-            raise ValueError(f"batch must be a whole number of at least 1, not {batch!r}")
         if not 0 < step_ms <= 60_000:
             raise ValueError(f"step_ms must be above 0 and at most 60000, not {step_ms!r}")
         self.model = model if thread else weakref.proxy(model)  # which then holds this engine
@@ -84,7 +85,7 @@ class Engine(Driven):
         self._pool = model._decoder.pool
         if kv_ram is not None:
             with model._decoder.lock:
-                self._pool.fit(parse_size(kv_ram))
+                self._pool.fit(parse_size(kv_ram, "kv_ram"))
         self._drafter = None if model._draft is None else Drafter(model._draft)
         self._rows = model._decoder.batch if batch is None else min(batch, model._decoder.batch)
         self._pace = Pace(step_ms, self._rows)
@@ -92,6 +93,7 @@ class Engine(Driven):
         self._ended = dict.fromkeys((State.FINISHED, State.CANCELLED, State.FAILED), 0)
         self._busy_seconds = 0.0
         self._running: list[Request] = []
+        self._torn = False  # whether the lists may be, as where a signal arrives between two changes of them
         super().__init__(model._decoder, thread)
 
     def _fresh(self) -> None:
@@ -244,8 +246,10 @@ class Engine(Driven):
 
     def _settle(self) -> None:
         """Let go of what is over. Whatever was interrupted, after this the lists and the blocks agree."""
-        closed = self._closed
-        if closed is not None:
+        if self._torn:
+            self._mend()
+        self._torn = True
+        if (closed := self._closed) is not None:
             for request in (*self._running, *self._waiting):
                 request.end(State.FAILED if str(closed) else State.CANCELLED, closed if str(closed) else None)
             for request in self._waiting:
@@ -271,10 +275,19 @@ class Engine(Driven):
         self._running = running
         for sequence in self._pool.sequences:
             owner = sequence.owner
-            if isinstance(owner, Request) and owner.sequence is not sequence:
+            if isinstance(owner, Request) and (owner.sequence is not sequence or (owner.cancelled and owner.idle)):
                 sequence.close()
         if self._drafter is not None:
             self._drafter.settle()
+        self._torn = False
+
+    def _mend(self) -> None:
+        """Put each request into the one list where it belongs: it may be in both, but never in none."""
+        with self.changed:
+            requests = dict.fromkeys((*self._running, *self._waiting))
+            self._running = [r for r in requests if r.state not in (State.QUEUED, State.COMPILING)]
+            self._waiting = deque(r for r in requests if r.state in (State.QUEUED, State.COMPILING))
+        self._sweep = True
 
     def _forget(self, request: Request, state: State = State.CANCELLED, error: BaseException | None = None) -> None:
         request.end(state, error)
@@ -287,25 +300,27 @@ class Engine(Driven):
 
     def _admit(self) -> None:
         """Take in those that wait, the first first, as far as there is room for all that they may become."""
-        passed: list[Request] = []
-        while self._waiting:
-            request, full = self._waiting[0], len(self._running) >= self.max_sequences
+        self._torn, passed = True, 0
+        while passed < len(self._waiting):
+            request, full = self._waiting[passed], len(self._running) >= self.max_sequences
             if request.cancelled:
                 self._forget(request, State.CANCELLED)
-            elif request.put_off:
-                passed.append(request)  # nobody reads it, or its grammar is being compiled
+            elif request.put_off:  # nobody reads it, or its grammar is being compiled
+                passed += 1
+                continue
             elif full and not any(r.held_back for r in self._running):
                 break
-            elif self._is_coming(request):
-                passed.append(request)  # another one computes the same beginning just now
+            elif self._is_coming(request):  # another one computes the same beginning just now
+                passed += 1
+                continue
             else:
                 try:
                     if (full and not self._set_aside(self._running)) or not self._begin(request):
                         break
                 except Exception as error:  # a fault of one request ends that one
                     self._forget(request, State.FAILED, error)
-            self._waiting.popleft()
-        self._waiting.extendleft(reversed(passed))
+            del self._waiting[passed]
+        self._torn = False
 
     def _is_coming(self, request: Request) -> bool:
         """Whether a prompt that is being read begins with blocks that this one could then know."""
@@ -355,8 +370,8 @@ class Engine(Driven):
             if request.held_back or (request.idle and request not in self._running):
                 request.set_aside()
                 if request in self._running:
-                    self._running.remove(request)
                     self._waiting.append(request)
+                    self._running.remove(request)
                 return True
         return False
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from ..errors import LowbitError
 from .sequence import Request, State
 from .text import Generation, TokenLogprob
 
-__all__ = ["Stream"]
+__all__ = ["Stream", "let_go"]
 
 
 class Driver(Protocol):
@@ -155,9 +155,10 @@ class Stream:
 
     def cancel(self) -> None:
         """End it at the next step; what was made stays readable. Does nothing if it has ended."""
-        if not self._request.over:
-            self._request.cancelled = True
-            self._driver.settle()
+        let_go(self._driver, [self._request])
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a stream cannot be pickled or copied: whoever drops one cancels its text")
 
     def __del__(self) -> None:
         if not self._request.over:
@@ -167,3 +168,12 @@ class Stream:
         error = self._request.error
         if error is not None:
             raise error if isinstance(error, LowbitError) else type(error)(*error.args) from error
+
+
+def let_go(driver: Driver, requests: list[Request]) -> None:
+    """Cancel what has not ended, also what a signal left in the queue without a stream."""
+    left = [request for request in requests if not request.over]
+    for request in left:
+        request.cancelled = True
+    if left:
+        driver.settle()

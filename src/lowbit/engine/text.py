@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from .._kernels.sampler import Sampler
+from ..scalars import plain
 from ..tokenizers import StopBuffer, Tokenizer
 
 __all__ = ["MAX_LOGPROBS", "GeneratedText", "Generation", "LogprobRecorder", "Timings", "TokenLogprob"]
@@ -173,6 +174,7 @@ class LogprobRecorder:
     """
 
     def __init__(self, tokenizer: Tokenizer | None, top: int, chances: bool = False) -> None:
+        top = plain(top)
         if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= MAX_LOGPROBS:
             raise ValueError(f"logprobs must be a whole number from 0 to {MAX_LOGPROBS}, not {top!r}")
         self._tokenizer, self._top, self._chances = tokenizer, top, chances

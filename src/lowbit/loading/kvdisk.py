@@ -52,7 +52,7 @@ def fingerprint(file: ModelFile, plan: ModelPlan, *settings: object) -> bytes:
     digest = blake2b(digest_size=16, person=b"lowbit model")
     digest.update(repr((VERSION, version("lowbit"), sys.byteorder, plan, settings)).encode())
     for path in files_of(file):
-        digest.update(f"{os.path.basename(path)} {os.stat(path).st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(f"{os.path.basename(path)} {os.stat(path).st_mtime_ns}\n"))
         sample(path, digest)
     return digest.digest()
 
@@ -107,7 +107,7 @@ class KVDisk:
     """
 
     def __init__(self, folder: KVFolder, model: bytes, name: str, pool: KVPool) -> None:
-        self.folder, self._model, self._name = folder, model, name.encode()[:NAME]
+        self.folder, self._model, self._name = folder, model, name.encode("utf-8", "replace")[:NAME]
         self._read = self._written = self._damaged = self._refused = 0
         self._full_since = 0  # what is of older use finds no room
         self._off: str | None = None

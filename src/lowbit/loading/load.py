@@ -17,11 +17,12 @@ from .._kernels.kvpool import KV_TYPES, KVPool
 from .._kernels.matrix import PackedMatrix
 from .._kernels.paging import PagedMatrix
 from ..assets import EMBEDDED_MODEL
-from ..errors import FormatError, UnsupportedModelError
+from ..errors import FormatError, MemoryBudgetError, UnsupportedModelError
 from ..families import plan_of
 from ..formats import open_model
 from ..formats.base import ModelFile
 from ..plan import DeltaNet, ModelPlan
+from ..scalars import plain
 from ..tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary, load_tokenizer
 from ..tokenizers.llama2c import tokenizer_beside
 from . import sparsity as sparsity_settings
@@ -140,16 +141,17 @@ def load(
     budget = None if max_ram is None else Budget(parse_size(max_ram))
     sparse = sparsity_settings.parse(sparsity)
     check_forms(kv_type, head, weights, pack, sparse)
-    threads = check_threads(threads)
+    threads, context = check_threads(threads), plain(context)
     folder = None
     if kv_disk is not None or kv_disk_bytes is not None:
         from .kvdisk import KVDisk, fingerprint, kv_folder  # only here, for the time that it takes
 
         folder = kv_folder(kv_disk, kv_disk_bytes)
     tokenizer = None if tokenizer is None else os.path.normpath(tokenizer)
+    thresholds = sparsity if isinstance(sparsity, (str, os.PathLike)) else None
     start = time.perf_counter()
     source = EMBEDDED_MODEL if path is None else path
-    with dispatch.PlainFloats(), open_model(source) as file, named(file.path, tokenizer):
+    with dispatch.PlainFloats(), open_model(source) as file, named(file.path, tokenizer, draft, thresholds):
         plan = plan_of(file)
         reader = tokenizer_of(file, plan, tokenizer)  # first, so that a budget can count it
         small = None if draft is None else load_draft(draft, plan, reader, threads, context, budget)
@@ -210,20 +212,22 @@ def _check_same_vocabulary(own: ModelPlan, reader: Tokenizer | None, plan: Model
 
 
 @contextmanager
-def named(*paths: str | None) -> Iterator[None]:
+def named(*paths: str | os.PathLike[str] | None) -> Iterator[None]:
     """Begin every complaint with the first of these paths, unless it begins with one of them already."""
+    known = tuple(os.fsdecode(path) for path in paths if path is not None)
     try:
         yield
     except (FormatError, UnsupportedModelError) as error:
-        if str(error).startswith(tuple(path for path in paths if path is not None)):
+        if str(error).startswith(known):
             raise
-        raise type(error)(f"{paths[0]}: {error}") from None
+        raise type(error)(f"{known[0]}: {error}") from None
 
 
 def check_threads(threads: int | None) -> int:
     """Return the number of threads to use; ValueError if it is out of range."""
     if threads is None:
         return min(int(dispatch.cores()), int(dispatch.MAX_THREADS))
+    threads = plain(threads)
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= dispatch.MAX_THREADS:
         raise ValueError(f"threads must be a whole number from 1 to {dispatch.MAX_THREADS}, not {threads!r}")
     return threads
@@ -276,9 +280,9 @@ def check_forms(
 def build(
     file: ModelFile, threads: int, context: int | None, kv_type: str = "auto", head: str = "auto", batch: int = BATCH,
     weights: str = "auto", budget: Budget | None = None, sparse: sparsity_settings.Sparsity = sparsity_settings.NONE,
-    share: bool = False, pack: str = "auto",
+    share: bool = False, pack: str = "auto", paged: bool = False,
 ) -> tuple[Decoder, ModelPlan]:  # fmt: skip
-    """Pack a file's weights for a decoder, or leave them in the file if a budget has no room for all.
+    """Pack a file's weights for a decoder, or leave them in the file if a budget has no room for all, or with `paged`.
 
     With `share`, what another decoder of the same file holds is taken; for files whose tensors are those on the disk.
     """
@@ -291,7 +295,7 @@ def build(
     check_tensors(file, plan)
     kv_type = automatic_kv_type(plan) if kv_type == "auto" else kv_type
     paging = None
-    if budget is not None and not budget.holds(packed_bytes(file, plan, head, weights, True, pack)[0]):
+    if budget is not None and (paged or not budget.holds(packed_bytes(file, plan, head, weights, True, pack)[0])):
         stored = sum(info.nbytes for info in file.tensors.values())
         paging = Paging(file, budget.block_bytes, threads, budget.exceeded_by(stored))
     key = packed_from(file, plan, head, weights, pack, sparsity_settings.details(sparse)) if share else None
@@ -315,6 +319,7 @@ def build(
         )  # fmt: skip
         return Decoder(graph, pool, threads, min(batch, context))
 
+    decoder = None
     if budget is None:
         decoder = make(context or most, batch)
         decoder.pool.resize(None, blocks_of(decoder))
@@ -322,7 +327,14 @@ def build(
             decoder.shorten(read.output)
     else:
         file.release_all()  # it is closed when loading ends, so what is mapped does not count
-        decoder = budget.fit(make, paging, context, most, batch)
+        try:
+            decoder = budget.fit(make, paging, context, most, batch)
+        except MemoryBudgetError:
+            if paging is not None:
+                raise
+    if decoder is None:  # the weights have room, but not all that is beside them
+        del make, read
+        return build(file, threads, context, kv_type, head, batch, weights, budget, sparse, share, pack, paged=True)
     decoder.weights = read
     sparsity_settings.apply(decoder, plan, sparse, file)
     return decoder, plan

@@ -15,6 +15,7 @@ from .._kernels.lookup import EarlierTexts
 from .._kernels.paging import trim_heap
 from .._kernels.suffixes import BYTES_PER_TOKEN
 from ..errors import MemoryBudgetError
+from ..scalars import plain
 from .paging import Paging
 
 __all__ = ["Budget", "MemoryPlan", "parse_size", "resident_bytes"]
@@ -47,7 +48,8 @@ def parse_size(size: str | int, name: str = "max_ram") -> int:
         )
         value = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
     else:
-        value = 0 if isinstance(size, bool) or not isinstance(size, int) else size
+        value = plain(size)
+        value = 0 if isinstance(value, bool) or not isinstance(value, int) else value
     if not 0 < value < 1 << 62:
         raise ValueError(f"{name} must be a size above 0, such as '64MB' or a number of bytes, not {size!r}")
     return value

@@ -55,7 +55,7 @@ def _take_messages(value: Any) -> list[dict[str, Any]]:
         if not isinstance(message, dict):
             raise Problem(400, f"{at} must be an object, not {shown(message)}", param=at)
         role = message.get("role")
-        if role not in _MORE:
+        if not isinstance(role, str) or role not in _MORE:
             raise Problem(400, f"{at}.role must be {', '.join(_MORE)}, not {shown(role)}", param=f"{at}.role",
                           code="invalid_value")  # fmt: skip
         for name, given in message.items():

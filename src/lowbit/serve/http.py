@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, NoReturn
@@ -194,7 +195,7 @@ def parse_object(body: bytes, what: str = "the body") -> dict[str, Any]:
     if sum(body.count(mark) for mark in (b'"', b",", b"[", b"{")) > MAX_MARKS:
         raise Problem(400, f"{what} has too many values", code="too_large")
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
     except UnicodeDecodeError:
         raise Problem(400, f"{what} is not UTF-8", code="invalid_json") from None
     except RecursionError:
@@ -211,6 +212,14 @@ def parse_object(body: bytes, what: str = "the body") -> dict[str, Any]:
             raise Problem(400, f"{what} is nested too deeply", code="invalid_json")
         below = (one for holder in level for one in (holder.values() if isinstance(holder, dict) else holder))
         level = [one for one in below if isinstance(one, (dict, list))]
+    return value
+
+
+def _finite(digits: str) -> float:
+    """Read a number; one that no float holds would be written as Infinity, which is no JSON."""
+    value = float(digits)
+    if value in (math.inf, -math.inf):
+        raise ValueError(f"{digits[:40]} is too large")
     return value
 
 
