@@ -10,7 +10,9 @@
  * A tile of codes is thus 16 words of a row group, one code to a byte: what the packed words become when their fields
  * are taken apart and put into the order of the columns. That is done once for all tokens, for PANEL words of two row
  * groups, which then stay in the first cache. Two tiles of tokens meet two of codes, so that each load serves two
- * products; the sums of a panel go to memory and are taken up again by the next one of the same scale group.
+ * products; the sums of a panel go to memory and are taken up again by the next one of the same scale group. Where
+ * there are no more than two tiles of tokens their sums stay, and strips of a panel take turns in two places of it:
+ * what takes one apart need not wait for the products of the one before.
  *
  * Nothing is ever read beyond the activations. Where the tokens are no multiple of 16, the last tile begins earlier and
  * meets some tokens again; where the words of a panel are none, the last tile of codes begins with words of zeros, and
@@ -27,6 +29,7 @@
 enum {
     TILE = 16,   /* rows of a tile: tokens, or words */
     PANEL = 256, /* words of a row group that are unpacked at a time */
+    STRIP = 64,  /* the same for two tiles of tokens, if a block has no more */
     TOKENS = 256 /* most tokens that a panel serves before it is unpacked again */
 };
 
@@ -86,11 +89,9 @@ LB_INLINE void step(const uint8_t *codes, const int8_t *x, const int8_t *x2, ptr
     }
 }
 
-/* The product of a panel of `words` words with 16 or 32 tokens; `first`: of a scale group. */
-LB_INLINE void add_products(const uint8_t *codes, int32_t words, const int8_t *x, const int8_t *x2, ptrdiff_t stride,
-                            int32_t (*sums)[2][LB_ROWS], int first, const int halves, const int groups) {
+/* The sums of 16 or 32 tokens, from zero (`first`: of a scale group) or from memory, and to memory. */
+LB_INLINE void load_sums(int32_t (*sums)[2][LB_ROWS], int first, const int halves, const int groups) {
     const ptrdiff_t row = sizeof *sums;
-    int32_t k = 0;
     if (first) {
         _tile_zero(0);
         _tile_zero(1);
@@ -102,15 +103,25 @@ LB_INLINE void add_products(const uint8_t *codes, int32_t words, const int8_t *x
         if (halves > 1) _tile_loadd(2, sums[TILE][0], row);
         if (halves > 1 && groups > 1) _tile_loadd(3, sums[TILE][1], row);
     }
+}
+
+LB_INLINE void store_sums(int32_t (*sums)[2][LB_ROWS], const int halves, const int groups) {
+    const ptrdiff_t row = sizeof *sums;
+    _tile_stored(0, sums[0][0], row);
+    if (groups > 1) _tile_stored(1, sums[0][1], row);
+    if (halves > 1) _tile_stored(2, sums[TILE][0], row);
+    if (halves > 1 && groups > 1) _tile_stored(3, sums[TILE][1], row);
+}
+
+/* Adds the products of `words` words with 16 or 32 tokens. */
+LB_INLINE void add_products(const uint8_t *codes, int32_t words, const int8_t *x, const int8_t *x2, ptrdiff_t stride,
+                            const int halves, const int groups) {
+    int32_t k = 0;
     for (; k + TILE <= words; k += TILE) step(codes + 64 * k, x + 4 * k, x2 + 4 * k, stride, halves, groups);
     if (k < words) {
         const int32_t column = 4 * (words - TILE);
         step(codes + 64 * k, x + column, x2 + column, stride, halves, groups);
     }
-    _tile_stored(0, sums[0][0], row);
-    if (groups > 1) _tile_stored(1, sums[0][1], row);
-    if (halves > 1) _tile_stored(2, sums[TILE][0], row);
-    if (halves > 1 && groups > 1) _tile_stored(3, sums[TILE][1], row);
 }
 
 /* The first token of a tile of them. */
@@ -118,19 +129,24 @@ LB_INLINE int32_t first_token(const lb_activations *a, int32_t tile) {
     return TILE * tile < a->n_tokens - TILE ? TILE * tile : a->n_tokens - TILE;
 }
 
-/* All products of a panel; x is its first column of the first token. */
-LB_INLINE void multiply(panel *p, int32_t words, const lb_activations *a, const int8_t *x, int32_t tile, int32_t end,
-                        int first, const int groups) {
+/* All products of `words` words; x is their first column of the first token. */
+LB_INLINE void multiply(panel *p, const uint8_t *codes, int32_t words, const lb_activations *a, const int8_t *x,
+                        int32_t tile, int32_t end, int first, int last, const int groups) {
     const ptrdiff_t stride = a->stride;
+    const int stay = end - tile <= 2; /* the sums, in their tiles, from the first words of a scale group to the last */
     int32_t (*sums)[2][LB_ROWS] = p->sums;
     MEMORY_IS_WRITTEN();
-    for (; tile + 1 < end; tile += 2, sums += 2 * TILE) {
-        const int8_t *one = x + first_token(a, tile) * stride, *other = x + first_token(a, tile + 1) * stride;
-        add_products(p->codes[0], words, one, other, stride, sums, first, 2, groups);
-    }
-    if (tile < end) {
+    for (; tile < end; tile += 2, sums += 2 * TILE) {
         const int8_t *one = x + first_token(a, tile) * stride;
-        add_products(p->codes[0], words, one, one, stride, sums, first, 1, groups);
+        if (tile + 1 < end) {
+            if (first || !stay) load_sums(sums, first, 2, groups);
+            add_products(codes, words, one, x + first_token(a, tile + 1) * stride, stride, 2, groups);
+            if (last || !stay) store_sums(sums, 2, groups);
+        } else {
+            if (first || !stay) load_sums(sums, first, 1, groups);
+            add_products(codes, words, one, one, stride, 1, groups);
+            if (last || !stay) store_sums(sums, 1, groups);
+        }
     }
 }
 
@@ -164,22 +180,30 @@ LB_INLINE void row_groups(const lb_matmul_args *args, panel *p, int32_t row_grou
                           const int groups, const int32_t format, const int32_t offset) {
     const lb_matrix *m = args->w;
     const int bits = lb_bits[format], fields = 8 / bits;
-    const int32_t block_words = m->block_cols / (4 * fields), most = PANEL / fields / block_words * block_words;
+    const int32_t block_words = m->block_cols / (4 * fields);
+    const int32_t blocks = (end - tile > 2 ? PANEL : STRIP) / fields / block_words,
+                  most = block_words * (blocks ? blocks : 1);
+    const int32_t half = fields * most > PANEL / 2 ? 0 : 64 * PANEL / 2; /* strips take turns in the panel */
     const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
     const int8_t *x = args->x->q;
     int32_t words_left = m->words;
     for (int32_t g = 0; g < m->n_groups; g++) {
         int32_t left = g == m->n_groups - 1 ? words_left : m->group_cols / m->block_cols * block_words;
         words_left -= left;
+        int32_t turn = 0;
         for (int first = 1; left > 0; first = 0) {
             const int32_t packed = left < most ? left : most;
             const lb_run run = {packed / block_words, block_words, packed % block_words};
+            uint8_t *codes = p->codes[0] + turn;
             int32_t words = 0;
-            for (int i = 0; i < groups; i++) words = unpack(w + (size_t)i * m->words * 64, run, p->codes[i], bits);
-            multiply(p, words, args->x, x, tile, end, first, groups);
+            for (int i = 0; i < groups; i++) {
+                words = unpack(w + (size_t)i * m->words * 64, run, codes + (size_t)i * PANEL * 64, bits);
+            }
+            left -= packed;
+            multiply(p, codes, words, args->x, x, tile, end, first, !left, groups);
             w += 64 * (size_t)packed;
             x += 4 * words;
-            left -= packed;
+            turn = half - turn;
         }
         for (int i = 0; i < groups; i++) {
             add_scaled(args, row_group + i, g, tile, end, (const int32_t (*)[LB_ROWS]) & p->sums[0][i], format, offset);
