@@ -88,21 +88,7 @@ def read_vocabulary(data: bytes, path: str, vocab_size: int | None = None) -> Vo
 
 
 def from_tokenizer_bin(data: bytes, path: str, vocab_size: int | None = None) -> SentencePieceTokenizer:
-    """Make a tokenizer from the bytes of a llama2.c ``tokenizer.bin``.
-
-    Parameters
-    ----------
-    data : bytes
-    path : str
-        Name of the file, for messages.
-    vocab_size : int, optional
-        Number of tokens that the model has; the file does not say. None reads to the end of the file.
-
-    Raises
-    ------
-    FormatError
-        If the file is cut off, or has more or fewer than `vocab_size` tokens, or its bytes are not at 3 to 258.
-    """
+    """Make a tokenizer from the bytes of a llama2.c ``tokenizer.bin``; arguments and errors as of `read_vocabulary`."""
     return SentencePieceTokenizer(
         read_vocabulary(data, path, vocab_size),
         Specs(escape_whitespaces=False),

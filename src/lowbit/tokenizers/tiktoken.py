@@ -53,16 +53,7 @@ def from_rank_file(data: bytes, path: str, settings: Settings) -> BytePairTokeni
         If it is another vocabulary than Llama 3's.
     """
     parts = read_rank_file(data, path, settings)
-    return BytePairTokenizer(
-        parts.vocabulary,
-        make_engine(parts.vocabulary, parts.merges, None, parts.recipe, path),
-        surface,
-        path=path,
-        bos_id=parts.bos_id,
-        eos_id=parts.eos_id,
-        add_bos=parts.add_bos,
-        add_eos=parts.add_eos,
-    )
+    return BytePairTokenizer(parts, make_engine(parts, path), surface, path)
 
 
 def read_rank_file(data: bytes, path: str, settings: Settings) -> Parts:
