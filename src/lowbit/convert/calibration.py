@@ -11,8 +11,9 @@ from ..assets import EMBEDDED_MODEL
 from ..errors import UnsupportedModelError
 from ..families import plan_of
 from ..formats import open_model
+from ..formats.files import named
 from ..loading import sparsity
-from ..loading.load import build, check_threads, named, tokenizer_of
+from ..loading.load import build, check_threads, tokenizer_of
 
 __all__ = ["calibrate", "default_path"]
 

@@ -6,9 +6,20 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lowbit.errors import FormatError, LowbitError, MissingFileError
+from lowbit.errors import FormatError, LowbitError, MissingFileError, UnsupportedModelError
 
-__all__ = ["out_of_memory", "reading"]
+__all__ = ["named", "out_of_memory", "reading"]
+
+
+@contextmanager
+def named(*paths: str | None) -> Iterator[None]:
+    """Begin every complaint with the first of these paths, unless it begins with one of them already."""
+    try:
+        yield
+    except (FormatError, UnsupportedModelError) as error:
+        if str(error).startswith(tuple(path for path in paths if path is not None)):
+            raise
+        raise type(error)(f"{paths[0]}: {error}") from None
 
 
 @contextmanager

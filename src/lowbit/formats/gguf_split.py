@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.errors import FormatError, UnsupportedModelError
+from lowbit.errors import FormatError, LowbitError
 from lowbit.formats.base import TensorInfo
+from lowbit.formats.files import named
 from lowbit.formats.gguf import MAX_TENSORS, GGUFFile
 
 __all__ = ["SplitGGUF"]
@@ -53,12 +54,11 @@ class SplitGGUF:
         self._tensors: dict[str, TensorInfo] = {}
         self.tensors: Mapping[str, TensorInfo] = self._tensors
         try:
-            self._open_others(first.parts)
-        except (FormatError, UnsupportedModelError) as error:
+            with named(self.path, str(Path(self.path).parent)):
+                self._open_others(first.parts)
+        except LowbitError:
             self.close()
-            if str(error).startswith(str(Path(self.path).parent)):
-                raise
-            raise type(error)(f"{self.path}: {error}") from None
+            raise
 
     def _open_others(self, count: int) -> None:
         path = Path(self.path)

@@ -16,6 +16,7 @@ from typing import Any
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
+from lowbit.formats.files import named
 from lowbit.formats.mapped import MappedFile
 from lowbit.quantize.ggml_types import tensor_nbytes
 
@@ -106,12 +107,8 @@ class Llama2cFile(MappedFile):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
-        try:
+        with named(self.path):
             self._parse(self._map[:HEADER_BYTES], len(self._map))
-        except FormatError as error:
-            raise FormatError(f"{self.path}: {error}") from None
-        except UnsupportedModelError as error:
-            raise UnsupportedModelError(f"{self.path}: {error}") from None
 
     def _parse(self, head: bytes, size: int) -> None:
         if len(head) < 28:

@@ -15,6 +15,7 @@ from typing import Any
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
+from lowbit.formats.files import named
 from lowbit.formats.mapped import MappedFile
 from lowbit.formats.strict_json import MAX_BYTES, parse_object
 
@@ -53,12 +54,8 @@ class SafetensorsFile(MappedFile):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
-        try:
+        with named(self.path):
             self.tensors: Mapping[str, TensorInfo] = self._parse(len(self._map))
-        except FormatError as error:
-            raise FormatError(f"{self.path}: {error}") from None
-        except UnsupportedModelError as error:
-            raise UnsupportedModelError(f"{self.path}: {error}") from None
 
     def _parse(self, size: int) -> dict[str, TensorInfo]:
         if size < 10:

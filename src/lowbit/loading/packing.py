@@ -15,6 +15,7 @@ from .._kernels.stored import STORED_TYPES
 from ..errors import FormatError, UnsupportedModelError
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize, integer_codes, is_ternary, ternary_codes
+from ..formats.files import named
 from ..formats.iquants import GROUPS
 from ..plan import Linear, ModelPlan, Weight
 from ..quantize.ggml_types import DECODABLE, type_of
@@ -377,7 +378,7 @@ class _Reader:
         kind = type_of(info.type)
         row_bytes = cols // kind.block_elements * kind.block_bytes
         stored = raw[first * row_bytes : (first + rows) * row_bytes]
-        try:
+        with named(f"the tensor {info.name}"):
             if info.name in self.codes:
                 codes, scales = self.codes[info.name]
                 matrix.fill_codes(codes[part], row, self.threads)
@@ -403,8 +404,6 @@ class _Reader:
                 matrix.fill_scales(scales.astype(np.float32), row)
             else:
                 matrix.fill_rounded(info.type, stored, rows, row, self.threads)
-        except FormatError as error:
-            raise FormatError(f"the tensor {info.name}: {error}") from None
         if rows == all_rows:
             self.codes.pop(info.name, None)
         self.file.release(info.name)

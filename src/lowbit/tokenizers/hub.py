@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
-from ..formats.files import reading
+from ..formats.files import named, reading
 from ..formats.folder import inside
 
 __all__ = ["Settings", "parse_json", "read_settings"]
@@ -43,10 +43,8 @@ def read_settings(folder: Path) -> Settings:
     """
     settings = Settings()
     for name in _FILES:
-        try:
+        with named(str(folder)):
             path = inside(folder, name)
-        except FormatError as error:
-            raise FormatError(f"{folder}: {error}") from None
         if not path.is_file():
             continue
         with reading(str(path)), open(path, "rb") as file:
