@@ -31,13 +31,7 @@ BLOCK = 128
 
 
 def latent_keys(keys: Keys, name: str) -> dict[str, Any]:
-    """Translate what a config.json says about latent attention and DeepSeek's experts, into the older of two layouts.
-
-    Raises
-    ------
-    FormatError, UnsupportedModelError
-        As `translate`.
-    """
+    """Translate what a config.json says about latent attention and DeepSeek's experts, in the older layout."""
     third = name == "DeepseekV3ForCausalLM"
     wide = keys.whole("qk_nope_head_dim") + keys.whole("qk_rope_head_dim")
     if not keys.flag("rope_interleave", True):
