@@ -41,12 +41,13 @@ def opened(source: str, target: str, *others: str) -> Iterator[ModelFile]:
     LowbitError
         If both are the same file, or the target cannot be written.
     """
-    with open_model(source) as file:
+    with open_model(source) as file, named(source, target, *others):
         if os.path.exists(target) and os.path.samefile(source, target):
             raise LowbitError(f"{target}: is the file to be read; give the new one another name")
         try:
-            with named(source, target, *others):
-                yield file
+            yield file
+        except LowbitError:  # of which one is a FileNotFoundError
+            raise
         except OSError as error:
             raise LowbitError(f"{target}: cannot be written ({error.strerror or error})") from None
 
