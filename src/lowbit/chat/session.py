@@ -168,7 +168,7 @@ def answer(
     if stream:
         return _texts(_deltas(model.stream(prompt, **settings), calls))
     result = model.generate(prompt, **settings)
-    return result if calls is None else _with_calls(result, calls.push(result.text) + calls.finish())
+    return result if calls is None else _with_calls(result, calls.push(result.text, last=True))
 
 
 def _texts(made: Generator[Delta, None, Any]) -> Generator[str, None, Any]:

@@ -104,9 +104,9 @@ class ToolCalls:
         """Whether a call was found."""
         return self._parser.n_calls > 0
 
-    def push(self, text: str) -> list[Delta]:
-        """Take a piece of the answer; return what is certain now."""
-        return self._parser.push(text)
+    def push(self, text: str, last: bool = False) -> list[Delta]:
+        """Take a piece of the answer, perhaps the last one; return what is certain now."""
+        return self._parser.push(text) + (self._parser.finish() if last else [])
 
     def finish(self) -> list[Delta]:
         """Return what was held back, when no more comes."""
@@ -234,7 +234,7 @@ class _Parser:
     def _bare(self) -> Any:
         """A call that begins with a brace, which must be the first thing there is."""
         text = self._skip_space(keep=True)
-        for mark in form_prefixes(self._form):
+        for mark in self._form.marks:  # which may stand before it
             if text.startswith(mark):
                 text = text[len(mark) :]
                 break
@@ -436,11 +436,6 @@ class _Parser:
     def _after_calls(self) -> Any:
         self._skip_space()
         return self._text
-
-
-def form_prefixes(form: Format) -> tuple[str, ...]:
-    """Marks that may stand before a call that begins with a brace."""
-    return form.marks if not form.begin else ()
 
 
 def _overlap(text: str, mark: str) -> int:

@@ -162,6 +162,7 @@ class Sampled:
         for name in ("json_schema", "regex", "grammar"):
             if getattr(self, name) is not None:
                 chosen[name] = getattr(self, name)
+        one_constraint(chosen)
         if not self.cache_prompt:
             chosen["cache_salt"] = os.urandom(12).hex()
         if self.return_progress and not getattr(self, "stream", False):

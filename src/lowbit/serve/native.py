@@ -8,7 +8,7 @@ from typing import Any
 
 from ..engine import Generation, TokenLogprob
 from .answers import Piece
-from .asking import Sampled, logprobs_kind, one_constraint
+from .asking import Sampled, logprobs_kind
 from .fields import flag, list_of, need, option, parse, text, whole
 from .http import Call
 from .problems import Problem
@@ -41,7 +41,6 @@ async def completion(call: Call, service: Service) -> None:
     if asked.n_predict == -1:
         defaults = {name: value for name, value in defaults.items() if name != "max_tokens"}
     chosen = asked.settings(defaults, most, service.model)
-    one_constraint(chosen)
     ends = service.model._ends if asked.ignore_eos else frozenset[int]()
     ids = [await mixed_ids(service, prompt) for prompt in prompts]
     shape = _Shape(asked, chosen, service, ids, ends)
@@ -52,20 +51,14 @@ async def completion(call: Call, service: Service) -> None:
         if asked.stream:
             await answers.ready()
             events = await call.events(event_of)
-            async for piece in answers.pieces(service.settings.ping_seconds):
-                if piece is None:
-                    await events.ping()
-                    continue
+            async for piece in answers.pieces(service.settings.ping_seconds, events.ping):
                 if piece.progress is not None or piece.text or piece.tokens:
                     await events.send({**shape.part(piece), **extras(piece, answers, asked)})
                 if piece.result is not None:
-                    service.note_times(piece.result)
                     await events.send(shape.whole(piece.index, piece.result, in_stream=True))
             await events.end()
             return
         results = await answers.all()
-    for result in results:
-        service.note_times(result)
     found = [shape.whole(i, result) for i, result in enumerate(results)]
     await call.answer(200, found if several else found[0])
 

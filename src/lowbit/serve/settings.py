@@ -60,7 +60,6 @@ class Settings:
     grace_seconds: float = 10.0
     """For answers to end when the server is told to stop."""
     log_requests: bool = False
-    log_prompts: bool = False
 
     @property
     def host_names(self) -> list[str]:
