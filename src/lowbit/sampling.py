@@ -15,6 +15,8 @@ __all__ = [
 ]  # fmt: skip
 
 MOST_TOKENS = 2**31 - 1
+WHITESPACE = r"[ ]|\n{1,2}[ \t]{0,20}"
+"""Between the tokens of JSON, at most once: without a bound some models write spaces for ever."""
 
 
 @dataclass(frozen=True)

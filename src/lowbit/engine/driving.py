@@ -40,8 +40,10 @@ class Driven(ABC):
         """Make what a child process cannot take over from its parent."""
         self._process = os.getpid()
         self.changed = threading.Condition()
+        """Told after each step."""
         self._turn = Turn()
         self.listeners: set[Callable[[], None]] = set()
+        """Called after each step, by the thread that made it."""
         self._closed: BaseException | None = None
         self._sweep = False
 
