@@ -17,10 +17,6 @@ class Replacing:
     As a context manager it gives the file; an exception in the block removes what was written. What is no regular file
     (a pipe, ``/dev/stdout``) cannot be replaced, and is written as it comes.
 
-    Parameters
-    ----------
-    path : str or os.PathLike
-
     Raises
     ------
     OSError

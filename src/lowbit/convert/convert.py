@@ -75,10 +75,6 @@ def convert(
     progress : callable, optional
         Called with the weights done so far and the weights in all.
 
-    Returns
-    -------
-    Conversion
-
     Raises
     ------
     FormatError

@@ -43,12 +43,6 @@ VALUES = re.compile(r"attn_(?:v|qkv|kv_b)\.weight")
 def mixed(name: str, file: ModelFile, plan: ModelPlan) -> dict[str, str]:
     """Choose a type for each matrix of a model.
 
-    Parameters
-    ----------
-    name : key of `MIXTURES`
-    file : ModelFile
-    plan : ModelPlan
-
     Returns
     -------
     dict

@@ -155,10 +155,6 @@ def quantize_model(
     progress : callable, optional
         Called with what is being done, how much is done, and how much there is.
 
-    Returns
-    -------
-    Quantized
-
     Raises
     ------
     FormatError, UnsupportedModelError

@@ -40,10 +40,6 @@ PIECE = 1 << 18
 class Source:
     """An open model whose matrices can be decoded and encoded anew.
 
-    Parameters
-    ----------
-    file : ModelFile
-
     Raises
     ------
     UnsupportedModelError

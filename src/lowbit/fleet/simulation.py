@@ -102,10 +102,6 @@ def simulate(tokens: Sequence[float], fleet: Fleet, seed: int = 0) -> Run:
         Of each line, read and made.
     fleet : Fleet
     seed : int
-
-    Returns
-    -------
-    Run
     """
     return _Simulation(tokens, fleet, seed).run()
 

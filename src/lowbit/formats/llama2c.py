@@ -90,10 +90,6 @@ def sniff(head: bytes) -> bool:
 class Llama2cFile(MappedFile):
     """An open llama2.c checkpoint (`lowbit.formats.base.ModelFile`).
 
-    Parameters
-    ----------
-    path : str or os.PathLike
-
     Raises
     ------
     FormatError

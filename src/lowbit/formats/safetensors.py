@@ -35,10 +35,6 @@ MAX_SIZE = 2**63 - 1
 class SafetensorsFile(MappedFile):
     """An open safetensors file: named arrays, and nothing that says what they are.
 
-    Parameters
-    ----------
-    path : str or os.PathLike
-
     Attributes
     ----------
     tensors : mapping of str to TensorInfo

@@ -26,10 +26,6 @@ def parse_object(data: bytes, what: str, max_bytes: int = MAX_BYTES) -> dict[str
         For messages.
     max_bytes : int
 
-    Returns
-    -------
-    dict of str to Any
-
     Raises
     ------
     FormatError

@@ -27,10 +27,6 @@ class Answers:
 
     The model is loaded once for each actor, with as many threads as it has processors. Several batches at a time
     (`max_concurrency`) share its engine.
-
-    Parameters
-    ----------
-    task : Task
     """
 
     def __init__(self, task: Task) -> None:

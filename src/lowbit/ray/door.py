@@ -31,13 +31,7 @@ TRIES = 2
 
 
 class Door:
-    """An ASGI application.
-
-    Parameters
-    ----------
-    replicas : DeploymentHandle
-    settings : Settings
-    """
+    """An ASGI application."""
 
     def __init__(self, replicas: Any, settings: Settings) -> None:
         self._replicas, self._settings = replicas.options(stream=True), settings

@@ -48,13 +48,7 @@ def answerer_of(task: Task, cpus: int) -> Answerer:
 
 
 class Worker:
-    """An actor.
-
-    Parameters
-    ----------
-    task : Task
-    cpus : int
-    """
+    """An actor."""
 
     def __init__(self, task: Task, cpus: int) -> None:
         self._task, self._cpus = task, cpus

@@ -131,10 +131,6 @@ class Tokenizer(ABC):
             Names of control tokens become those tokens.
         show : mapping of int to str
             Code points that stand for others in text from a user, so that no name is found there, and these.
-
-        Returns
-        -------
-        list of int
         """
         return self._encode_special(without_surrogates(text), show)
 
