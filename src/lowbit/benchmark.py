@@ -28,8 +28,6 @@ from .loading.sparsity import Setting, parse
 from .plan import Weight
 from .quantize.ggml_types import tensor_nbytes
 
-__all__ = ["SHAPES", "RandomModel", "run"]
-
 SHAPES: dict[str, dict[str, Any]] = {
     "13M": {"hidden": 256, "layers": 6, "wide": 768, "heads": 4, "kv_heads": 4, "vocab": 32000},
     "15M": {"hidden": 288, "layers": 6, "wide": 768, "heads": 6, "kv_heads": 6, "vocab": 32000, "tied": True},

@@ -18,8 +18,6 @@ from . import __version__
 from .commands.common import FILES, InputError, path, printable
 from .errors import LowbitError
 
-__all__ = ["COMMANDS", "main"]
-
 COMMANDS = {
     "generate": True, "chat": True, "serve": True, "batch": True, "plan": False, "pull": False, "models": False,
     "convert": True, "info": True, "tokenize": True, "perplexity": True, "bench": True, "quantize": True,

@@ -12,11 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = [
-    "INPUT_NORM", "JOINED_HEADS", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind",
-    "LatentAttention", "LayerPlan", "Linear", "Parts", "Rope", "Rotation", "Weight",
-]  # fmt: skip
-
 Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors", "recurrence"]
 """What a weight is for: a vector to scale by or to add, rows to multiply with (of a layer, of what chooses experts, of
 the output head), rows to look up, divisors of the rotary frequencies, the few numbers of a recurrent mixer."""

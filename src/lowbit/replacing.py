@@ -8,8 +8,6 @@ import shutil
 from collections.abc import Iterator
 from typing import BinaryIO
 
-__all__ = ["Replacing"]
-
 
 class Replacing:
     """A file to write, which gets its name, or takes the place of one of this name, when it is complete.

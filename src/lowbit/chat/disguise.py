@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-__all__ = ["Disguise"]
-
 _PRIVATE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Unicode's private use planes: characters without a meaning, enough for every character that has one."""
 

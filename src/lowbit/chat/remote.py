@@ -11,8 +11,6 @@ from urllib.parse import urlsplit
 
 from ..errors import RemoteError, one_line
 
-__all__ = ["EventStream", "RemoteChat", "Server"]
-
 CONNECT_SECONDS = 20.0
 SILENT_SECONDS = 600.0
 """How long a server may say nothing; a long prompt takes its time."""

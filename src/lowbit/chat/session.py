@@ -13,8 +13,6 @@ from .protocol import Talker
 from .templates import TEMPLATES, Template, find_template, render
 from .tools import Delta, ToolCalls, in_thought, message_of
 
-__all__ = ["ChatSession"]
-
 
 class ChatSession:
     """A conversation that remembers what was said.

@@ -13,8 +13,6 @@ from typing import Any
 
 from ..sampling import WHITESPACE, Grammar
 
-__all__ = ["FORMATS", "PLAIN", "Format", "Tool", "choose_format", "grammar_of", "is_text"]
-
 
 @dataclass(frozen=True)
 class Tool:

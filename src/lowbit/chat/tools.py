@@ -18,8 +18,6 @@ from ..sampling import Grammar
 from ..tokenizers import Tokenizer
 from .toolformats import Format, Tool, choose_format, grammar_of, is_text
 
-__all__ = ["Delta", "ToolCalls", "in_thought", "message_of"]
-
 MOST_TOOLS = 512
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 _ID_CHARACTERS = string.ascii_letters + string.digits

@@ -20,39 +20,6 @@ if TYPE_CHECKING:
 
     from ..model import Model
 
-__all__ = [
-    "FILES",
-    "MODEL_OPTIONS",
-    "InputError",
-    "add_constraint_arguments",
-    "add_model_arguments",
-    "add_prompt_arguments",
-    "add_sampling_arguments",
-    "add_tokenizer_argument",
-    "at_most_cores",
-    "constraint_values",
-    "load_model",
-    "load_options",
-    "need_matplotlib",
-    "path",
-    "print_json",
-    "print_table",
-    "printable",
-    "progress_bar",
-    "prompt_of",
-    "read_file",
-    "read_text",
-    "refused",
-    "sampling_given",
-    "sampling_values",
-    "save_figure",
-    "share_or_file",
-    "unescaped",
-    "whole",
-    "without_controls",
-]
-
-
 ESCAPES = {r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\\": "\\"}
 FILES = ("FILE", "FILE|JSON", "PATH", "SRC", "DST", "DIR")
 """What arguments that name files are called in the help; in all of them a ~ stands for the user's home."""

@@ -15,8 +15,6 @@ from ..formats.files import named
 from ..loading import sparsity
 from ..loading.load import build, check_threads, tokenizer_of
 
-__all__ = ["calibrate", "default_path"]
-
 WINDOW = 512
 """Tokens that are looked at together; each window begins with BOS."""
 

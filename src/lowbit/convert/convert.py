@@ -26,8 +26,6 @@ from ..quantize.ternary import ABSMEAN_FLOOR
 from .mixtures import MIXTURES, fitting, mixed
 from .writing import opened, write_model
 
-__all__ = ["HEAD_TYPES", "TARGET_TYPES", "Conversion", "convert"]
-
 TARGET_TYPES = ("tq2_0", "tq1_0", "i2_s", "q8_0", "q4_0", "f16", *MIXTURES)
 """What the linear layers may become; `MIXTURES` choose a type for each of them, and for embedding and output head."""
 HEAD_TYPES = ("q8_0", "q6_k", "f16")

@@ -13,8 +13,6 @@ from ..formats.base import ModelFile, TensorInfo
 from ..plan import ModelPlan
 from ..quantize.ggml_types import type_of
 
-__all__ = ["MIXTURES", "Mixture", "fitting", "mixed"]
-
 
 @dataclass(frozen=True)
 class Mixture:

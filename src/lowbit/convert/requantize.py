@@ -19,8 +19,6 @@ from .sensitivity import Calibration, allocate, check_budget, measure
 from .source import Source, encode, error_of
 from .writing import opened, write_model
 
-__all__ = ["Chosen", "Quantized", "quantize_model", "uniform", "write"]
-
 
 @dataclass(frozen=True)
 class Chosen:

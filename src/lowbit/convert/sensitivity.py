@@ -26,8 +26,6 @@ from ..quantize.ggml_types import tensor_nbytes
 from ..train.corpus import plain_text, read_documents
 from .source import METHODS, Altered, Source, encode, error_of
 
-__all__ = ["Calibration", "Option", "allocate", "check_budget", "measure"]
-
 WINDOW = 256
 """Longest piece of a document that is scored at once, in tokens."""
 SCORE_ROWS = 64

@@ -20,8 +20,6 @@ from ..formats.gguf_writer import GGUFWriter
 from ..quantize.ggml_types import tensor_nbytes
 from .mixtures import MIXTURES
 
-__all__ = ["PAIRING", "opened", "write_model"]
-
 FILE_TYPES = {
     "F16": 1, "Q4_0": 2, "Q8_0": 7, "TQ1_0": 36, "TQ2_0": 37, "I2_S": 40,
     **{name.upper(): mixture.number for name, mixture in MIXTURES.items()},

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from llguidance import LLMatcher, LLTokenizer
 
-__all__ = ["Compiler", "Constraint"]
-
 MOST_SOURCE = 1 << 20
 """Characters of a schema, an expression or a grammar."""
 MOST_RULES = 1000

@@ -12,8 +12,6 @@ from .._kernels.decoder import Batch, Decoder
 from .._kernels.sequence import Turn
 from ..errors import LowbitError
 
-__all__ = ["Driven"]
-
 IDLE_SECONDS = 0.05
 """Between two looks of somebody who waits, in case he was not told."""
 STUCK_SECONDS = 0.001

@@ -10,8 +10,6 @@ import numpy as np
 
 from .._kernels.dispatch import PlainFloats
 
-__all__ = ["Perplexity", "measured"]
-
 
 @dataclass(frozen=True)
 class Perplexity:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["normalised", "pooled"]
-
 
 def pooled(how: str, out: np.ndarray, n: int) -> Callable[[np.ndarray], None]:
     """Return what takes the states of `n` tokens: ``last``, ``first``, ``mean``, or ``none``, which keeps all.

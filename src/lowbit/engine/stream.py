@@ -11,8 +11,6 @@ from .driving import Driven
 from .sequence import Request, State
 from .text import Generation, TokenLogprob
 
-__all__ = ["Stream"]
-
 
 class Stream:
     """A text that is being made: an iterator over its pieces, here or in asyncio, where `await` gives all of it.

@@ -11,8 +11,6 @@ import numpy as np
 from .._kernels.sampler import Sampler
 from ..tokenizers import StopBuffer, Tokenizer
 
-__all__ = ["MAX_LOGPROBS", "GeneratedText", "Generation", "LogprobRecorder", "Timings", "TokenLogprob"]
-
 MAX_LOGPROBS = 100
 """Most tokens whose log-probabilities are reported in the place of one."""
 

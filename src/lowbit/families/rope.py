@@ -6,8 +6,6 @@ import math
 
 import numpy as np
 
-__all__ = ["yarn_factors", "yarn_magnitude"]
-
 
 def yarn_factors(
     rope_dim: int, theta: float, factor: float, original: int, beta_fast: float = 32.0, beta_slow: float = 1.0,

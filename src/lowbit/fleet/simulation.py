@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 from .sharing import GROUP, groups_at_a_time, lines_of_group
 
-__all__ = ["Fleet", "Run", "simulate"]
-
 
 @dataclass(frozen=True)
 class Fleet:

@@ -17,8 +17,6 @@ from lowbit.formats import iquants, kquants
 from lowbit.formats.bits import f16, finite, spread
 from lowbit.quantize.ggml_types import tensor_nbytes, type_of
 
-__all__ = ["TERNARY", "dequantize", "integer_codes", "is_ternary", "ternary_codes"]
-
 # 3**n mod 256 lifts the n-th base-3 digit of a TQ1_0 byte to the top.
 _POWERS_OF_3 = np.array([1, 3, 9, 27, 81], np.uint8)[:, None]
 

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 
 from lowbit.errors import FormatError, LowbitError, MissingFileError, UnsupportedModelError
 
-__all__ = ["named", "out_of_memory", "reading"]
-
 
 @contextmanager
 def named(*paths: str | None) -> Iterator[None]:

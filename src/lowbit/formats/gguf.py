@@ -24,8 +24,6 @@ from lowbit.formats.gguf_cursor import U64, Cursor, as_text, shown
 from lowbit.formats.gguf_tensors import lay_out, parse_entries
 from lowbit.formats.mapped import MappedFile
 
-__all__ = ["GGUFFile"]
-
 # Limits far above every real model, so that no header can ask for much work or memory.
 MAX_KEYS = 8192
 """Real files hold tens of keys."""

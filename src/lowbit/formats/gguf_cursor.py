@@ -9,8 +9,6 @@ from typing import Any
 from lowbit.errors import FormatError
 from lowbit.formats import gguf_spec as spec
 
-__all__ = ["U64", "Cursor", "as_text", "shown"]
-
 MAX_TOKEN_BYTES = 1 << 20
 """Strings in arrays: vocabulary entries and merges."""
 

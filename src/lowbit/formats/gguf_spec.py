@@ -10,19 +10,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = [
-    "ARRAY",
-    "DEFAULT_ALIGNMENT",
-    "DTYPES",
-    "MAGIC",
-    "MAX_ALIGNMENT",
-    "NAMES",
-    "NUMBERS",
-    "SCALARS",
-    "STRING",
-    "align_up",
-]
-
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 65536

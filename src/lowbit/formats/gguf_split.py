@@ -20,8 +20,6 @@ from lowbit.formats.base import TensorInfo
 from lowbit.formats.files import named
 from lowbit.formats.gguf import MAX_TENSORS, GGUFFile
 
-__all__ = ["SplitGGUF"]
-
 MAX_PARTS = 1024
 _NAME = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
 

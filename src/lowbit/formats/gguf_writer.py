@@ -19,8 +19,6 @@ from lowbit.quantize import quantize
 from lowbit.quantize.ggml_types import refuse_unreadable, tensor_nbytes, type_of
 from lowbit.replacing import Replacing
 
-__all__ = ["GGUFWriter"]
-
 _INTEGERS = {spec.NAMES[number]: np.iinfo(dtype) for number, dtype in spec.DTYPES.items() if dtype.kind in "iu"}
 _BY_DTYPE = {dtype: spec.NAMES[number] for number, dtype in spec.DTYPES.items()}
 

@@ -30,8 +30,6 @@ from lowbit.formats.safetensors import DTYPE_BYTES, SafetensorsFile
 from lowbit.formats.strict_json import parse_object
 from lowbit.quantize.ggml_types import tensor_nbytes
 
-__all__ = ["HuggingFaceFolder"]
-
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKENIZER_CONFIG_BYTES = 16 << 20
 MAX_SHARDS = 1024

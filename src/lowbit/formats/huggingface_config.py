@@ -20,8 +20,6 @@ from lowbit.formats.huggingface_experts import EXPERT_NAMES, expert_keys
 from lowbit.formats.huggingface_latent import LATENT_NAMES, check_float8, latent_keys, latent_rope
 from lowbit.formats.huggingface_layers import recurrent_keys, window_keys
 
-__all__ = ["LINEARS", "Translation", "translate"]
-
 MAX_HEAD = 512
 """Channels of a head; published models have up to 256."""
 LINEARS = {

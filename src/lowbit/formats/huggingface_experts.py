@@ -15,8 +15,6 @@ from lowbit.formats.config_keys import Keys
 from lowbit.formats.safetensors import DTYPE_BYTES
 from lowbit.quantize.ggml_types import tensor_nbytes
 
-__all__ = ["EXPERT_NAMES", "Made", "expert_keys", "expert_of", "from_columns", "stacked"]
-
 EXPERT_NAMES = {
     "mlp.gate": "ffn_gate_inp",
     "mlp.shared_expert.gate_proj": "ffn_gate_shexp",

@@ -11,8 +11,6 @@ from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
 from lowbit.formats.config_keys import Keys
 
-__all__ = ["FLOAT8", "LATENT_NAMES", "as_floats", "check_float8", "from_float8", "latent_keys", "latent_rope"]
-
 LATENT_NAMES = {
     "self_attn.q_a_proj": "attn_q_a",
     "self_attn.q_a_layernorm": "attn_q_a_norm",

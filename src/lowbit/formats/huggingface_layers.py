@@ -9,8 +9,6 @@ import numpy as np
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.config_keys import Keys
 
-__all__ = ["recurrent_keys", "window_keys"]
-
 
 def recurrent_keys(keys: Keys, n_layers: int) -> dict[str, Any]:
     """Translate the numbers of recurrent layers, and which these are; errors as of `translate`."""

@@ -17,8 +17,6 @@ from lowbit.formats.bits import f16, spread
 from lowbit.formats.grids import grid
 from lowbit.quantize.iq4 import VALUES
 
-__all__ = ["DECODERS", "FP4", "GROUPS", "NIBBLES", "even_signs"]
-
 Integers = tuple[np.ndarray, np.ndarray]
 
 NIBBLES = VALUES.astype(np.int8)

@@ -20,8 +20,6 @@ from lowbit.formats.files import named
 from lowbit.formats.mapped import MappedFile
 from lowbit.quantize.ggml_types import tensor_nbytes
 
-__all__ = ["Llama2cFile", "sniff"]
-
 MAGIC = 0x616B3432
 HEADER_BYTES = 256
 """Header of versions 1 and 2, padded with zeros; the legacy one is 28 bytes."""

@@ -15,8 +15,6 @@ from lowbit.errors import FormatError
 from lowbit.formats.base import TensorInfo
 from lowbit.formats.files import reading
 
-__all__ = ["MappedFile", "map_file"]
-
 
 def map_file(path: str) -> mmap.mmap:
     """Map a whole file, read-only.

@@ -19,8 +19,6 @@ from lowbit.formats.files import named
 from lowbit.formats.mapped import MappedFile
 from lowbit.formats.strict_json import MAX_BYTES, parse_object
 
-__all__ = ["DTYPE_BYTES", "SafetensorsFile"]
-
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4,
     "U64": 8, "I64": 8, "F64": 8,

@@ -26,8 +26,6 @@ from .packing import check_tensors, packed_bytes
 from .sparsity import meets_zeros
 from .traps import find_traps
 
-__all__ = ["inspect_file"]
-
 
 def inspect_file(
     path: str | os.PathLike[str] | None = None, tokenizer: str | os.PathLike[str] | None = None

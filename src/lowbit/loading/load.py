@@ -34,11 +34,6 @@ from .traps import find_traps
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = [
-    "automatic_kv_type", "build", "check_forms", "check_threads", "describe", "kv_bytes_per_token", "load",
-    "state_bytes", "tokenizer_of",
-]  # fmt: skip
-
 DEFAULT_CONTEXT = 8192
 """Most tokens that a model gets room for unless the caller asks for more."""
 BATCH = 256

@@ -17,8 +17,6 @@ from .._kernels.suffixes import BYTES_PER_TOKEN
 from ..errors import MemoryBudgetError
 from .paging import Paging
 
-__all__ = ["Budget", "MemoryPlan", "parse_size", "resident_bytes"]
-
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 LEAST_CONTEXT = 128
 """Tokens that there is room for in the smallest plan, unless the caller asks for another number."""

@@ -23,11 +23,6 @@ from .latent import taken_apart
 from .paging import Paging, stored_of
 from .ternary import GROUP, all_ternary, blockwise_ternary, ternary_of
 
-__all__ = [
-    "FLOAT_WEIGHTS", "HEADS", "PACKS", "Weights", "check_tensors", "kept_as", "matrix_shape", "packed_bytes",
-    "read_weights",
-]  # fmt: skip
-
 HEADS = ("auto", "file", "q8_0")
 """What becomes of float embeddings and heads: 8 bits if they are large, as in the file, or 8 bits."""
 FLOAT_WEIGHTS = ("auto", "file")

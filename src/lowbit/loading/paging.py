@@ -17,8 +17,6 @@ from ..formats.base import ModelFile, TensorInfo
 from ..formats.iquants import GROUPS
 from ..formats.unpacked import table_of
 
-__all__ = ["Paging", "stored_of"]
-
 PAGE = 4096
 """Where matrices begin in the spill file, so that they can be read around the page cache."""
 

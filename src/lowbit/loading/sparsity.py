@@ -26,11 +26,6 @@ from ..formats.strict_json import MAX_BYTES, parse_object
 from ..plan import LINEARS, Linear, ModelPlan
 from ..replacing import Replacing
 
-__all__ = [
-    "NONE", "Setting", "Sparsity", "apply", "arrange", "details", "histograms", "identity", "meets_zeros", "parse",
-    "read_thresholds", "thresholds_of", "write_thresholds",
-]  # fmt: skip
-
 Setting = Union[float, Mapping[str, float], str, "os.PathLike[str]"]
 """A share for all linear layers, a share by name of the layer, or the path of a thresholds file."""
 MAGNITUDES = 1 << 16

@@ -15,8 +15,6 @@ from ..batch.asked import digest_of, key_of, read_line
 from ..serve.problems import Problem
 from .worker import Task, answerer_of
 
-__all__ = ["Answers"]
-
 
 class Answers:
     """A class for `Dataset.map_batches`: rows with a column ``text``, a line of a batch each, get a column ``answer``.

@@ -19,8 +19,6 @@ from ..serve.http import SMALL, encode
 from ..serve.problems import Problem, anthropic_form, openai_form
 from .routing import key_of
 
-__all__ = ["Door"]
-
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]

@@ -17,8 +17,6 @@ from ..serve import Settings
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = ["VERSION", "Task", "Worker", "answerer_of"]
-
 VERSION = f"lowbit-{version('lowbit')}"
 """Of the program on this node."""
 

@@ -9,8 +9,6 @@ from types import TracebackType
 
 from ..engine import Generation, Stream, TokenLogprob
 
-__all__ = ["Answers", "Piece"]
-
 
 @dataclass(frozen=True)
 class Piece:

@@ -27,8 +27,6 @@ from .problems import Problem, anthropic_form
 from .service import Service
 from .talk import Talk, prepare
 
-__all__ = ["CountTokens", "Messages", "count_tokens", "messages"]
-
 
 @dataclass(frozen=True)
 class CountTokens:

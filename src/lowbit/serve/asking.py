@@ -13,8 +13,6 @@ from ..tokenizers import Tokenizer
 from .fields import Kind, flag, mapping, number, only, option, shown, text, whole
 from .problems import Problem
 
-__all__ = ["MAX_TEXTS", "NEUTRAL", "Sampled", "logprobs_kind", "max_tokens_kind", "response_format_kind"]
-
 MAX_TEXTS = 128
 """Most texts that one request may ask for."""
 MAX_STOPS = 64

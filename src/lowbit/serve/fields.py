@@ -14,11 +14,6 @@ from typing import Any, TypeVar
 from ..errors import one_line
 from .problems import Problem
 
-__all__ = [
-    "Kind", "check_object", "choice", "flag", "list_of", "mapping", "need", "number", "only", "option",
-    "parse", "schema", "shown", "text", "whole",
-]  # fmt: skip
-
 Table = TypeVar("Table")
 
 

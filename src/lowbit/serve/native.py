@@ -16,8 +16,6 @@ from .prompts import mixed_ids, mixed_kind
 from .service import Service
 from .written import chance_object, event_of, extras, generation_settings, text_of, timings, token_object
 
-__all__ = ["NativeCompletion", "completion"]
-
 
 @dataclass(frozen=True)
 class NativeCompletion(Sampled):
@@ -43,7 +41,7 @@ async def completion(call: Call, service: Service) -> None:
     chosen = asked.settings(defaults, most, service.model)
     ends = service.model._ends if asked.ignore_eos else frozenset[int]()
     ids = [await mixed_ids(service, prompt) for prompt in prompts]
-    shape = _Shape(asked, chosen, service, ids, ends)
+    shape = _Shape(asked, generation_settings(chosen, ends), service, ids)
     if asked.post_sampling_probs and not asked.n_probs:
         raise Problem(400, "post_sampling_probs needs n_probs", param="post_sampling_probs")
     chosen["chances"] = asked.post_sampling_probs
@@ -67,15 +65,9 @@ class _Shape:
     """The objects that answer a native completion."""
 
     def __init__(
-        self,
-        asked: NativeCompletion,
-        chosen: dict[str, Any],
-        service: Service,
-        ids: list[Sequence[int]],
-        ends: frozenset[int],
+        self, asked: NativeCompletion, settings: dict[str, Any], service: Service, ids: list[Sequence[int]]
     ) -> None:
-        self._asked, self._chosen, self._service, self._ids = asked, chosen, service, ids
-        self._settings = generation_settings(chosen, ends)
+        self._asked, self._settings, self._service, self._ids = asked, settings, service, ids
 
     def part(self, piece: Piece) -> dict[str, Any]:
         return {"index": piece.index, "content": piece.text, "tokens": piece.tokens, "stop": False, "id_slot": -1,

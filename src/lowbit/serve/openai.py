@@ -21,15 +21,6 @@ from .service import Service
 from .talk import finish_reason, prepare, template_values_kind, tool_choice_kind, tools_kind, why
 from .written import chat_logprobs, event_of, extras, text_logprobs, text_of, timings, usage
 
-__all__ = [
-    "Chat",
-    "Completion",
-    "chat",
-    "completions",
-    "input_tokens",
-    "models",
-]
-
 
 def _take_stream_options(value: Any) -> bool:
     if not isinstance(value, dict) or not set(value) <= {"include_usage", "include_obfuscation"}:

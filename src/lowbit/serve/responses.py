@@ -21,8 +21,6 @@ from .service import Service
 from .talk import prepare, template_values_kind
 from .written import extras, timings
 
-__all__ = ["Responses", "responses"]
-
 
 def _take_text(value: Any) -> Any:
     if not isinstance(value, dict) or not set(value) <= {"format"}:

@@ -24,8 +24,6 @@ from .settings import Settings
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = ["Service"]
-
 _Written = TypeVar("_Written")
 
 

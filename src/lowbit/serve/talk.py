@@ -15,9 +15,6 @@ from .fields import Kind, mapping
 from .problems import Problem
 from .service import Service
 
-__all__ = ["Talk", "finish_reason", "prepare", "shown_tools", "template_values_kind", "tool_choice_kind",
-           "tools_kind", "why"]  # fmt: skip
-
 
 def _take_tools(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):

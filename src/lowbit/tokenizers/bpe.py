@@ -15,8 +15,6 @@ from .byte_alphabet import TEXT_LETTERS
 from .names import NameSplitter
 from .splitting import LINEAR
 
-__all__ = ["BytePairTokenizer", "Parts", "Recipe", "Vocabulary", "make_engine"]
-
 _MAX_MERGES = 4 * MAX_VOCAB_SIZE
 _MAX_PART = 1_000_000
 _BYTE_TOKENS = frozenset(f"<0x{i:02X}>" for i in range(256))

@@ -17,8 +17,6 @@ from .metadata import get, special_id
 from .splitting import BY_NAME, split_steps
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, looks_like_byte
 
-__all__ = ["NORMALIZER_KEY", "SPACES_TO_META", "STRIP_KEYS", "from_gguf", "surface", "text_surface"]
-
 SPACES_TO_META = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 """The normaliser after which tokens write a space as U+2581."""
 

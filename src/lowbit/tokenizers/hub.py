@@ -11,8 +11,6 @@ from ..errors import FormatError
 from ..formats.files import named, reading
 from ..formats.folder import inside
 
-__all__ = ["Settings", "parse_json", "read_settings"]
-
 _MAX_BYTES = 16 << 20
 _MAX_QUOTES, _MAX_LISTS, _MAX_OBJECTS = 1 << 22, 3 << 18, 1 << 16
 """What makes parsed JSON larger than its text. The largest vocabularies have three million quotes, half a million

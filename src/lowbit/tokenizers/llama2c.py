@@ -17,8 +17,6 @@ from .base import MAX_PIECES, MAX_TOKEN_BYTES
 from .spm import SentencePieceTokenizer
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Specs, Vocabulary
 
-__all__ = ["from_tokenizer_bin", "is_tokenizer_bin", "read_vocabulary"]
-
 _UNK, _BOS, _EOS, _FIRST_BYTE = 0, 1, 2, 3
 _BYTE_TOKENS = [b"<0x%02X>" % i for i in range(256)]
 _RECORD = struct.Struct("<fI")

@@ -23,8 +23,6 @@ from ..errors import FormatError
 from .base import MAX_PIECES
 from .vocabulary import BYTE, NORMAL, UNKNOWN, Specs, Vocabulary
 
-__all__ = ["UNK_SURFACE", "ModelProto", "bytes_field", "encode_varint", "read_model_proto", "write_model_proto"]
-
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _BPE = 2
 UNK_SURFACE = " \N{DOUBLE QUESTION MARK} ".encode()

@@ -16,8 +16,6 @@ from .metadata import get, special_id
 from .modelproto import UNK_SURFACE, read_model_proto, write_model_proto
 from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Specs, Vocabulary, looks_like_byte
 
-__all__ = ["PREFIX_KEY", "SentencePieceTokenizer", "from_gguf", "from_model_file"]
-
 PREFIX_KEY = "lowbit.tokenizer.space_prefix"
 """A key of lowbit's own, since GGUF has none."""
 

@@ -15,8 +15,6 @@ from .gpt2 import surface
 from .hub import Settings
 from .splitting import BY_NAME, split_steps
 
-__all__ = ["from_rank_file", "is_rank_file", "read_rank_file"]
-
 _LLAMA3_RANKS, _LLAMA3_SPECIALS = 128_000, 256
 _MAX_TOKEN = 256
 _MAX_TOTAL = 16 * _LLAMA3_RANKS

@@ -18,8 +18,6 @@ from .gpt2 import surface as byte_level_surface
 from .hub import Settings, parse_json
 from .splitting import COVERING_PATTERNS, KNOWN_PATTERNS
 
-__all__ = ["from_tokenizer_json", "read_tokenizer_json"]
-
 _BEHAVIORS = ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 _BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<｜begin▁of▁sentence｜>")
 _EOS_NAMES = ("<|end_of_text|>", "</s>", "<eos>", "<|endoftext|>", "<｜end▁of▁sentence｜>")

@@ -12,19 +12,6 @@ import numpy as np
 from ..errors import FormatError
 from .base import MAX_TOKEN_BYTES, MAX_VOCAB_SIZE
 
-__all__ = [
-    "BYTE",
-    "CONTROL",
-    "NORMAL",
-    "SPACE",
-    "UNKNOWN",
-    "UNUSED",
-    "USER_DEFINED",
-    "Specs",
-    "Vocabulary",
-    "looks_like_byte",
-]
-
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Types of tokens: the same numbers in SentencePiece and in GGUF."""
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from ..errors import LowbitError
 from ..tokenizers.modelproto import bytes_field, encode_varint
 
-__all__ = ["EventLog"]
-
 TAGS = {
     "loss": "loss/nats_per_token", "bits_per_byte": "loss/bits_per_byte", "rate": "schedule/learning_rate",
     "epoch": "schedule/epoch", "norm": "gradient/norm",

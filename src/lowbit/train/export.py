@@ -14,8 +14,6 @@ from ..formats.gguf_writer import GGUFWriter
 from .fourbit import int4_weights
 from .model import BitNet, int8_weights, ternary
 
-__all__ = ["ARCHITECTURES", "check_exportable", "write_gguf"]
-
 ARCHITECTURES = {"relu2": "bitnet-b1.58", "silu": "bitnet"}
 """``general.architecture`` by the gate of the feed-forward layer: Microsoft's BitNet b1.58, and 1bitLLM's."""
 ROW_MULTIPLE = {"TQ2_0": 256, "TQ1_0": 256, "I2_S": 128}

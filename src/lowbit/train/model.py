@@ -22,19 +22,6 @@ from .attention import causal_attention
 from .corpus import IGNORED
 from .fourbit import INITIAL_CLIP, INITIAL_EXPONENT, four_bit_linear
 
-__all__ = [
-    "PRECISIONS",
-    "BitNet",
-    "BitNetShape",
-    "Precision",
-    "Quantisation",
-    "bit_linear",
-    "int8_weights",
-    "keep_largest",
-    "quantise_activations",
-    "ternary",
-]
-
 Precision = Literal["ternary", "int8", "int4-fp4", "float32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Of the linear layers: ternary weights with 8-bit activations; 8 bits for both; 4 bits for both and for gradients."""

@@ -37,8 +37,6 @@ from .teacher import Teacher
 from .vocabulary import read_vocabulary, train_vocabulary, write_vocabulary
 from .warmstart import grow, read_model
 
-__all__ = ["Project", "train"]
-
 HELD_OUT = 0.02
 """Share of the text that is kept back for measuring, at most `HELD_OUT_BYTES`."""
 HELD_OUT_BYTES = 100_000

@@ -10,8 +10,6 @@ import numpy as np
 from .loop import Schedule, fit
 from .model import BitNet
 
-__all__ = ["training_speed"]
-
 
 def training_speed(
     model: BitNet,

@@ -14,8 +14,6 @@ from ..formats.blocks import dequantize
 from .export import ARCHITECTURES
 from .model import INITIAL_DEVIATION, BitNet, BitNetShape
 
-__all__ = ["grow", "read_model"]
-
 NEW_BLOCK_GAIN = 0.05
 """Size of a new block's output against that of the blocks it comes between: small, so that the model still works."""
 
