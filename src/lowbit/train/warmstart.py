@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -76,7 +77,7 @@ def grow(model: BitNet, source: BitNet) -> None:
     FormatError
         If the two do not fit.
     """
-    ours, theirs = model.shape.as_dict(), source.shape.as_dict()
+    ours, theirs = asdict(model.shape), asdict(source.shape)
     for name in sorted(theirs.keys() - {"n_layers", "context_length"}):
         if ours[name] != theirs[name]:
             raise FormatError(f"{name} is {ours[name]}, but the model to start from has {theirs[name]}")
