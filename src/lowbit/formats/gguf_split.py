@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import FormatError, LowbitError
-from lowbit.formats.base import TensorInfo
+from lowbit.formats.base import Closing, TensorInfo
 from lowbit.formats.files import named
 from lowbit.formats.gguf import MAX_TENSORS, GGUFFile
 
@@ -24,7 +24,7 @@ MAX_PARTS = 1024
 _NAME = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
 
 
-class SplitGGUF:
+class SplitGGUF(Closing):
     """An open model in several files (`lowbit.formats.base.ModelFile`).
 
     Parameters
@@ -130,12 +130,6 @@ class SplitGGUF:
         """Let go of all maps."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> SplitGGUF:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _file_of(self, name: str) -> GGUFFile:
         if name not in self._of:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import FormatError, LowbitError, UnsupportedModelError
-from lowbit.formats.base import TensorInfo
+from lowbit.formats.base import Closing, TensorInfo
 from lowbit.formats.blocks import dequantize
 from lowbit.formats.files import named, reading
 from lowbit.formats.folder import inside
@@ -54,7 +54,7 @@ _DERIVED = re.compile(r"model\.(layers\.[0-9]{1,4}\.self_attn\.)?rotary_emb\.inv
 """Buffers that old checkpoints hold, and that follow from config.json."""
 
 
-class HuggingFaceFolder:
+class HuggingFaceFolder(Closing):
     """An open model folder (`lowbit.formats.base.ModelFile`).
 
     Parameters
@@ -157,12 +157,6 @@ class HuggingFaceFolder:
         """Let go of all maps."""
         for shard in self._shards:
             shard.close()
-
-    def __enter__(self) -> HuggingFaceFolder:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _json(self, name: str, max_bytes: int) -> dict[str, Any]:
         path = inside(self._folder, name)
