@@ -152,7 +152,8 @@ cdef class Decoder(ForwardPass):
         self.most_logits = batch
         self.texts = EarlierTexts(EARLIER_TOKENS)
         self.lock = threading.Lock()
-        self.wanted = <int32_t *>self._scratch(batch, 4)
+        self.wanted = <int32_t *>self.scratch.take(batch, 4)
+        self.scratch_bytes += 4 * <size_t>batch
         self._need_logits(1)
 
     cdef int _need_logits(self, int32_t rows) except -1:

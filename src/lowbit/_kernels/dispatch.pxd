@@ -209,6 +209,14 @@ cdef void free_aligned(void *memory) noexcept nogil
 cdef int64_t nanoseconds() noexcept nogil
 
 
+# Zeros, at multiples of 64 bytes, that live as long as this.
+cdef class Buffers:
+    cdef readonly size_t nbytes
+    cdef list kept
+
+    cdef void *take(self, size_t rows, size_t row_bytes) except NULL
+
+
 # Whether Ctrl-C was pressed, asked between two pieces of long work without the GIL.
 cdef class Interrupts:
     cdef int64_t next           # time of the next look
