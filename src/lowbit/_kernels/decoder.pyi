@@ -12,7 +12,6 @@ from .sequence import Sequence
 class Batch:
     capacity: int
     n_rows: int
-    n_wanted: int
     def __init__(self, decoder: Decoder) -> None: ...
     def clear(self) -> None: ...
     def add(
