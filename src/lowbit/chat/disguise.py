@@ -46,10 +46,6 @@ class Disguise:
         """Undo `hide`; other characters stay what they are."""
         return text.translate(self.shown)
 
-    def dump(self) -> list[tuple[int, str]]:
-        """Return what `load` takes."""
-        return list(self.shown.items())
-
     def load(self, shown: Iterable[tuple[int, str]]) -> None:
         """Take over what another process gave out, and give none of it out again."""
         for code, character in shown:

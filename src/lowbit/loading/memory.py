@@ -206,7 +206,7 @@ class Budget:
             budget=self.limit,
             resident=max(0, self._in_use() - self.before),
             kv=blocks_of(decoder) * decoder.pool.block_bytes,
-            scratch=decoder.scratch_bytes + rows * logits + lookups + (paging.scratch_bytes if paging else 0),
+            scratch=decoder.scratch_bytes + rows * logits + lookups + (paging.pager.scratch_bytes if paging else 0),
             logit_rows=rows,
         )
 

@@ -113,11 +113,6 @@ class Paging:
         assert self._spill is not None
         return PagedMatrix(self.pager, pattern, rows, None, self._source(self._spill), offset, tail, **use)
 
-    @property
-    def scratch_bytes(self) -> int:
-        """Bytes beside the cache."""
-        return int(self.pager.scratch_bytes)
-
     def start(self, budget: int) -> None:
         """Make the cache; MemoryBudgetError if `budget` bytes are too few for it."""
         self.pager.start(self._sources, budget)

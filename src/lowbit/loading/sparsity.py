@@ -133,11 +133,6 @@ def apply(decoder: Decoder, plan: ModelPlan, sparsity: Sparsity, file: ModelFile
 # --- calibration -------------------------------------------------------------------------------------------------
 
 
-def histograms(n_layers: int) -> dict[str, np.ndarray]:
-    """Return empty counters for `Decoder.observe`."""
-    return {name: np.zeros((n_layers, MAGNITUDES), np.uint32) for name in LINEARS}
-
-
 def thresholds_of(counts: Mapping[str, np.ndarray], target: float) -> list[dict[str, float]]:
     """Find the magnitudes below which a share of all inputs lies, per layer and linear layer.
 

@@ -14,7 +14,7 @@ from ..errors import Foreign, FormatError, UnsupportedModelError
 from .base import END_MARKERS, Tokenizer, end_markers
 from .metadata import get, special_id
 from .modelproto import UNK_SURFACE, read_model_proto, write_model_proto
-from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Specs, Vocabulary, looks_like_byte
+from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Specs, Texts, Vocabulary, looks_like_byte
 
 PREFIX_KEY = "lowbit.tokenizer.space_prefix"
 """A key of lowbit's own, since GGUF has none."""
@@ -71,7 +71,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.control_ids = frozenset(vocabulary.ids_of(CONTROL))
         self.bos_id, self.eos_id, self.add_bos = bos_id, eos_id, add_bos
         self.unk_id = None if unk_id in self.control_ids else unk_id
-        self._vocabulary = vocabulary.compact()
+        self._vocabulary = replace(vocabulary, tokens=Texts(vocabulary.tokens))
         self._unk_surface, self._escapes = unk_surface, specs.escape_whitespaces
         self._prefix = b"" if not specs.add_dummy_prefix else SPACE if specs.escape_whitespaces else b" "
         self._own_prefix = prefix
