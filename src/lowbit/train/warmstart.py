@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def read_model(path: str | Path, compute: torch.dtype = torch.float32) -> BitNet
     FormatError, UnsupportedModelError
         If the file is damaged, or not a BitNet model with tied embeddings.
     """
-    with closing(open_model(path)) as file:
+    with open_model(path) as file:
         if file.architecture not in ARCHITECTURES.values():
             raise UnsupportedModelError(f"{path}: training starts from a BitNet model, not from {file.architecture!r}")
         plan = plan_of(file)
