@@ -21,14 +21,12 @@ from .assets import EMBEDDED_MODEL
 from .errors import ContextLengthError
 from .families import find_family
 from .formats import open_model
-from .formats.base import ModelFile, TensorInfo
+from .formats.base import Closing, ModelFile, TensorInfo
 from .loading.load import build, check_forms, check_threads
 from .loading.memory import resident_bytes
 from .loading.sparsity import Setting, parse
 from .plan import Weight
 from .quantize.ggml_types import tensor_nbytes
-
-__all__ = ["SHAPES", "RandomModel", "run"]
 
 SHAPES: dict[str, dict[str, Any]] = {
     "13M": {"hidden": 256, "layers": 6, "wide": 768, "heads": 4, "kv_heads": 4, "vocab": 32000},
@@ -53,7 +51,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 recurrent but for every fourth. Embedding and head have 8 bits but for 1B."""
 
 
-class RandomModel:
+class RandomModel(Closing):
     """A model of one of the `SHAPES` that exists nowhere: its tensors are made when they are read.
 
     Weights are random ternary TQ2_0, or ternary F16 where rows are no multiple of 256; embeddings and head are random
@@ -135,12 +133,6 @@ class RandomModel:
 
     def close(self) -> None:
         """There is nothing to close."""
-
-    def __enter__(self) -> RandomModel:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
 
 def _random_tensor(weight: Weight, table: str) -> TensorInfo:

@@ -18,15 +18,13 @@ from . import __version__
 from .commands.common import FILES, InputError, path, printable
 from .errors import LowbitError
 
-__all__ = ["COMMANDS", "main"]
-
-COMMANDS = (
-    "generate", "chat", "serve", "batch", "plan", "pull", "models", "convert", "info", "tokenize", "perplexity",
-    "bench", "quantize", "calibrate", "train", "cache", "completion",
-)  # fmt: skip
-WITHOUT_MODELS = ("plan", "pull", "models", "cache", "completion")
-"""Commands that compute nothing, and begin sooner."""
-"""Modules of `lowbit.commands`, in the order in which the help lists them.
+COMMANDS = {
+    "generate": True, "chat": True, "serve": True, "batch": True, "plan": False, "pull": False, "models": False,
+    "convert": True, "info": True, "tokenize": True, "perplexity": True, "bench": True, "quantize": True,
+    "calibrate": True, "train": True, "cache": False, "completion": False,
+}  # fmt: skip
+"""Modules of `lowbit.commands`, in the order in which the help lists them, and whether they compute: the others begin
+sooner.
 
 Each has a docstring (its help), ``add_arguments(parser)`` and ``run(args) -> exit status``.
 """
@@ -129,7 +127,7 @@ def _run(argv: Sequence[str] | None) -> int:
         args = _parser().parse_args(words)
     except SystemExit as stop:  # argparse has shown help, the version, or what is wrong
         return int(stop.code or 0)
-    if args.command not in WITHOUT_MODELS:
+    if COMMANDS[args.command]:
         importlib.import_module("._kernels", __package__)  # it asks the CPU, which numpy does not
     status: int = args.run(args)
     return status

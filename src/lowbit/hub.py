@@ -19,8 +19,6 @@ from typing import Any
 
 from .errors import LowbitError, RemoteError, one_line
 
-__all__ = ["PREFERENCE", "PREFIX", "Here", "cache_folder", "choose", "local_path", "models_here", "pull"]
-
 PREFIX = "hf:"
 PREFERENCE = (
     "TQ2_0", "I2_S", "TQ1_0", "Q2_0", "PQ2_0", "PTQ1_0", "Q1_0", "Q4_K_M", "Q4", "Q5", "Q6", "Q8", "IQ4", "MXFP4",

@@ -12,11 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = [
-    "INPUT_NORM", "JOINED_HEADS", "LINEARS", "Activation", "Attention", "DeltaNet", "Dense", "Experts", "Kind",
-    "LatentAttention", "LayerPlan", "Linear", "Parts", "Rope", "Rotation", "Weight",
-]  # fmt: skip
-
 Kind = Literal["norm", "bias", "linear", "router", "embedding", "head", "factors", "recurrence"]
 """What a weight is for: a vector to scale by or to add, rows to multiply with (of a layer, of what chooses experts, of
 the output head), rows to look up, divisors of the rotary frequencies, the few numbers of a recurrent mixer."""
@@ -76,39 +71,18 @@ class _Layer:
         return Weight(role, f"blk.{self.number}.{tensor or role}.weight", (size,), "norm", self.number)
 
     def linear(
-        self, name: str, rows: Mapping[str, int], n_in: int, bias: bool = False, norms: bool = False
+        self, name: str, rows: Mapping[str, int], n_in: int, bias: bool = False, norms: bool = False,
+        stack: tuple[int, ...] = (), kind: Kind = "linear",
     ) -> Linear:  # fmt: skip
+        """One matrix for each role; `stack`: of so many experts, or heads."""
         block = f"blk.{self.number}."
         return Linear(
             name,
-            tuple(Weight(role, f"{block}{role}.weight", (n, n_in), "linear", self.number) for role, n in rows.items()),
+            tuple(Weight(r, f"{block}{r}.weight", (*stack, n, n_in), kind, self.number) for r, n in rows.items()),
             tuple(
-                Weight(f"{role}_bias", f"{block}{role}.bias", (n,), "bias", self.number) for role, n in rows.items()
+                Weight(f"{r}_bias", f"{block}{r}.bias", (*stack, n), "bias", self.number) for r, n in rows.items()
             ) if bias else (),
-            tuple(self.norm(f"{role}_norm_in", n_in) for role in rows) if norms else (),
-        )  # fmt: skip
-
-    def router(self, name: str, role: str, n: int, bias: bool = False) -> Linear:
-        block = f"blk.{self.number}.{role}"
-        return Linear(
-            name,
-            (Weight(role, f"{block}.weight", (n, self.hidden), "router", self.number),),
-            (Weight(f"{role}_bias", f"{block}.bias", (n,), "bias", self.number),) if bias else (),
-        )
-
-    def stack(self, name: str, rows: Mapping[str, int], n_in: int, n: int, bias: bool = False) -> Linear:
-        """Matrices of n experts, or n heads."""
-        block = f"blk.{self.number}."
-        return Linear(
-            name,
-            tuple(
-                Weight(role, f"{block}{role}.weight", (n, out, n_in), "linear", self.number)
-                for role, out in rows.items()
-            ),
-            tuple(
-                Weight(f"{role}_bias", f"{block}{role}.bias", (n, out), "bias", self.number)
-                for role, out in rows.items()
-            ) if bias else (),
+            tuple(self.norm(f"{r}_norm_in", n_in) for r in rows) if norms else (),
         )  # fmt: skip
 
 
@@ -245,8 +219,8 @@ class LatentAttention:
             rows = {"attn_kv_b": self.n_heads * (self.nope_dim + self.value_size)}
             yield layer.linear("kv_b", rows, self.rank)
         else:
-            yield layer.stack("k_b", {"attn_k_b": self.rank}, self.nope_dim, self.n_heads)
-            yield layer.stack("v_b", {"attn_v_b": self.value_size}, self.rank, self.n_heads)
+            yield layer.linear("k_b", {"attn_k_b": self.rank}, self.nope_dim, stack=(self.n_heads,))
+            yield layer.linear("v_b", {"attn_v_b": self.value_size}, self.rank, stack=(self.n_heads,))
         yield layer.linear("attn_output", {"attn_output": layer.hidden}, self.n_heads * self.value_size)
 
 
@@ -373,17 +347,18 @@ class Experts:
     def parts(self, layer: _Layer) -> Parts:
         """List norms and linear layers in the order of the computation."""
         yield layer.norm("ffn_norm", layer.hidden, self.norm)
-        yield layer.router("router", "ffn_gate_inp", self.n, self.router_bias)
+        yield layer.linear("router", {"ffn_gate_inp": self.n}, layer.hidden, self.router_bias, kind="router")
         if self.bias:
             yield Weight("exp_probs_b_bias", f"blk.{layer.number}.exp_probs_b.bias", (self.n,), "bias", layer.number)
         rows = {"ffn_gate_up_exps": 2 * self.size} if self.fused else {
             "ffn_gate_exps": self.size, "ffn_up_exps": self.size,
         }  # fmt: skip
-        yield layer.stack("expert_gate_up", rows, layer.hidden, self.n, self.expert_bias)
-        yield layer.stack("expert_down", {"ffn_down_exps": layer.hidden}, self.size, self.n, self.expert_bias)
+        yield layer.linear("expert_gate_up", rows, layer.hidden, self.expert_bias, stack=(self.n,))
+        rows = {"ffn_down_exps": layer.hidden}
+        yield layer.linear("expert_down", rows, self.size, self.expert_bias, stack=(self.n,))
         if self.shared:
             if self.shared_gate:
-                yield layer.router("shared_gate", "ffn_gate_inp_shexp", 1)
+                yield layer.linear("shared_gate", {"ffn_gate_inp_shexp": 1}, layer.hidden, kind="router")
             yield layer.linear("gate_up", {"ffn_gate_shexp": self.shared, "ffn_up_shexp": self.shared}, layer.hidden)
             yield layer.linear("ffn_down", {"ffn_down_shexp": layer.hidden}, self.shared)
 

@@ -278,14 +278,7 @@ class Model:
         """
         ids = self._ids(token_ids)
         out = np.empty((len(ids), self.config.vocab_size), np.float32)
-        done = 0
-
-        def each(rows: np.ndarray) -> None:
-            nonlocal done
-            out[done : done + len(rows)] = rows
-            done += len(rows)
-
-        self._score(ids, each)
+        self._score(ids, pooled("none", out, len(ids)))
         return out
 
     def embed(

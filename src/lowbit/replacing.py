@@ -8,18 +8,12 @@ import shutil
 from collections.abc import Iterator
 from typing import BinaryIO
 
-__all__ = ["Replacing"]
-
 
 class Replacing:
     """A file to write, which gets its name, or takes the place of one of this name, when it is complete.
 
     As a context manager it gives the file; an exception in the block removes what was written. What is no regular file
     (a pipe, ``/dev/stdout``) cannot be replaced, and is written as it comes.
-
-    Parameters
-    ----------
-    path : str or os.PathLike
 
     Raises
     ------

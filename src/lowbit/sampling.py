@@ -12,11 +12,9 @@ from typing import Any, TypedDict
 
 from .scalars import plain
 
-__all__ = [
-    "Answered", "Asked", "Grammar", "Sampling", "SamplingParams", "Settings", "new_seed", "params_of", "seeds_of",
-]  # fmt: skip
-
 MOST_TOKENS = 2**31 - 1
+WHITESPACE = r"[ ]|\n{1,2}[ \t]{0,20}"
+"""Between the tokens of JSON, at most once: without a bound some models write spaces for ever."""
 
 
 @dataclass(frozen=True)

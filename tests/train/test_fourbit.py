@@ -164,7 +164,7 @@ def test_four_bit_training_resumes_exactly(trained, tmp_path):
     assert read_progress(tmp_path / "c.npz")["step"] == 6
     again, resumed = trained("int4-fp4", 12, resume=True)
     assert [r["loss"] for r in resumed] == [r["loss"] for r in history]
-    assert whole.grad_exponents
+    assert any(name.endswith("grad_exponent") for name, _ in whole.named_parameters())
     for p, q in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(p, q)
     with pytest.raises(FormatError, match="precision"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 # ruff: noqa: E402  (torch is asked for before what needs it is imported)
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -117,7 +119,7 @@ def test_logits_equal_those_of_the_numpy_reference(make_model, activation):
                 parameter.uniform_(0.5, 1.5)
     shape = model.shape
     config = make_plan(
-        family="bitnet", **shape.as_dict(), head_dim=shape.head_dim, rope_pairing="halves", attn_sub_norm=True,
+        family="bitnet", **asdict(shape), head_dim=shape.head_dim, rope_pairing="halves", attn_sub_norm=True,
         ffn_sub_norm=True, tied_embeddings=True, activation_quant="token",
     )  # fmt: skip
     weights = {}

@@ -4,7 +4,7 @@
 2. The other modules cimport the pointer to it, so that they need no rebuild for a new instruction set and all see a
    forced one.
 3. The pool belongs to the process, and is entered through `parallel`.
-4. What the other modules share beside: sizes that cannot wrap around, the mode of floats, and the look for Ctrl-C.
+4. What the other modules share beside: sizes that cannot wrap around, buffers, the mode of floats, the look for Ctrl-C.
 """
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stddef cimport size_t
@@ -12,6 +12,8 @@ from libc.stdint cimport int32_t, int64_t
 
 import os
 import sys
+
+import numpy as np
 
 from lowbit.errors import UnsupportedISAError
 
@@ -100,6 +102,17 @@ cdef size_t checked(size_t n_bytes, str what) except? 0:
     if n_bytes == LB_TOO_LARGE:
         raise MemoryError(f"{what}: more bytes than this machine has addresses for")
     return n_bytes
+
+
+cdef class Buffers:
+    def __cinit__(self):
+        self.kept = []
+
+    cdef void *take(self, size_t rows, size_t row_bytes) except NULL:
+        cdef char[::1] view = np.zeros(checked(lb_plus(lb_times(rows, row_bytes), 64), "a buffer"), np.int8)
+        self.kept.append(view)
+        self.nbytes += rows * row_bytes
+        return <void *>((<size_t>&view[0] + 63) // 64 * 64)
 
 
 cdef class Interrupts:

@@ -10,8 +10,8 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t
 
 from lowbit._kernels.dispatch cimport (
-    LB_KV_F16, LB_KV_F32, LB_PIECE, Interrupts, begin_doubles, checked, end_floats, lb_activations, lb_attention_args,
-    lb_float_mode, lb_matrix, lb_plus, lb_times, parallel,
+    LB_KV_F16, LB_KV_F32, LB_PIECE, Buffers, Interrupts, begin_doubles, end_floats, lb_activations, lb_attention_args,
+    lb_float_mode, lb_matrix, parallel,
 )
 from lowbit._kernels.deltanet cimport DeltaWork, Segment, mix
 from lowbit._kernels.graph cimport Graph, Layer, Linear
@@ -28,8 +28,6 @@ from lowbit._kernels.profile cimport ADD, ATTENTION, EMBED, EXPERTS, GLU, HEAD, 
 from lowbit._kernels.products cimport multiply
 from lowbit._kernels.shortlist cimport Shortlist
 
-import numpy as np
-
 
 cdef enum:
     LOOK_ROWS = 8                   # of a pass in which Ctrl-C is looked for before every layer
@@ -41,46 +39,38 @@ cdef class ForwardPass:
     def __cinit__(self, Graph graph not None, KVPool pool not None, int32_t threads, int32_t batch=256):
         cdef size_t rows = batch
         cdef int32_t q_size = graph.q_size, wide
+        cdef Buffers scratch = Buffers()
         self.graph, self.pool, self.threads, self.batch = graph, pool, threads, batch
-        self.keep = []
-        self.interrupts = Interrupts()
+        self.scratch, self.interrupts = scratch, Interrupts()
         wide = max(graph.qkv_size, 2 * graph.intermediate, graph.hidden)
-        self.x = <float *>self._scratch(rows, <size_t>graph.hidden * 4)
-        self.h = <float *>self._scratch(rows, <size_t>max(graph.hidden, q_size, graph.intermediate) * 4)
-        self.normed = <float *>self._scratch(rows, <size_t>graph.inner * 4)
-        self.wide = <float *>self._scratch(rows, <size_t>wide * 4)
-        self.attended = <float *>self._scratch(rows, <size_t>max(q_size, graph.hidden) * 4)
-        self.gates = <float *>self._scratch(rows, <size_t>(q_size if graph.gated else 0) * 4)
+        self.x = <float *>scratch.take(rows, <size_t>graph.hidden * 4)
+        self.h = <float *>scratch.take(rows, <size_t>max(graph.hidden, q_size, graph.intermediate) * 4)
+        self.normed = <float *>scratch.take(rows, <size_t>graph.inner * 4)
+        self.wide = <float *>scratch.take(rows, <size_t>wide * 4)
+        self.attended = <float *>scratch.take(rows, <size_t>max(q_size, graph.hidden) * 4)
+        self.gates = <float *>scratch.take(rows, <size_t>(q_size if graph.gated else 0) * 4)
         self.n_parts = (graph.context + LB_PIECE - 1) // LB_PIECE
-        self.parts = <float *>self._scratch(self.n_parts, <size_t>graph.part_floats * 4) if self.n_parts > 1 else NULL
-        self.mixed = <float *>self._scratch(rows, <size_t>graph.channels * 4)
-        self.segments = <Segment *>self._scratch(rows, sizeof(Segment))
-        self.segment_of = <int32_t *>self._scratch(rows, 4)
-        self.q8 = <int8_t *>self._scratch(rows, graph.q_stride)
-        self.scales = <float *>self._scratch(rows, <size_t>graph.n_groups * 4)
-        self.sums = <int32_t *>self._scratch(rows, <size_t>graph.n_groups * 4)
-        self.tokens = <int32_t *>self._scratch(rows, 4)
-        self.positions = <int32_t *>self._scratch(rows, 4)
-        self.blocks = <char ***>self._scratch(rows, sizeof(char **))
-        self.sparse = <uint8_t *>self._scratch(rows, 1)
-        self.few = <int32_t *>self._scratch(rows, 4)
+        self.parts = <float *>scratch.take(self.n_parts, <size_t>graph.part_floats * 4) if self.n_parts > 1 else NULL
+        self.mixed = <float *>scratch.take(rows, <size_t>graph.channels * 4)
+        self.segments = <Segment *>scratch.take(rows, sizeof(Segment))
+        self.segment_of = <int32_t *>scratch.take(rows, 4)
+        self.q8 = <int8_t *>scratch.take(rows, graph.q_stride)
+        self.scales = <float *>scratch.take(rows, <size_t>graph.n_groups * 4)
+        self.sums = <int32_t *>scratch.take(rows, <size_t>graph.n_groups * 4)
+        self.tokens = <int32_t *>scratch.take(rows, 4)
+        self.positions = <int32_t *>scratch.take(rows, 4)
+        self.blocks = <char ***>scratch.take(rows, sizeof(char **))
+        self.sparse = <uint8_t *>scratch.take(rows, 1)
+        self.few = <int32_t *>scratch.take(rows, 4)
         self.experts = ExpertScratch(graph.experts, rows) if graph.experts else None
         self.latents = LatentScratch(graph.latents, rows) if graph.latents else None
-        self.scratch_bytes += graph.sparse.nbytes + (self.experts.nbytes if graph.experts else 0)
+        self.scratch_bytes = scratch.nbytes + graph.sparse.nbytes + (self.experts.nbytes if graph.experts else 0)
         self.scratch_bytes += self.latents.nbytes if graph.latents else 0
 
     def shorten(self, head not None):
         """From now on make only the logits that matter, where it is known which do: with a `Shortlist` of the head."""
         self.shortlist = Shortlist(head)
         self.scratch_bytes += self.shortlist.nbytes
-
-    cdef void *_scratch(self, size_t rows, size_t row_bytes) except NULL:
-        cdef char[::1] view
-        owner = np.empty(checked(lb_plus(lb_times(rows, row_bytes), 64), "scratch memory"), np.int8)
-        self.keep.append(owner)
-        self.scratch_bytes += rows * row_bytes
-        view = owner
-        return <void *>((<size_t>&view[0] + 63) // 64 * 64)
 
     cdef void _forward(self) noexcept nogil:
         """Take the rows through all layers; the result is in x."""

@@ -4,15 +4,13 @@
 traffic: it is for processors that compute slowly.
 """
 from libc.stddef cimport size_t
-from libc.stdint cimport int16_t, int32_t, uint8_t
+from libc.stdint cimport int16_t, int32_t
 
 from lowbit._kernels.dispatch cimport (
-    LB_ROWS, begin_floats, checked, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matmul_fn, lb_matrix,
-    lb_row_groups, lb_row_u8_fn, lb_sketch, lb_sketch_fn, lb_times, table,
+    LB_ROWS, Buffers, begin_floats, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matmul_fn, lb_matrix,
+    lb_row_groups, lb_row_u8_fn, lb_sketch, lb_sketch_fn, table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, matrix_row
-
-import numpy as np
 
 from lowbit.errors import FormatError
 
@@ -38,7 +36,7 @@ cdef extern from "shortlist.h":
 MOST_SHORTLISTED = LB_MOST_SHORTLISTED
 
 
-cdef class Shortlist:
+cdef class Shortlist(Buffers):
     """A sketch of a matrix of 8-bit codes.
 
     Parameters
@@ -63,13 +61,12 @@ cdef class Shortlist:
         cdef lb_float_mode mode
         if not lb_can_sketch(m):
             raise FormatError(f"{matrix!r} has no sketch")
-        self.memory = []
-        codes = <int16_t *>self._take(lb_times(groups * LB_ROWS, cols))
-        scales = <float *>self._take(groups * LB_ROWS * 4)
-        self.lengths = <lb_lengths *>self._take(groups * sizeof(lb_lengths))
-        self.best = <float *>self._take(groups * 4)
-        self.inputs = <int16_t *>self._take(3 * cols * 2)
-        values = <float *>self._take(cols * 4)
+        codes = <int16_t *>self.take(groups * LB_ROWS, cols)
+        scales = <float *>self.take(groups * LB_ROWS, 4)
+        self.lengths = <lb_lengths *>self.take(groups, sizeof(lb_lengths))
+        self.best = <float *>self.take(groups, 4)
+        self.inputs = <int16_t *>self.take(3 * cols, 2)
+        values = <float *>self.take(cols, 4)
         with nogil:
             mode = begin_floats()
             for row in range(m.n_rows):
@@ -78,13 +75,6 @@ cdef class Shortlist:
             end_floats(mode)
         self.sketch.codes, self.sketch.scales = codes, scales
         self.sketch.n_rows, self.sketch.n_cols, self.sketch.spans = m.n_rows, m.n_cols, m.n_cols // LB_SPAN_COLS
-
-    cdef void *_take(self, size_t n_bytes) except NULL:
-        """Zeros, at a multiple of 64 bytes."""
-        cdef uint8_t[::1] view = np.zeros(checked(n_bytes, "a sketch") + 64, np.uint8)
-        self.memory.append(view)
-        self.nbytes += n_bytes
-        return <void *>((<size_t>&view[0] + 63) // 64 * 64)
 
     cdef void multiply(self, const lb_matrix *m, const lb_activations *a, float *y, size_t y_stride,
                        const int32_t *few) noexcept nogil:

@@ -13,10 +13,9 @@ from libc.stdint cimport int8_t, int32_t, int64_t
 from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport (
-    LB_MAX_HEAD_DIM, LB_ROWS, checked, lb_activations, lb_attention_args, lb_matmul_args, lb_matrix, lb_plus, lb_times,
+    LB_KV_SPAN, LB_MAX_HEAD_DIM, LB_ROWS, Buffers, lb_activations, lb_attention_args, lb_matmul_args, lb_matrix,
     parallel, table,
 )
-from lowbit._kernels.dispatch cimport LB_KV_SPAN
 from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, group_scale_bytes, is_float, padded_cols, row_stride
 from lowbit._kernels.ops cimport attend, turn
 from lowbit._kernels.products cimport multiply_all
@@ -120,7 +119,7 @@ cdef class LatentLayer:
         return 0
 
 
-cdef class LatentScratch:
+cdef class LatentScratch(Buffers):
     """Memory for the latent attention of a pass, for the largest of some layers.
 
     Parameters
@@ -135,7 +134,6 @@ cdef class LatentScratch:
         cdef size_t heads = 1, narrow = 1, wide = 1, stride = 0, groups = 0
         cdef const lb_matrix *m
         cdef int32_t i
-        self.keep = []
         for layer in layers:
             heads = max(heads, <size_t>layer.n_heads)
             narrow = max(narrow, <size_t>layer.n_heads * max(layer.nope + layer.rope, layer.rank))
@@ -145,22 +143,14 @@ cdef class LatentScratch:
                 if not is_float(m.format):
                     stride = max(stride, <size_t>layer.n_heads * row_stride(m))
                     groups = max(groups, <size_t>layer.n_heads * m.n_groups)
-        self.queries = <float *>self._take(rows, 4 * narrow)
-        self.absorbed = <float *>self._take(rows, 4 * wide)
-        self.q8 = <int8_t *>self._take(rows, stride)
-        self.scales = <float *>self._take(rows, 4 * groups)
-        self.sums = <int32_t *>self._take(rows, 4 * groups)
-        self.products = <lb_matmul_args *>self._take(heads, sizeof(lb_matmul_args))
-        self.inputs = <lb_activations *>self._take(heads, sizeof(lb_activations))
-        self.matrices = <lb_matrix *>self._take(heads, sizeof(lb_matrix))
-
-    cdef void *_take(self, size_t rows, size_t row_bytes) except NULL:
-        cdef char[::1] view
-        owner = np.empty(checked(lb_plus(lb_times(rows, row_bytes), 64), "scratch memory for latents"), np.int8)
-        self.keep.append(owner)
-        self.nbytes += rows * row_bytes
-        view = owner
-        return <void *>((<size_t>&view[0] + 63) // 64 * 64)
+        self.queries = <float *>self.take(rows, 4 * narrow)
+        self.absorbed = <float *>self.take(rows, 4 * wide)
+        self.q8 = <int8_t *>self.take(rows, stride)
+        self.scales = <float *>self.take(rows, 4 * groups)
+        self.sums = <int32_t *>self.take(rows, 4 * groups)
+        self.products = <lb_matmul_args *>self.take(heads, sizeof(lb_matmul_args))
+        self.inputs = <lb_activations *>self.take(heads, sizeof(lb_activations))
+        self.matrices = <lb_matrix *>self.take(heads, sizeof(lb_matrix))
 
     cdef void run(self, LatentLayer layer, const LatentRows *rows) noexcept nogil:
         """From queries, which may lie in `queries`, latents and rotated keys to what the heads say."""

@@ -12,9 +12,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t
 from libc.string cimport memcpy, memset
 
-from lowbit._kernels.dispatch cimport (
-    LB_ROWS, checked, lb_activations, lb_matmul_args, lb_matrix, lb_plus, lb_times, parallel, table,
-)
+from lowbit._kernels.dispatch cimport LB_ROWS, Buffers, lb_activations, lb_matmul_args, lb_matrix, parallel, table
 from lowbit._kernels.matrix cimport PackedMatrix, group_code_bytes, group_scale_bytes, is_float, padded_cols, row_stride
 from lowbit._kernels.ops cimport NormWork, norm_work
 from lowbit._kernels.paging cimport PagedMatrix
@@ -202,7 +200,7 @@ cdef class ExpertLayer:
 
 # --- the walk ----------------------------------------------------------------------------------------------------
 
-cdef class ExpertScratch:
+cdef class ExpertScratch(Buffers):
     """Memory for the experts of a pass, for the largest of some layers.
 
     Parameters
@@ -217,7 +215,6 @@ cdef class ExpertScratch:
         cdef size_t n = 1, k = 1, slots, wide = 1, hidden = 1, stride = 64, groups = 1, floats = 0
         cdef int32_t i
         cdef lb_matrix *m
-        self.keep = []
         for layer in layers:
             n, k = max(n, <size_t>layer.n), max(k, <size_t>layer.top_k)
             wide, hidden = max(wide, <size_t>layer.size), max(hidden, <size_t>layer.hidden)
@@ -228,32 +225,24 @@ cdef class ExpertScratch:
                 else:
                     stride, groups = max(stride, <size_t>row_stride(m)), max(groups, <size_t>m.n_groups)
         slots = rows * k
-        self.logits = <float *>self._take(rows, 8 * n)
-        self.gates = <float *>self._take(rows, 4)
-        self.chosen = <int32_t *>self._take(slots, 4)
-        self.weights = <float *>self._take(slots, 4)
-        self.slot = <int32_t *>self._take(slots, 4)
-        self.row = <int32_t *>self._take(slots, 4)
-        self.expert = <int32_t *>self._take(slots, 4)
-        self.starts = <int32_t *>self._take(n + 1, 4)
-        self.q8 = <int8_t *>self._take(slots, stride)
-        self.scales = <float *>self._take(slots, 4 * groups)
-        self.sums = <int32_t *>self._take(slots, 4 * groups)
-        self.x = <float *>self._take(slots, floats)
-        self.wide = <float *>self._take(slots, 8 * wide)
-        self.y = <float *>self._take(slots, 4 * hidden)
-        self.products = <lb_matmul_args *>self._take(2 * n, sizeof(lb_matmul_args))
-        self.inputs = <lb_activations *>self._take(2 * n, sizeof(lb_activations))
-        self.paged = <int32_t *>self._take(n, 4)
-        self.matrices = <lb_matrix *>self._take(2 * n, sizeof(lb_matrix))
-
-    cdef void *_take(self, size_t rows, size_t row_bytes) except NULL:
-        cdef char[::1] view
-        owner = np.empty(checked(lb_plus(lb_times(rows, row_bytes), 64), "scratch memory for experts"), np.int8)
-        self.keep.append(owner)
-        self.nbytes += rows * row_bytes
-        view = owner
-        return <void *>((<size_t>&view[0] + 63) // 64 * 64)
+        self.logits = <float *>self.take(rows, 8 * n)
+        self.gates = <float *>self.take(rows, 4)
+        self.chosen = <int32_t *>self.take(slots, 4)
+        self.weights = <float *>self.take(slots, 4)
+        self.slot = <int32_t *>self.take(slots, 4)
+        self.row = <int32_t *>self.take(slots, 4)
+        self.expert = <int32_t *>self.take(slots, 4)
+        self.starts = <int32_t *>self.take(n + 1, 4)
+        self.q8 = <int8_t *>self.take(slots, stride)
+        self.scales = <float *>self.take(slots, 4 * groups)
+        self.sums = <int32_t *>self.take(slots, 4 * groups)
+        self.x = <float *>self.take(slots, floats)
+        self.wide = <float *>self.take(slots, 8 * wide)
+        self.y = <float *>self.take(slots, 4 * hidden)
+        self.products = <lb_matmul_args *>self.take(2 * n, sizeof(lb_matmul_args))
+        self.inputs = <lb_activations *>self.take(2 * n, sizeof(lb_activations))
+        self.paged = <int32_t *>self.take(n, 4)
+        self.matrices = <lb_matrix *>self.take(2 * n, sizeof(lb_matrix))
 
     cdef int run(self, ExpertLayer layer, const Rows *rows) noexcept nogil:
         """Add the results of each row's experts to it, from `logits` and `gates`; 0, or a status for `Pager.check`."""

@@ -11,7 +11,6 @@ from .sequence import Sequence, StepLock
 class Batch:
     capacity: int
     n_rows: int
-    n_wanted: int
     def __init__(self, decoder: Decoder) -> None: ...
     def clear(self) -> None: ...
     def add(

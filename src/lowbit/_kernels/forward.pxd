@@ -1,7 +1,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 
-from lowbit._kernels.dispatch cimport Interrupts
+from lowbit._kernels.dispatch cimport Buffers, Interrupts
 from lowbit._kernels.deltanet cimport Segment
 from lowbit._kernels.graph cimport Graph, Layer, Linear
 from lowbit._kernels.kvpool cimport KVPool
@@ -28,7 +28,7 @@ cdef class ForwardPass:
     cdef readonly size_t scratch_bytes
     cdef readonly Shortlist shortlist   # of the output head, or None
     cdef int32_t *few                   # of a pass's rows that leave logits: how many of the largest matter, 0 for all
-    cdef list keep                      # scratch memory
+    cdef Buffers scratch
     cdef float *parts                   # of one row's attention, NULL if no row has more than one
     cdef int32_t n_parts
     cdef ExpertScratch experts          # None if the model has none, like the next
@@ -55,7 +55,6 @@ cdef class ForwardPass:
     cdef float *scales
     cdef int32_t *sums
 
-    cdef void *_scratch(self, size_t rows, size_t row_bytes) except NULL
     cdef void _forward(self) noexcept nogil
     cdef void _lap(self, int32_t operation) noexcept nogil
     cdef void _embed(self, int32_t token, float *out) noexcept nogil

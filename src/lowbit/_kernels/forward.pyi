@@ -2,7 +2,6 @@ from .graph import Graph
 from .kvpool import KVPool
 from .matrix import PackedMatrix
 from .profile import Profile
-from .shortlist import Shortlist
 
 class ForwardPass:
     graph: Graph
@@ -11,6 +10,5 @@ class ForwardPass:
     profile: Profile | None
     batch: int
     scratch_bytes: int
-    shortlist: Shortlist | None
     def __init__(self, graph: Graph, pool: KVPool, threads: int, batch: int = 256) -> None: ...
     def shorten(self, head: PackedMatrix) -> None: ...

@@ -3,7 +3,6 @@ from typing import Any
 import numpy as np
 
 from .matrix import PackedMatrix
-from .moe import ExpertLayer
 from .paging import PagedMatrix, Pager
 
 class Graph:
@@ -16,7 +15,6 @@ class Graph:
     weight_bytes: int
     state_bytes: int
     pager: Pager | None
-    experts: list[ExpertLayer]
     def __init__(
         self,
         config: Any,

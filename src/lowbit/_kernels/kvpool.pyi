@@ -15,7 +15,6 @@ class KVPool:
     hits: int
     evictions: int
     state_bytes: int
-    state_blocks: int
     border: int
     disk: Any
     def __init__(

@@ -2,7 +2,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t
 
-from lowbit._kernels.dispatch cimport lb_activations, lb_kv, lb_matmul_args, lb_matrix
+from lowbit._kernels.dispatch cimport Buffers, lb_activations, lb_kv, lb_matmul_args, lb_matrix
 
 
 # One matrix for each head.
@@ -39,9 +39,7 @@ cdef class LatentLayer:
     cdef int _heads(self, matrix, int32_t n_out, int32_t n_in, HeadMatrices *out) except -1
 
 
-cdef class LatentScratch:
-    cdef readonly size_t nbytes
-    cdef list keep
+cdef class LatentScratch(Buffers):
     cdef float *queries                 # (rows, heads, nope + rope), or in their place (rows, heads, rank)
     cdef float *absorbed                # (rows, heads, rank + rope)
     cdef int8_t *q8                     # (heads, rows, ...): inputs of the heads' matrices
@@ -51,7 +49,6 @@ cdef class LatentScratch:
     cdef lb_activations *inputs
     cdef lb_matrix *matrices
 
-    cdef void *_take(self, size_t rows, size_t row_bytes) except NULL
     cdef void run(self, LatentLayer layer, const LatentRows *rows) noexcept nogil
     cdef void _multiply(self, const HeadMatrices *heads, int32_t n_heads, const float *x, int64_t x_row,
                         int64_t x_head, float *y, int64_t y_row, int64_t y_head,

@@ -5,12 +5,10 @@ import numpy as np
 from .stored import Stored
 
 FORMATS: dict[str, int]
-BLOCK_COLS: dict[str, int]
 BLOCK_TYPES: dict[str, tuple[str, int]]
 GROWING_TYPES: set[str]
 FLOAT_TYPES: dict[str, str]
 MAX_COLS: int
-MAX_GROUP_COLS: dict[str, int]
 
 class PackedMatrix:
     nbytes: int

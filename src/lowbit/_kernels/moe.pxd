@@ -2,7 +2,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, int64_t
 
-from lowbit._kernels.dispatch cimport lb_activations, lb_matmul_args, lb_matrix
+from lowbit._kernels.dispatch cimport Buffers, lb_activations, lb_matmul_args, lb_matrix
 
 
 # One projection of all experts.
@@ -48,9 +48,7 @@ cdef class ExpertLayer:
     cdef int _projection(self, matrix, int32_t n_out, int32_t n_in, Projection *out) except -1
 
 
-cdef class ExpertScratch:
-    cdef readonly size_t nbytes
-    cdef list keep
+cdef class ExpertScratch(Buffers):
     cdef float *logits                  # (rows, 2, n): the router's, which become probabilities; scores to choose by
     cdef float *gates                   # (rows,): the router's word on the shared expert
     cdef int32_t *chosen                # (rows, top_k): experts, the best first
@@ -70,7 +68,6 @@ cdef class ExpertScratch:
     cdef lb_matrix *matrices
     cdef int32_t *paged                 # experts of a projection whose weights are paged
 
-    cdef void *_take(self, size_t rows, size_t row_bytes) except NULL
     cdef int run(self, ExpertLayer layer, const Rows *rows) noexcept nogil
     cdef int _project(self, ExpertLayer layer, Projection *parts, int32_t n_parts, const Rows *rows,
                       bint down) noexcept nogil

@@ -20,8 +20,6 @@ from .journal import PREFIX
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = ["Answer", "Answerer", "failure"]
-
 
 class Answer(NamedTuple):
     """What came of a line."""

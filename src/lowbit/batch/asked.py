@@ -13,8 +13,6 @@ from ..serve.fields import Kind, choice, mapping, need, only, parse
 from ..serve.http import parse_object
 from ..serve.problems import Problem
 
-__all__ = ["PATHS", "Asked", "beginning", "digest_of", "key_of", "read_line", "seed_of", "text_of"]
-
 PATHS = {
     "/v1/chat/completions": openai.chat,
     "/v1/completions": openai.completions,

@@ -27,8 +27,6 @@ from .answering import Answer, failure
 from .asked import Asked
 from .header import common_header
 
-__all__ = ["Dispatcher", "Machines", "Node", "Process"]
-
 LOOK_SECONDS = 5.0
 """Between two looks at which machines there are."""
 LONG_SECONDS = 2.0

@@ -19,8 +19,6 @@ from ..serve.settings import Settings
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = ["check_header", "common_header", "header_of"]
-
 
 def header_of(model: Model, settings: Settings, seed: int, options: dict[str, Any]) -> dict[str, Any]:
     """Return all that the answers depend on beside the lines.

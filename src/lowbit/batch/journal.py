@@ -20,8 +20,6 @@ from ..errors import LowbitError
 from ..loading.kvfolder import BINARY, try_lock
 from .header import check_header
 
-__all__ = ["Journal"]
-
 CHUNK = 1 << 20
 PREFIX = "batch_req_"
 _BEGINNING = re.compile(rb'\{"id":"batch_req_([0-9a-f]{16})",')

@@ -16,9 +16,6 @@ from ..errors import LowbitError
 from ..serve.problems import Problem
 from .asked import Asked, beginning, digest_of, key_of, read_line
 
-__all__ = ["ORDERS", "Lines"]
-
-ORDERS = ("prefix", "file", "random")
 STEPS = (128, 512, 2048, 8192, 32768)
 """Characters of a prompt's beginning that are compared: lines that share the first 2048 come one after the other, and
 among them those that share the first 8192. A block of keys and values is 64 tokens, some 250 characters."""

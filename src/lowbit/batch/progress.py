@@ -6,8 +6,6 @@ import sys
 import time
 from typing import TextIO
 
-__all__ = ["Progress", "span"]
-
 TERMINAL_SECONDS, LOG_SECONDS = 0.5, 60.0
 """Between two reports."""
 

@@ -20,8 +20,6 @@ from .journal import Journal
 from .lines import Lines
 from .progress import Progress
 
-__all__ = ["Outcome", "lines_left", "run"]
-
 SYNC_SECONDS = 1.0
 """Between two groups: so much work is done again after a crash."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-__all__ = ["Disguise"]
-
 _PRIVATE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 """Unicode's private use planes: characters without a meaning, enough for every character that has one."""
 
@@ -47,10 +45,6 @@ class Disguise:
     def show(self, text: str) -> str:
         """Undo `hide`; other characters stay what they are."""
         return text.translate(self.shown)
-
-    def dump(self) -> list[tuple[int, str]]:
-        """Return what `load` takes."""
-        return list(self.shown.items())
 
     def load(self, shown: Iterable[tuple[int, str]]) -> None:
         """Take over what another process gave out, and give none of it out again."""

@@ -7,8 +7,6 @@ from typing import Any, Protocol
 
 from ..tokenizers import Tokenizer
 
-__all__ = ["Talker"]
-
 
 class Talker(Protocol):
     """Something that continues texts, such as `lowbit.Model`."""

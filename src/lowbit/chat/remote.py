@@ -6,12 +6,11 @@ import http.client
 import json
 import ssl
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import RemoteError, one_line
-
-__all__ = ["EventStream", "RemoteChat", "Server"]
 
 CONNECT_SECONDS = 20.0
 SILENT_SECONDS = 600.0
@@ -162,25 +161,16 @@ class Server:
             raise RemoteError(f"{self.url} reports: {one_line(_reason(data.encode()))}")
         return value
 
-    def _trouble(self) -> _Trouble:
-        return _Trouble(self.url)
-
-
-class _Trouble:
-    """Turns what goes wrong on the way into a RemoteError."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, at: Any) -> None:
-        if isinstance(error, TimeoutError):
-            raise RemoteError(f"{self._url} does not answer") from None
-        if isinstance(error, (OSError, http.client.HTTPException)):
+    @contextmanager
+    def _trouble(self) -> Iterator[None]:
+        """Turn what goes wrong on the way into a RemoteError."""
+        try:
+            yield
+        except TimeoutError:
+            raise RemoteError(f"{self.url} does not answer") from None
+        except (OSError, http.client.HTTPException) as error:
             text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-            raise RemoteError(f"{self._url} cannot be reached, or ended the connection ({one_line(text)})") from None
+            raise RemoteError(f"{self.url} cannot be reached, or ended the connection ({one_line(text)})") from None
 
 
 def _reason(body: bytes) -> str:

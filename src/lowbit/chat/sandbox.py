@@ -19,8 +19,6 @@ from ..errors import FormatError, UnsupportedModelError, one_line
 from ..formats.files import out_of_memory
 from .disguise import Disguise
 
-__all__ = ["MAX_OUTPUT", "MAX_SECONDS", "MAX_TEMPLATE", "render_jinja"]
-
 MAX_SECONDS = 5.0
 """Of processor time; a usual template takes a fifth of a second, nearly all of it the start of the process."""
 PATIENCE = 20.0

@@ -60,7 +60,7 @@ def run(request: dict) -> dict:
         if length > request["max_output"]:
             raise ValueError(f"its text is longer than {request['max_output']} characters")
         pieces.append(getattr(piece, "_hidden", piece))
-    return {"text": "".join(pieces), "disguise": disguise.dump()}
+    return {"text": "".join(pieces), "disguise": list(disguise.shown.items())}
 
 
 def said(value: Any, mark: Callable[[str], str]) -> Any:

@@ -13,8 +13,6 @@ from .protocol import Talker
 from .templates import TEMPLATES, Template, find_template, render
 from .tools import Delta, ToolCalls, in_thought, message_of
 
-__all__ = ["ChatSession"]
-
 
 class ChatSession:
     """A conversation that remembers what was said.
@@ -52,7 +50,7 @@ class ChatSession:
     ) -> None:  # fmt: skip
         self._model = model
         self._tools = tools, tool_choice, parallel
-        self.template = _named(template) if template is not None else find_template(_metadata(model), model.tokenizer)
+        self.template = _chosen(model, template)
         self.reset(system)
 
     def reset(self, system: str | None = None) -> None:
@@ -88,15 +86,8 @@ class ChatSession:
         left_out = self.left_out
         try:
             prompt, calls = self._fitting(messages, sampling.get("max_tokens", SamplingParams.max_tokens))
-            made = _deltas(self._model.stream(prompt, **_with_stops(self.template, sampling, calls)), calls)
-            while True:
-                try:
-                    delta = next(made)
-                except StopIteration as end:
-                    return end.value
-                deltas.append(delta)
-                if delta.text:
-                    yield delta.text
+            made = self._model.stream(prompt, **_with_stops(self.template, sampling, calls))
+            return (yield from _texts(made, calls, deltas))
         finally:
             if deltas:
                 self.messages = [*messages, message_of(deltas)]
@@ -162,41 +153,31 @@ def answer(
     **sampling
         As for `Model.generate`.
     """
-    chosen = _named(template) if template is not None else find_template(_metadata(model), model.tokenizer)
+    chosen = _chosen(model, template)
     prompt, calls = _prepared(model, messages, chosen, tools, tool_choice, parallel)
     settings = _with_stops(chosen, sampling, calls)
     if stream:
-        return _texts(_deltas(model.stream(prompt, **settings), calls))
+        return _texts(model.stream(prompt, **settings), calls, [])
     result = model.generate(prompt, **settings)
-    return result if calls is None else _with_calls(result, calls.push(result.text) + calls.finish())
+    return result if calls is None else _with_calls(result, calls.push(result.text, last=True))
 
 
-def _texts(made: Generator[Delta, None, Any]) -> Generator[str, None, Any]:
-    """Yield the texts of an answer's deltas."""
-    while True:
-        try:
-            delta = next(made)
-        except StopIteration as end:
-            return end.value
-        if delta.text:
-            yield delta.text
-
-
-def _deltas(pieces: Generator[str, None, Any], calls: ToolCalls | None) -> Generator[Delta, None, Any]:
-    """Yield what an answer is made of, from its pieces; the return value is the result."""
-    deltas: list[Delta] = []
-    while True:
+def _texts(
+    pieces: Generator[str, None, Any], calls: ToolCalls | None, deltas: list[Delta]
+) -> Generator[str, None, Any]:
+    """Yield the text of an answer, and put into `deltas` what it is made of; the return value is the result."""
+    result, over = None, False
+    while not over:
         try:
             piece = next(pieces)
+            found = [Delta(text=piece)] if calls is None else calls.push(piece)
         except StopIteration as end:
-            result = end.value
-            break
-        for delta in [Delta(text=piece)] if calls is None else calls.push(piece):
+            result, over = end.value, True
+            found = [] if calls is None else calls.finish()
+        for delta in found:
             deltas.append(delta)
-            yield delta
-    for delta in () if calls is None else calls.finish():
-        deltas.append(delta)
-        yield delta
+            if delta.text:
+                yield delta.text
     return result if calls is None else _with_calls(result, deltas)
 
 
@@ -233,15 +214,12 @@ def _with_stops(template: Template, sampling: dict[str, Any], calls: ToolCalls |
     }
 
 
-def _named(name: str) -> Template:
+def _chosen(model: Talker, name: str | None) -> Template:
+    """The template of this name, or the model's."""
+    if name is None:
+        info = model.info()
+        keys = {"general.architecture": info.get("architecture"), "tokenizer.chat_template": info.get("chat_template")}
+        return find_template(keys, model.tokenizer)
     if name not in TEMPLATES:
         raise UnsupportedModelError(f"there is no chat template {name!r}, only {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
-
-
-def _metadata(model: Talker) -> dict[str, Any]:
-    info = model.info()
-    return {
-        "general.architecture": info.get("architecture"),
-        "tokenizer.chat_template": info.get("chat_template"),
-    }

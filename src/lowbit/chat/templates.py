@@ -22,8 +22,6 @@ from .sandbox import MAX_TEMPLATE, render_jinja
 from .toolformats import PLAIN, choose_format
 from .toolmessages import as_taught, in_plain_words, more_of, with_tools
 
-__all__ = ["TEMPLATES", "Message", "Template", "check_messages", "find_template", "render", "write"]
-
 Message = Mapping[str, Any]
 """``role`` (system, user, assistant or tool) and ``content``; an assistant's ``tool_calls`` and ``reasoning_content``;
 a tool's ``tool_call_id`` and ``name``."""

@@ -11,12 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..sampling import Grammar
-
-__all__ = ["FORMATS", "PLAIN", "Format", "Tool", "choose_format", "grammar_of", "is_readable", "is_text"]
-
-WHITESPACE = r"[ ]|\n{1,2}[ \t]{0,20}"
-"""Between the tokens of JSON, at most once."""
+from ..sampling import WHITESPACE, Grammar
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from typing import Any
 
 from .toolformats import Format
 
-__all__ = ["as_taught", "in_plain_words", "more_of", "with_tools"]
-
 _JOINS_TEXT = re.compile(r"(\['arguments'\]|\[\"arguments\"\]|\.arguments)\s*\+")
 """Where a template takes arguments for a text, which it does not turn into JSON itself."""
 

@@ -18,8 +18,6 @@ from ..sampling import Grammar
 from ..tokenizers import Tokenizer
 from .toolformats import Format, Tool, choose_format, grammar_of, is_readable, is_text
 
-__all__ = ["Delta", "ToolCalls", "in_thought", "message_of"]
-
 MOST_TOOLS = 512
 _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
 _ID_CHARACTERS = string.ascii_letters + string.digits
@@ -104,9 +102,9 @@ class ToolCalls:
         """Whether a call was found."""
         return self._parser.n_calls > 0
 
-    def push(self, text: str) -> list[Delta]:
-        """Take a piece of the answer; return what is certain now."""
-        return self._parser.push(text)
+    def push(self, text: str, last: bool = False) -> list[Delta]:
+        """Take a piece of the answer, perhaps the last one; return what is certain now."""
+        return self._parser.push(text) + (self._parser.finish() if last else [])
 
     def finish(self) -> list[Delta]:
         """Return what was held back, when no more comes."""
@@ -235,7 +233,7 @@ class _Parser:
     def _bare(self) -> Any:
         """A call that begins with a brace, which must be the first thing there is."""
         text = self._skip_space(keep=True)
-        for mark in form_prefixes(self._form):
+        for mark in self._form.marks:  # which may stand before it
             if text.startswith(mark):
                 text = text[len(mark) :]
                 break
@@ -437,11 +435,6 @@ class _Parser:
     def _after_calls(self) -> Any:
         self._skip_space()
         return self._text
-
-
-def form_prefixes(form: Format) -> tuple[str, ...]:
-    """Marks that may stand before a call that begins with a brace."""
-    return form.marks if not form.begin else ()
 
 
 def _overlap(text: str, mark: str) -> int:

@@ -33,8 +33,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 if TYPE_CHECKING:
     from .disguise import Disguise
 
-__all__ = ["Said", "TrackingEnvironment"]
-
 _LISTS = (list, tuple, ItemsView, KeysView, ValuesView)
 _SILENT = (str, bool, int, float, range, type(None), Undefined, Environment, Context, EvalContext)
 """Arguments that hold no text, or none that is not at hand."""

@@ -16,8 +16,18 @@ import sys
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
-from .common import InputError, add_model_arguments, add_sampling_arguments, load_model, load_options, printable, whole
-from .serve import ray_task, sampling_given, size
+from .common import (
+    InputError,
+    add_model_arguments,
+    add_sampling_arguments,
+    load_model,
+    load_options,
+    printable,
+    refused,
+    sampling_given,
+    whole,
+)
+from .serve import ray_task, size
 
 if TYPE_CHECKING:
     from ..batch import Answerer, Dispatcher
@@ -67,12 +77,10 @@ def _settings(args: argparse.Namespace, begun: dict[str, Any]) -> tuple[Settings
     from .. import __version__
     from ..serve import Settings
 
-    try:
-        sampling = sampling_given(args)
+    with refused():
         date = datetime.date.fromisoformat(args.date) if args.date else datetime.date.today()
-    except ValueError as error:
-        raise InputError(str(error)) from None
     today = begun.get("settings", {}).get("date") if args.date is None else None
+    sampling = sampling_given(args)
     seed = sampling.pop("seed", 0)
     return Settings(
         version=f"lowbit-{__version__}", aliases=tuple(args.alias), chat_template=args.chat_template,

@@ -10,11 +10,19 @@ multiply.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from .common import InputError, need_matplotlib, print_json, print_table, save_figure, share_or_file, whole
+from .common import (
+    InputError,
+    need_matplotlib,
+    print_json,
+    print_table,
+    progress_bar,
+    refused,
+    save_figure,
+    share_or_file,
+    whole,
+)
 
 _COLUMNS = {
     "threads": ("threads", "d"),
@@ -70,33 +78,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .. import benchmark
-    from ..errors import LowbitError
 
     if args.plot:
         if not args.profile:
             raise InputError("--plot draws what --profile measures")
         need_matplotlib()
-    try:
-        with _progress_bar() as progress:
-            results = benchmark.run(
-                path=args.model,
-                random=args.random,
-                prompt_tokens=args.prompt_tokens,
-                decode_tokens=args.decode_tokens,
-                threads=args.threads,
-                context=args.context,
-                repeat=args.repeat,
-                progress=progress,
-                sparsity=args.sparsity,
-                profile=args.profile,
-                batch=args.batch,
-                pack=args.pack,
-                kv_type=args.kv_type,
-            )
-    except LowbitError:
-        raise
-    except ValueError as error:  # an unknown shape, say
-        raise InputError(str(error)) from None
+    with refused(), progress_bar("run") as progress:
+        results = benchmark.run(
+            path=args.model,
+            random=args.random,
+            prompt_tokens=args.prompt_tokens,
+            decode_tokens=args.decode_tokens,
+            threads=args.threads,
+            context=args.context,
+            repeat=args.repeat,
+            progress=progress,
+            sparsity=args.sparsity,
+            profile=args.profile,
+            batch=args.batch,
+            pack=args.pack,
+            kv_type=args.kv_type,
+        )
     if args.json:
         print_json(results)
     else:
@@ -106,20 +108,6 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         _plot(args.plot, results)
     return 0
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that shows how many of all runs are done."""
-    from tqdm import tqdm
-
-    with tqdm(unit="run", delay=1, disable=None, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress
 
 
 def _row(columns: dict[str, tuple[str, str]], result: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from ..hub import PREFIX
-from .common import InputError, add_tokenizer_argument, print_json, read_file, whole
+from .common import InputError, add_tokenizer_argument, print_json, progress_bar, read_file, refused, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,27 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from ..convert.calibration import calibrate, default_path
-    from ..errors import LowbitError
 
     if args.output is None and (args.model is None or args.model.startswith(PREFIX)):
         raise InputError("beside that model nothing can be written: give --output")
     output = default_path(args.model) if args.output is None else args.output
     text = read_file(args.text)
-    try:
-        with tqdm(unit="tok", delay=1, disable=None, leave=False) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            layers = calibrate(args.model, text, args.target, output, args.threads, progress, args.tokenizer)
-    except LowbitError:
-        raise
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    with refused(), progress_bar("tok") as progress:
+        layers = calibrate(args.model, text, args.target, output, args.threads, progress, args.tokenizer)
     if args.json:
         print_json({"output": output, "target": args.target, "layers": layers})
     else:

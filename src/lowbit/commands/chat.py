@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ContextLengthError, LowbitError
 from ..replacing import Replacing
 from .common import (
+    MODEL_OPTIONS,
     InputError,
     add_constraint_arguments,
     add_model_arguments,
@@ -37,6 +38,7 @@ from .common import (
     printable,
     prompt_of,
     read_file,
+    refused,
     sampling_values,
 )
 from .editor import message_reader
@@ -64,11 +66,6 @@ _HELP = {
 _COMMANDS = (*(what.partition(" ")[0] for what in _HELP if re.match("/[a-z]", what)), "/exit", "/bye")
 MOST_TOKENS = 1024
 """The model ends its answer; this only bounds one that does not."""
-LOCAL = (
-    "template", "tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "kv_disk",
-    "kv_disk_bytes", "head", "pack",
-)  # fmt: skip
-"""Options of a model on this machine."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -119,13 +116,11 @@ def _fields(given: dict[str, Any]) -> dict[str, Any]:
 def _remote(args: argparse.Namespace) -> RemoteChat:
     from ..chat.remote import RemoteChat, Server
 
-    for name in LOCAL:
+    for name in ("template", *MODEL_OPTIONS):
         if _given(args, name):
             raise InputError(f"--{name.replace('_', '-')} is for models on this machine, not behind --url")
-    try:
+    with refused():
         server = Server(args.url, args.api_key or os.environ.get("LOWBIT_API_KEY"))
-    except ValueError as error:
-        raise InputError(str(error)) from None
 
     def thinking(text: str) -> None:
         print(text, end="", file=sys.stderr, flush=True)

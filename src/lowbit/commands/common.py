@@ -8,44 +8,17 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ..errors import LowbitError
 from ..replacing import Replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..model import Model
-
-__all__ = [
-    "FILES",
-    "InputError",
-    "add_constraint_arguments",
-    "add_model_arguments",
-    "add_prompt_arguments",
-    "add_sampling_arguments",
-    "add_tokenizer_argument",
-    "at_most_cores",
-    "constraint_values",
-    "load_model",
-    "load_options",
-    "need_matplotlib",
-    "path",
-    "print_json",
-    "print_table",
-    "printable",
-    "prompt_of",
-    "read_file",
-    "read_text",
-    "sampling_values",
-    "save_figure",
-    "share_or_file",
-    "unescaped",
-    "whole",
-    "without_controls",
-]
-
 
 ESCAPES = {r"\n": "\n", r"\r": "\r", r"\t": "\t", r"\\": "\\"}
 FILES = ("FILE", "FILE|JSON", "PATH", "SRC", "DST", "DIR")
@@ -56,6 +29,31 @@ NO_LIMIT = 2**31 - 1
 
 class InputError(Exception):
     """What the user gave cannot be used; the message is one line that says why."""
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """Take a ValueError of ours, about an option out of range, for an InputError."""
+    try:
+        yield
+    except LowbitError:
+        raise
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+@contextmanager
+def progress_bar(unit: str, scale: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that shows how much is done of all that there is."""
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, unit_scale=scale, delay=1, disable=None, leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,11 +99,16 @@ def add_tokenizer_argument(add: Callable[..., argparse.Action]) -> None:
     add("--tokenizer", metavar="PATH", help="tokenizer file or folder to use in place of the model's own")
 
 
+MODEL_OPTIONS = (
+    "tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "kv_disk", "kv_disk_bytes",
+    "draft", "head", "pack",
+)  # fmt: skip
+"""What `add_model_arguments` adds besides the model: keyword arguments of `lowbit.load`."""
+
+
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what of the options of `add_model_arguments` was given, but for the model, as `lowbit.load` takes it."""
-    names = ("tokenizer", "threads", "max_ram", "sparsity", "sparse_prefill", "context", "kv_type", "kv_disk",
-             "kv_disk_bytes", "draft", "head", "pack")  # fmt: skip
-    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    given = {name: value for name in MODEL_OPTIONS if (value := getattr(args, name, None)) is not None}
     if "threads" in given:
         given["threads"] = at_most_cores(given["threads"])
     return given
@@ -116,12 +119,8 @@ def load_model(args: argparse.Namespace) -> Model:
     import lowbit
 
     given = load_options(args)
-    try:
+    with refused():
         return lowbit.load(args.model, **given) if args.model is not None else lowbit.load(**given)
-    except lowbit.LowbitError:
-        raise
-    except ValueError as error:  # an option out of range
-        raise InputError(str(error)) from None
 
 
 def add_sampling_arguments(
@@ -144,7 +143,7 @@ def add_sampling_arguments(
         metavar="F",
         help=f"make recent tokens less likely, 1 is off (default: {default.repeat_penalty})",
     )
-    add("-s", "--seed", type=int, metavar="N", help="same seed, same text (default: a new one, reported at the end)")
+    add("-s", "--seed", type=int, metavar="N", help=f"same seed, same text (default: {seed})")
     add(
         "--stop",
         action="append",
@@ -194,22 +193,28 @@ def constraint_values(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def sampling_values(args: argparse.Namespace, max_tokens: int | None = None) -> dict[str, Any]:
-    """Return checked keyword arguments for `Model.generate`, with a seed that can be reported.
+def sampling_given(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of `add_sampling_arguments` that were given, checked."""
+    from ..sampling import SamplingParams
+
+    names = [field.name for field in dataclasses.fields(SamplingParams)]
+    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
+    if "stop" in given:
+        given["stop"] = tuple(given["stop"])
+    with refused():
+        SamplingParams(**given)
+    return given
+
+
+def sampling_values(args: argparse.Namespace, max_tokens: int) -> dict[str, Any]:
+    """Return keyword arguments for `Model.generate`, with a seed that can be reported.
 
     `max_tokens` is the most if nothing else was asked for.
     """
     from ..sampling import SamplingParams
 
-    names = [field.name for field in dataclasses.fields(SamplingParams)]
-    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
-    given.setdefault("seed", int.from_bytes(os.urandom(4), "little"))
-    if max_tokens is not None:
-        given.setdefault("max_tokens", max_tokens)
-    try:
-        return dataclasses.asdict(SamplingParams(**given))
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    chosen = {"seed": int.from_bytes(os.urandom(4), "little"), "max_tokens": max_tokens, **sampling_given(args)}
+    return dataclasses.asdict(SamplingParams(**chosen))
 
 
 def share_or_file(text: str) -> float | str:

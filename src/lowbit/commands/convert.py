@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .common import print_json, printable
+from .common import print_json, printable, progress_bar
 
 # As in lowbit.convert, which is too heavy to be imported for a help text.
 TARGET_TYPES = ("tq2_0", "tq1_0", "i2_s", "q8_0", "q4_0", "f16", "q4_1", "q4_k_m", "q5_k_m", "q6_k", "iq4_nl")
@@ -29,16 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from ..convert import convert
 
-    with tqdm(unit="w", unit_scale=True, delay=1, disable=None, leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress_bar("w", scale=True) as progress:
         done = convert(args.source, args.target, args.type, args.head, progress)
     for name, kind in done.instead.items():
         print(f"{name}: its rows are no whole blocks of the type asked for; stored as {kind}", file=sys.stderr)

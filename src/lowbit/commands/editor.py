@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completer
 
-__all__ = ["message_reader"]
-
 QUOTES = '"""'
 FILES = ("/load ", "/save ")
 """Commands behind which a file is named."""

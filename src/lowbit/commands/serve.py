@@ -10,9 +10,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .common import InputError, add_model_arguments, add_sampling_arguments, load_model, load_options, whole
+from .common import (
+    InputError,
+    add_model_arguments,
+    add_sampling_arguments,
+    load_model,
+    load_options,
+    refused,
+    sampling_given,
+    whole,
+)
 
 if TYPE_CHECKING:
     from ..ray import Task
@@ -111,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
             from ..serve.running import run as serve
     except ImportError as error:
         raise InputError(f"the server needs the extra 'serve': pip install 'lowbit[serve]' ({error})") from None
-    try:
+    with refused():
         settings = Settings(
             version=f"lowbit-{__version__}", host=args.host, port=args.port, api_keys=_keys(args),
             hosts=tuple(name.lower() for name in args.allow_host),
@@ -123,8 +132,6 @@ def run(args: argparse.Namespace) -> int:
             max_body=size(args.max_body, "--max-body"), request_seconds=args.timeout, grace_seconds=args.grace,
             log_requests=args.log_requests,
         )  # fmt: skip
-    except ValueError as error:
-        raise InputError(str(error)) from None
     if args.ray is not None:
         _serve_on_cluster(args, settings)
     else:
@@ -181,18 +188,6 @@ def _keys(args: argparse.Namespace) -> tuple[str, ...]:
     if not all(keys):
         raise InputError("an API key must not be empty")
     return tuple(keys)
-
-
-def sampling_given(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that were given, checked."""
-    from ..sampling import SamplingParams
-
-    names = [field.name for field in dataclasses.fields(SamplingParams)]
-    given = {name: value for name in names if (value := getattr(args, name, None)) is not None}
-    if "stop" in given:
-        given["stop"] = tuple(given["stop"])
-    SamplingParams(**given)
-    return given
 
 
 def _replicas(text: str) -> int | tuple[int, int]:

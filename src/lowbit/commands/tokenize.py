@@ -78,7 +78,8 @@ def _checked(model: str, path: str) -> Tokenizer:
 
     from ..families import plan_of
     from ..formats import open_model
-    from ..loading.load import named, tokenizer_of
+    from ..formats.files import named
+    from ..loading.load import tokenizer_of
 
     path = os.path.normpath(path)
     with open_model(model) as file, named(file.path, path):

@@ -14,7 +14,9 @@ Needs the extra "train": pip install "lowbit[train]"
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ..assets import EMBEDDED_MODEL
 from ..errors import LowbitError
@@ -24,6 +26,8 @@ from .common import InputError, whole
 PRECISIONS = ("ternary", "int8", "int4-fp4", "float32")
 OPTIMIZERS = ("adamw", "muon")
 CURVES = ("linear", "cosine", "wsd")
+
+_Kind = TypeVar("_Kind")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,50 +139,30 @@ def run(args: argparse.Namespace) -> int:
         "n_heads": args.heads, "n_kv_heads": args.kv_heads, "context_length": args.context,
         "activation": args.activation,
     }  # fmt: skip
-    schedule = Schedule(
+    schedule = _filled(
+        Schedule,
+        args,
         steps=args.steps or 0,
         batch_tokens=args.batch,
         micro_tokens=args.micro_batch or min(2048, args.batch),
         window=args.window or min(256, args.context or 256),
-        optimizer=args.optimizer,
-        curve=args.curve,
-        learning_rate=args.learning_rate,
         warmup_share=args.warmup,
-        decay_share=args.decay_share,
-        ema=args.ema,
         float_share=args.float_share if args.float_share is not None else 0.0 if args.init else 0.1,
-        weight_decay=args.weight_decay,
-        keep=args.keep,
-        keep_share=args.keep_share,
         distill=args.distill if args.teacher else 0.0,
-        emphasis=args.emphasis,
-        seed=args.seed,
     )
-    project = Project(
-        corpus=args.corpus,
+    project = _filled(
+        Project,
+        args,
         output=Path(args.output),
         schedule=schedule,
-        epochs=args.epochs,
         folder=Path(args.folder) if args.folder else None,
         validation=args.validation or (),
-        vocab_size=args.vocab_size,
         vocabulary=_path(args.vocabulary),
         start_from=_path(args.init),
         teacher=_path(args.teacher),
         shape={name: value for name, value in names.items() if value is not None},
-        dropout=args.dropout,
-        precision=args.precision,
-        compute=args.compute,
-        threads=args.threads,
-        device=args.device,
-        compile=args.compile,
         ternary_type=args.type,
-        embedding_type=args.embedding_type,
         name=args.name or "",
-        samples=args.samples,
-        measure_every=args.measure_every,
-        checkpoint_seconds=args.checkpoint_seconds,
-        resume=args.resume,
     )
     try:
         train(project)
@@ -187,6 +171,12 @@ def run(args: argparse.Namespace) -> int:
             raise
         raise InputError(" ".join(str(error).split())[:300]) from None
     return 0
+
+
+def _filled(kind: type[_Kind], args: argparse.Namespace, **others: Any) -> _Kind:
+    """Make a dataclass whose fields are options of the same names, but for the others."""
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: getattr(args, name) for name in names if hasattr(args, name)} | others)
 
 
 def _path(name: str | None) -> str | None:

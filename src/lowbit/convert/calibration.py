@@ -11,10 +11,10 @@ from ..assets import EMBEDDED_MODEL
 from ..errors import UnsupportedModelError
 from ..families import plan_of
 from ..formats import open_model
+from ..formats.files import named
 from ..loading import sparsity
-from ..loading.load import build, check_threads, named, tokenizer_of
-
-__all__ = ["calibrate", "default_path"]
+from ..loading.load import build, check_threads, tokenizer_of
+from ..plan import LINEARS
 
 WINDOW = 512
 """Tokens that are looked at together; each window begins with BOS."""
@@ -77,7 +77,7 @@ def calibrate(
         if not ids:
             raise ValueError("there is no text to look at")
         decoder, plan = build(file, check_threads(threads), None)
-        counts = sparsity.histograms(plan.n_layers)
+        counts = {name: np.zeros((plan.n_layers, sparsity.MAGNITUDES), np.uint32) for name in LINEARS}
         size = min(WINDOW, decoder.graph.context) - len(start)
         for at in range(0, len(ids), size):
             window = ids[at : at + size]

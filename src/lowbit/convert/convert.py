@@ -14,19 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError, LowbitError, UnsupportedModelError
+from ..errors import FormatError
 from ..families import find_family, plan_of
-from ..formats import open_model
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize
+from ..formats.files import named
 from ..plan import Attention, ModelPlan
 from ..quantize import pack_codes, quantize
 from ..quantize.ggml_types import type_of
 from ..quantize.ternary import ABSMEAN_FLOOR
 from .mixtures import MIXTURES, fitting, mixed
-from .writing import write_model
-
-__all__ = ["HEAD_TYPES", "TARGET_TYPES", "Conversion", "convert"]
+from .writing import opened, write_model
 
 TARGET_TYPES = ("tq2_0", "tq1_0", "i2_s", "q8_0", "q4_0", "f16", *MIXTURES)
 """What the linear layers may become; `MIXTURES` choose a type for each of them, and for embedding and output head."""
@@ -75,10 +73,6 @@ def convert(
     progress : callable, optional
         Called with the weights done so far and the weights in all.
 
-    Returns
-    -------
-    Conversion
-
     Raises
     ------
     FormatError
@@ -95,17 +89,8 @@ def convert(
     if head is not None and head not in HEAD_TYPES:
         raise ValueError(f"head must be one of {', '.join(HEAD_TYPES)}, not {head!r}")
     source, target = os.fspath(source), os.fspath(target)
-    with open_model(source) as file:
-        if os.path.exists(target) and os.path.samefile(source, target):
-            raise LowbitError(f"{target}: is the file to be converted; give the new one another name")
-        try:
-            return _Converter(file, type, head).write(target, progress or (lambda done, total: None))
-        except (FormatError, UnsupportedModelError) as error:
-            if str(error).startswith((source, target)):
-                raise
-            raise error.__class__(f"{source}: {error}") from None
-        except OSError as error:
-            raise LowbitError(f"{target}: cannot be written ({error.strerror or error})") from None
+    with opened(source, target) as file:
+        return _Converter(file, type, head).write(target, progress or (lambda done, total: None))
 
 
 class _Converter:
@@ -149,10 +134,8 @@ class _Converter:
 
     def _made(self, info: TensorInfo) -> Iterator[np.ndarray]:
         """The stored bytes of the new tensor, a few rows at a time; complaints name the tensor."""
-        try:
+        with named(f"the tensor {info.name}"):
             yield from self._parts(info)
-        except (FormatError, UnsupportedModelError) as error:
-            raise error.__class__(f"the tensor {info.name}: {error}") from None
 
     def _parts(self, info: TensorInfo) -> Iterator[np.ndarray]:
         kind, bit_linear = self.kinds[info.name], self.plan.bit_linear

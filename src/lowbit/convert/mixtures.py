@@ -13,8 +13,6 @@ from ..formats.base import ModelFile, TensorInfo
 from ..plan import ModelPlan
 from ..quantize.ggml_types import type_of
 
-__all__ = ["MIXTURES", "Mixture", "fitting", "mixed"]
-
 
 @dataclass(frozen=True)
 class Mixture:
@@ -42,12 +40,6 @@ VALUES = re.compile(r"attn_(?:v|qkv|kv_b)\.weight")
 
 def mixed(name: str, file: ModelFile, plan: ModelPlan) -> dict[str, str]:
     """Choose a type for each matrix of a model.
-
-    Parameters
-    ----------
-    name : key of `MIXTURES`
-    file : ModelFile
-    plan : ModelPlan
 
     Returns
     -------

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ..errors import FormatError, LowbitError, UnsupportedModelError
+from ..errors import LowbitError
 from ..formats import open_model
 from ..formats.base import TensorInfo
 from ..formats.blocks import dequantize
@@ -17,9 +17,7 @@ from ..quantize import quantize
 from .mixtures import MIXTURES, fitting, mixed
 from .sensitivity import Calibration, allocate, check_budget, measure
 from .source import Source, encode, error_of
-from .writing import write_model
-
-__all__ = ["Chosen", "Quantized", "quantize_model", "uniform", "write"]
+from .writing import opened, write_model
 
 
 @dataclass(frozen=True)
@@ -155,10 +153,6 @@ def quantize_model(
     progress : callable, optional
         Called with what is being done, how much is done, and how much there is.
 
-    Returns
-    -------
-    Quantized
-
     Raises
     ------
     FormatError, UnsupportedModelError
@@ -170,32 +164,23 @@ def quantize_model(
     report = progress or (lambda what, done, total: None)
     if bits is not None and text is None:
         raise LowbitError("bits are given to tensors by their sensitivity, and measuring it needs a text")
-    with open_model(source) as file:
-        if os.path.exists(target) and os.path.samefile(source, target):
-            raise LowbitError(f"{target}: is the file to be quantised; give the new one another name")
-        try:
-            model = Source(file)
-            if bits is not None:
-                check_budget(model, bits)
-            calibration = Calibration(file, text, tokens, threads) if text is not None else None
-            before = calibration.score(file) if calibration else None
-            losses: dict[str, dict[str, float]] = {}
-            if bits is None:
-                kinds = uniform(model, method, head, rules)
-            else:
-                assert calibration is not None
-                assert before is not None
-                options = measure(model, calibration, before, lambda i, n: report("measuring", i, n))
-                kinds = allocate(model, options, bits)
-                losses = {name: {o.type: o.loss for o in found} for name, found in options.items()}
-            named = method.upper() if bits is None and method in MIXTURES else None
-            done = write(model, target, kinds, lambda i, n: report("writing", i, n), named)
-        except (FormatError, UnsupportedModelError) as error:
-            if str(error).startswith((source, target, os.fspath(text or source))):
-                raise
-            raise error.__class__(f"{source}: {error}") from None
-        except OSError as error:
-            raise LowbitError(f"{target}: cannot be written ({error.strerror or error})") from None
+    with opened(source, target, os.fspath(text or source)) as file:
+        model = Source(file)
+        if bits is not None:
+            check_budget(model, bits)
+        calibration = Calibration(file, text, tokens, threads) if text is not None else None
+        before = calibration.score(file) if calibration else None
+        losses: dict[str, dict[str, float]] = {}
+        if bits is None:
+            kinds = uniform(model, method, head, rules)
+        else:
+            assert calibration is not None
+            assert before is not None
+            options = measure(model, calibration, before, lambda i, n: report("measuring", i, n))
+            kinds = allocate(model, options, bits)
+            losses = {name: {o.type: o.loss for o in found} for name, found in options.items()}
+        named = method.upper() if bits is None and method in MIXTURES else None
+        done = write(model, target, kinds, lambda i, n: report("writing", i, n), named)
     done.tensors = [replace(tensor, losses=losses.get(tensor.name, {})) for tensor in done.tensors]
     done.tensors.sort(key=lambda tensor: model.layer_of(tensor.name))
     if calibration:

@@ -18,6 +18,7 @@ import numpy as np
 
 from .._kernels.decoder import Decoder
 from .._kernels.sequence import Sequence
+from ..engine.perplexity import nats
 from ..errors import FormatError, LowbitError
 from ..families import plan_of
 from ..formats.base import ModelFile, TensorInfo
@@ -25,8 +26,6 @@ from ..loading.load import build, check_threads, tokenizer_of
 from ..quantize.ggml_types import tensor_nbytes
 from ..train.corpus import plain_text, read_documents
 from .source import METHODS, Altered, Source, encode, error_of
-
-__all__ = ["Calibration", "Option", "allocate", "check_budget", "measure"]
 
 WINDOW = 256
 """Longest piece of a document that is scored at once, in tokens."""
@@ -80,24 +79,20 @@ class Calibration:
         context = min(longest, int(file.metadata.get(f"{file.architecture}.context_length", longest)))
         decoder, _ = build(file, self.threads, context, "f32", "file", weights="file")
         decoder.most_logits = SCORE_ROWS
-        nats = sum(
+        total = sum(
             self._nats(decoder, piece[start : start + context + 1])
             for piece in self.pieces
             for start in range(0, len(piece) - 1, context)
         )
-        return nats / math.log(2) / self.bytes
+        return total / math.log(2) / self.bytes
 
     @staticmethod
     def _nats(decoder: Decoder, ids: np.ndarray) -> float:
         sequence = Sequence(decoder.pool, ids[:-1], len(ids) - 1, reuse=False).compute_as(all_sparse=True)
         try:
-            logits = decoder.read(sequence, "every").astype(np.float64)
+            return float(nats(decoder.read(sequence, "every"), ids[1:]).sum())
         finally:
             sequence.close()
-        target = ids[1:]
-        top = logits.max(1)
-        total = top + np.log(np.exp(logits - top[:, None]).sum(1))
-        return float((total - logits[np.arange(len(target)), target]).sum())
 
 
 @dataclass(frozen=True)

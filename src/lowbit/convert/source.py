@@ -19,8 +19,6 @@ from ..quantize import pack_codes, quantize
 from ..quantize.ggml_types import type_of
 from ..quantize.ternary import nearest_ternary
 
-__all__ = ["METHODS", "TYPES", "Altered", "Source", "encode", "error_of"]
-
 METHODS: dict[str, tuple[str, ...]] = {
     "ternary": ("TQ2_0", "Q2_0"), "int4": ("Q4_0",), "int8": ("Q8_0",), "f16": ("F16",)
 }  # fmt: skip
@@ -39,10 +37,6 @@ PIECE = 1 << 18
 
 class Source:
     """An open model whose matrices can be decoded and encoded anew.
-
-    Parameters
-    ----------
-    file : ModelFile
 
     Raises
     ------

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import FormatError, LowbitError, UnsupportedModelError
+from ..formats import open_model
 from ..formats.base import ModelFile, TensorInfo
-from ..formats.files import reading
+from ..formats.files import named, reading
 from ..formats.gguf_writer import GGUFWriter
 from ..quantize.ggml_types import tensor_nbytes
 from .mixtures import MIXTURES
-
-__all__ = ["PAIRING", "write_model"]
 
 FILE_TYPES = {
     "F16": 1, "Q4_0": 2, "Q8_0": 7, "TQ1_0": 36, "TQ2_0": 37, "I2_S": 40,
@@ -28,6 +28,26 @@ FILE_TYPES = {
 PAIRING = "lowbit.rope_pairing"
 """Set where a source pairs rotated channels otherwise than files of its architecture do; a GGUF file has it never."""
 _OF_THE_CONTAINER = ("split.", "llama2c.")
+
+
+@contextmanager
+def opened(source: str, target: str, *others: str) -> Iterator[ModelFile]:
+    """Open a model that is to be written as another file; complaints name the former, or one of the other paths.
+
+    Raises
+    ------
+    LowbitError
+        If both are the same file, or the target cannot be written.
+    """
+    with open_model(source) as file, named(source, target, *others):
+        if os.path.exists(target) and os.path.samefile(source, target):
+            raise LowbitError(f"{target}: is the file to be read; give the new one another name")
+        try:
+            yield file
+        except LowbitError:  # of which one is a FileNotFoundError
+            raise
+        except OSError as error:
+            raise LowbitError(f"{target}: cannot be written ({error.strerror or error})") from None
 
 
 def write_model(

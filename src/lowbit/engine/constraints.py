@@ -17,7 +17,7 @@ import numpy as np
 
 from .._kernels.sequence import Sequence
 from ..errors import ConstraintError, LowbitError, one_line
-from ..sampling import Grammar
+from ..sampling import WHITESPACE, Grammar
 from ..tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -25,14 +25,10 @@ if TYPE_CHECKING:
 
     from llguidance import LLMatcher, LLTokenizer
 
-__all__ = ["Compiler", "Constraint"]
-
 MOST_SOURCE = 1 << 20
 """Characters of a schema, an expression or a grammar."""
 MOST_RULES = 1000
 """Rules of a GBNF grammar, whose translation takes the square of their number."""
-WHITESPACE = r"[ ]|\n{1,2}[ \t]{0,20}"
-"""Between the tokens of JSON, at most once: without a bound some models write spaces for ever."""
 MARK = "\x02"
 """What a text is encoded behind, where a tokenizer puts a space before the first character."""
 LIMITS: dict[str, Any] = {

@@ -18,8 +18,6 @@ from .._kernels.sequence import Sequence
 from .sequence import Request, State, make_sampler
 from .shadow import Shadow
 
-__all__ = ["Drafter"]
-
 MOST_BEHIND = 16
 """Tokens that the small model reads in the pass that makes its first one; if there are more, it reads before."""
 PAUSES = 8, 64

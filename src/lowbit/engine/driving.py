@@ -12,8 +12,6 @@ from .._kernels.decoder import Batch, Decoder
 from .._kernels.sequence import Turn
 from ..errors import LowbitError
 
-__all__ = ["Driven"]
-
 IDLE_SECONDS = 0.05
 """Between two looks of somebody who waits, in case he was not told."""
 STUCK_SECONDS = 0.001
@@ -40,8 +38,10 @@ class Driven(ABC):
         """Make what a child process cannot take over from its parent."""
         self._process = os.getpid()
         self.changed = threading.Condition()
+        """Told after each step."""
         self._turn = Turn()
         self.listeners: set[Callable[[], None]] = set()
+        """Called after each step, by the thread that made it."""
         self._closed: BaseException | None = None
         self._sweep = False
 

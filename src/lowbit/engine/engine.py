@@ -31,8 +31,6 @@ from .text import LogprobRecorder
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Engine"]
-
 BURST_STEPS = 64
 """Tokens that each sequence may make before anybody looks at its text."""
 MOST_TOKENS = 2**31 - 1

@@ -14,8 +14,6 @@ from .constraints import Compiler, Constraint
 from .sequence import Request
 from .text import LogprobRecorder
 
-__all__ = ["Host"]
-
 
 class Host(Protocol):
     """What an engine needs of a model, such as `lowbit.Model`."""

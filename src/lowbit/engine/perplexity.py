@@ -10,8 +10,6 @@ import numpy as np
 
 from .._kernels.dispatch import PlainFloats
 
-__all__ = ["Perplexity", "measured"]
-
 
 @dataclass(frozen=True)
 class Perplexity:
@@ -23,6 +21,14 @@ class Perplexity:
     perplexity: float
     tokens: int
     """Predicted tokens: all but the first."""
+
+
+def nats(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return how unlikely each target was, to the logits of its row: float64, shape (n,)."""
+    logits = rows.astype(np.float64)
+    top = logits.max(1)
+    total: np.ndarray = top + np.log(np.exp(logits - top[:, None]).sum(1))
+    return total - logits[np.arange(len(target)), target]
 
 
 def measured(
@@ -52,10 +58,7 @@ def measured(
         target = ids[at + len(rows) - len(new) + 1 : at + len(rows) + 1]
         at += len(rows)
         if len(new):
-            logits = new.astype(np.float64)
-            top = logits.max(1)
-            total = top + np.log(np.exp(logits - top[:, None]).sum(1))
-            found.extend((total - logits[np.arange(len(target)), target]).tolist())
+            found.extend(nats(new, target).tolist())
 
     while scored < n:
         at = start
@@ -63,10 +66,10 @@ def measured(
         scored = min(start + context, n)
         start += stride
     with PlainFloats():
-        nats = math.fsum(found)
+        total = math.fsum(found)
         return Perplexity(
-            nats_per_token=nats / n,
-            bits_per_byte=nats / math.log(2) / nbytes,
-            perplexity=math.exp(nats / n),
+            nats_per_token=total / n,
+            bits_per_byte=total / math.log(2) / nbytes,
+            perplexity=math.exp(total / n),
             tokens=n,
         )

@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-__all__ = ["Every", "Mean", "One", "normalised", "pooled"]
-
 
 def pooled(how: str, out: np.ndarray, n: int) -> Callable[[np.ndarray], None]:
     """Return what takes the states of `n` tokens: ``last``, ``first``, ``mean``, or ``none``, which keeps all.
@@ -19,44 +17,21 @@ def pooled(how: str, out: np.ndarray, n: int) -> Callable[[np.ndarray], None]:
     """
     if how not in ("last", "mean", "first", "none"):
         raise ValueError(f"pooling must be last, mean or first, not {how!r}")
-    if how == "none":
-        return Every(out)
-    return Mean(out, n) if how == "mean" else One(out, how == "first")
+    done, total = 0, np.zeros(out.shape[-1] if how == "mean" else 0)
 
+    def take(rows: np.ndarray) -> None:
+        nonlocal done
+        if how == "none":
+            out[done : done + len(rows)] = rows
+        elif how == "mean":
+            for row in rows:
+                total[:] += row.astype(np.float64)
+            out[:] = total / n
+        elif how == "last" or not done:
+            out[:] = rows[0 if how == "first" else -1]
+        done += len(rows)
 
-class One:
-    """Keeps the last row of all, or the first."""
-
-    def __init__(self, out: np.ndarray, first: bool) -> None:
-        self._out, self._first, self._full = out, first, False
-
-    def __call__(self, rows: np.ndarray) -> None:
-        if not self._full:
-            self._out[:] = rows[0 if self._first else -1]
-        self._full = self._first
-
-
-class Every:
-    """Keeps all rows."""
-
-    def __init__(self, out: np.ndarray) -> None:
-        self._out, self._done = out, 0
-
-    def __call__(self, rows: np.ndarray) -> None:
-        self._out[self._done : self._done + len(rows)] = rows
-        self._done += len(rows)
-
-
-class Mean:
-    """Makes the mean of all rows."""
-
-    def __init__(self, out: np.ndarray, n: int) -> None:
-        self._out, self._n, self._total = out, n, np.zeros(len(out))
-
-    def __call__(self, rows: np.ndarray) -> None:
-        for start in range(len(rows)):
-            self._total += rows[start].astype(np.float64)
-        self._out[:] = self._total / self._n
+    return take
 
 
 def normalised(vectors: np.ndarray) -> np.ndarray:

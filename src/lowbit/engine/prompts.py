@@ -9,8 +9,6 @@ import numpy as np
 
 from ..errors import one_line
 
-__all__ = ["prompts_of", "token_ids"]
-
 ONE = "a text (str) or token ids (a list of int)"
 
 

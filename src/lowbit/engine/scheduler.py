@@ -6,8 +6,6 @@ from collections.abc import Sequence as Sequence_
 
 from .sequence import Request, State
 
-__all__ = ["SCORE_ROWS", "Pace", "plan_step"]
-
 SCORE_ROWS = 64
 """Most rows whose logits or states are held at a time for one scored text."""
 MAX_DRAFT = 16

@@ -20,8 +20,6 @@ from .constraints import Constraint
 from .shadow import Shadow
 from .text import GeneratedText, Generation, LogprobRecorder, Timings, TokenLogprob
 
-__all__ = ["Request", "State", "check_shift", "make_sampler"]
-
 
 class State(enum.Enum):
     """What becomes of a request."""

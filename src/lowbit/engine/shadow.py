@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from .._kernels.sequence import Sequence
 
-__all__ = ["Shadow"]
-
 MEMORY = 64
 """Proposed tokens after which the older ones count half."""
 

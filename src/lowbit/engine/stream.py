@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from ..errors import LowbitError
+from .driving import Driven
 from .sequence import Request, State
 from .text import Generation, TokenLogprob
-
-__all__ = ["Stream", "let_go"]
-
-
-class Driver(Protocol):
-    """Whatever makes the text go on: an `Engine`."""
-
-    changed: threading.Condition
-    """Told after each step."""
-    listeners: set[Callable[[], None]]
-    """Called after each step, by the thread that made it."""
-
-    def wait(self, ready: Callable[[], bool]) -> None: ...
-
-    def settle(self) -> None: ...
 
 
 class Stream:
@@ -33,7 +18,7 @@ class Stream:
     Every piece is valid UTF-8. A stream that is dropped is cancelled.
     """
 
-    def __init__(self, driver: Driver, request: Request) -> None:
+    def __init__(self, driver: Driven, request: Request) -> None:
         self._driver, self._request = driver, request
         self.read = 0
         """Tokens that there are with the pieces that were read."""

@@ -12,8 +12,6 @@ from .._kernels.sampler import Sampler
 from ..scalars import plain
 from ..tokenizers import StopBuffer, Tokenizer
 
-__all__ = ["MAX_LOGPROBS", "GeneratedText", "Generation", "LogprobRecorder", "Timings", "TokenLogprob"]
-
 MAX_LOGPROBS = 100
 """Most tokens whose log-probabilities are reported in the place of one."""
 

@@ -28,8 +28,6 @@ from .hadamard import PREFIX, rotation_of
 from .latent import latent_attention
 from .rope import yarn_factors, yarn_magnitude
 
-__all__ = ["Family"]
-
 MAX_LAYERS = 1024
 MAX_VOCAB = 1 << 20
 MAX_CONTEXT = 1 << 24

@@ -10,8 +10,6 @@ from typing import Any, Literal
 from ..errors import FormatError, UnsupportedModelError
 from ..plan import Activation, Dense, Experts
 
-__all__ = ["Routing"]
-
 MAX_EXPERTS = 1 << 12
 MAX_CHOSEN = 64
 """Published models choose up to 22 experts for a token; the scratch memory of a batch grows with them."""

@@ -12,8 +12,6 @@ import numpy as np
 from ..errors import FormatError, UnsupportedModelError
 from ..plan import ModelPlan, Rotation
 
-__all__ = ["rotation_of"]
-
 PREFIX = "prism.hadamard."
 OTHERS = ("onebit.hadamard",)
 """Keys of transforms that lowbit does not know."""

@@ -10,8 +10,6 @@ from typing import Any
 from ..errors import FormatError, UnsupportedModelError
 from ..plan import JOINED_HEADS, LatentAttention, Rope
 
-__all__ = ["latent_attention"]
-
 MAX_RANK = 512
 """Channels of a latent, which is the widest value there is."""
 MAX_QUERY = 1024

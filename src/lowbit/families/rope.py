@@ -6,8 +6,6 @@ import math
 
 import numpy as np
 
-__all__ = ["yarn_factors", "yarn_magnitude"]
-
 
 def yarn_factors(
     rope_dim: int, theta: float, factor: float, original: int, beta_fast: float = 32.0, beta_slow: float = 1.0,
@@ -51,9 +49,9 @@ def yarn_factors(
     return tuple(float(f) for f in 1.0 / (ramp / factor + 1.0 - ramp))
 
 
-def yarn_magnitude(factor: float, mscale: float = 1.0) -> float:
+def yarn_magnitude(factor: float) -> float:
     """What YaRN multiplies cosines and sines by, for a context that has become `factor` times as long.
 
-    Source: Peng et al., YaRN (arXiv 2309.00071), section 3.4; `mscale` is DeepSeek's addition.
+    Source: Peng et al., YaRN (arXiv 2309.00071), section 3.4.
     """
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0

@@ -10,8 +10,6 @@ from typing import Any
 from ..errors import FormatError
 from ..loading.memory import parse_size
 
-__all__ = ["Machine", "Share", "plan_batch", "read_machines"]
-
 MOST_MACHINES = 1 << 20
 KNOWN = {"name", "count", "memory", "bench", "decode_tps", "prefill_tps", "weight_bytes_per_token", "parallel"}
 

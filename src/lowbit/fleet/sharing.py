@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["GROUP", "groups_at_a_time", "lines_of_group"]
-
 GROUP = 16
 """Most lines that are sent together."""
 

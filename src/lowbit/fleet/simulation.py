@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 from .sharing import GROUP, groups_at_a_time, lines_of_group
 
-__all__ = ["Fleet", "Run", "simulate"]
-
 
 @dataclass(frozen=True)
 class Fleet:
@@ -102,10 +100,6 @@ def simulate(tokens: Sequence[float], fleet: Fleet, seed: int = 0) -> Run:
         Of each line, read and made.
     fleet : Fleet
     seed : int
-
-    Returns
-    -------
-    Run
     """
     return _Simulation(tokens, fleet, seed).run()
 

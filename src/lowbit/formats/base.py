@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-__all__ = ["ModelFile", "TensorInfo"]
+_Closing = TypeVar("_Closing", bound="Closing")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,20 @@ class TensorInfo:
     """Stored size in bytes."""
 
 
-class ModelFile(Protocol):
+class Closing(Protocol):
+    """Something that is closed at the end of a ``with`` block."""
+
+    def close(self) -> None:
+        """Unmap files. Views that were handed out keep them alive until they are gone."""
+
+    def __enter__(self: _Closing) -> _Closing:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class ModelFile(Closing, Protocol):
     """An open model file. Knows bytes and names, and nothing about models."""
 
     path: str
@@ -46,10 +59,3 @@ class ModelFile(Protocol):
 
     def release_all(self) -> None:
         """The same for the whole file, and for what lies between its tensors."""
-
-    def close(self) -> None:
-        """Unmap the file. Views that were handed out keep it alive until they are gone."""
-
-    def __enter__(self) -> ModelFile: ...
-
-    def __exit__(self, *exc: object) -> None: ...

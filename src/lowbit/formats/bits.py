@@ -6,8 +6,6 @@ import numpy as np
 
 from lowbit.errors import FormatError
 
-__all__ = ["f16", "finite", "spread"]
-
 
 def finite(scales: np.ndarray) -> np.ndarray:
     """Return the scales; FormatError if one is infinite or not a number."""

@@ -17,8 +17,6 @@ from lowbit.formats import iquants, kquants
 from lowbit.formats.bits import f16, finite, spread
 from lowbit.quantize.ggml_types import tensor_nbytes, type_of
 
-__all__ = ["TERNARY", "dequantize", "integer_codes", "is_ternary", "ternary_codes"]
-
 # 3**n mod 256 lifts the n-th base-3 digit of a TQ1_0 byte to the top.
 _POWERS_OF_3 = np.array([1, 3, 9, 27, 81], np.uint8)[:, None]
 
@@ -139,7 +137,7 @@ def integer_codes(type_name: str, raw: np.ndarray, shape: Sequence[int]) -> tupl
     if type_name in _WITH_CODE_3:
         codes, scales = spread(blocks[:, 2:], 1, (0, 2, 4, 6), 3).view(np.int8) - np.int8(1), f16(blocks[:, :2])
     else:
-        codes, scales = iquants.integers(type_name, blocks)
+        codes, scales = iquants.DECODERS[type_name](blocks)
     return codes.reshape(rows, -1), scales.reshape(rows, -1)
 
 
@@ -246,18 +244,6 @@ TERNARY: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
 _WITH_CODE_3 = ("Q2_0", "PQ2_0")
 
 
-def _f32(blocks: np.ndarray) -> np.ndarray:
-    return blocks.view("<f4").astype(np.float32, copy=False)
-
-
-def _half(blocks: np.ndarray) -> np.ndarray:
-    return blocks.view("<f2").astype(np.float32)
-
-
-def _bf16(blocks: np.ndarray) -> np.ndarray:
-    return (blocks.view("<u2").astype(np.uint32) << 16).view(np.float32)
-
-
 def _q8_0(blocks: np.ndarray) -> np.ndarray:
     values = blocks[:, 2:].view(np.int8).astype(np.float32)
     values *= f16(blocks[:, :2])
@@ -315,9 +301,9 @@ def _q8_l2c(raw: np.ndarray, n_elements: int) -> np.ndarray:
 
 
 _DECODERS: dict[str, Callable[..., np.ndarray]] = {
-    "F32": _f32,
-    "F16": _half,
-    "BF16": _bf16,
+    "F32": lambda blocks: blocks.view("<f4").astype(np.float32, copy=False),
+    "F16": lambda blocks: blocks.view("<f2").astype(np.float32),
+    "BF16": lambda blocks: (blocks.view("<u2").astype(np.uint32) << 16).view(np.float32),
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
     "Q4_1": _q4_1,

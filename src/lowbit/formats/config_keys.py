@@ -7,8 +7,6 @@ from typing import Any
 
 from lowbit.errors import FormatError
 
-__all__ = ["Keys"]
-
 
 class Keys:
     """Typed access to a parsed JSON object; null counts as absent."""

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lowbit.errors import FormatError, LowbitError, MissingFileError
+from lowbit.errors import FormatError, LowbitError, MissingFileError, UnsupportedModelError
 
-__all__ = ["out_of_memory", "reading"]
+
+@contextmanager
+def named(*paths: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Begin every complaint with the first of these paths, unless it begins with one of them already."""
+    known = tuple(os.fsdecode(path) for path in paths if path is not None)
+    try:
+        yield
+    except (FormatError, UnsupportedModelError) as error:
+        if str(error).startswith(known):
+            raise
+        raise type(error)(f"{known[0]}: {error}") from None
 
 
 @contextmanager

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from lowbit.errors import FormatError
 
-__all__ = ["inside"]
-
 
 def inside(folder: Path, name: str) -> Path:
     """Return the path of a file of a folder, whether or not there is one.

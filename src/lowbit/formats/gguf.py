@@ -19,11 +19,10 @@ import numpy as np
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats import gguf_spec as spec
 from lowbit.formats.base import TensorInfo
+from lowbit.formats.files import named
 from lowbit.formats.gguf_cursor import U64, Cursor, as_text, shown
 from lowbit.formats.gguf_tensors import lay_out, parse_entries
 from lowbit.formats.mapped import MappedFile
-
-__all__ = ["GGUFFile"]
 
 # Limits far above every real model, so that no header can ask for much work or memory.
 MAX_KEYS = 8192
@@ -130,12 +129,8 @@ class GGUFFile(MappedFile):
         super().__init__(path)
         self._part_of = part_of
         self.metadata_types: dict[str, str] = {}
-        try:
+        with named(self.path):
             self._parse(Cursor(self._map, 0))
-        except FormatError as error:
-            raise FormatError(f"{self.path}: {error}") from None
-        except UnsupportedModelError as error:
-            raise UnsupportedModelError(f"{self.path}: {error}") from None
 
     def _parse(self, cursor: Cursor) -> None:
         cursor.need(24, "the header")

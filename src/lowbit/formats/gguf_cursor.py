@@ -9,16 +9,10 @@ from typing import Any
 from lowbit.errors import FormatError
 from lowbit.formats import gguf_spec as spec
 
-__all__ = ["U64", "Cursor", "as_text", "shown"]
-
 MAX_TOKEN_BYTES = 1 << 20
 """Strings in arrays: vocabulary entries and merges."""
 
 U64 = struct.Struct("<Q")
-# The letters of the value types 0 to 7 and 10 to 12; 8 and 9 are strings and arrays.
-_SCALARS = {
-    number: struct.Struct(f"<{letter}") for number, letter in zip((*range(8), 10, 11, 12), "BbHhIif?Qqd", strict=True)
-}
 
 
 class Cursor:
@@ -36,7 +30,7 @@ class Cursor:
 
     def number(self, value_type: int, what: str) -> Any:
         """Read a number of one of the metadata value types."""
-        scalar = _SCALARS[value_type]
+        scalar = spec.SCALARS[value_type]
         self.need(scalar.size, what)
         (value,) = scalar.unpack_from(self.buffer, self.position)
         self.position += scalar.size

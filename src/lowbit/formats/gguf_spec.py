@@ -5,11 +5,10 @@ Facts from llama.cpp `ggml/include/gguf.h`: all numbers little-endian; a string 
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
-
-__all__ = ["ARRAY", "DEFAULT_ALIGNMENT", "DTYPES", "MAGIC", "MAX_ALIGNMENT", "NAMES", "NUMBERS", "STRING", "align_up"]
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -19,38 +18,17 @@ MAX_ALIGNMENT = 65536
 STRING = 8
 ARRAY = 9
 
-NAMES = {
-    0: "u8",
-    1: "i8",
-    2: "u16",
-    3: "i16",
-    4: "u32",
-    5: "i32",
-    6: "f32",
-    7: "bool",
-    STRING: "string",
-    ARRAY: "array",
-    10: "u64",
-    11: "i64",
-    12: "f64",
-}
-"""Names of the metadata value types, by number."""
+_FIXED = {
+    0: ("u8", "B"), 1: ("i8", "b"), 2: ("u16", "H"), 3: ("i16", "h"), 4: ("u32", "I"), 5: ("i32", "i"), 6: ("f32", "f"),
+    7: ("bool", "?"), 10: ("u64", "Q"), 11: ("i64", "q"), 12: ("f64", "d"),
+}  # fmt: skip
+"""Names of the metadata value types of fixed size, by number, and their letters in `struct` and NumPy."""
 
+NAMES = {**{number: name for number, (name, _) in _FIXED.items()}, STRING: "string", ARRAY: "array"}
+"""Names of all metadata value types, by number."""
 NUMBERS = {name: number for number, name in NAMES.items()}
-
-DTYPES: dict[int, np.dtype[Any]] = {
-    0: np.dtype("u1"),
-    1: np.dtype("i1"),
-    2: np.dtype("<u2"),
-    3: np.dtype("<i2"),
-    4: np.dtype("<u4"),
-    5: np.dtype("<i4"),
-    6: np.dtype("<f4"),
-    7: np.dtype("?"),
-    10: np.dtype("<u8"),
-    11: np.dtype("<i8"),
-    12: np.dtype("<f8"),
-}
+SCALARS = {number: struct.Struct(f"<{letter}") for number, (_, letter) in _FIXED.items()}
+DTYPES: dict[int, np.dtype[Any]] = {number: np.dtype(f"<{letter}") for number, (_, letter) in _FIXED.items()}
 """Stored form of the value types of fixed size, by number."""
 
 

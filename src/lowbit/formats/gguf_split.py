@@ -15,17 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.errors import FormatError, UnsupportedModelError
-from lowbit.formats.base import TensorInfo
+from lowbit.errors import FormatError, LowbitError
+from lowbit.formats.base import Closing, TensorInfo
+from lowbit.formats.files import named
 from lowbit.formats.gguf import MAX_TENSORS, GGUFFile
-
-__all__ = ["SplitGGUF"]
 
 MAX_PARTS = 1024
 _NAME = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf")
 
 
-class SplitGGUF:
+class SplitGGUF(Closing):
     """An open model in several files (`lowbit.formats.base.ModelFile`).
 
     Parameters
@@ -53,12 +52,11 @@ class SplitGGUF:
         self._tensors: dict[str, TensorInfo] = {}
         self.tensors: Mapping[str, TensorInfo] = self._tensors
         try:
-            self._open_others(first.parts)
-        except (FormatError, UnsupportedModelError) as error:
+            with named(self.path, str(Path(self.path).parent)):
+                self._open_others(first.parts)
+        except LowbitError:
             self.close()
-            if str(error).startswith(str(Path(self.path).parent)):
-                raise
-            raise type(error)(f"{self.path}: {error}") from None
+            raise
 
     def _open_others(self, count: int) -> None:
         path = Path(self.path)
@@ -132,12 +130,6 @@ class SplitGGUF:
         """Let go of all maps."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> SplitGGUF:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def _file_of(self, name: str) -> GGUFFile:
         if name not in self._of:

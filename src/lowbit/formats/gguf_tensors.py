@@ -11,8 +11,6 @@ from lowbit.formats.base import TensorInfo
 from lowbit.formats.gguf_cursor import Cursor, as_text
 from lowbit.quantize.ggml_types import FORK_NUMBERS, GGMLType, refuse_unreadable, tensor_nbytes, type_from_number
 
-__all__ = ["Entry", "lay_out", "parse_entries"]
-
 MAX_NAME_BYTES = 63
 """ggml keeps tensor names in 64 bytes with a terminator."""
 

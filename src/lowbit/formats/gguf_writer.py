@@ -19,15 +19,7 @@ from lowbit.quantize import quantize
 from lowbit.quantize.ggml_types import refuse_unreadable, tensor_nbytes, type_of
 from lowbit.replacing import Replacing
 
-__all__ = ["GGUFWriter"]
-
-_INTEGERS = {
-    name: (int(np.iinfo(name_np).min), int(np.iinfo(name_np).max))
-    for name, name_np in (
-        ("u8", "u1"), ("i8", "i1"), ("u16", "u2"), ("i16", "i2"),
-        ("u32", "u4"), ("i32", "i4"), ("u64", "u8"), ("i64", "i8"),
-    )
-}  # fmt: skip
+_INTEGERS = {spec.NAMES[number]: np.iinfo(dtype) for number, dtype in spec.DTYPES.items() if dtype.kind in "iu"}
 _BY_DTYPE = {dtype: spec.NAMES[number] for number, dtype in spec.DTYPES.items()}
 
 
@@ -302,8 +294,7 @@ def _infer(key: str, value: Any) -> str:
         return "bool"
     if all(isinstance(e, (int, np.integer)) and not isinstance(e, bool) for e in elements):
         for name in ("u32", "i32", "u64", "i64") if elements is not value else ("i32", "i64", "u64"):
-            low, high = _INTEGERS[name]
-            if all(low <= e <= high for e in elements):
+            if all(_INTEGERS[name].min <= e <= _INTEGERS[name].max for e in elements):
                 return name
         raise ValueError(f"key {key!r}: integer out of range")
     if all(isinstance(e, (int, float, np.integer, np.floating)) and not isinstance(e, bool) for e in elements):
@@ -317,8 +308,7 @@ def _encode(key: str, elements: Any, name: str) -> bytes:
             raise ValueError(f"key {key!r}: not every value is a string")
         return b"".join(_string(e) for e in elements)
     if name in _INTEGERS:
-        low, high = _INTEGERS[name]
-        given = np.asarray(elements)
+        low, high, given = _INTEGERS[name].min, _INTEGERS[name].max, np.asarray(elements)
         if given.size and (given.dtype.kind not in "iub" or not low <= int(given.min()) <= int(given.max()) <= high):
             raise ValueError(f"key {key!r}: value does not fit {name}")
     try:

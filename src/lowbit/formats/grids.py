@@ -13,8 +13,6 @@ import zlib
 
 import numpy as np
 
-__all__ = ["VALUES", "grid"]
-
 VALUES: dict[str, tuple[tuple[int, ...], int]] = {
     "IQ2_XXS": ((8, 25, 43), 8),
     "IQ2_XS": ((8, 25, 43), 8),

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.errors import FormatError, UnsupportedModelError
-from lowbit.formats.base import TensorInfo
+from lowbit.errors import FormatError, LowbitError, UnsupportedModelError
+from lowbit.formats.base import Closing, TensorInfo
 from lowbit.formats.blocks import dequantize
-from lowbit.formats.files import reading
+from lowbit.formats.files import named, reading
 from lowbit.formats.folder import inside
 from lowbit.formats.huggingface_config import LINEARS, Translation, translate
 from lowbit.formats.huggingface_experts import Made, expert_of, from_columns, stacked
@@ -29,8 +29,6 @@ from lowbit.formats.huggingface_latent import FLOAT8, as_floats, from_float8
 from lowbit.formats.safetensors import DTYPE_BYTES, SafetensorsFile
 from lowbit.formats.strict_json import parse_object
 from lowbit.quantize.ggml_types import tensor_nbytes
-
-__all__ = ["HuggingFaceFolder"]
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TOKENIZER_CONFIG_BYTES = 16 << 20
@@ -56,7 +54,7 @@ _DERIVED = re.compile(r"model\.(layers\.[0-9]{1,4}\.self_attn\.)?rotary_emb\.inv
 """Buffers that old checkpoints hold, and that follow from config.json."""
 
 
-class HuggingFaceFolder:
+class HuggingFaceFolder(Closing):
     """An open model folder (`lowbit.formats.base.ModelFile`).
 
     Parameters
@@ -85,19 +83,18 @@ class HuggingFaceFolder:
         self._orders: dict[str, tuple[int, np.ndarray]] = {}  # axis, and what becomes of the places along it
         self._made: dict[str, np.ndarray] = {}  # bytes of tensors that are not in a file as they are
         self._makers: dict[str, Made] = {}
+        self._tensors: dict[str, TensorInfo] = {}
+        self.tensors: Mapping[str, TensorInfo] = self._tensors
         try:
-            translation = self._config()
-            stored = self._stored = self._open_shards()
-            self.architecture = translation.architecture
-            self.metadata: Mapping[str, Any] = {**translation.metadata, **self._chat_template()}
-            self._tensors: dict[str, TensorInfo] = {}
-            self.tensors: Mapping[str, TensorInfo] = self._tensors
-            self._take(stored, translation)
-        except (FormatError, UnsupportedModelError) as error:
+            with named(self.path):
+                translation = translate(self._json("config.json", MAX_CONFIG_BYTES))
+                stored = self._stored = self._open_shards()
+                self.architecture = translation.architecture
+                self.metadata: Mapping[str, Any] = {**translation.metadata, **self._chat_template()}
+                self._take(stored, translation)
+        except LowbitError:
             self.close()
-            if str(error).startswith(self.path):
-                raise
-            raise type(error)(f"{self.path}: {error}") from None
+            raise
 
     def read(self, name: str) -> np.ndarray:
         """Return the bytes of a tensor: read-only, a view of the mapped file wherever they are stored like this."""
@@ -161,21 +158,12 @@ class HuggingFaceFolder:
         for shard in self._shards:
             shard.close()
 
-    def __enter__(self) -> HuggingFaceFolder:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def _json(self, name: str, max_bytes: int) -> dict[str, Any]:
         path = inside(self._folder, name)
         if not path.is_file():
             raise FormatError(f"has no {name}")
         with reading(name), open(path, "rb") as file:
             return parse_object(file.read(max_bytes + 1), name, max_bytes)
-
-    def _config(self) -> Translation:
-        return translate(self._json("config.json", MAX_CONFIG_BYTES))
 
     def _chat_template(self) -> dict[str, str]:
         """The key of the chat template, from a file of its own or tokenizer_config.json; empty if there is none."""
@@ -237,11 +225,11 @@ class HuggingFaceFolder:
         infos = {name: shard.tensors[name] for name, shard in stored.items()}
         for stored_name, shard in stored.items():
             info, name = infos[stored_name], stored_name
-            if translation.inside:
+            if translation.kind.inside:
                 name = _PREFIX.sub("model.", name).removeprefix("language_model.")
-            if (translation.inside or translation.recurrent) and _BESIDE.match(name):
+            if (translation.kind.inside or translation.kind.recurrent) and _BESIDE.match(name):
                 continue
-            if translation.latent:
+            if translation.kind.latent:
                 further = _FURTHER.match(name)
                 if further is not None and int(further[1]) >= n_layers:
                     continue  # predicts tokens further ahead
@@ -253,11 +241,11 @@ class HuggingFaceFolder:
                     if stored_name + "_scale_inv" not in stored:
                         raise FormatError(f"the tensor {name} has no weight_scale_inv")
                     info = as_floats(info)
-            made = from_columns(name, infos) if translation.experts == "columns" else None
+            made = from_columns(name, infos) if translation.kind.experts == "columns" else None
             if made is not None:
                 self._make(made)
                 continue
-            part = expert_of(name) if translation.experts == "rows" else None
+            part = expert_of(name) if translation.kind.experts == "rows" else None
             if part is not None:
                 experts.setdefault(part[0], {})[part[1]] = stored_name
             layer = _IN_LAYER.fullmatch(name)
@@ -266,7 +254,7 @@ class HuggingFaceFolder:
             if bare is not None:
                 target = f"blk.{bare[1]}.{_BARE_NAMES[bare[2]]}"
             choice = _CHOICE_BIAS.fullmatch(name)
-            if choice is not None and translation.latent:
+            if choice is not None and translation.kind.latent:
                 target = f"blk.{choice[1]}.exp_probs_b.bias"
             if _DERIVED.fullmatch(name) or (target == "output.weight" and translation.tied):
                 continue
@@ -290,14 +278,14 @@ class HuggingFaceFolder:
                 raise FormatError(f"the tensor {target} is there twice")
             self._tensors[target] = TensorInfo(target, info.type, info.shape, info.offset, info.nbytes)
             self._source[target] = (shard, stored_name)
-            if translation.plus_one and target.endswith("norm.weight") and not target.endswith("ssm_norm.weight"):
+            if translation.kind.plus_one and target.endswith("norm.weight") and not target.endswith("ssm_norm.weight"):
                 self._change(target, lambda weight: weight + np.float32(1))
         for target, parts in experts.items():
             if len(parts) > 1 or -1 not in parts:
                 info = stacked(target, {e: as_floats(infos[name]) for e, name in parts.items()})
                 sources = tuple(parts[e] for e in range(len(parts)))
                 self._make([Made(info, sources, lambda *raw: np.concatenate(raw))])
-        if translation.recurrent:
+        if translation.kind.recurrent:
             self._arrange_recurrent(translation)
         if not translation.tied and "output.weight" not in self.tensors:
             raise FormatError("has no lm_head.weight, and config.json does not tie it to the embedding")
@@ -328,7 +316,7 @@ class HuggingFaceFolder:
         prefix, metadata = f"{translation.architecture}.ssm.", translation.metadata
         keys, heads, size = (int(metadata[prefix + k]) for k in ("group_count", "time_step_rank", "state_size"))
         order = np.arange(heads)
-        if translation.recurrent == "tiled" and heads % keys == 0:  # or else the family refuses it
+        if translation.kind.recurrent == "tiled" and heads % keys == 0:  # or else the family refuses it
             order = order.reshape(keys, -1).T.reshape(-1)
         rows = (order[:, None] * size + np.arange(size)).reshape(-1)
         channels = np.concatenate([np.arange(2 * keys * size), 2 * keys * size + rows])

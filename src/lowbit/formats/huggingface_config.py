@@ -20,8 +20,6 @@ from lowbit.formats.huggingface_experts import EXPERT_NAMES, expert_keys
 from lowbit.formats.huggingface_latent import LATENT_NAMES, check_float8, latent_keys, latent_rope
 from lowbit.formats.huggingface_layers import recurrent_keys, window_keys
 
-__all__ = ["LINEARS", "Translation", "translate"]
-
 MAX_HEAD = 512
 """Channels of a head; published models have up to 256."""
 LINEARS = {
@@ -43,7 +41,7 @@ _QK_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm
 
 
 @dataclass(frozen=True)
-class _ModelClass:
+class ModelClass:
     """A row per class of `architectures`."""
 
     architecture: str
@@ -64,11 +62,12 @@ class _ModelClass:
     windows: bool = False
     """Some layers may have a window."""
     plus_one: bool = False
-    """RMSNorms multiply by 1 + their weight."""
+    """RMSNorms multiply by 1 + their weight, but for those inside of linear layers."""
     partial: float | None = None
     """Share of a head's channels that are rotated, if config.json does not say; None is all, whatever it says."""
     inside: str = ""
-    """Key of the object in config.json that describes the language model, and what its tensors' names begin with."""
+    """Key of the object in config.json that describes the language model; the folder may hold more than that, and its
+    tensors then have longer names."""
     experts: Literal["", "rows", "columns"] = ""
     """Feed-forwards are of experts, whose outputs are rows of the stored matrices, or columns."""
     recurrent: Literal["", "tiled", "grouped"] = ""
@@ -84,35 +83,35 @@ _GEMMA_NORMS = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 _CLASSES = {
-    "LlamaForCausalLM": _ModelClass("llama", ("llama",)),
-    "BitnetForCausalLM": _ModelClass(
+    "LlamaForCausalLM": ModelClass("llama", ("llama",)),
+    "BitnetForCausalLM": ModelClass(
         "bitnet",
         ("llama", "bitnet"),
         {"self_attn.inner_attn_ln": "attn_sub_norm", "mlp.ffn_layernorm": "ffn_sub_norm"},
     ),
-    "BitNetForCausalLM": _ModelClass(
+    "BitNetForCausalLM": ModelClass(
         "bitnet-b1.58",
         ("bitnet",),
         {"self_attn.attn_sub_norm": "attn_sub_norm", "mlp.ffn_sub_norm": "ffn_sub_norm"},
         activation="relu2",
         theta=500000.0,
     ),
-    "Qwen2ForCausalLM": _ModelClass("qwen2", ("qwen2",), bias=True),
-    "Qwen3ForCausalLM": _ModelClass(
+    "Qwen2ForCausalLM": ModelClass("qwen2", ("qwen2",), bias=True),
+    "Qwen3ForCausalLM": ModelClass(
         "qwen3",
         ("qwen3",),
         _QK_NORMS,
         head_dim=128,
     ),
-    "MistralForCausalLM": _ModelClass("llama", ("mistral",), windows=True),
-    "SmolLM3ForCausalLM": _ModelClass("smollm3", ("smollm3",), theta=2e6, tied=True),
-    "HunYuanDenseV1ForCausalLM": _ModelClass(
+    "MistralForCausalLM": ModelClass("llama", ("mistral",), windows=True),
+    "SmolLM3ForCausalLM": ModelClass("smollm3", ("smollm3",), theta=2e6, tied=True),
+    "HunYuanDenseV1ForCausalLM": ModelClass(
         "hunyuan-dense",
         ("hunyuan_v1_dense",),
         {"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"},
     ),
-    "MiniCPMForCausalLM": _ModelClass("minicpm", ("minicpm",), tied=True),
-    "Gemma3ForCausalLM": _ModelClass(
+    "MiniCPMForCausalLM": ModelClass("minicpm", ("minicpm",), tied=True),
+    "Gemma3ForCausalLM": ModelClass(
         "gemma3",
         ("gemma3_text",),
         _GEMMA_NORMS,
@@ -123,21 +122,21 @@ _CLASSES = {
         windows=True,
         plus_one=True,
     ),
-    "Qwen2MoeForCausalLM": _ModelClass("qwen2moe", ("qwen2_moe",), bias=True, experts="rows"),
-    "Qwen3MoeForCausalLM": _ModelClass(
+    "Qwen2MoeForCausalLM": ModelClass("qwen2moe", ("qwen2_moe",), bias=True, experts="rows"),
+    "Qwen3MoeForCausalLM": ModelClass(
         "qwen3moe",
         ("qwen3_moe",),
         _QK_NORMS,
         experts="rows",
     ),
-    "MapleForCausalLM": _ModelClass("maple", ("maple",), _QK_NORMS, windows=True, partial=1.0, experts="rows"),
-    "OlmoeForCausalLM": _ModelClass(
+    "MapleForCausalLM": ModelClass("maple", ("maple",), _QK_NORMS, windows=True, partial=1.0, experts="rows"),
+    "OlmoeForCausalLM": ModelClass(
         "olmoe",
         ("olmoe",),
         _QK_NORMS,
         experts="rows",
     ),
-    "GptOssForCausalLM": _ModelClass(
+    "GptOssForCausalLM": ModelClass(
         "gpt-oss",
         ("gpt_oss",),
         {"post_attention_layernorm": "post_attention_norm", "mlp.router": "ffn_gate_inp"},
@@ -147,12 +146,12 @@ _CLASSES = {
         windows=True,
         experts="columns",
     ),
-    "DeepseekV2ForCausalLM": _ModelClass("deepseek2", ("deepseek_v2",), LATENT_NAMES, experts="rows", latent=True),
-    "DeepseekV3ForCausalLM": _ModelClass(
+    "DeepseekV2ForCausalLM": ModelClass("deepseek2", ("deepseek_v2",), LATENT_NAMES, experts="rows", latent=True),
+    "DeepseekV3ForCausalLM": ModelClass(
         "deepseek2", ("deepseek_v3", "kimi_k2"), LATENT_NAMES, experts="rows", latent=True
     ),
 }
-_CLASSES["Qwen3_5ForCausalLM"] = _ModelClass(
+_CLASSES["Qwen3_5ForCausalLM"] = ModelClass(
     "qwen35",
     ("qwen3_5_text",),
     {
@@ -205,16 +204,7 @@ class Translation:
     """Linear layers: floats, floats to be made ternary, or packed with a scale to divide or to multiply by."""
     rope_factors: np.ndarray | None
     """Divisors of the rotary frequencies that no metadata key can express; float32."""
-    plus_one: bool
-    """RMSNorms multiply by 1 + their weight, but for those inside of linear layers."""
-    inside: bool
-    """The folder may hold more than the language model, whose tensors then have longer names."""
-    experts: Literal["", "rows", "columns"]
-    """Feed-forwards are of experts, whose outputs are rows of the stored matrices, or columns."""
-    recurrent: Literal["", "tiled", "grouped"]
-    """Some layers are recurrent; how GGUF has the value heads that share a key head."""
-    latent: bool
-    """Attention is latent."""
+    kind: ModelClass
 
 
 def translate(config: Mapping[str, Any]) -> Translation:
@@ -280,13 +270,11 @@ def translate(config: Mapping[str, Any]) -> Translation:
         if type(number) is int and 0 <= number < values["vocab_size"]:
             metadata[f"tokenizer.ggml.{token}_token_id"] = number
     layer_names = {**LINEARS, **_NORMS, **kind.norms, **(EXPERT_NAMES if kind.experts else {})}
-    return Translation(
-        kind.architecture, metadata, keys.flag("tie_word_embeddings", kind.tied), layer_names, linears, factors,
-        kind.plus_one, bool(kind.inside), kind.experts, kind.recurrent, kind.latent,
-    )  # fmt: skip
+    tied = keys.flag("tie_word_embeddings", kind.tied)
+    return Translation(kind.architecture, metadata, tied, layer_names, linears, factors, kind)
 
 
-def _special(keys: Keys, kind: _ModelClass, values: Mapping[str, Any]) -> dict[str, Any]:
+def _special(keys: Keys, kind: ModelClass, values: Mapping[str, Any]) -> dict[str, Any]:
     """What only some families have: windows, factors, layers without RoPE."""
     special: dict[str, Any] = {}
     n_layers, hidden = values["block_count"], values["embedding_length"]
@@ -317,7 +305,7 @@ def _special(keys: Keys, kind: _ModelClass, values: Mapping[str, Any]) -> dict[s
     return special
 
 
-def _model_class(keys: Keys) -> tuple[str, _ModelClass]:
+def _model_class(keys: Keys) -> tuple[str, ModelClass]:
     names, model_type = keys.strings("architectures"), keys.text("model_type", "")
     if not names:
         names = [name for name, kind in _CLASSES.items() if kind.model_types == (model_type,)]
@@ -363,7 +351,7 @@ def _linears(keys: Keys, name: str) -> Literal["float", "masters", "divide", "mu
     return "multiply" if linear_class == "autobitlinear" else "divide"
 
 
-def _rope(keys: Keys, head_dim: int, context: int, of: _ModelClass) -> tuple[dict[str, Any], np.ndarray | None]:
+def _rope(keys: Keys, head_dim: int, context: int, of: ModelClass) -> tuple[dict[str, Any], np.ndarray | None]:
     """Metadata of the rotary positions, and the factors of Llama 3's scaling, which GGUF keeps in a tensor."""
     far = keys.nested("rope_parameters", "full_attention")
     scaling = far or keys.table("rope_parameters") or keys.table("rope_scaling") or Keys({})

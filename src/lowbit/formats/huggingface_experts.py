@@ -12,9 +12,8 @@ import numpy as np
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
 from lowbit.formats.config_keys import Keys
+from lowbit.formats.safetensors import DTYPE_BYTES
 from lowbit.quantize.ggml_types import tensor_nbytes
-
-__all__ = ["EXPERT_NAMES", "Made", "expert_keys", "expert_of", "from_columns", "stacked"]
 
 EXPERT_NAMES = {
     "mlp.gate": "ffn_gate_inp",
@@ -26,23 +25,13 @@ EXPERT_NAMES = {
 """Modules of a block in the folder, besides the experts themselves -> GGUF's names."""
 _ONE = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.mlp\.experts\.(0|[1-9][0-9]{0,4})\.(gate|up|down)_proj\.weight")
 _ALL = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,3})\.mlp\.experts\.(gate_up|down)_proj")
-_FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+_FLOATS = ("F32", "F16", "BF16")
 _COLUMNS = re.compile(_ALL.pattern + "(|_bias|_blocks|_scales)")
 
 
 def expert_keys(keys: Keys, normalized: bool = False) -> dict[str, Any]:
-    """Translate what a config.json says about experts.
-
-    Parameters
-    ----------
-    keys : Keys
-    normalized : bool
-        Weights of experts are divided by their sum if config.json does not say.
-
-    Raises
-    ------
-    FormatError, UnsupportedModelError
-        As `translate`.
+    """Translate what a config.json says about experts; `normalized`: their weights are divided by their sum if it does
+    not say.
     """
     if keys.whole("decoder_sparse_step", 1) != 1 or keys.values.get("mlp_only_layers"):
         raise UnsupportedModelError("models in which only some layers have experts are not supported")
@@ -112,15 +101,7 @@ def from_columns(name: str, infos: Mapping[str, TensorInfo]) -> Iterator[Made] |
     Floats lie (experts, in, out) in the folder, with gates in even columns and the others in odd ones; MXFP4 and biases
     have these as rows. A block of MXFP4 has its elements 2 i and 2 i + 1 in byte i, and in GGUF i and i + 16.
 
-    Parameters
-    ----------
-    name : str
-    infos : mapping of str to TensorInfo
-        All tensors of the folder, by their names there.
-
-    Returns
-    -------
-    iterator of Made, or None if it is another tensor
+    Of another tensor None; `infos` are all tensors of the folder, by their names there.
 
     Raises
     ------
@@ -142,7 +123,7 @@ def from_columns(name: str, infos: Mapping[str, TensorInfo]) -> Iterator[Made] |
         sources: tuple[str, ...] = (stem + "_blocks", stem + "_scales")
     else:
         info = infos[name]
-        if info.type not in _FLOAT_BYTES:
+        if info.type not in _FLOATS:
             raise UnsupportedModelError(f"the tensor {name} is of type {info.type}, where floats belong")
         right = len(info.shape) == (2 if what else 3)
         shape = info.shape if what else (*info.shape[:1], *info.shape[:0:-1])
@@ -163,7 +144,7 @@ def _made(
         own = (shape[0], shape[1] // len(rows), *shape[2:])
 
         def floats(raw: np.ndarray, chosen: slice = chosen) -> np.ndarray:
-            stored = np.ascontiguousarray(raw).view(f"<u{_FLOAT_BYTES[kind]}")
+            stored = np.ascontiguousarray(raw).view(f"<u{DTYPE_BYTES[kind]}")
             values = stored.reshape(shape) if role == "bias" else stored.reshape(shape[0], *shape[:0:-1])
             values = values[:, chosen] if role == "bias" else values.swapaxes(1, 2)[:, chosen]
             return np.ascontiguousarray(values).reshape(-1).view(np.uint8)

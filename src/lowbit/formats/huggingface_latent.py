@@ -11,8 +11,6 @@ from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
 from lowbit.formats.config_keys import Keys
 
-__all__ = ["FLOAT8", "LATENT_NAMES", "as_floats", "check_float8", "from_float8", "latent_keys", "latent_rope"]
-
 LATENT_NAMES = {
     "self_attn.q_a_proj": "attn_q_a",
     "self_attn.q_a_layernorm": "attn_q_a_norm",
@@ -31,13 +29,7 @@ BLOCK = 128
 
 
 def latent_keys(keys: Keys, name: str) -> dict[str, Any]:
-    """Translate what a config.json says about latent attention and DeepSeek's experts, into the older of two layouts.
-
-    Raises
-    ------
-    FormatError, UnsupportedModelError
-        As `translate`.
-    """
+    """Translate what a config.json says about latent attention and DeepSeek's experts, in the older layout."""
     third = name == "DeepseekV3ForCausalLM"
     wide = keys.whole("qk_nope_head_dim") + keys.whole("qk_rope_head_dim")
     if not keys.flag("rope_interleave", True):

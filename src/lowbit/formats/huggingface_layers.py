@@ -9,22 +9,9 @@ import numpy as np
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.config_keys import Keys
 
-__all__ = ["recurrent_keys", "window_keys"]
-
 
 def recurrent_keys(keys: Keys, n_layers: int) -> dict[str, Any]:
-    """Translate the numbers of recurrent layers, and which these are.
-
-    Parameters
-    ----------
-    keys : Keys
-    n_layers : int
-
-    Raises
-    ------
-    FormatError, UnsupportedModelError
-        As `translate`.
-    """
+    """Translate the numbers of recurrent layers, and which these are; errors as of `translate`."""
     size, heads = keys.whole("linear_key_head_dim", 128), keys.whole("linear_num_value_heads", 32)
     if keys.whole("linear_value_head_dim", 128) != size:
         raise UnsupportedModelError("recurrent layers whose keys and values differ in size are not supported")
@@ -47,17 +34,7 @@ def recurrent_keys(keys: Keys, n_layers: int) -> dict[str, Any]:
 def window_keys(keys: Keys, gemma: bool, n_layers: int) -> dict[str, Any]:
     """Translate the window, and which layers have it; without a word on it Gemma's are five of six.
 
-    Parameters
-    ----------
-    keys : Keys
-    gemma : bool
-        Layers with a window have a base of frequencies of their own.
-    n_layers : int
-
-    Raises
-    ------
-    FormatError, UnsupportedModelError
-        As `translate`.
+    With `gemma`, layers with a window have a base of frequencies of their own.
     """
     if "sliding_window" in keys.values and keys.values["sliding_window"] is None:
         return {}

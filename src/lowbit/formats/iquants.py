@@ -1,9 +1,9 @@
 """Decoding ggml's i-quants, IQ4_NL, IQ4_XS and MXFP4: small integers with a scale for 16 or 32 of them.
 
 Each decoder takes blocks (n_blocks, block_bytes) and gives integers (n_blocks, n_groups, size) and float32 scales
-(n_blocks, n_groups, 1); a weight is their product, which float32 holds exactly, so there is no rounding anywhere. Most
-integers are rows of a grid (`grids`) with signs. Layout facts: llama.cpp `ggml/src/ggml-common.h`,
-`ggml/src/ggml-quants.c`.
+(n_blocks, n_groups, 1), or raises FormatError if a scale is not finite. A weight is their product, which float32 holds
+exactly, so there is no rounding anywhere. Most integers are rows of a grid (`grids`) with signs. Layout facts:
+llama.cpp `ggml/src/ggml-common.h`, `ggml/src/ggml-quants.c`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from lowbit.formats.bits import f16, spread
 from lowbit.formats.grids import grid
 from lowbit.quantize.iq4 import VALUES
 
-__all__ = ["FP4", "GROUPS", "NIBBLES", "even_signs", "integers"]
-
 Integers = tuple[np.ndarray, np.ndarray]
 
 NIBBLES = VALUES.astype(np.int8)
@@ -27,27 +25,6 @@ FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int
 """Twice what the nibbles of MXFP4 stand for: floats of a sign, two bits of exponent and one of fraction."""
 _MXFP4_TOP = 252
 """The largest exponent with which all 16 values are finite in float32."""
-
-
-def integers(type_name: str, blocks: np.ndarray) -> Integers:
-    """Decode blocks of a type of `GROUPS`.
-
-    Parameters
-    ----------
-    type_name : str
-    blocks : ndarray of uint8, shape (n_blocks, block_bytes)
-
-    Returns
-    -------
-    codes : ndarray of int8, shape (n_blocks, n_groups, size)
-    scales : ndarray of float32, shape (n_blocks, n_groups, 1)
-
-    Raises
-    ------
-    FormatError
-        If a scale is not finite.
-    """
-    return _DECODERS[type_name](blocks)
 
 
 def _u16(columns: np.ndarray) -> np.ndarray:
@@ -175,7 +152,7 @@ def _shift(down: np.ndarray) -> np.ndarray:
     return shift
 
 
-_DECODERS: dict[str, Callable[[np.ndarray], Integers]] = {
+DECODERS: dict[str, Callable[[np.ndarray], Integers]] = {
     "IQ2_XXS": _iq2_xxs,
     "IQ2_XS": _iq2_xs,
     "IQ2_S": _iq2_s,
@@ -188,5 +165,5 @@ _DECODERS: dict[str, Callable[[np.ndarray], Integers]] = {
     "MXFP4": _mxfp4,
 }
 
-GROUPS = {name: 16 if name in ("IQ2_XS", "IQ2_S", "IQ1_M") else 32 for name in _DECODERS}
+GROUPS = {name: 16 if name in ("IQ2_XS", "IQ2_S", "IQ1_M") else 32 for name in DECODERS}
 """Weights that share a scale, by type."""

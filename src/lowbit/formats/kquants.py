@@ -10,8 +10,6 @@ import numpy as np
 
 from lowbit.formats.bits import f16, spread
 
-__all__ = ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
-
 
 def q2_k(blocks: np.ndarray) -> np.ndarray:
     """16 groups of 16: bytes of a 4-bit scale and a 4-bit minimum; qs[64]; f16 d; f16 dmin. d*sc*q - dmin*mn."""

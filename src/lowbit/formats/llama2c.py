@@ -16,10 +16,9 @@ from typing import Any
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
+from lowbit.formats.files import named
 from lowbit.formats.mapped import MappedFile
 from lowbit.quantize.ggml_types import tensor_nbytes
-
-__all__ = ["Llama2cFile", "sniff"]
 
 MAGIC = 0x616B3432
 HEADER_BYTES = 256
@@ -89,10 +88,6 @@ def sniff(head: bytes) -> bool:
 class Llama2cFile(MappedFile):
     """An open llama2.c checkpoint (`lowbit.formats.base.ModelFile`).
 
-    Parameters
-    ----------
-    path : str or os.PathLike
-
     Raises
     ------
     FormatError
@@ -106,12 +101,8 @@ class Llama2cFile(MappedFile):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
-        try:
+        with named(self.path):
             self._parse(self._map[:HEADER_BYTES], len(self._map))
-        except FormatError as error:
-            raise FormatError(f"{self.path}: {error}") from None
-        except UnsupportedModelError as error:
-            raise UnsupportedModelError(f"{self.path}: {error}") from None
 
     def _parse(self, head: bytes, size: int) -> None:
         if len(head) < 28:
@@ -155,7 +146,7 @@ class Llama2cFile(MappedFile):
 
         tensors: dict[str, TensorInfo] = {}
         position = HEADER_BYTES if version else 28
-        for name, shape in _LAYOUTS[version](header, shared):
+        for name, shape in _layout(header, shared, version):
             if name == _ROPE_TABLES:
                 position += tensor_nbytes("F32", shape)
                 continue
@@ -168,59 +159,38 @@ class Llama2cFile(MappedFile):
         self.tensors: Mapping[str, TensorInfo] = tensors
 
 
-_Named = Iterator[tuple[str, tuple[int, ...]]]
 _ROPE_TABLES = "cosines and sines that run.c once read"
+_ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
+_FEED_FORWARD = ("ffn_gate", "ffn_down", "ffn_up")
 
 
-def _per_layer(header: _Header, kind: str, shape: tuple[int, ...]) -> _Named:
-    return ((f"blk.{layer}.{kind}.weight", shape) for layer in range(header.n_layers))
+def _layout(header: _Header, shared: bool, version: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors, in the order in which they lie in the file."""
+    dim, kv_dim, hidden_dim, embedding = header.dim, header.kv_dim, header.hidden_dim, (header.vocab_size, header.dim)
+    shapes: dict[str, tuple[int, ...]] = {
+        "attn_norm": (dim,),
+        "attn_q": (dim, dim),
+        "attn_k": (kv_dim, dim),
+        "attn_v": (kv_dim, dim),
+        "attn_output": (dim, dim),
+        "ffn_norm": (dim,),
+        "ffn_gate": (hidden_dim, dim),
+        "ffn_down": (dim, hidden_dim),
+        "ffn_up": (hidden_dim, dim),
+    }
 
+    def of_layers(*kinds: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+        return ((f"blk.{layer}.{kind}.weight", shapes[kind]) for kind in kinds for layer in range(header.n_layers))
 
-def _attention(header: _Header) -> _Named:
-    dim, kv_dim = header.dim, header.kv_dim
-    for kind, shape in (
-        ("attn_q", (dim, dim)),
-        ("attn_k", (kv_dim, dim)),
-        ("attn_v", (kv_dim, dim)),
-        ("attn_output", (dim, dim)),
-    ):
-        yield from _per_layer(header, kind, shape)
-
-
-def _feed_forward(header: _Header) -> _Named:
-    dim, hidden_dim = header.dim, header.hidden_dim
-    for kind, shape in (
-        ("ffn_gate", (hidden_dim, dim)),
-        ("ffn_down", (dim, hidden_dim)),
-        ("ffn_up", (hidden_dim, dim)),
-    ):
-        yield from _per_layer(header, kind, shape)
-
-
-def _legacy_layout(header: _Header, shared: bool) -> _Named:
-    embedding = (header.vocab_size, header.dim)
-    yield "token_embd.weight", embedding
-    yield from _per_layer(header, "attn_norm", (header.dim,))
-    yield from _attention(header)
-    yield from _per_layer(header, "ffn_norm", (header.dim,))
-    yield from _feed_forward(header)
-    yield "output_norm.weight", (header.dim,)
-    yield _ROPE_TABLES, (2, header.seq_len, header.dim // header.n_heads // 2)
+    if version == 0:
+        yield "token_embd.weight", embedding
+        yield from of_layers("attn_norm", *_ATTENTION, "ffn_norm", *_FEED_FORWARD)
+        yield "output_norm.weight", (dim,)
+        yield _ROPE_TABLES, (2, header.seq_len, dim // header.n_heads // 2)
+    else:
+        yield from of_layers("attn_norm", "ffn_norm")
+        yield "output_norm.weight", (dim,)
+        yield "token_embd.weight", embedding
+        yield from of_layers(*_ATTENTION, *_FEED_FORWARD)
     if not shared:
         yield "output.weight", embedding
-
-
-def _layout(header: _Header, shared: bool) -> _Named:
-    embedding = (header.vocab_size, header.dim)
-    yield from _per_layer(header, "attn_norm", (header.dim,))
-    yield from _per_layer(header, "ffn_norm", (header.dim,))
-    yield "output_norm.weight", (header.dim,)
-    yield "token_embd.weight", embedding
-    yield from _attention(header)
-    yield from _feed_forward(header)
-    if not shared:
-        yield "output.weight", embedding
-
-
-_LAYOUTS = {0: _legacy_layout, 1: _layout, 2: _layout}
-"""Order of the tensors in the file, by version."""

@@ -7,15 +7,12 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from lowbit.errors import FormatError
-from lowbit.formats.base import TensorInfo
+from lowbit.formats.base import Closing, TensorInfo
 from lowbit.formats.files import reading
-
-__all__ = ["MappedFile", "map_file"]
 
 
 def map_file(path: str) -> mmap.mmap:
@@ -45,7 +42,7 @@ def map_file(path: str) -> mmap.mmap:
                 raise FormatError(f"{path}: cannot be read ({error})") from error
 
 
-class MappedFile:
+class MappedFile(Closing):
     """A container whose tensors lie as they are in the mapped file; a reader adds what it finds in the header."""
 
     tensors: Mapping[str, TensorInfo]
@@ -88,17 +85,8 @@ class MappedFile:
         """Let go of the map; it is unmapped as soon as no view and no metadata refers to it."""
         self._bytes = None
 
-    def __enter__(self: _File) -> _File:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
     def _info(self, name: str) -> TensorInfo:
         info = self.tensors.get(name)
         if info is None:
             raise FormatError(f"{self.path}: has no tensor {name!r}")
         return info
-
-
-_File = TypeVar("_File", bound=MappedFile)

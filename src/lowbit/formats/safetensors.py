@@ -15,10 +15,9 @@ from typing import Any
 
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.formats.base import TensorInfo
+from lowbit.formats.files import named
 from lowbit.formats.mapped import MappedFile
 from lowbit.formats.strict_json import MAX_BYTES, parse_object
-
-__all__ = ["DTYPE_BYTES", "SafetensorsFile"]
 
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4,
@@ -33,10 +32,6 @@ MAX_SIZE = 2**63 - 1
 
 class SafetensorsFile(MappedFile):
     """An open safetensors file: named arrays, and nothing that says what they are.
-
-    Parameters
-    ----------
-    path : str or os.PathLike
 
     Attributes
     ----------
@@ -53,12 +48,8 @@ class SafetensorsFile(MappedFile):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
-        try:
+        with named(self.path):
             self.tensors: Mapping[str, TensorInfo] = self._parse(len(self._map))
-        except FormatError as error:
-            raise FormatError(f"{self.path}: {error}") from None
-        except UnsupportedModelError as error:
-            raise UnsupportedModelError(f"{self.path}: {error}") from None
 
     def _parse(self, size: int) -> dict[str, TensorInfo]:
         if size < 10:

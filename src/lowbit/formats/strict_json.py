@@ -7,8 +7,6 @@ from typing import Any, NoReturn
 
 from lowbit.errors import FormatError
 
-__all__ = ["parse_object"]
-
 MAX_BYTES = 8 << 20
 MAX_MARKS = 1 << 18
 """Quotes, and commas, brackets and braces together: what makes a parsed value larger than its text. The headers of the
@@ -25,10 +23,6 @@ def parse_object(data: bytes, what: str, max_bytes: int = MAX_BYTES) -> dict[str
     what : str
         For messages.
     max_bytes : int
-
-    Returns
-    -------
-    dict of str to Any
 
     Raises
     ------

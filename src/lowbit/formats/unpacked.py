@@ -13,8 +13,6 @@ import numpy as np
 from .grids import VALUES, grid
 from .iquants import FP4, NIBBLES, even_signs
 
-__all__ = ["table_of"]
-
 
 @functools.cache
 def table_of(type_name: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from .._kernels import dispatch
 from ..assets import EMBEDDED_MODEL
 from ..families import plan_of
 from ..formats import open_model
+from ..formats.files import named
 from ..plan import DeltaNet, Experts, LatentAttention, ModelPlan
 from ..tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary
 from .load import (
@@ -18,15 +19,12 @@ from .load import (
     check_threads,
     describe,
     kv_bytes_per_token,
-    named,
     state_bytes,
     tokenizer_of,
 )
 from .packing import check_tensors, packed_bytes
 from .sparsity import meets_zeros
 from .traps import find_traps
-
-__all__ = ["inspect_file"]
 
 
 def inspect_file(

@@ -25,8 +25,6 @@ from .kvfolder import KVFolder
 from .memory import parse_size
 from .shared import files_of
 
-__all__ = ["KVDisk", "fingerprint", "kv_folder", "name_in", "sample"]
-
 MAGIC, VERSION = b"lowbitKV", 2
 """The version is raised, too, when lowbit computes other bits than before within a version of its own."""
 NAME, CHECKSUM = 96, 4

@@ -33,8 +33,6 @@ else:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-__all__ = ["BINARY", "KVFile", "KVFolder", "default_folder", "try_lock"]
-
 NAME = re.compile(r"([0-9a-f]{32})-[0-9a-f]{40}\.(block|state)")
 LOCK, UNFINISHED = "lock", "unfinished"
 LOCK_SECONDS = 0.001

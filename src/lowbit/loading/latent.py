@@ -18,8 +18,6 @@ from ..formats.blocks import dequantize
 from ..plan import LatentAttention, ModelPlan, Weight
 from ..quantize.ggml_types import type_of
 
-__all__ = ["taken_apart"]
-
 
 def taken_apart(file: ModelFile, plan: ModelPlan) -> tuple[ModelFile, ModelPlan]:
     """Return a file and its plan, whose tensors are as expected, with the matrices of heads apart from each other."""

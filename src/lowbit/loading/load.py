@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
+from collections.abc import Set
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -21,6 +20,7 @@ from ..errors import FormatError, MemoryBudgetError, UnsupportedModelError
 from ..families import plan_of
 from ..formats import open_model
 from ..formats.base import ModelFile
+from ..formats.files import named
 from ..plan import DeltaNet, ModelPlan
 from ..scalars import plain
 from ..tokenizers import Tokenizer, from_gguf_metadata, has_vocabulary, load_tokenizer
@@ -34,11 +34,6 @@ from .traps import find_traps
 
 if TYPE_CHECKING:
     from ..model import Model
-
-__all__ = [
-    "automatic_kv_type", "build", "check_forms", "check_threads", "describe", "kv_bytes_per_token", "load", "named",
-    "state_bytes", "tokenizer_of",
-]  # fmt: skip
 
 DEFAULT_CONTEXT = 8192
 """Most tokens that a model gets room for unless the caller asks for more."""
@@ -209,18 +204,6 @@ def _check_same_vocabulary(own: ModelPlan, reader: Tokenizer | None, plan: Model
         raise UnsupportedModelError(
             f"a draft needs the model's vocabulary, but has {sizes[0]} tokens, the model {sizes[1]}"
         )
-
-
-@contextmanager
-def named(*paths: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Begin every complaint with the first of these paths, unless it begins with one of them already."""
-    known = tuple(os.fsdecode(path) for path in paths if path is not None)
-    try:
-        yield
-    except (FormatError, UnsupportedModelError) as error:
-        if str(error).startswith(known):
-            raise
-        raise type(error)(f"{known[0]}: {error}") from None
 
 
 def check_threads(threads: int | None) -> int:

@@ -18,8 +18,6 @@ from ..errors import MemoryBudgetError
 from ..scalars import plain
 from .paging import Paging
 
-__all__ = ["Budget", "MemoryPlan", "parse_size", "resident_bytes"]
-
 UNITS = {"": 1, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 LEAST_CONTEXT = 128
 """Tokens that there is room for in the smallest plan, unless the caller asks for another number."""
@@ -210,7 +208,7 @@ class Budget:
             budget=self.limit,
             resident=max(0, self._in_use() - self.before),
             kv=blocks_of(decoder) * decoder.pool.block_bytes,
-            scratch=decoder.scratch_bytes + rows * logits + lookups + (paging.scratch_bytes if paging else 0),
+            scratch=decoder.scratch_bytes + rows * logits + lookups + (paging.pager.scratch_bytes if paging else 0),
             logit_rows=rows,
         )
 

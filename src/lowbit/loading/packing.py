@@ -15,17 +15,13 @@ from .._kernels.stored import STORED_TYPES
 from ..errors import FormatError, UnsupportedModelError
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize, integer_codes, is_ternary, ternary_codes
+from ..formats.files import named
 from ..formats.iquants import GROUPS
 from ..plan import Linear, ModelPlan, Weight
 from ..quantize.ggml_types import DECODABLE, type_of
 from .latent import taken_apart
 from .paging import Paging, stored_of
 from .ternary import GROUP, all_ternary, blockwise_ternary, ternary_of
-
-__all__ = [
-    "FLOAT_WEIGHTS", "HEADS", "PACKS", "Weights", "check_tensors", "kept_as", "matrix_shape", "packed_bytes",
-    "read_weights",
-]  # fmt: skip
 
 HEADS = ("auto", "file", "q8_0")
 """What becomes of float embeddings and heads: 8 bits if they are large, as in the file, or 8 bits."""
@@ -378,7 +374,7 @@ class _Reader:
         kind = type_of(info.type)
         row_bytes = cols // kind.block_elements * kind.block_bytes
         stored = raw[first * row_bytes : (first + rows) * row_bytes]
-        try:
+        with named(f"the tensor {info.name}"):
             if info.name in self.codes:
                 codes, scales = self.codes[info.name]
                 matrix.fill_codes(codes[part], row, self.threads)
@@ -405,8 +401,6 @@ class _Reader:
                 matrix.fill_scales(scales[part], row)
             else:
                 matrix.fill_rounded(info.type, stored, rows, row, self.threads)
-        except FormatError as error:
-            raise FormatError(f"the tensor {info.name}: {error}") from None
         if rows == all_rows:
             self.codes.pop(info.name, None)
         self.file.release(info.name)

@@ -17,8 +17,6 @@ from ..formats.base import ModelFile, TensorInfo
 from ..formats.iquants import GROUPS
 from ..formats.unpacked import table_of
 
-__all__ = ["Paging", "stored_of"]
-
 PAGE = 4096
 """Where matrices begin in the spill file, so that they can be read around the page cache."""
 
@@ -114,11 +112,6 @@ class Paging:
         """Page a matrix whose row groups were written from `offset` on."""
         assert self._spill is not None
         return PagedMatrix(self.pager, pattern, rows, None, self._source(self._spill), offset, tail, **use)
-
-    @property
-    def scratch_bytes(self) -> int:
-        """Bytes beside the cache."""
-        return int(self.pager.scratch_bytes)
 
     def start(self, budget: int) -> None:
         """Make the cache; MemoryBudgetError if `budget` bytes are too few for it."""

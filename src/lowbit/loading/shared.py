@@ -14,8 +14,6 @@ from ..plan import ModelPlan
 if TYPE_CHECKING:
     from .packing import Weights
 
-__all__ = ["LOADED", "files_of", "packed_from"]
-
 LOADED: WeakValueDictionary[Hashable, Weights] = WeakValueDictionary()
 """By what `packed_from` says; a decoder holds what it computes with."""
 SETTLED_NS = 1_000_000_000

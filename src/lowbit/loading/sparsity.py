@@ -26,11 +26,6 @@ from ..formats.strict_json import MAX_BYTES, parse_object
 from ..plan import LINEARS, Linear, ModelPlan
 from ..replacing import Replacing
 
-__all__ = [
-    "NONE", "Setting", "Sparsity", "apply", "arrange", "details", "histograms", "identity", "meets_zeros", "parse",
-    "read_thresholds", "thresholds_of", "write_thresholds",
-]  # fmt: skip
-
 Setting = Union[float, Mapping[str, float], str, "os.PathLike[str]"]
 """A share for all linear layers, a share by name of the layer, or the path of a thresholds file."""
 MAGNITUDES = 1 << 16
@@ -136,11 +131,6 @@ def apply(decoder: Decoder, plan: ModelPlan, sparsity: Sparsity, file: ModelFile
 
 
 # --- calibration -------------------------------------------------------------------------------------------------
-
-
-def histograms(n_layers: int) -> dict[str, np.ndarray]:
-    """Return empty counters for `Decoder.observe`."""
-    return {name: np.zeros((n_layers, MAGNITUDES), np.uint32) for name in LINEARS}
 
 
 def thresholds_of(counts: Mapping[str, np.ndarray], target: float) -> list[dict[str, float]]:

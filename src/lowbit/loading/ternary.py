@@ -10,8 +10,6 @@ from ..formats.base import TensorInfo
 from ..formats.blocks import dequantize
 from ..quantize.ternary import absmean
 
-__all__ = ["GROUP", "all_ternary", "blockwise_ternary", "ternary_of"]
-
 GROUP = 256
 """Channels that share one int8 scale where the model does not say how activations are quantised."""
 

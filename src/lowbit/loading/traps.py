@@ -26,8 +26,6 @@ from ..tokenizers.base import END_MARKERS, FILL_IN_MARKERS
 from .packing import matrix_shape
 from .ternary import blockwise_ternary
 
-__all__ = ["find_traps"]
-
 SAMPLED_TENSORS = 4
 SAMPLED_WEIGHTS = 1 << 16
 LOPSIDED = 0.2

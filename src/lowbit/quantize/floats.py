@@ -6,8 +6,6 @@ import numpy as np
 
 from lowbit.errors import FormatError
 
-__all__ = ["encode_bf16", "encode_f16", "encode_f32"]
-
 
 def encode_f32(weights: np.ndarray) -> np.ndarray:
     """Store float32 as it is."""

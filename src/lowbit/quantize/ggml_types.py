@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from lowbit.errors import FormatError, UnsupportedModelError
 
-__all__ = ["DECODABLE", "FORK_NUMBERS", "TYPES", "GGMLType", "tensor_nbytes", "type_from_number", "type_of"]
-
 INT64_MAX = 2**63 - 1
 MAX_DIMS = 4
 

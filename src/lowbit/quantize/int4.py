@@ -6,8 +6,6 @@ import numpy as np
 
 from lowbit.quantize.rounding import blocks_of, nibble_pairs, scale_bytes, scaled
 
-__all__ = ["encode_q4_0", "encode_q4_1"]
-
 
 def encode_q4_0(weights: np.ndarray) -> np.ndarray:
     """Encode as Q4_0: d = m / -8 with m the value of largest magnitude, q = min(15, trunc(x / d + 8.5)).

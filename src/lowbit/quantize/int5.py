@@ -6,8 +6,6 @@ import numpy as np
 
 from lowbit.quantize.rounding import blocks_of, nibble_pairs, scale_bytes, scaled
 
-__all__ = ["encode_q5_0", "encode_q5_1"]
-
 
 def encode_q5_0(weights: np.ndarray) -> np.ndarray:
     """Encode as Q5_0: d = m / -16 with m the value of largest magnitude, q = min(31, trunc(x / d + 16.5)).

@@ -7,8 +7,6 @@ import numpy as np
 from lowbit.errors import FormatError
 from lowbit.quantize.rounding import blocks_of, exponents, in_columns
 
-__all__ = ["encode_q6_k"]
-
 GROUP = 16
 TRIES = (0, *(i for i in range(-9, 10) if i))
 """Scales tried per group: the largest magnitude is mapped to 32, then to 31.1 ... 32.9, in steps of 0.1."""

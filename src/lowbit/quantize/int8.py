@@ -6,8 +6,6 @@ import numpy as np
 
 from lowbit.quantize.rounding import blocks_of, round_half_away, scale_bytes, scaled
 
-__all__ = ["encode_q8_0"]
-
 
 def encode_q8_0(weights: np.ndarray) -> np.ndarray:
     """Encode as Q8_0: d = max|x| / 127, q = round(x / d), ties away from zero.

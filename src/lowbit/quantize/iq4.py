@@ -6,8 +6,6 @@ import numpy as np
 
 from lowbit.quantize.rounding import blocks_of, exponents, in_columns, nibble_pairs, scale_bytes, scaled
 
-__all__ = ["VALUES", "encode_iq4_nl"]
-
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 TRIES = 7
 """The largest magnitude is mapped to -127 and to as many values on either side of it."""

@@ -6,8 +6,6 @@ import numpy as np
 
 from lowbit.quantize.rounding import blocks_of, exponents, in_columns, scale_bytes
 
-__all__ = ["encode_q4_k", "encode_q5_k"]
-
 STEP = np.float32(0.1)
 """Between two ranges that are tried, in steps of a code."""
 AT_ONCE = 2048

@@ -6,8 +6,6 @@ import numpy as np
 
 from lowbit.errors import FormatError
 
-__all__ = ["blocks_of", "exponents", "in_columns", "nibble_pairs", "round_half_away", "scale_bytes", "scaled"]
-
 
 def blocks_of(weights: np.ndarray, n: int) -> np.ndarray:
     """Cut rows into blocks: (rows, cols) -> (rows * cols / n, n)."""

@@ -11,8 +11,6 @@ import numpy as np
 from lowbit.errors import FormatError, UnsupportedModelError
 from lowbit.quantize.rounding import blocks_of, round_half_away, scale_bytes, scaled
 
-__all__ = ["absmean", "encode_i2_s", "encode_tq1_0", "encode_tq2_0", "nearest_ternary", "pack_codes"]
-
 ABSMEAN_FLOOR = 1e-5
 """Smallest scale that BitNet's weight quantisation gives a tensor."""
 I2_S_ZERO = 1e-6

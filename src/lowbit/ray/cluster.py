@@ -15,8 +15,6 @@ from ..batch.dispatch import Node
 from ..errors import LowbitError, one_line
 from .worker import Task, Worker
 
-__all__ = ["Cluster", "connect", "nodes", "this_node"]
-
 CONNECT_SECONDS = 10.0
 """To reach the cluster."""
 

@@ -15,8 +15,6 @@ from ..batch.asked import digest_of, key_of, read_line
 from ..serve.problems import Problem
 from .worker import Task, answerer_of
 
-__all__ = ["Answers"]
-
 
 class Answers:
     """A class for `Dataset.map_batches`: rows with a column ``text``, a line of a batch each, get a column ``answer``.
@@ -27,10 +25,6 @@ class Answers:
 
     The model is loaded once for each actor, with as many threads as it has processors. Several batches at a time
     (`max_concurrency`) share its engine.
-
-    Parameters
-    ----------
-    task : Task
     """
 
     def __init__(self, task: Task) -> None:

@@ -19,8 +19,6 @@ from ..serve.http import SMALL, encode
 from ..serve.problems import Problem, anthropic_form, openai_form
 from .routing import key_of
 
-__all__ = ["Door"]
-
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -31,13 +29,7 @@ TRIES = 2
 
 
 class Door:
-    """An ASGI application.
-
-    Parameters
-    ----------
-    replicas : DeploymentHandle
-    settings : Settings
-    """
+    """An ASGI application."""
 
     def __init__(self, replicas: Any, settings: Settings) -> None:
         self._replicas, self._settings = replicas.options(stream=True), settings

@@ -15,8 +15,6 @@ from ray.serve.request_router import RequestRouter
 
 from ..batch.asked import digest_of, text_of
 
-__all__ = ["PrefixRouter", "key_of", "rank"]
-
 BEGINNING = 256
 """Characters of a prompt that choose a replica: some blocks of keys and values."""
 

@@ -24,8 +24,6 @@ from .cluster import connect, nodes
 from .serving import application
 from .worker import Task, Worker
 
-__all__ = ["run"]
-
 NAME = "lowbit"
 """Of the application, for Ray."""
 LOOK_SECONDS = 5.0

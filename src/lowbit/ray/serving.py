@@ -19,8 +19,6 @@ from .door import Door
 from .routing import PrefixRouter
 from .worker import VERSION, Task
 
-__all__ = ["Replica", "application", "deployment"]
-
 Message = MutableMapping[str, Any]
 REPLICAS = "replica"
 """What replicas are called as a deployment."""

@@ -17,8 +17,6 @@ from ..serve import Settings
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = ["VERSION", "Task", "Worker", "answerer_of"]
-
 VERSION = f"lowbit-{version('lowbit')}"
 """Of the program on this node."""
 
@@ -48,13 +46,7 @@ def answerer_of(task: Task, cpus: int) -> Answerer:
 
 
 class Worker:
-    """An actor.
-
-    Parameters
-    ----------
-    task : Task
-    cpus : int
-    """
+    """An actor."""
 
     def __init__(self, task: Task, cpus: int) -> None:
         self._task, self._cpus = task, cpus

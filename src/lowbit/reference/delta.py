@@ -6,8 +6,6 @@ import numpy as np
 
 from .layers import rms_norm, silu
 
-__all__ = ["causal_convolution", "delta_rule", "gated_delta_net"]
-
 
 def causal_convolution(u: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Sum each channel over the last tokens, the current one among them, and apply SiLU.

@@ -9,8 +9,6 @@ import numpy as np
 from ..plan import Experts
 from .layers import gated_feed_forward, softmax
 
-__all__ = ["expert_feed_forward", "route"]
-
 LEAST_SUM = 6.103515625e-5
 """Weights are divided by no less than this, the smallest normal float16."""
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["fold", "grouped_heads", "hadamard", "rotate", "unrotate"]
-
 
 def hadamard(x: np.ndarray, block: int) -> np.ndarray:
     """Multiply each run of `block` elements of the last axis by H: butterflies with strides 1, 2, 4, ...

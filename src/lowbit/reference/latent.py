@@ -7,8 +7,6 @@ import numpy as np
 from ..plan import LatentAttention
 from .layers import attention, rope
 
-__all__ = ["latent_attention"]
-
 
 def latent_attention(
     plan: LatentAttention, q: np.ndarray, rotated: np.ndarray, k: np.ndarray, v: np.ndarray, positions: np.ndarray

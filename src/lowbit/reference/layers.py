@@ -9,20 +9,6 @@ import numpy as np
 
 from ..plan import Activation
 
-__all__ = [
-    "attention",
-    "gated_feed_forward",
-    "gelu",
-    "relu2",
-    "rms_norm",
-    "rope",
-    "silu",
-    "softmax",
-    "sparsify",
-    "swiglu_oai",
-    "top_k",
-]
-
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     """Divide by the root of the mean square, then scale each channel.

@@ -16,8 +16,6 @@ from .latent import latent_attention
 from .layers import attention, gated_feed_forward, rms_norm, rope, softmax, sparsify
 from .quantization import FloatLinear, Linear
 
-__all__ = ["Weights", "forward", "greedy", "hidden_states", "nats_per_token"]
-
 Weights = Mapping[str, "np.ndarray | Linear"]
 """Weights by role: the GGUF tensor name without ``.weight``, and with ``_bias`` for ``.bias``."""
 

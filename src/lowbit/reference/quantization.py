@@ -7,17 +7,6 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-__all__ = [
-    "FloatLinear",
-    "IntLinear",
-    "Linear",
-    "TernaryLinear",
-    "int_matmul",
-    "quantize_activations",
-    "quantize_weights_absmean",
-    "ternary_matmul",
-]
-
 ActivationQuant = Literal["token", "group"]
 
 MAX_ACTIVATION_GROUP = 256

@@ -8,8 +8,6 @@ import numpy as np
 
 from .layers import softmax
 
-__all__ = ["REPEAT_WINDOW", "sample_distribution"]
-
 REPEAT_WINDOW = 64
 """How many of the latest tokens the repeat penalty looks at."""
 

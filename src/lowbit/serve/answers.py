@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from ..engine import Generation, Stream, TokenLogprob
-
-__all__ = ["Answers", "Piece"]
 
 
 @dataclass(frozen=True)
@@ -29,15 +27,11 @@ class Piece:
 
 
 class Answers:
-    """Streams of one request; whoever leaves the `with` has let go of all of them.
+    """Streams of one request; whoever leaves the `with` has let go of all of them. `note` is told of each that ends."""
 
-    Parameters
-    ----------
-    streams : list of Stream
-    """
-
-    def __init__(self, streams: list[Stream]) -> None:
-        self.streams = streams
+    def __init__(self, note: Callable[[Generation], None] = lambda result: None) -> None:
+        self.streams: list[Stream] = []
+        self._note = note
         self._readers: list[asyncio.Task[None]] = []
 
     def __enter__(self) -> Answers:
@@ -64,10 +58,13 @@ class Answers:
 
     async def all(self) -> list[Generation]:
         """Wait for the ends."""
-        return [await stream for stream in self.streams]
+        results = [await stream for stream in self.streams]
+        for result in results:
+            self._note(result)
+        return results
 
-    async def pieces(self, seconds: float) -> AsyncIterator[Piece | None]:
-        """Yield pieces as they come, and None each time so many seconds have passed.
+    async def pieces(self, seconds: float, ping: Callable[[], Awaitable[None]]) -> AsyncIterator[Piece]:
+        """Yield pieces as they come, and ping each time so many seconds have passed.
 
         No more than a few pieces are read ahead of whoever takes them, so that the engine knows a slow reader.
         """
@@ -80,7 +77,12 @@ class Answers:
             piece = await queue.get()
             if isinstance(piece, Exception):
                 raise piece
-            left -= piece is not None and piece.result is not None
+            if piece is None:
+                await ping()
+                continue
+            if piece.result is not None:
+                self._note(piece.result)
+                left -= 1
             yield piece
 
 

@@ -25,9 +25,7 @@ from .fields import choice, flag, list_of, mapping, need, number, option, parse,
 from .http import Call, encode
 from .problems import Problem, anthropic_form
 from .service import Service
-from .talk import Talk, prepare, spoken
-
-__all__ = ["CountTokens", "Messages", "count_tokens", "messages"]
+from .talk import Talk, prepare
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,7 @@ async def messages(call: Call, service: Service) -> None:
     with service.submit([talk.ids], 1, chosen) as answers:
         if not asked.stream:
             result = (await answers.all())[0]
-            service.note_times(result)
-            content = blocks_of(spoken(parser, result))
+            content = blocks_of(parser.push(result.text, last=True))
             end = _end(result, asked, service, parser)
             await call.answer(200, {**head, "content": content, **end, "usage": _usage(result)})
             return
@@ -113,11 +110,8 @@ async def messages(call: Call, service: Service) -> None:
         await send("message_start", message={**head, **nothing, "usage": usage})
         await send("ping")
         index, kind = -1, ""
-        async for piece in answers.pieces(service.settings.ping_seconds):
-            if piece is None:
-                await send("ping")
-                continue
-            for delta in [*parser.push(piece.text), *(parser.finish() if piece.result is not None else ())]:
+        async for piece in answers.pieces(service.settings.ping_seconds, lambda: send("ping")):
+            for delta in parser.push(piece.text, last=piece.result is not None):
                 of = "tool_use" if delta.index is not None else "thinking" if delta.reasoning else "text"
                 if of != kind or delta.name:
                     if kind:
@@ -128,7 +122,6 @@ async def messages(call: Call, service: Service) -> None:
                     await send("content_block_delta", index=index, delta=delta_of(delta))
             if piece.result is not None:
                 result = piece.result
-        service.note_times(result)
         if not kind:
             index = 0
             await send("content_block_start", index=0, content_block=empty_block("text"))

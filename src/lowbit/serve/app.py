@@ -20,8 +20,6 @@ from .metrics import metrics
 from .problems import Problem, anthropic_form, openai_form, problem_of
 from .service import Service
 
-__all__ = ["ROUTES", "App", "describe_api"]
-
 Handler = Callable[[Call, Service], Awaitable[None]]
 
 

@@ -13,8 +13,6 @@ from ..tokenizers import Tokenizer
 from .fields import Kind, flag, mapping, number, only, option, shown, text, whole
 from .problems import Problem
 
-__all__ = ["MAX_TEXTS", "NEUTRAL", "Sampled", "logprobs_kind", "max_tokens_kind", "response_format_kind"]
-
 MAX_TEXTS = 128
 """Most texts that one request may ask for."""
 MAX_STOPS = 64
@@ -162,6 +160,7 @@ class Sampled:
         for name in ("json_schema", "regex", "grammar"):
             if getattr(self, name) is not None:
                 chosen[name] = getattr(self, name)
+        one_constraint(chosen)
         if not self.cache_prompt:
             chosen["cache_salt"] = os.urandom(12).hex()
         if self.return_progress and not getattr(self, "stream", False):

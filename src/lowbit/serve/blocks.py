@@ -12,9 +12,6 @@ from .conversation import BETWEEN_PARTS, content_text
 from .fields import Kind, shown, whole
 from .problems import Problem
 
-__all__ = ["blocks_of", "choice_kind", "delta_of", "empty_block", "messages_kind", "output_kind", "system_kind",
-           "thinking_kind", "tools_kind"]  # fmt: skip
-
 
 def _take_messages(value: Any) -> list[dict[str, Any]]:
     """Messages of one side that follow each other are one; results of tools are messages of their own."""

@@ -9,8 +9,6 @@ from ..errors import one_line
 from .fields import Kind, shown
 from .problems import Problem
 
-__all__ = ["content_text", "conversation", "messages_kind", "split_begun"]
-
 BETWEEN_PARTS = "\n\n"
 _HARMLESS = ("name", "refusal", "audio", "function_call", "annotations")
 """What clients send along; none may say anything."""  # fmt: skip

@@ -11,8 +11,6 @@ from .problems import Problem
 from .service import Service
 from .written import generation_settings
 
-__all__ = ["health", "props", "slots"]
-
 
 async def health(call: Call, service: Service) -> None:
     """Tell whether requests can be answered."""

@@ -14,8 +14,6 @@ from .problems import Problem
 from .prompts import input_kind, mixed_ids
 from .service import Service
 
-__all__ = ["Embeddings", "embeddings"]
-
 MAX_TEXTS = 2048
 
 

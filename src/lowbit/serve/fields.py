@@ -14,11 +14,6 @@ from typing import Any, TypeVar
 from ..errors import one_line
 from .problems import Problem
 
-__all__ = [
-    "Kind", "check_object", "choice", "flag", "list_of", "mapping", "need", "number", "only", "option",
-    "parse", "schema", "shown", "text", "whole",
-]  # fmt: skip
-
 Table = TypeVar("Table")
 
 
@@ -82,16 +77,16 @@ def only(*values: Any) -> Kind:
     return _kind(f"{words}: nothing else is supported", holds, {"enum": list(values)})
 
 
-def list_of(kind: Kind, most: int, least: int = 0) -> Kind:
+def list_of(kind: Kind, most: int) -> Kind:
     """Return the kind of lists."""
 
     def take(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list) or not least <= len(value) <= most:
+        if not isinstance(value, list) or len(value) > most:
             raise ValueError
         return tuple(kind.take(one) for one in value)
 
-    return Kind(f"a list of {least} to {most}, each {kind.words}", take,
-                {"type": "array", "items": kind.schema, "minItems": least, "maxItems": most})  # fmt: skip
+    return Kind(f"a list of 0 to {most}, each {kind.words}", take,
+                {"type": "array", "items": kind.schema, "minItems": 0, "maxItems": most})  # fmt: skip
 
 
 def option(kind: Kind, help_: str, default: Any = None) -> Any:
@@ -112,24 +107,19 @@ def parse(table: type[Table], body: dict[str, Any]) -> Table:
     Problem
         400, with the field's name, if one is unknown, missing, or not what it must be.
     """
-    return table(**check_object(table, body))
-
-
-def check_object(table: Any, body: Any, at: str = "") -> dict[str, Any]:
-    """Return the fields of an object that a table has, checked; `at` is where in the request it stands."""
-    known = {field.name: field for field in dataclasses.fields(table)}
+    known = {field.name: field for field in dataclasses.fields(table)}  # type: ignore[arg-type]
     for name in body:
         if name not in known:
-            raise Problem(400, f"{at}{one_line(name)[:60]} is not supported", param=f"{at}{one_line(name)[:60]}",
+            raise Problem(400, f"{one_line(name)[:60]} is not supported", param=one_line(name)[:60],
                           code="unknown_parameter")  # fmt: skip
     values = {}
     for name, field in known.items():
         value = body.get(name)
         if value is not None:
-            values[name] = take(field.metadata["kind"], value, at + name)
+            values[name] = take(field.metadata["kind"], value, name)
         elif field.metadata.get("needed"):
-            raise Problem(400, f"{at}{name} is missing", param=at + name, code="missing_required_parameter")
-    return values
+            raise Problem(400, f"{name} is missing", param=name, code="missing_required_parameter")
+    return table(**values)
 
 
 def take(kind: Kind, value: Any, name: str) -> Any:

@@ -10,8 +10,6 @@ from .http import Call
 from .problems import Problem
 from .settings import Settings
 
-__all__ = ["check_host", "check_key", "cors_headers", "who_reaches"]
-
 # Written with capitals, as nearly all servers do: some clients look for them so.
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, OPTIONS",

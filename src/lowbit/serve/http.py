@@ -17,8 +17,6 @@ from ..errors import one_line
 from .problems import Problem
 from .settings import Settings
 
-__all__ = ["Call", "Events", "encode", "parse_object"]
-
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]

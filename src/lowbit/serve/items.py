@@ -11,8 +11,6 @@ from .conversation import content_text
 from .fields import Kind, shown
 from .problems import Problem
 
-__all__ = ["Item", "input_kind", "kind_of", "own_choice_kind", "own_tools_kind"]
-
 _KNOWN = {
     "message": {"role", "content", "phase"},
     "function_call": {"call_id", "name", "arguments"},

@@ -9,8 +9,6 @@ from typing import Any
 from .app import ROUTES
 from .asking import Sampled
 
-__all__ = ["fields", "paths"]
-
 _WORDS = {
     "/v1/models": "the model and its other names; /v1/models/NAME",
     "/v1/chat/completions/input_tokens": "count the tokens of a conversation",

@@ -8,8 +8,6 @@ from .http import Call
 from .problems import Problem
 from .service import Histogram, Service
 
-__all__ = ["metrics"]
-
 _ROWS = (
     ("prompt_tokens_total", "counter", "Tokens of prompts."),
     ("prompt_tokens_known_total", "counter", "Those of them that did not have to be computed."),

@@ -8,15 +8,13 @@ from typing import Any
 
 from ..engine import Generation, TokenLogprob
 from .answers import Piece
-from .asking import Sampled, logprobs_kind, one_constraint
+from .asking import Sampled, logprobs_kind
 from .fields import flag, list_of, need, option, parse, text, whole
 from .http import Call
 from .problems import Problem
 from .prompts import mixed_ids, mixed_kind
 from .service import Service
 from .written import chance_object, event_of, extras, generation_settings, text_of, timings, token_object
-
-__all__ = ["NativeCompletion", "completion"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,9 @@ async def completion(call: Call, service: Service) -> None:
     if asked.n_predict == -1:
         defaults = {name: value for name, value in defaults.items() if name != "max_tokens"}
     chosen = asked.settings(defaults, most, service.model)
-    one_constraint(chosen)
     ends = service.model._ends if asked.ignore_eos else frozenset[int]()
     ids = [await mixed_ids(service, prompt) for prompt in prompts]
-    shape = _Shape(asked, chosen, service, ids, ends)
+    shape = _Shape(asked, generation_settings(chosen, ends), service, ids)
     if asked.post_sampling_probs and not asked.n_probs:
         raise Problem(400, "post_sampling_probs needs n_probs", param="post_sampling_probs")
     chosen["chances"] = asked.post_sampling_probs
@@ -52,20 +49,14 @@ async def completion(call: Call, service: Service) -> None:
         if asked.stream:
             await answers.ready()
             events = await call.events(event_of)
-            async for piece in answers.pieces(service.settings.ping_seconds):
-                if piece is None:
-                    await events.ping()
-                    continue
+            async for piece in answers.pieces(service.settings.ping_seconds, events.ping):
                 if piece.progress is not None or piece.text or piece.tokens:
                     await events.send({**shape.part(piece), **extras(piece, answers, asked)})
                 if piece.result is not None:
-                    service.note_times(piece.result)
                     await events.send(shape.whole(piece.index, piece.result, in_stream=True))
             await events.end()
             return
         results = await answers.all()
-    for result in results:
-        service.note_times(result)
     found = [shape.whole(i, result) for i, result in enumerate(results)]
     await call.answer(200, found if several else found[0])
 
@@ -74,15 +65,9 @@ class _Shape:
     """The objects that answer a native completion."""
 
     def __init__(
-        self,
-        asked: NativeCompletion,
-        chosen: dict[str, Any],
-        service: Service,
-        ids: list[Sequence[int]],
-        ends: frozenset[int],
+        self, asked: NativeCompletion, settings: dict[str, Any], service: Service, ids: list[Sequence[int]]
     ) -> None:
-        self._asked, self._chosen, self._service, self._ids = asked, chosen, service, ids
-        self._settings = generation_settings(chosen, ends)
+        self._asked, self._settings, self._service, self._ids = asked, settings, service, ids
 
     def part(self, piece: Piece) -> dict[str, Any]:
         return {"index": piece.index, "content": piece.text, "tokens": piece.tokens, "stop": False, "id_slot": -1,

@@ -11,24 +11,15 @@ from typing import Any
 from ..chat.tools import Delta, message_of
 from ..engine import Generation
 from .answers import Answers, Piece
-from .asking import Sampled, logprobs_kind, max_tokens_kind, one_constraint, response_format_kind
+from .asking import Sampled, logprobs_kind, max_tokens_kind, response_format_kind
 from .conversation import messages_kind, split_begun
 from .fields import Kind, flag, mapping, need, only, option, parse, text, whole
 from .http import Call, Events
 from .problems import Problem
 from .prompts import prompt_ids, prompts_kind
 from .service import Service
-from .talk import finish_reason, prepare, spoken, template_values_kind, tool_choice_kind, tools_kind, why
+from .talk import finish_reason, prepare, template_values_kind, tool_choice_kind, tools_kind, why
 from .written import chat_logprobs, event_of, extras, text_logprobs, text_of, timings, usage
-
-__all__ = [
-    "Chat",
-    "Completion",
-    "chat",
-    "completions",
-    "input_tokens",
-    "models",
-]
 
 
 def _take_stream_options(value: Any) -> bool:
@@ -57,9 +48,7 @@ class _Asked(Sampled):
     metadata: Any = option(mapping, "accepted: labels of the caller's")
 
     def settings_for(self, service: Service, stops: tuple[str, ...] = ()) -> dict[str, Any]:
-        chosen = self.settings(service.settings.sampling, self.most(), service.model, stops)
-        one_constraint(chosen)
-        return chosen
+        return self.settings(service.settings.sampling, self.most(), service.model, stops)
 
     def most(self) -> int | None:
         return self.max_tokens
@@ -127,16 +116,12 @@ async def stream_choices(
 ) -> None:
     """Send the pieces of all answers as chunks; `choices` makes those of a piece, and `empty` is one without text."""
     results: dict[int, Generation] = {}
-    async for piece in answers.pieces(service.settings.ping_seconds):
-        if piece is None:
-            await events.ping()
-            continue
+    async for piece in answers.pieces(service.settings.ping_seconds, events.ping):
         more = extras(piece, answers, asked)
         for choice in choices(piece) if piece.progress is None else [{**empty, "index": piece.index}]:
             await events.send({**head, "choices": [choice], **more})
         if piece.result is not None:
             results[piece.index] = piece.result
-            service.note_times(piece.result)
     if asked.stream_options:
         in_order = [results[i] for i in sorted(results)]
         await events.send({**head, "choices": [], "usage": usage(in_order, asked.n),
@@ -156,7 +141,6 @@ async def chat(call: Call, service: Service) -> None:
     chosen = asked.settings_for(service, service.template.stops)
     if asked.response_format is not None:
         chosen["json_schema"] = asked.response_format
-        one_constraint(chosen)
     messages, begun = split_begun(asked.messages, asked.begins())
     talk = await prepare(service, messages, begun, asked.tools, asked.tool_choice, asked.parallel_tool_calls,
                          asked.chat_template_kwargs)  # fmt: skip
@@ -176,7 +160,7 @@ async def chat(call: Call, service: Service) -> None:
 
             def choices(piece: Piece) -> list[dict[str, Any]]:
                 parser, result = parsers[piece.index], piece.result
-                deltas = [*parser.push(piece.text), *(parser.finish() if result is not None else ())]
+                deltas = parser.push(piece.text, last=result is not None)
                 found = [_chat_choice(piece.index, written) for delta in deltas for written in _delta(delta)]
                 if asked.logprobs:
                     first = talk.fresh and piece.start == 0
@@ -192,8 +176,7 @@ async def chat(call: Call, service: Service) -> None:
         results = await answers.all()
     whole_choices = []
     for i, (parser, result) in enumerate(zip(parsers, results)):
-        service.note_times(result)
-        message = message_of(spoken(parser, result))
+        message = message_of(parser.push(result.text, last=True))
         if "tool_calls" in message and not message["content"]:
             message["content"] = None
         logprobs = chat_logprobs(asked.logprobs, result.logprobs, tokenizer, talk.fresh)
@@ -269,8 +252,6 @@ async def completions(call: Call, service: Service) -> None:
             await stream_choices(events, service, answers, head, asked, choices, empty)
             return
         results = await answers.all()
-    for result in results:
-        service.note_times(result)
     whole_choices = [
         {"index": i, "text": result.text, "finish_reason": why(result),
          "logprobs": text_logprobs(result.logprobs)}

@@ -14,8 +14,6 @@ from .service import Service
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
-__all__ = ["page", "serves"]
-
 TYPES = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",

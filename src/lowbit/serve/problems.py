@@ -14,8 +14,6 @@ from ..errors import (
     one_line,
 )
 
-__all__ = ["Problem", "anthropic_form", "openai_form", "problem_of"]
-
 RETRY_SECONDS = 1
 """What a client is told to wait when there is no room; nobody knows better."""
 

@@ -8,8 +8,6 @@ from typing import Any
 from .fields import Kind
 from .service import Service
 
-__all__ = ["ids_kind", "input_kind", "mixed_ids", "mixed_kind", "prompt_ids", "prompts_kind", "token_ids"]
-
 
 def _take_prompts(value: Any) -> Any:
     """A text, a list of texts, token ids, or a list of these, as a tuple of prompts."""

@@ -18,10 +18,8 @@ from .http import Call, encode
 from .items import Item, input_kind, kind_of, own_choice_kind, own_tools_kind
 from .problems import Problem
 from .service import Service
-from .talk import prepare, spoken, template_values_kind
+from .talk import prepare, template_values_kind
 from .written import extras, timings
-
-__all__ = ["Responses", "responses"]
 
 
 def _take_text(value: Any) -> Any:
@@ -85,8 +83,7 @@ async def responses(call: Call, service: Service) -> None:
     with service.submit([talk.ids], 1, chosen) as answers:
         if not asked.stream:
             result = (await answers.all())[0]
-            service.note_times(result)
-            for delta in spoken(parser, result):
+            for delta in parser.push(result.text, last=True):
                 answer.push(delta)
             answer.finish(result)
             await call.answer(200, {**answer.whole(result), "timings": timings(result.timings)})
@@ -100,19 +97,15 @@ async def responses(call: Call, service: Service) -> None:
 
         for kind in ("response.created", "response.in_progress"):
             await send([{"type": kind, "response": answer.object("in_progress")}])
-        async for piece in answers.pieces(service.settings.ping_seconds):
-            if piece is None:
-                await events.ping()
-                continue
+        async for piece in answers.pieces(service.settings.ping_seconds, events.ping):
             more = extras(piece, answers, asked)
             if piece.progress is not None:
                 await send([{"type": "response.in_progress", "response": answer.object("in_progress")}], **more)
                 continue
-            for delta in [*parser.push(piece.text), *(parser.finish() if piece.result is not None else ())]:
+            for delta in parser.push(piece.text, last=piece.result is not None):
                 await send(answer.push(delta), **more)
             if piece.result is not None:
                 result = piece.result
-        service.note_times(result)
         await send(answer.finish(result))
         last = {"type": f"response.{answer.status(result)}", "response": answer.whole(result)}
         await send([last], timings=timings(result.timings))

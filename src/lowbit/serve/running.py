@@ -26,8 +26,6 @@ from .settings import Settings
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = ["run"]
-
 HEAD_BYTES = 64 << 10
 """Of the lines and headers of a request."""
 MOST_CONNECTIONS = 4096

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from .settings import Settings
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = ["Service"]
+_Written = TypeVar("_Written")
 
 
 class Service:
@@ -147,12 +147,7 @@ class Service:
     ) -> list[int]:  # fmt: skip
         """Write a conversation as token ids."""
         tokenizer, template, values = self.tokenizer, self.template, self._values(values)
-        try:
-            return await asyncio.to_thread(render, messages, {}, tokenizer, template, tools, begun, values)
-        except LowbitError as error:
-            raise problem_of(error) from None
-        except ValueError as error:
-            raise _wrong_talk(error) from None
+        return await _told(render, messages, {}, tokenizer, template, tools, begun, values)
 
     async def conversation_text(
         self, messages: list[dict[str, Any]], begun: str = "", tools: list[Any] | None = None,
@@ -160,12 +155,7 @@ class Service:
     ) -> str:  # fmt: skip
         """Write a conversation as text."""
         tokenizer, template, values = self.tokenizer, self.template, self._values(values)
-        try:
-            text, disguise = await asyncio.to_thread(write, messages, tokenizer, template, tools, begun, values)
-        except LowbitError as error:
-            raise problem_of(error) from None
-        except ValueError as error:
-            raise _wrong_talk(error) from None
+        text, disguise = await _told(write, messages, tokenizer, template, tools, begun, values)
         return disguise.show(text)
 
     def _values(self, values: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -186,7 +176,7 @@ class Service:
                 400, f"prompt and n: a request may ask for {MAX_TEXTS} texts, not {len(prompts) * n}", param="n"
             )
         self.check()
-        answers = Answers([])
+        answers = Answers(self._note_times)
         try:
             for ids in prompts:
                 for i in range(n):
@@ -217,7 +207,7 @@ class Service:
         model, pooling = self.model, self.settings.pooling
         shapes = [(len(ids),) if pooling == "none" else () for ids in texts]
         vectors = [np.empty((*shape, model.config.hidden_size), np.float32) for shape in shapes]
-        answers = Answers([])
+        answers = Answers()
         try:
             for vector, ids in zip(vectors, texts):
                 if len(ids) > model.context:
@@ -232,7 +222,7 @@ class Service:
             raise
         return answers, vectors
 
-    def note_times(self, result: Generation) -> None:
+    def _note_times(self, result: Generation) -> None:
         """Remember how long a text took."""
         times = result.timings
         self.times.add(times)
@@ -241,9 +231,15 @@ class Service:
             self.between_tokens.add(times.decode_seconds / times.decode_tokens)
 
 
-def _wrong_talk(error: ValueError) -> Problem:
-    name = "chat_template_kwargs"
-    return Problem(400, str(error), param=name if str(error).startswith(name) else "messages")
+async def _told(write: Callable[..., _Written], *arguments: Any) -> _Written:
+    """Have a conversation written away from the event loop; what is wrong with it is a Problem."""
+    try:
+        return await asyncio.to_thread(write, *arguments)
+    except LowbitError as error:
+        raise problem_of(error) from None
+    except ValueError as error:
+        name = "chat_template_kwargs"
+        raise Problem(400, str(error), param=name if str(error).startswith(name) else "messages") from None
 
 
 class Times:

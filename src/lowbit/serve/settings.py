@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Settings"]
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -60,7 +58,6 @@ class Settings:
     grace_seconds: float = 10.0
     """For answers to end when the server is told to stop."""
     log_requests: bool = False
-    log_prompts: bool = False
 
     @property
     def host_names(self) -> list[str]:

@@ -8,15 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..chat.tools import Delta, ToolCalls, in_thought
+from ..chat.tools import ToolCalls, in_thought
 from ..engine import Generation
 from .asking import one_constraint
 from .fields import Kind, mapping
 from .problems import Problem
 from .service import Service
-
-__all__ = ["Talk", "finish_reason", "prepare", "shown_tools", "spoken", "template_values_kind", "tool_choice_kind",
-           "tools_kind", "why"]  # fmt: skip
 
 
 def _take_tools(value: Any) -> tuple[Any, ...]:
@@ -107,11 +104,6 @@ def _calls(tools: tuple[Any, ...], choice: Any, parallel: bool, source: str, thi
     except ValueError as error:
         name = "tool_choice" if "tool_choice" in str(error) else "tools"
         raise Problem(400, f"{name}: {error}", param=name, code="invalid_value") from None
-
-
-def spoken(parser: ToolCalls, result: Generation) -> list[Delta]:
-    """Return all parts of a whole answer."""
-    return [*parser.push(result.text), *parser.finish()]
 
 
 def finish_reason(parser: ToolCalls, result: Generation, choice: Any) -> str:

@@ -13,8 +13,6 @@ from .prompts import ids_kind
 from .service import Service
 from .talk import shown_tools, template_values_kind, tool_choice_kind, tools_kind
 
-__all__ = ["ApplyTemplate", "Detokenize", "Tokenize", "apply_template", "detokenize", "tokenize"]
-
 
 @dataclass(frozen=True)
 class Tokenize:

@@ -14,9 +14,6 @@ from .asking import NEUTRAL, Sampled
 from .http import encode
 from .problems import Problem, openai_form
 
-__all__ = ["chance_object", "chat_logprobs", "event_of", "extras", "generation_settings", "text_logprobs", "text_of",
-           "timings", "token_object", "usage"]  # fmt: skip
-
 
 def usage(results: Sequence[Generation], n: int = 1) -> dict[str, Any]:
     """Count tokens; a prompt with several answers counts once."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UnsupportedModelError
-from ..formats.files import reading
+from ..formats.files import named, reading
 from ..formats.folder import inside
 from ..hub import local_path
 from . import gpt2, llama2c, spm
@@ -195,8 +195,6 @@ def find_tokenizer_file(folder: Path) -> Path:
     """Return the file of a folder that its tokenizer is read from; FormatError if there is none."""
     for name in _FOLDER_FILES:
         if (folder / name).is_file():
-            try:
+            with named(str(folder)):
                 return inside(folder, name)
-            except FormatError as error:
-                raise FormatError(f"{folder}: {error}") from None
     raise FormatError(f"{folder}: holds no {', '.join(_FOLDER_FILES)}")

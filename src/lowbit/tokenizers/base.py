@@ -9,17 +9,6 @@ from types import MappingProxyType
 from .names import NameSplitter
 from .stream import EACH_BYTE, StreamDecoder
 
-__all__ = [
-    "END_MARKERS",
-    "FILL_IN_MARKERS",
-    "MAX_PIECES",
-    "MAX_TOKEN_BYTES",
-    "MAX_VOCAB_SIZE",
-    "Tokenizer",
-    "end_markers",
-    "without_surrogates",
-]
-
 MAX_VOCAB_SIZE = 2**20
 MAX_PIECES = 3 * 2**17
 """Tokens of a SentencePiece file; published ones have up to 2**18."""
@@ -131,10 +120,6 @@ class Tokenizer(ABC):
             Names of control tokens become those tokens.
         show : mapping of int to str
             Code points that stand for others in text from a user, so that no name is found there, and these.
-
-        Returns
-        -------
-        list of int
         """
         return self._encode_special(without_surrogates(text), show)
 

@@ -15,8 +15,6 @@ from .byte_alphabet import TEXT_LETTERS
 from .names import NameSplitter
 from .splitting import LINEAR
 
-__all__ = ["BytePairTokenizer", "Parts", "Recipe", "Vocabulary", "make_engine"]
-
 _MAX_MERGES = 4 * MAX_VOCAB_SIZE
 _MAX_PART = 1_000_000
 _BYTE_TOKENS = frozenset(f"<0x{i:02X}>" for i in range(256))
@@ -104,11 +102,10 @@ class Parts:
     add_bos: bool = False
     add_eos: bool = False
     strip_space: bool = False
+    """The first token of a text loses one leading space."""
 
 
-def make_engine(
-    vocabulary: Vocabulary, merges: list[tuple[str, str]], unk: str | None, recipe: Recipe, path: str
-) -> Any:
+def make_engine(parts: Parts, path: str) -> Any:
     """Return a tokenizers.Tokenizer that knows nothing of special tokens.
 
     Raises
@@ -123,6 +120,7 @@ def make_engine(
         from tokenizers import models
     except ImportError as error:
         raise UnsupportedModelError(f"{path}: its tokenizer needs: pip install tokenizers") from error
+    vocabulary, merges, recipe = parts.vocabulary, parts.merges, parts.recipe
     vocabulary.check(path)
     ids = vocabulary.ids
     lacking = recipe.lacking(ids)
@@ -134,7 +132,7 @@ def make_engine(
     if len(merges) > _MAX_MERGES:
         raise FormatError(f"{path}: has {len(merges)} merges, more than {_MAX_MERGES}")
     options = {
-        "unk_token": unk,
+        "unk_token": parts.unk,
         "fuse_unk": recipe.fuse_unk,
         "byte_fallback": recipe.byte_fallback,
         "ignore_merges": recipe.ignore_merges,
@@ -242,22 +240,19 @@ class BytePairTokenizer(Tokenizer):
 
     Parameters
     ----------
-    vocabulary : Vocabulary
+    parts : Parts
     engine : tokenizers.Tokenizer
+        What `make_engine` makes of them.
     surface : callable
-        Returns the bytes of a token of `vocabulary.ids` by its text.
-    bos_id, eos_id, unk_id : int or None
-    add_bos, add_eos : bool
-    eos_ids : iterable of int
-        Further tokens that end a generation; `eos_id` and tokens with a known end marker as text are added.
-    strip_space : bool
-        The first token of a text loses one leading space.
-    raw_literals : bool
-        Tokens of `vocabulary.literal` are bytes as they stand there, which `surface` is not asked about.
-    inner_engine : tokenizers.Tokenizer, optional
-        Takes the place of `engine` for text that is not at the start.
+        Returns the bytes of a token of `Vocabulary.ids` by its text.
     path : str
         File the vocabulary came from, for messages.
+    eos_ids : iterable of int
+        Further tokens that end a generation; `eos_id` and tokens with a known end marker as text are added.
+    raw_literals : bool
+        Tokens of `Vocabulary.literal` are bytes as they stand there, which `surface` is not asked about.
+    inner_engine : tokenizers.Tokenizer, optional
+        Takes the place of `engine` for text that is not at the start.
 
     Notes
     -----
@@ -266,29 +261,23 @@ class BytePairTokenizer(Tokenizer):
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        parts: Parts,
         engine: Any,
         surface: Callable[[str], bytes],
-        *,
-        bos_id: int | None,
-        eos_id: int | None,
-        unk_id: int | None = None,
-        add_bos: bool = False,
-        add_eos: bool = False,
+        path: str,
         eos_ids: Iterable[int | None] = (),
-        strip_space: bool = False,
         raw_literals: bool = True,
         inner_engine: Any = None,
-        path: str = "the tokenizer",
     ) -> None:
+        vocabulary = parts.vocabulary
         self.vocab_size = vocabulary.size
-        self.bos_id, self.eos_id, self.unk_id = bos_id, eos_id, unk_id
-        self.add_bos, self.add_eos = add_bos, add_eos
-        ends = {eos_id, *eos_ids, *(vocabulary.control.get(name) for name in vocabulary.ends())}
+        self.bos_id, self.eos_id, self.unk_id = parts.bos_id, parts.eos_id, parts.unk_id
+        self.add_bos, self.add_eos = parts.add_bos, parts.add_eos
+        ends = {parts.eos_id, *eos_ids, *(vocabulary.control.get(name) for name in vocabulary.ends())}
         self.eos_ids = frozenset(i for i in ends if i is not None)
         self.strips = vocabulary.strips
         self._vocabulary, self._engine, self._inner = vocabulary, engine, inner_engine or engine
-        self._surface, self._strip_space = surface, strip_space
+        self._surface, self._strip_space = surface, parts.strip_space
         self._guard = Foreign("tokenizers", path)
         self._texts: dict[int, str] = {}
         for tokens in vocabulary.by_kind():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["BYTE_TO_LETTER", "TEXT_LETTERS", "to_bytes", "to_letters"]
-
 
 def _alphabet() -> dict[int, str]:
     # Printable bytes of Latin-1 stand for themselves, the others for U+0100, U+0101, ... in their order.

@@ -33,8 +33,6 @@ from .tiktoken import is_rank_file, read_rank_file
 from .tokenizer_json import read_tokenizer_json
 from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, looks_like_byte
 
-__all__ = ["gguf_keys"]
-
 Keys = dict[str, "tuple[Any, str]"]
 """Values by key, with the type in which GGUF stores them."""
 

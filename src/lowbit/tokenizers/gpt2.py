@@ -11,13 +11,11 @@ import numpy as np
 
 from ..errors import FormatError, UnsupportedModelError
 from .base import MAX_VOCAB_SIZE
-from .bpe import BytePairTokenizer, Recipe, Vocabulary, make_engine
+from .bpe import BytePairTokenizer, Parts, Recipe, Vocabulary, make_engine
 from .byte_alphabet import to_bytes
 from .metadata import get, special_id
 from .splitting import BY_NAME, split_steps
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, looks_like_byte
-
-__all__ = ["NORMALIZER_KEY", "SPACES_TO_META", "STRIP_KEYS", "from_gguf", "surface", "text_surface"]
 
 SPACES_TO_META = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 """The normaliser after which tokens write a space as U+2581."""
@@ -44,14 +42,7 @@ def text_surface(text: str, meta: bool = True) -> bytes:
 
 
 def from_gguf(metadata: Mapping[str, Any], path: str) -> BytePairTokenizer:
-    """Make a tokenizer from the ``tokenizer.ggml.*`` keys of a GGUF file.
-
-    Parameters
-    ----------
-    metadata : mapping
-        Values by full key: scalars plain, arrays of numbers as ndarrays, arrays of strings as lists of bytes.
-    path : str
-        Name of the file, for messages.
+    """Make a tokenizer from the ``tokenizer.ggml.*`` keys of a GGUF file; see `lowbit.tokenizers.from_gguf_metadata`.
 
     Raises
     ------
@@ -84,33 +75,23 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> BytePairTokenizer:
         vocabulary = Vocabulary(len(tokens), ids, control, literal, unused=frozenset(of_kind.get(UNUSED, ())))
     vocabulary.hide((bos, eos, unk))
     vocabulary.strips = _strips(metadata, len(tokens), path)
+    recipe = Recipe(
+        normalizer=[*_normalizer(metadata, path), *([SPACES_TO_META] if splitting.raw and splitting.meta else [])],
+        pre_tokenizer=split_steps(splitting.patterns, splitting.raw),
+        ignore_merges=splitting.ignore_merges,
+        byte_fallback=splitting.raw,
+        byte_level=not splitting.raw,
+        keep_lacking=True,
+    )
+    # Gemma is nothing without BOS, and some of its files deny that.
+    add_bos = get(metadata, "add_bos_token", bool, path, default=splitting.add_bos) or is_gemma4
+    add_eos = get(metadata, "add_eos_token", bool, path, default=False)
+    parts = Parts(vocabulary, merges, recipe, bos, eos, unk, add_bos=add_bos, add_eos=add_eos)
     return BytePairTokenizer(
-        vocabulary,
-        make_engine(
-            vocabulary,
-            merges,
-            None,
-            Recipe(
-                normalizer=[
-                    *_normalizer(metadata, path),
-                    *([SPACES_TO_META] if splitting.raw and splitting.meta else []),
-                ],
-                pre_tokenizer=split_steps(splitting.patterns, splitting.raw),
-                ignore_merges=splitting.ignore_merges,
-                byte_fallback=splitting.raw,
-                byte_level=not splitting.raw,
-                keep_lacking=True,
-            ),
-            path,
-        ),
+        parts,
+        make_engine(parts, path),
         partial(text_surface, meta=splitting.meta) if splitting.raw else surface,
-        path=path,
-        bos_id=bos,
-        eos_id=eos,
-        unk_id=unk,
-        # Gemma is nothing without BOS, and some of its files deny that.
-        add_bos=get(metadata, "add_bos_token", bool, path, default=splitting.add_bos) or is_gemma4,
-        add_eos=get(metadata, "add_eos_token", bool, path, default=False),
+        path,
         eos_ids=(special("eot"), special("eom")),
         raw_literals=not splitting.raw,
     )

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError
-from ..formats.files import reading
+from ..formats.files import named, reading
 from ..formats.folder import inside
-
-__all__ = ["Settings", "parse_json", "read_settings"]
 
 _MAX_BYTES = 16 << 20
 _MAX_QUOTES, _MAX_LISTS, _MAX_OBJECTS = 1 << 22, 3 << 18, 1 << 16
@@ -46,10 +44,8 @@ def read_settings(folder: Path) -> Settings:
     """
     settings = Settings()
     for name in _FILES:
-        try:
+        with named(str(folder)):
             path = inside(folder, name)
-        except FormatError as error:
-            raise FormatError(f"{folder}: {error}") from None
         if not path.is_file():
             continue
         with reading(str(path)), open(path, "rb") as file:

@@ -17,8 +17,6 @@ from .base import MAX_PIECES, MAX_TOKEN_BYTES
 from .spm import SentencePieceTokenizer
 from .vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Specs, Vocabulary
 
-__all__ = ["from_tokenizer_bin", "is_tokenizer_bin", "read_vocabulary"]
-
 _UNK, _BOS, _EOS, _FIRST_BYTE = 0, 1, 2, 3
 _BYTE_TOKENS = [b"<0x%02X>" % i for i in range(256)]
 _RECORD = struct.Struct("<fI")
@@ -88,21 +86,7 @@ def read_vocabulary(data: bytes, path: str, vocab_size: int | None = None) -> Vo
 
 
 def from_tokenizer_bin(data: bytes, path: str, vocab_size: int | None = None) -> SentencePieceTokenizer:
-    """Make a tokenizer from the bytes of a llama2.c ``tokenizer.bin``.
-
-    Parameters
-    ----------
-    data : bytes
-    path : str
-        Name of the file, for messages.
-    vocab_size : int, optional
-        Number of tokens that the model has; the file does not say. None reads to the end of the file.
-
-    Raises
-    ------
-    FormatError
-        If the file is cut off, or has more or fewer than `vocab_size` tokens, or its bytes are not at 3 to 258.
-    """
+    """Make a tokenizer from the bytes of a llama2.c ``tokenizer.bin``; arguments and errors as of `read_vocabulary`."""
     return SentencePieceTokenizer(
         read_vocabulary(data, path, vocab_size),
         Specs(escape_whitespaces=False),

@@ -7,8 +7,6 @@ from typing import Any
 
 from ..errors import FormatError
 
-__all__ = ["get", "special_id"]
-
 
 def get(metadata: Mapping[str, Any], name: str, kind: type, path: str, default: Any = None) -> Any:
     """Return a value of the type `kind`, or `default` if there is none; FormatError if it is of another type."""

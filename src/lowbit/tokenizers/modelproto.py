@@ -23,11 +23,9 @@ from ..errors import FormatError
 from .base import MAX_PIECES
 from .vocabulary import BYTE, NORMAL, UNKNOWN, Specs, Vocabulary
 
-__all__ = ["ModelProto", "read_model_proto", "write_bpe_model", "write_model_proto"]
-
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _BPE = 2
-_DEFAULT_SURFACE = " \N{DOUBLE QUESTION MARK} ".encode()
+UNK_SURFACE = " \N{DOUBLE QUESTION MARK} ".encode()
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def read_model_proto(data: bytes, path: str) -> ModelProto:
     return ModelProto(
         vocabulary,
         Specs(bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1)), bool(normalizer.get(5, 1))),
-        _bytes(trainer.get(44)) or _DEFAULT_SURFACE,
+        _bytes(trainer.get(44)) or UNK_SURFACE,
         _bytes(trainer.get(46)) or b"<s>",
         _bytes(trainer.get(47)) or b"</s>",
         trainer.get(3) == _BPE and not trainer.get(24) and not normalizer.get(2) and not has_denormalizer,
@@ -93,8 +91,8 @@ def read_model_proto(data: bytes, path: str) -> ModelProto:
     )
 
 
-def write_model_proto(vocabulary: Vocabulary, rest: bytes) -> tuple[bytes, int]:
-    """Serialize a vocabulary, and `rest` with all other fields, for SentencePiece.
+def write_model_proto(vocabulary: Vocabulary, specs: Specs, rest: bytes | None) -> tuple[bytes, int]:
+    """Serialize a vocabulary for SentencePiece, with `rest` for all other fields, or as a BPE model of these `specs`.
 
     Returns
     -------
@@ -102,25 +100,14 @@ def write_model_proto(vocabulary: Vocabulary, rest: bytes) -> tuple[bytes, int]:
         The message, and the id of its unknown piece; that is one past the vocabulary where it has none of its own.
     """
     texts, types = vocabulary.encodable()
-    return _pieces(texts, vocabulary.scores, types) + rest, int(np.argmax(types == UNKNOWN))
-
-
-def write_bpe_model(vocabulary: Vocabulary, specs: Specs) -> tuple[bytes, int]:
-    """Serialize a vocabulary that came without SentencePiece's own settings, as a BPE model.
-
-    Returns
-    -------
-    tuple of (bytes, int)
-        As from `write_model_proto`.
-    """
-    texts, types = vocabulary.encodable()
-    trainer = _varint_field(3, _BPE) + _varint_field(35, int((types == BYTE).any()))
-    normalizer = _bytes_field(1, b"identity")
-    for number, flag in enumerate(
-        (specs.add_dummy_prefix, specs.remove_extra_whitespaces, specs.escape_whitespaces), 3
-    ):
-        normalizer += _varint_field(number, int(flag))
-    rest = _bytes_field(2, trainer) + _bytes_field(3, normalizer)
+    if rest is None:
+        trainer = _varint_field(3, _BPE) + _varint_field(35, int((types == BYTE).any()))
+        normalizer = bytes_field(1, b"identity")
+        for number, flag in enumerate(
+            (specs.add_dummy_prefix, specs.remove_extra_whitespaces, specs.escape_whitespaces), 3
+        ):
+            normalizer += _varint_field(number, int(flag))
+        rest = bytes_field(2, trainer) + bytes_field(3, normalizer)
     return _pieces(texts, vocabulary.scores, types) + rest, int(np.argmax(types == UNKNOWN))
 
 
@@ -197,7 +184,8 @@ def _bytes(value: int | bytes | None) -> bytes:
     return value if isinstance(value, bytes) else b""
 
 
-def _encode_varint(value: int) -> bytes:
+def encode_varint(value: int) -> bytes:
+    """Write a number as protobuf does, seven bits to a byte."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -207,13 +195,14 @@ def _encode_varint(value: int) -> bytes:
 
 
 def _varint_field(number: int, value: int) -> bytes:
-    return _encode_varint(number << 3 | _VARINT) + _encode_varint(value)
+    return encode_varint(number << 3 | _VARINT) + encode_varint(value)
 
 
-def _bytes_field(number: int, value: bytes) -> bytes:
-    return _encode_varint(number << 3 | _BYTES) + _encode_varint(len(value)) + value
+def bytes_field(number: int, value: bytes) -> bytes:
+    """Write a length-delimited field of a protobuf message."""
+    return encode_varint(number << 3 | _BYTES) + encode_varint(len(value)) + value
 
 
 def _piece_head(text_size: int) -> bytes:
-    inner = _encode_varint(1 << 3 | _BYTES) + _encode_varint(text_size)
-    return _encode_varint(1 << 3 | _BYTES) + _encode_varint(len(inner) + text_size + 7) + inner
+    inner = encode_varint(1 << 3 | _BYTES) + encode_varint(text_size)
+    return encode_varint(1 << 3 | _BYTES) + encode_varint(len(inner) + text_size + 7) + inner

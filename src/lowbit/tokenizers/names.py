@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-__all__ = ["NameSplitter"]
-
 # Unicode's White_Space, which is not quite what Python's str.strip takes for it.
 _SPACES = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _SPACE_RUN = re.compile(f"[{_SPACES}]*")

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BY_NAME", "COVERING_PATTERNS", "KNOWN_PATTERNS", "LINEAR", "Splitting", "split_steps"]
-
 
 @dataclass(frozen=True)
 class Splitting:

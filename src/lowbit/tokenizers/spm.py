@@ -14,16 +14,13 @@ from ..errors import Foreign, FormatError, UnsupportedModelError
 from .base import END_MARKERS, Tokenizer, end_markers, without_surrogates
 from .hub import Settings
 from .metadata import get, special_id
-from .modelproto import ModelProto, read_model_proto, write_bpe_model, write_model_proto
-from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Specs, Vocabulary, looks_like_byte
-
-__all__ = ["PREFIX_KEY", "SentencePieceTokenizer", "from_gguf", "from_model_file", "read_model_file"]
+from .modelproto import UNK_SURFACE, ModelProto, read_model_proto, write_model_proto
+from .vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, USER_DEFINED, Specs, Texts, Vocabulary, looks_like_byte
 
 PREFIX_KEY = "lowbit.tokenizer.space_prefix"
 """A key of lowbit's own, since GGUF has none."""
 
 _END_MARKERS = frozenset(map(str.encode, END_MARKERS))
-_UNK_SURFACE = " \N{DOUBLE QUESTION MARK} ".encode()
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -60,7 +57,7 @@ class SentencePieceTokenizer(Tokenizer):
         add_bos: bool = True,
         eos_ids: set[int] | None = None,
         rest: bytes | None = None,
-        unk_surface: bytes = _UNK_SURFACE,
+        unk_surface: bytes = UNK_SURFACE,
         prefix: str = "",
     ) -> None:
         import sentencepiece
@@ -75,15 +72,13 @@ class SentencePieceTokenizer(Tokenizer):
         self.control_ids = frozenset(vocabulary.ids_of(CONTROL))
         self.bos_id, self.eos_id, self.add_bos = bos_id, eos_id, add_bos
         self.unk_id = None if unk_id in self.control_ids else unk_id
-        self._vocabulary = vocabulary.compact()
+        self._vocabulary = replace(vocabulary, tokens=Texts(vocabulary.tokens))
         self._unk_surface, self._escapes = unk_surface, specs.escape_whitespaces
         self._prefix = b"" if not specs.add_dummy_prefix else SPACE if specs.escape_whitespaces else b" "
         self._own_prefix = prefix
         if prefix:
             specs = replace(specs, add_dummy_prefix=False)
-        proto, self._proto_unk = (
-            write_bpe_model(vocabulary, specs) if rest is None else write_model_proto(vocabulary, rest)
-        )
+        proto, self._proto_unk = write_model_proto(vocabulary, specs, rest)
         self._guard = Foreign("sentencepiece", path)
         with self._guard:
             self._processor = sentencepiece.SentencePieceProcessor()
@@ -126,14 +121,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def from_gguf(metadata: Mapping[str, Any], path: str) -> SentencePieceTokenizer:
-    """Make a tokenizer from the ``tokenizer.ggml.*`` keys of a GGUF file.
-
-    Parameters
-    ----------
-    metadata : mapping
-        Values by full key: scalars plain, arrays of numbers as ndarrays, arrays of strings as lists of bytes.
-    path : str
-        Name of the file, for messages.
+    """Make a tokenizer from the ``tokenizer.ggml.*`` keys of a GGUF file; see `lowbit.tokenizers.from_gguf_metadata`.
 
     Raises
     ------

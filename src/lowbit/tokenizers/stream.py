@@ -6,8 +6,6 @@ import codecs
 from collections.abc import Container, Mapping, Sequence
 from typing import Protocol
 
-__all__ = ["EACH_BYTE", "StopBuffer", "StreamDecoder"]
-
 # Python's own "replace" writes one U+FFFD for several bytes of a broken character; SentencePiece writes one each.
 EACH_BYTE = "lowbit.replace-each-byte"
 

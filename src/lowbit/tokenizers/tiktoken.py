@@ -15,8 +15,6 @@ from .gpt2 import surface
 from .hub import Settings
 from .splitting import BY_NAME, split_steps
 
-__all__ = ["from_rank_file", "is_rank_file", "read_rank_file"]
-
 _LLAMA3_RANKS, _LLAMA3_SPECIALS = 128_000, 256
 _MAX_TOKEN = 256
 _MAX_TOTAL = 16 * _LLAMA3_RANKS
@@ -53,16 +51,7 @@ def from_rank_file(data: bytes, path: str, settings: Settings) -> BytePairTokeni
         If it is another vocabulary than Llama 3's.
     """
     parts = read_rank_file(data, path, settings)
-    return BytePairTokenizer(
-        parts.vocabulary,
-        make_engine(parts.vocabulary, parts.merges, None, parts.recipe, path),
-        surface,
-        path=path,
-        bos_id=parts.bos_id,
-        eos_id=parts.eos_id,
-        add_bos=parts.add_bos,
-        add_eos=parts.add_eos,
-    )
+    return BytePairTokenizer(parts, make_engine(parts, path), surface, path)
 
 
 def read_rank_file(data: bytes, path: str, settings: Settings) -> Parts:

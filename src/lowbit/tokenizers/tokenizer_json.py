@@ -18,8 +18,6 @@ from .gpt2 import surface as byte_level_surface
 from .hub import Settings, parse_json
 from .splitting import COVERING_PATTERNS, KNOWN_PATTERNS
 
-__all__ = ["from_tokenizer_json", "read_tokenizer_json"]
-
 _BEHAVIORS = ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 _BOS_NAMES = ("<|begin_of_text|>", "<s>", "<bos>", "<｜begin▁of▁sentence｜>")
 _EOS_NAMES = ("<|end_of_text|>", "</s>", "<eos>", "<|endoftext|>", "<｜end▁of▁sentence｜>")
@@ -27,15 +25,7 @@ _META = "▁"
 
 
 def from_tokenizer_json(data: bytes, path: str, settings: Settings) -> BytePairTokenizer:
-    """Make a tokenizer from the bytes of a ``tokenizer.json``.
-
-    Parameters
-    ----------
-    data : bytes
-    path : str
-        Name of the file, for messages.
-    settings : Settings
-        What the files beside it say.
+    """Make a tokenizer from the bytes of a ``tokenizer.json``, and what the files beside it say.
 
     Raises
     ------
@@ -49,21 +39,15 @@ def from_tokenizer_json(data: bytes, path: str, settings: Settings) -> BytePairT
 
     def build(scheme: str) -> Any:
         steps = _with_scheme(recipe.pre_tokenizer, scheme)
-        return make_engine(parts.vocabulary, parts.merges, parts.unk, replace(recipe, pre_tokenizer=steps), path)
+        return make_engine(replace(parts, recipe=replace(recipe, pre_tokenizer=steps)), path)
 
     # The library's "first" looks at the whole text, of which it sees only parts here.
     first_only = any(step.get("prepend_scheme") == "first" for step in recipe.pre_tokenizer)
     return BytePairTokenizer(
-        parts.vocabulary,
+        parts,
         build("always"),
         byte_level_surface if recipe.byte_level else text_surface,
-        path=path,
-        bos_id=parts.bos_id,
-        eos_id=parts.eos_id,
-        unk_id=parts.unk_id,
-        add_bos=parts.add_bos,
-        add_eos=parts.add_eos,
-        strip_space=parts.strip_space,
+        path,
         raw_literals=recipe.byte_level,
         inner_engine=build("never") if first_only else None,
     )

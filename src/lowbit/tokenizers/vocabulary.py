@@ -12,19 +12,6 @@ import numpy as np
 from ..errors import FormatError
 from .base import MAX_TOKEN_BYTES, MAX_VOCAB_SIZE
 
-__all__ = [
-    "BYTE",
-    "CONTROL",
-    "NORMAL",
-    "SPACE",
-    "UNKNOWN",
-    "UNUSED",
-    "USER_DEFINED",
-    "Specs",
-    "Vocabulary",
-    "looks_like_byte",
-]
-
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """Types of tokens: the same numbers in SentencePiece and in GGUF."""
 
@@ -45,7 +32,7 @@ class Specs:
 
 
 class Texts(Sequence[bytes]):
-    """Some texts that cannot be changed, one after the other in memory."""
+    """Some texts that cannot be changed, in one piece of memory: objects of their own take five times as much."""
 
     def __init__(self, texts: Sequence[bytes]) -> None:
         self._joined = b"".join(texts)
@@ -110,10 +97,6 @@ class Vocabulary:
         """Return the ids of all tokens of a type."""
         ids: list[int] = np.flatnonzero(self.types == token_type).tolist()
         return ids
-
-    def compact(self) -> Vocabulary:
-        """Return the vocabulary with its texts in one piece of memory: objects of their own take five times as much."""
-        return replace(self, tokens=Texts(self.tokens))
 
     def decoded(self, token: int, unk_surface: bytes, escape_whitespaces: bool) -> bytes:
         """Return the bytes that a token decodes to."""

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["blockwise_attention", "causal_attention", "fused_attention"]
-
 QUERY_BLOCK = 64
 """Queries that share one run of keys in `blockwise_attention`: only the last part of that run is masked."""
 

@@ -15,8 +15,6 @@ from ..replacing import Replacing
 from .model import BitNet
 from .optimizer import Optimizer
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
-
 
 def save_checkpoint(path: Path, model: BitNet, optimizer: Optimizer, progress: dict[str, Any]) -> None:
     """Write everything that the rest of a run depends on.

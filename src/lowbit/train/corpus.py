@@ -18,8 +18,6 @@ from ..formats.files import reading
 if TYPE_CHECKING:
     from ..tokenizers import Tokenizer
 
-__all__ = ["IGNORED", "Batch", "Document", "Rows", "asked_for", "encode", "plain_text", "read_documents", "texts"]
-
 Document = str | tuple[tuple[str, str], ...]
 """A text; or a conversation, (role, content) each, that ends with the answer to learn."""
 CHAT_TEMPLATE = "chatml"

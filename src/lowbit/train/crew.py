@@ -20,8 +20,6 @@ import torch
 
 from ..errors import LowbitError
 
-__all__ = ["Crew", "can_fork"]
-
 
 def can_fork() -> bool:
     """Tell whether processes can begin as copies of this one."""

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import LowbitError
-
-__all__ = ["EventLog"]
+from ..tokenizers.modelproto import bytes_field, encode_varint
 
 TAGS = {
     "loss": "loss/nats_per_token", "bits_per_byte": "loss/bits_per_byte", "rate": "schedule/learning_rate",
@@ -39,22 +38,9 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _field(number: int, data: bytes) -> bytes:
-    """Return a length-delimited field."""
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
-
-
 def _event(step: int, content: bytes) -> bytes:
     """Return a record with an Event: wall_time = 1, step = 2, and the content."""
-    event = b"\x09" + struct.pack("<d", time.time()) + b"\x10" + _varint(step) + content
+    event = b"\x09" + struct.pack("<d", time.time()) + b"\x10" + encode_varint(step) + content
     length = struct.pack("<Q", len(event))
     return length + struct.pack("<I", masked_crc(length)) + event + struct.pack("<I", masked_crc(event))
 
@@ -71,18 +57,18 @@ class EventLog:
     def __init__(self, folder: Path, history: Iterable[Mapping[str, float]] = ()) -> None:
         self.path = folder / "events.out.tfevents.0.lowbit"
         self._file = open(self.path, "wb", buffering=0)
-        self._write(_event(0, _field(3, b"brain.Event:2")))
+        self._write(_event(0, bytes_field(3, b"brain.Event:2")))
         for record in history:
             self(record)
 
     def __call__(self, record: Mapping[str, float]) -> None:
         """Add a record of `lowbit.train.loop.fit`."""
         values = b"".join(
-            _field(1, _field(1, tag.encode()) + b"\x15" + struct.pack("<f", record[key]))
+            bytes_field(1, bytes_field(1, tag.encode()) + b"\x15" + struct.pack("<f", record[key]))
             for key, tag in TAGS.items()
             if key in record
         )
-        self._write(_event(int(record["step"]), _field(5, values)))
+        self._write(_event(int(record["step"]), bytes_field(5, values)))
 
     def close(self) -> None:
         """Close the file."""

@@ -14,8 +14,6 @@ from ..formats.gguf_writer import GGUFWriter
 from .fourbit import int4_weights
 from .model import BitNet, int8_weights, ternary
 
-__all__ = ["ARCHITECTURES", "check_exportable", "write_gguf"]
-
 ARCHITECTURES = {"relu2": "bitnet-b1.58", "silu": "bitnet"}
 """``general.architecture`` by the gate of the feed-forward layer: Microsoft's BitNet b1.58, and 1bitLLM's."""
 ROW_MULTIPLE = {"TQ2_0": 256, "TQ1_0": 256, "I2_S": 128}
@@ -49,7 +47,6 @@ def write_gguf(
     name: str,
     ternary_type: str = "TQ2_0",
     embedding_type: str = "Q8_0",
-    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the model as it computes at full quantisation.
 
@@ -62,7 +59,6 @@ def write_gguf(
     ternary_type : type of ternary linear layers: ``TQ2_0``, ``TQ1_0`` or ``I2_S``. Those of a model in int8 become
         Q8_0, in int4-fp4 Q4_0, both with the one scale of the tensor in every block, and in float32 F32.
     embedding_type : type of the embeddings, which are the output head too: ``Q8_0``, ``Q4_0``, ``F16`` or ``F32``
-    extra : further metadata, such as ``general.license``
 
     Raises
     ------
@@ -74,8 +70,6 @@ def write_gguf(
     architecture = ARCHITECTURES[shape.activation]
     with GGUFWriter(path, architecture) as writer:
         writer.add_metadata("general.name", name)
-        for key, value in (extra or {}).items():
-            writer.add_metadata(key, value)
         numbers = {
             "vocab_size": shape.vocab_size,
             "context_length": shape.context_length,

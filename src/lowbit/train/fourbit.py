@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["INITIAL_CLIP", "INITIAL_EXPONENT", "FourBitProduct", "four_bit_linear", "int4_weights", "pact", "round_fp4"]
-
 LEVELS = 7
 """INT4 without its lowest code: -7..7, so that 0 lies in the middle."""
 SAWB = (12.68, -12.80)

@@ -25,8 +25,6 @@ from .crew import Crew
 from .model import INPUTS, BitNet, Rounded
 from .optimizer import Optimizer, OptimizerName
 
-__all__ = ["CURVES", "Curve", "Schedule", "fit"]
-
 Curve = Literal["linear", "cosine", "wsd"]
 CURVES: tuple[Curve, ...] = get_args(Curve)
 """Of the learning rate after the warm-up: falling to 0 at once, or (warm-up, stable, decay) in the last part only."""

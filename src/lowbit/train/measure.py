@@ -11,8 +11,6 @@ from torch.nn import functional
 
 from .model import BitNet
 
-__all__ = ["bits_per_byte"]
-
 
 @torch.no_grad()
 def bits_per_byte(model: BitNet, documents: Sequence[np.ndarray], text_bytes: int, tokens_at_once: int = 8192) -> float:

@@ -10,7 +10,7 @@ only the rounding of its output differs from the float32 evaluation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -21,19 +21,6 @@ from ..errors import FormatError
 from .attention import causal_attention
 from .corpus import IGNORED
 from .fourbit import INITIAL_CLIP, INITIAL_EXPONENT, four_bit_linear
-
-__all__ = [
-    "PRECISIONS",
-    "BitNet",
-    "BitNetShape",
-    "Precision",
-    "Quantisation",
-    "bit_linear",
-    "int8_weights",
-    "keep_largest",
-    "quantise_activations",
-    "ternary",
-]
 
 Precision = Literal["ternary", "int8", "int4-fp4", "float32"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -73,10 +60,6 @@ class BitNetShape:
     def kv_size(self) -> int:
         """Channels of all key (or value) heads together."""
         return self.n_kv_heads * self.head_dim
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
-        return asdict(self)
 
 
 @dataclass
@@ -344,11 +327,6 @@ class BitNet(nn.Module):
         angle = torch.arange(shape.context_length, dtype=torch.float64)[:, None, None] * frequency
         self.register_buffer("cos", angle.cos().float(), persistent=False)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
-
-    @property
-    def grad_exponents(self) -> list[nn.Parameter]:
-        """The exponents of 4-bit training's gradient scales; none otherwise. They follow a rule of their own."""
-        return [p for name, p in self.named_parameters() if name.endswith("grad_exponent")]
 
     @property
     def blocks(self) -> list[Block]:

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from .model import BitNet
 
-__all__ = ["OPTIMIZERS", "Optimizer", "OptimizerName", "orthogonalise"]
-
 OptimizerName = Literal["adamw", "muon"]
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 

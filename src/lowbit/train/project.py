@@ -37,8 +37,6 @@ from .teacher import Teacher
 from .vocabulary import read_vocabulary, train_vocabulary, write_vocabulary
 from .warmstart import grow, read_model
 
-__all__ = ["Project", "train"]
-
 HELD_OUT = 0.02
 """Share of the text that is kept back for measuring, at most `HELD_OUT_BYTES`."""
 HELD_OUT_BYTES = 100_000
@@ -157,7 +155,7 @@ def _train(project: Project, beat: Beat) -> Path:
         size = sum(w * (len(ids) - 1) for w, ids in zip(weights, tokens, strict=True))
         schedule = replace(schedule, steps=max(1, round(project.epochs * size / schedule.batch_tokens)))
     digest = hashlib.sha256(b"".join([*(ids.tobytes() for ids in tokens), np.array(weights).tobytes()])).hexdigest()
-    identity = {"corpus": digest, "shape": model.shape.as_dict(), "dropout": project.dropout}
+    identity = {"corpus": digest, "shape": asdict(model.shape), "dropout": project.dropout}
     if project.precision != "ternary":
         identity["precision"] = project.precision
     parameters = sum(p.numel() for p in model.parameters())
@@ -354,7 +352,7 @@ def make_model(project: Project, vocab_size: int, compute: torch.dtype) -> BitNe
     source = read_model(project.start_from)
     # made anew, so that the random part of the model depends on the seed alone
     torch.manual_seed(project.schedule.seed)
-    shape = BitNetShape(**{**source.shape.as_dict(), **wanted})
+    shape = BitNetShape(**{**asdict(source.shape), **wanted})
     model = BitNet(shape, compute, project.dropout, project.precision)
     grow(model, source)
     return model

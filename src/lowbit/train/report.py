@@ -14,8 +14,6 @@ from tqdm import tqdm
 
 from ..replacing import Replacing
 
-__all__ = ["Beat", "Progress", "plot_loss"]
-
 QUIET_SECONDS = 9.0
 """Between two lines where nobody watches a bar (a log file), also while something takes longer."""
 

@@ -14,8 +14,6 @@ from ..tokenizers import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from ..model import Model
 
-__all__ = ["Teacher"]
-
 
 class Teacher:
     """Any model that lowbit runs, over the vocabulary of the model that learns.

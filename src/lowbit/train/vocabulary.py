@@ -16,8 +16,6 @@ from ..formats.gguf import GGUFFile
 from ..formats.gguf_writer import GGUFWriter
 from ..tokenizers.modelproto import read_model_proto
 
-__all__ = ["read_vocabulary", "train_vocabulary", "write_vocabulary"]
-
 SMALLEST, LARGEST = 512, 8192
 CUT = 1000
 """Longest run of characters given to the trainer at once: it drops lines of more than 4192 bytes without a word."""

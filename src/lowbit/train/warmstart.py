@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,8 +13,6 @@ from ..formats import open_model
 from ..formats.blocks import dequantize
 from .export import ARCHITECTURES
 from .model import INITIAL_DEVIATION, BitNet, BitNetShape
-
-__all__ = ["grow", "read_model"]
 
 NEW_BLOCK_GAIN = 0.05
 """Size of a new block's output against that of the blocks it comes between: small, so that the model still works."""
@@ -28,7 +26,7 @@ def read_model(path: str | Path, compute: torch.dtype = torch.float32) -> BitNet
     FormatError, UnsupportedModelError
         If the file is damaged, or not a BitNet model with tied embeddings.
     """
-    with closing(open_model(path)) as file:
+    with open_model(path) as file:
         if file.architecture not in ARCHITECTURES.values():
             raise UnsupportedModelError(f"{path}: training starts from a BitNet model, not from {file.architecture!r}")
         plan = plan_of(file)
@@ -78,7 +76,7 @@ def grow(model: BitNet, source: BitNet) -> None:
     FormatError
         If the two do not fit.
     """
-    ours, theirs = model.shape.as_dict(), source.shape.as_dict()
+    ours, theirs = asdict(model.shape), asdict(source.shape)
     for name in sorted(theirs.keys() - {"n_layers", "context_length"}):
         if ours[name] != theirs[name]:
             raise FormatError(f"{name} is {ours[name]}, but the model to start from has {theirs[name]}")

@@ -1,7 +1,0 @@
-from .matrix import PackedMatrix
-
-class Shortlist:
-    nbytes: int
-    asked: int
-    made: int
-    def __init__(self, matrix: PackedMatrix) -> None: ...
