@@ -155,7 +155,7 @@ class Stream:
             raise error if isinstance(error, LowbitError) else type(error)(*error.args) from error
 
 
-def let_go(driver: Driver, requests: list[Request]) -> None:
+def let_go(driver: Driven, requests: list[Request]) -> None:
     """Cancel what has not ended, also what a signal left in the queue without a stream."""
     left = [request for request in requests if not request.over]
     for request in left:
