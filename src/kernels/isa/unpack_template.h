@@ -1,7 +1,7 @@
 /*
  * Stored blocks whose bytes hold grid indices, nibbles of a table or two levels of scales become rows of U8: a byte for
- * each weight, and a scale for each 16 or 32 of them. Included by every instruction set; all of it is integers, and
- * floats in the order of the decoders in formats/, so bits are the same everywhere.
+ * each weight, and a scale for each 16 or 32 of them; those of Q4_K become U4M. Included by every instruction set; all
+ * of it is integers, and floats in the order of the decoders in formats/, so bits are the same everywhere.
  *
  * Layout facts: llama.cpp ggml/src/ggml-common.h, ggml/src/ggml-quants.c; formats/iquants.py and formats/kquants.py
  * say what lies where in a block, and formats/unpacked.py what the tables hold.
@@ -212,15 +212,18 @@ LB_INLINE int32_t minimum_of(const uint8_t *b, int32_t g) {
     return g < 4 ? b[8 + g] & 63 : b[8 + g] >> 4 | b[4 + g] >> 6 << 4;
 }
 
+/* The only one that becomes U4M: a byte has columns i and i + 16 of a group, which here lie in nibbles of two bytes. */
 LB_INLINE int unpack_q4_k(const uint8_t *b, float d, float dmin, lb_row row) {
-    float w[256];
     for (int32_t g = 0; g < 8; g++) {
         const uint8_t *q = b + 16 + g / 2 * 32;
-        const float scale = d * (float)scale_of(b, g), minimum = dmin * (float)minimum_of(b, g);
         const int32_t shift = g % 2 * 4;
-        for (int32_t i = 0; i < 32; i++) w[32 * g + i] = scale * (float)(q[i] >> shift & 15) - minimum;
+        uint8_t codes[16];
+        put_scale(row, 2 * g, d * (float)scale_of(b, g));
+        put_scale(row, 2 * g + 1, -(dmin * (float)minimum_of(b, g)));
+        for (int32_t i = 0; i < 16; i++) codes[i] = (uint8_t)((q[i] >> shift & 15) | (q[i + 16] >> shift & 15) << 4);
+        for (int32_t t = 0; t < 4; t++) memcpy(row.words + 64 * (4 * g + t), codes + 4 * t, 4);
     }
-    return put_rounded(row, w);
+    return 1;
 }
 
 LB_INLINE int unpack_q5_k(const uint8_t *b, float d, float dmin, lb_row row) {
@@ -328,8 +331,10 @@ LB_INLINE int unpack_block(const int32_t type, const uint8_t *b, const uint64_t 
 /* The row groups begin to end, in a loop of its own for each type. */
 LB_INLINE int unpack_groups(const int32_t type, const lb_stored *s, const uint8_t *source, const lb_matrix *m,
                             int32_t begin, int32_t end) {
-    const int32_t blocks = m->n_cols / s->block_cols, groups = s->block_cols / m->group_cols;
+    const int32_t blocks = m->n_cols / s->block_cols;
     const size_t row_bytes = (size_t)blocks * s->block_bytes, scale_bytes = m->scales_f16 ? 2 : 4;
+    const size_t block_words = (size_t)(m->words / blocks) * 64;
+    const size_t block_scales = lb_scales_at(m, 0, s->block_cols / m->group_cols) * scale_bytes;
     int good = 1;
     for (int32_t group = begin; group < end; group++) {
         const int32_t rows = m->n_rows - LB_ROWS * group < LB_ROWS ? m->n_rows - LB_ROWS * group : LB_ROWS;
@@ -340,8 +345,8 @@ LB_INLINE int unpack_groups(const int32_t type, const lb_stored *s, const uint8_
             for (int32_t i = 0; i < blocks; i++) {
                 good &= unpack_block(type, b, s->table, row);
                 b += s->block_bytes;
-                row.words += s->block_cols * 16;
-                row.scales = (uint8_t *)row.scales + LB_ROWS * groups * scale_bytes;
+                row.words += block_words;
+                row.scales = (uint8_t *)row.scales + block_scales;
             }
         }
     }

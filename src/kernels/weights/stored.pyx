@@ -2,7 +2,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint8_t, uint64_t
 
-from lowbit._kernels.dispatch cimport LB_U8, lb_matrix, lb_row_groups, lb_stored, parallel, table as kernels
+from lowbit._kernels.dispatch cimport LB_U4M, LB_U8, lb_matrix, lb_row_groups, lb_stored, parallel, table as kernels
 
 from lowbit.errors import FormatError
 
@@ -76,15 +76,18 @@ cdef class Stored:
         self.c.type, self.c.block_cols, self.c.block_bytes, self.group_cols, words = STORED[type]
         if table.shape[0] != words:
             raise FormatError(f"a table of {table.shape[0]} words does not fit {type}")
-        self.type, self.rounded, self.table = type, words == 0, table
+        self.type, self.table = type, table
+        self.format = LB_U4M if type == "Q4_K" else LB_U8
+        self.rounded = words == 0 and self.format == LB_U8
         if words:
             self.c.table = &self.table[0]
 
     cdef size_t row_bytes(self, const lb_matrix *m) except 0:
         """Bytes of a stored row; FormatError if a matrix does not take rows of this type."""
-        if (m.format != LB_U8 or m.n_cols % self.c.block_cols or m.group_cols != self.group_cols
+        if (m.format != self.format or m.n_cols % self.c.block_cols or m.group_cols != self.group_cols
                 or bool(m.scales_f16) != self.rounded):
-            raise FormatError(f"{self.type} needs rows of a multiple of {self.c.block_cols} weights in 8 bits")
+            bits = 4 if self.format == LB_U4M else 8
+            raise FormatError(f"{self.type} needs rows of a multiple of {self.c.block_cols} weights in {bits} bits")
         return <size_t>(m.n_cols // self.c.block_cols) * self.c.block_bytes
 
     cdef int unpack(self, const lb_matrix *m, const uint8_t *source, int32_t threads) except -1:

@@ -9,6 +9,7 @@ cdef class Stored:
     cdef lb_stored c
     cdef readonly str type
     cdef int32_t group_cols     # weights that share a scale once they are unpacked
+    cdef int32_t format         # what they become
     cdef bint rounded           # to 8 bits with a float16 scale, rather than taken as they are
     cdef const uint64_t[::1] table
 

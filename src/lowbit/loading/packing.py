@@ -174,6 +174,8 @@ def kept_as(kind: str) -> str:
         return ""
     if kind in TERNARY:
         return "ternary codes, equal" + (" (4 bits where a code is 3)" if kind in ("Q2_0", "PQ2_0") else "")
+    if kind == "Q4_K":
+        return "4 bits, equal, a scale and a minimum for 32"
     return f"8 bits, equal, a scale for {GROUPS[kind]}" if kind in GROUPS else "8 bits, rounded, a scale for 32"
 
 
@@ -324,6 +326,8 @@ class _Reader:
             return PackedMatrix("u4", rows, cols, group_cols=type_of(kind.removesuffix(WITH_CODE_3)).block_elements)
         if kind in GROUPS:
             return PackedMatrix("u8", rows, cols, group_cols=GROUPS[kind], block_cols=GROUPS[kind])
+        if kind == "Q4_K":  # whose scales are products, with more digits than float16 has
+            return PackedMatrix("u4m", rows, cols, group_cols=32)
         if kind == "ternary floats":
             return self._ternary(rows, cols, GROUP)
         if kind == "Q8_L2C":
