@@ -26,6 +26,8 @@ class Driver(Protocol):
 
     def settle(self) -> None: ...
 
+    def tell(self) -> None: ...
+
 
 class Stream:
     """A text that is being made: an iterator over its pieces, here or in asyncio, where `await` gives all of it.
@@ -98,8 +100,7 @@ class Stream:
 
     async def _finish(self) -> Generation:
         self._request.collecting = True
-        with self._driver.changed:
-            self._driver.changed.notify_all()
+        self._driver.tell()
         await self._until(lambda: self._request.over)
         return self.result()
 
@@ -133,8 +134,7 @@ class Stream:
         full = request.held_back
         piece, self.read = request.next_piece()
         if full:
-            with self._driver.changed:
-                self._driver.changed.notify_all()
+            self._driver.tell()
         return piece
 
     def result(self) -> Generation:
