@@ -1,15 +1,18 @@
-"""What may come at any moment: a signal between two lines of the engine, and the garbage collector amid a step."""
+"""What may come at any moment: a signal between two lines of the engine, the garbage collector or a fork in a step."""
 
 from __future__ import annotations
 
 import gc
 import itertools
+import os
+import signal
 import sys
 import threading
+import traceback
 
 import pytest
 
-from lowbit import Engine
+from lowbit import Engine, LowbitError
 from lowbit.engine import engine as engine_module
 from lowbit.engine import sequence
 
@@ -94,3 +97,43 @@ def test_a_stream_that_is_collected_amid_a_step_of_another_engine_gives_its_memo
         ended.join(30)
         assert not ended.is_alive(), "the engine waits for itself"
     assert model._decoder.pool.held == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_that_is_forked_amid_a_step_has_all_of_the_memory_and_none_of_the_streams(model):
+    model._decoder.pool.resize(5, 5)  # one whole context
+    want = model.generate([1, 6], **OPTIONS).tokens
+    read = model.stream([1, 5], max_tokens=200, logit_bias={1: -1000.0, 2: -1000.0})
+    next(read)
+    waiting = model._engine.submit([1, 7], max_tokens=1)
+    stepping, over = threading.Event(), threading.Event()
+
+    def step():
+        with model._engine._turn, model._decoder.lock:
+            stepping.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    assert stepping.wait(30)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(30)  # whoever waits for a thread of the parent's waits for ever
+            with Engine(model) as engine:
+                assert engine.submit([1, 6], **OPTIONS).result().tokens == want
+            with pytest.raises(LowbitError, match="parent process"):
+                waiting.result()
+            with pytest.raises(LowbitError, match="parent process"):
+                list(read)
+            os._exit(0 if model.generate([1, 6], **OPTIONS).tokens == want else 1)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(2)
+    try:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        over.set()
+        thread.join()
+    assert "".join(read)

@@ -212,6 +212,20 @@ def test_paged_experts_give_the_bits_of_resident_ones(write, model, kind):
         assert all(0 <= rate < 1 for rate in memory["expert_hits"])
 
 
+@pytest.mark.parametrize("top", [1, 2])
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_few_paged_experts_give_the_bits_of_resident_ones(write, kind, top):
+    """An only expert is read by every pass, like any other matrix."""
+    sizes = {"expert_count": top, "expert_used_count": top, "block_count": 4, "expert_feed_forward_length": 1024}
+    path = write(kind=kind, keys={**sizes, "feed_forward_length": 1024})
+    want = lowbit.load(path).logits(IDS)
+    for threads in (1, 2):
+        paged = lowbit.load(path, max_ram=smallest(path), threads=threads)
+        assert np.array_equal(bits(paged.logits(IDS)), bits(want))
+        assert np.array_equal(bits(paged.logits(IDS[:1])), bits(want[:1]))
+        assert paged.info()["memory"]["reads"] > 0
+
+
 def test_hits_that_are_read_amid_a_step_are_those_of_the_last_one(write):
     path = write(keys={"expert_count": 48, "block_count": 6})
     paged = lowbit.load(path, max_ram=smallest(path) + (1 << 20), threads=1)

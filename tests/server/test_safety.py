@@ -225,6 +225,10 @@ def test_the_manual_lists_every_path_and_every_field():
         (["--host", "203.0.113.7"], "cannot listen"),
         (["--api-key", ""], "key"),
         (["--chat-template", "no-such"], "no-such"),
+        (["--step-ms", "0"], "step_ms"),
+        (["--step-ms", "nan"], "step_ms"),
+        (["--kv-ram", "x"], "kv"),
+        (["--batch", str(1 << 40)], "batch"),
     ],
 )
 def test_what_is_wrong_with_the_command_is_one_line(arguments, words):

@@ -219,10 +219,6 @@ cdef class Decoder(ForwardPass):
         """Likewise, of the rows that wanted states: after the last RMSNorm, a new array of shape (rows, hidden)."""
         return self.states_memory
 
-    def renew_lock(self):
-        """For a child process, in which nobody can give the lock back."""
-        self.lock = StepLock()
-
     def interrupt(self):
         """Ask a step that makes several tokens to end before the next one. For any thread."""
         lb_atomic_store(&self.interrupted, 1)

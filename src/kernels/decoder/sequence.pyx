@@ -11,6 +11,7 @@ from lowbit._kernels.lookup cimport MAX_DRAFT, Lookup
 from lowbit._kernels.recall cimport recall, store
 from lowbit._kernels.sampler cimport Sampler
 
+import os
 import threading
 import time
 
@@ -47,12 +48,16 @@ cdef class Turn:
 
 cdef class StepLock:
     """A lock that knows its holder: the garbage collector may end a stream in the middle of a step, in the same thread.
+
+    In a child process it is free: whoever held it there lives on in the parent alone.
     """
 
     def __cinit__(self):
-        self.lock = threading.Lock()
+        self.lock, self.process = threading.Lock(), os.getpid()
 
     def __enter__(self):
+        if self.process != os.getpid():
+            self.lock, self.process = threading.Lock(), os.getpid()
         self.lock.acquire()
         self.thread, self.taken = PyThread_get_thread_ident(), True
 
@@ -63,7 +68,7 @@ cdef class StepLock:
     @property
     def mine(self):
         """Whether the calling thread holds it."""
-        return self.taken and self.thread == PyThread_get_thread_ident()
+        return self.taken and self.process == os.getpid() and self.thread == PyThread_get_thread_ident()
 
 
 cdef class Sequence:

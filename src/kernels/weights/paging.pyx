@@ -357,9 +357,9 @@ cdef class PagedMatrix:
         return status
 
     cdef bint prefetch_part(self, int32_t part) noexcept nogil:
-        """Ask for the blocks of a part, soon to be used; whether all are there."""
+        """Ask for the blocks of a part, soon to be used; whether all are there, as those of an only part never are."""
         cdef int32_t block = self.first_block + part * self.part_blocks
-        return prefetch(self.pager.blocks, block, self.part_blocks)
+        return self.part_blocks > 0 and prefetch(self.pager.blocks, block, self.part_blocks)
 
     cdef int _multiply(self, int32_t block, int32_t left, const lb_activations *x, float *y, ptrdiff_t y_stride,
                        int32_t threads) noexcept nogil:

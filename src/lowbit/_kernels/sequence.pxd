@@ -41,7 +41,7 @@ cdef class Turn:
 
 
 cdef class StepLock:
-    cdef object lock
+    cdef object lock, process
     cdef bint taken
     cdef unsigned long thread
 

@@ -60,6 +60,17 @@ class Driven(ABC):
     def _step(self) -> bool:
         """Make a step; whether there was anything to do."""
 
+    @abstractmethod
+    def _leave_parent(self) -> None:
+        """In a child process: let go of what the parent goes on with."""
+
+    def _check_process(self) -> None:
+        """Go on in a child process, if there is no thread, which would have stayed in the parent."""
+        if os.getpid() != self._process:
+            if self._threaded:
+                raise LowbitError("an engine does not live on in a child process; make a new one there")
+            self._leave_parent()
+
     def close(self) -> None:
         """Cancel all requests and stop. May be called twice."""
         self._stop(LowbitError(""))
@@ -72,6 +83,8 @@ class Driven(ABC):
 
         The garbage collector may call this amid a step of another engine, which then lets go of the memory.
         """
+        if os.getpid() != self._process:
+            return
         self._sweep = True
         self._decoder.interrupt()
         if not self._threaded and not self._turn.taken and not self._decoder.lock.mine:
@@ -84,6 +97,7 @@ class Driven(ABC):
     def wait(self, ready: Callable[[], bool]) -> None:
         """Return when `ready()`; until then make steps, unless somebody else does."""
         while not ready():
+            self._check_process()
             if not self._threaded:
                 with self._turn as mine:
                     while mine and not ready():
@@ -96,7 +110,9 @@ class Driven(ABC):
             self.tell()  # somebody else may have to drive now
 
     def tell(self) -> None:
-        """Wake up those that wait for something to change."""
+        """Wake up those that wait for something to change; in a child process nobody does."""
+        if os.getpid() != self._process:
+            return
         with self.changed:
             self.changed.notify_all()
             listeners = tuple(self.listeners)

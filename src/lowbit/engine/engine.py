@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import weakref
 from collections import deque
@@ -170,10 +169,7 @@ class Engine(Driven):
 
     def start(self, request: Request) -> Stream:
         """Queue a request."""
-        if os.getpid() != self._process:
-            if self._threaded:
-                raise LowbitError("an engine does not live on in a child process; make a new one there")
-            self._leave_parent()
+        self._check_process()
         most, need, size = self._pool.limit, self._pool.need(request.capacity), self._pool.block_bytes
         if most is not None and need > most:
             raise MemoryBudgetError(f"keys and values of such a text need {need * size} bytes; there are {most * size}")
@@ -273,8 +269,9 @@ class Engine(Driven):
         self._running = running
         for sequence in self._pool.sequences:
             owner = sequence.owner
-            if isinstance(owner, Request) and (owner.sequence is not sequence or (owner.cancelled and owner.idle)):
-                sequence.close()
+            if not isinstance(owner, Request) or (owner.sequence is sequence and not owner.left(self._process)):
+                continue
+            sequence.close()
         if self._drafter is not None:
             self._drafter.settle()
         self._torn = False
@@ -439,10 +436,8 @@ class Engine(Driven):
             request.end(State.FAILED, error)
 
     def _leave_parent(self) -> None:
-        """In a child process: what ran in the parent runs there."""
-        self._decoder.renew_lock()
         self.model._compiler.renew()
-        for request in self._running:
+        for request in (*self._running, *self._waiting):
             request.end(State.FAILED, LowbitError("the request belongs to the parent process"))
         self._fresh()
         self._settle()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -129,6 +130,7 @@ class Request:
         self.error: BaseException | None = None
         self.sequence: Sequence | None = None
         self.cancelled = False
+        self._process = os.getpid()
         self.turn: Turn | None = None
         """Whose turn it is to make its steps; None if a thread does."""
         self.reused = 0
@@ -190,6 +192,10 @@ class Request:
     def idle(self) -> bool:
         """Whether nobody makes its steps now: a text that was begun, and that its reader has left for a while."""
         return self.turn is not None and not self.turn.taken and self.each is None
+
+    def left(self, process: int) -> bool:
+        """Whether nobody will make its steps any more, or those of a parent's of this process would."""
+        return self._process != process or (self.cancelled and self.idle)
 
     def look(self) -> None:
         """Go on if its grammar has been compiled meanwhile, and end if it cannot be."""

@@ -83,8 +83,7 @@ class Stream:
 
     async def _finish(self) -> Generation:
         self._request.collecting = True
-        with self._driver.changed:
-            self._driver.changed.notify_all()
+        self._driver.tell()
         await self._until(lambda: self._request.over)
         return self.result()
 
@@ -118,8 +117,7 @@ class Stream:
         full = request.held_back
         piece, self.read = request.next_piece()
         if full:
-            with self._driver.changed:
-                self._driver.changed.notify_all()
+            self._driver.tell()
         return piece
 
     def result(self) -> Generation:

@@ -64,7 +64,7 @@ class Service:
         """Answers by status; 499 where nobody was there to take one."""
 
     def load(self) -> None:
-        """Load the model."""
+        """Load the model; LowbitError if that cannot be done, or a setting of the engine is out of range."""
         settings, model = self.settings, self._load()
         if model._tokenizer is not None:
             self._template, self.note = _template(settings.chat_template, model)
@@ -74,10 +74,13 @@ class Service:
         self.names = tuple(dict.fromkeys([*given, own]))
         self.aliases = tuple(given)
         self.name = self.names[0]
-        self._engine = Engine(
-            model, max_sequences=settings.max_sequences, kv_ram=settings.kv_ram, step_ms=settings.step_ms,
-            max_queue=settings.max_queue, batch=settings.batch,
-        )  # fmt: skip
+        try:
+            self._engine = Engine(
+                model, max_sequences=settings.max_sequences, kv_ram=settings.kv_ram, step_ms=settings.step_ms,
+                max_queue=settings.max_queue, batch=settings.batch,
+            )  # fmt: skip
+        except ValueError as error:  # whoever starts a server gives these on a command line
+            raise LowbitError(str(error)) from None
         self._model = model
 
     def close(self) -> None:
