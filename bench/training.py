@@ -10,32 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import tempfile
 from dataclasses import asdict
-from pathlib import Path
 
-import numpy as np
 import torch
 
-from lowbit.train.loop import Schedule, fit
 from lowbit.train.model import BitNet, BitNetShape
 from lowbit.train.project import compute_type, share_cores
+from lowbit.train.speed import training_speed
 
 SHAPE = BitNetShape(
     vocab_size=512, hidden_size=512, intermediate_size=256, n_layers=4, n_heads=8, n_kv_heads=4, activation="silu"
 )
-
-
-def speed_of(model: BitNet, args: argparse.Namespace, processes: int, threads: int) -> float:
-    """Train on random tokens, and return tokens per second in the fastest step: optimizer and reading included."""
-    documents = [np.random.default_rng(0).integers(3, model.shape.vocab_size, args.batch + 1, np.uint16)]
-    schedule = Schedule(
-        steps=args.steps + 1,  # the first warms up and, for a compiled model, compiles
-        batch_tokens=args.batch, micro_tokens=args.micro_batch, window=args.window, float_share=0.0,
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        history = fit(model, documents, schedule, Path(folder) / "checkpoint.npz", processes=processes, threads=threads)
-    return args.batch / min(record["seconds"] for record in history[1:])
 
 
 def main() -> None:
@@ -59,7 +44,7 @@ def main() -> None:
         model = BitNet(shape, compute_type(args.compute, "cpu"))
         if shutil.which("c++"):
             model.compile()
-        speed = speed_of(model, args, processes, each)
+        speed = training_speed(model, args.batch, args.micro_batch, args.window, args.steps, processes, each)
         parameters = sum(p.numel() for p in model.parameters())
         results.append({"threads": cores, "parameters": parameters, "tokens_per_second": speed})
         if not args.json:

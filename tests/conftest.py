@@ -17,7 +17,7 @@ import pytest
 
 from lowbit import isa as instruction_sets
 from lowbit import model as models
-from lowbit._kernels import decoder, forward, graph, matrix, products
+from lowbit._kernels import decoder, dispatch, graph, matrix, products
 
 sys.path.insert(0, str(Path(__file__).parent))  # for work.py
 
@@ -95,7 +95,7 @@ class GuardedNumPy:
 def guards(monkeypatch):
     """Guard bytes around results and scratch memory; `guards.intact()` tells whether they still stand."""
     guarded = GuardedNumPy()
-    for module in (matrix, products, graph, forward, decoder):
+    for module in (matrix, products, graph, dispatch, decoder):
         monkeypatch.setattr(module, "np", guarded)
     return guarded
 

@@ -18,6 +18,7 @@ from lowbit.train.loop import Schedule, fit
 from lowbit.train.measure import bits_per_byte
 from lowbit.train.model import ternary
 from lowbit.train.optimizer import Optimizer, orthogonalise
+from lowbit.train.speed import training_speed
 
 QUICK = {"batch_tokens": 512, "micro_tokens": 256, "window": 32, "learning_rate": 5e-3}
 
@@ -260,6 +261,13 @@ def test_with_a_teacher_the_model_learns_what_the_teacher_says(make_model, docum
 def test_impossible_schedules_are_refused(bad):
     with pytest.raises(FormatError):
         Schedule(**{"steps": 5, **QUICK, **bad})
+
+
+def test_speed_is_measured_on_steps_that_train(make_model):
+    model = make_model()
+    before = model.token_embd.detach().clone()
+    assert training_speed(model, 256, 256, 32, steps=2) > 0
+    assert not torch.equal(model.token_embd, before)
 
 
 def test_what_takes_long_is_told_of_until_it_ends(monkeypatch, capsys):

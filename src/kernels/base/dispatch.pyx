@@ -109,7 +109,7 @@ cdef class Buffers:
         self.kept = []
 
     cdef void *take(self, size_t rows, size_t row_bytes) except NULL:
-        cdef char[::1] view = np.zeros(checked(lb_plus(lb_times(rows, row_bytes), 64), "a buffer"), np.int8)
+        cdef char[::1] view = np.empty(checked(lb_plus(lb_times(rows, row_bytes), 64), "a buffer"), np.int8)
         self.kept.append(view)
         self.nbytes += rows * row_bytes
         return <void *>((<size_t>&view[0] + 63) // 64 * 64)

@@ -5,6 +5,7 @@ traffic: it is for processors that compute slowly.
 """
 from libc.stddef cimport size_t
 from libc.stdint cimport int16_t, int32_t
+from libc.string cimport memset
 
 from lowbit._kernels.dispatch cimport (
     LB_ROWS, Buffers, begin_floats, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matmul_fn, lb_matrix,
@@ -53,7 +54,7 @@ cdef class Shortlist(Buffers):
 
     def __cinit__(self, PackedMatrix matrix not None):
         cdef const lb_matrix *m = &matrix.m
-        cdef size_t groups = lb_row_groups(m.n_rows), cols = m.n_cols
+        cdef size_t groups = lb_row_groups(m.n_rows), rows = groups * LB_ROWS, cols = m.n_cols
         cdef int32_t row
         cdef float *values
         cdef int16_t *codes
@@ -61,12 +62,15 @@ cdef class Shortlist(Buffers):
         cdef lb_float_mode mode
         if not lb_can_sketch(m):
             raise FormatError(f"{matrix!r} has no sketch")
-        codes = <int16_t *>self.take(groups * LB_ROWS, cols)
-        scales = <float *>self.take(groups * LB_ROWS, 4)
+        codes = <int16_t *>self.take(rows, cols)
+        scales = <float *>self.take(rows, 4)
         self.lengths = <lb_lengths *>self.take(groups, sizeof(lb_lengths))
         self.best = <float *>self.take(groups, 4)
         self.inputs = <int16_t *>self.take(3 * cols, 2)
         values = <float *>self.take(cols, 4)
+        memset(codes, 0, rows * cols)       # also where the last row group has no rows
+        memset(scales, 0, rows * 4)
+        memset(self.lengths, 0, groups * sizeof(lb_lengths))
         with nogil:
             mode = begin_floats()
             for row in range(m.n_rows):

@@ -192,7 +192,7 @@ cdef void free_aligned(void *memory) noexcept nogil
 cdef int64_t nanoseconds() noexcept nogil
 
 
-# Zeros, at multiples of 64 bytes, that live as long as this.
+# Memory, at multiples of 64 bytes, that lives as long as this.
 cdef class Buffers:
     cdef readonly size_t nbytes
     cdef list kept
