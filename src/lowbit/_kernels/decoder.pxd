@@ -53,6 +53,7 @@ cdef class Decoder(ForwardPass):
     cdef RowCosts costs
 
     cdef int _need_logits(self, int32_t rows) except -1
+    cdef int _tell(self) except -1
     cdef void _fill(self, Batch batch) noexcept nogil
     cdef bint _account(self, Batch batch) noexcept nogil
     cdef void _leave(self, Batch batch) noexcept nogil
