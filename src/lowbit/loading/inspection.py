@@ -18,6 +18,7 @@ from .load import (
     check_threads,
     describe,
     kv_bytes_per_token,
+    longrope,
     named,
     state_bytes,
     tokenizer_of,
@@ -68,6 +69,7 @@ def inspect_file(
         weight_bytes, ternary = packed_bytes(file, plan)
         return {
             **describe(file),
+            **longrope(plan, None),
             "family": plan.family,
             "vocab_size": plan.vocab_size,
             "context_length": plan.context_length,
