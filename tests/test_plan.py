@@ -34,6 +34,12 @@ def test_weights_are_listed_once_and_in_the_order_of_the_computation():
     assert [weight.layer for weight in plan.weights()] == [-1, *[0] * 16, *[1] * 16, *[2] * 16, -1, -1, -1]
 
 
+def test_a_model_has_longropes_divisors_or_those_of_one_tensor():
+    names = [weight.name for weight in replace(EVERYTHING, original_context=32, rope_tensor=True).rope_freqs]
+    assert names == ["rope_factors_short.weight", "rope_factors_long.weight"]
+    assert EVERYTHING.rope_freqs == ()
+
+
 def test_linear_layers_have_the_inputs_and_outputs_of_their_weights():
     found = {linear.name: (linear.n_in, linear.n_out, len(linear.biases)) for linear in EVERYTHING.linears(1)}
     assert found == {"qkv": (24, 64, 3), "attn_output": (32, 24, 0), "gate_up": (24, 40, 0), "ffn_down": (20, 24, 0)}

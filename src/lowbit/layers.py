@@ -102,7 +102,8 @@ class Rope:
     factors: tuple[float, ...] = ()
     """Divisors of the frequencies, one per pair; empty means all 1."""
     scale: float = 1.0
-    """Factor of the cosines and sines, so of the length of rotated queries and keys (YaRN's attention factor)."""
+    """Factor of the cosines and sines, so of the length of rotated queries and keys (the attention factor of
+    YaRN and LongRoPE)."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,8 @@ class Attention:
     gated: bool = False
     """The query projection has `head_dim` more rows behind those of each head: what the heads give is multiplied by
     the logistic function of these."""
+    fused: bool = False
+    """Query, key and value projections are one tensor."""
 
     @property
     def value_dim(self) -> int:
@@ -152,6 +155,7 @@ class Attention:
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         yield layer.norm("attn_norm", layer.hidden)
         rows = {"attn_q": 2 * q if self.gated else q, "attn_k": kv, "attn_v": kv}
+        rows = {"attn_qkv": sum(rows.values())} if self.fused else rows
         yield layer.linear("qkv", rows, layer.hidden, self.bias, self.input_norms)
         if self.qk_norm or self.whole_norm:
             yield layer.norm("attn_q_norm", q if self.whole_norm else self.head_dim)
@@ -285,11 +289,13 @@ class Dense:
     """Each linear layer has an RMSNorm of its input."""
     norm: str = "ffn_norm"
     """Name of the norm before it in a file."""
+    fused: bool = False
+    """Gate and up projection are one tensor, in this order."""
 
     def parts(self, layer: _Layer) -> Parts:
         """List norms and linear layers in the order of the computation."""
         yield layer.norm("ffn_norm", layer.hidden, self.norm)
-        rows = {"ffn_gate": self.size, "ffn_up": self.size}
+        rows = {"ffn_up": 2 * self.size} if self.fused else {"ffn_gate": self.size, "ffn_up": self.size}
         yield layer.linear("gate_up", rows, layer.hidden, norms=self.input_norms)
         if self.sub_norm:
             yield layer.norm("ffn_sub_norm", self.size)

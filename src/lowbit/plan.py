@@ -56,6 +56,8 @@ class ModelPlan:
     """The output head is the token embedding."""
     rope_tensor: bool = False
     """The file has a tensor of divisors of the rotary frequencies."""
+    original_context: int = 0
+    """LongRoPE: it has two of them instead, the first for contexts of up to so many tokens. 0: it has not."""
     activation_quant: Literal["token", "group"] = "group"
     """int8 scale of the input of an integer linear: one per token (BitNet, part of the model),
     or one per weight group of at most 256 channels (an approximation lowbit chooses)."""
@@ -95,11 +97,12 @@ class ModelPlan:
         return Weight("output_norm", "output_norm.weight", (self.hidden_size,), "norm")
 
     @property
-    def rope_freqs(self) -> Weight | None:
+    def rope_freqs(self) -> tuple[Weight, ...]:
         """Divisors of the rotary frequencies, if the file has them."""
-        if not self.rope_tensor:
-            return None
-        return Weight("rope_freqs", "rope_freqs.weight", (self.rope_dim // 2,), "factors")
+        roles = ("rope_freqs",) * self.rope_tensor
+        if self.original_context:
+            roles = ("rope_factors_short", "rope_factors_long")
+        return tuple(Weight(role, f"{role}.weight", (self.rope_dim // 2,), "factors") for role in roles)
 
     def parts(self, layer: int) -> Parts:
         """List a layer's norms and linear layers, in the order of the computation."""
@@ -118,8 +121,7 @@ class ModelPlan:
         yield self.output_norm
         if not self.tied_embeddings:
             yield self.output
-        if self.rope_freqs is not None:
-            yield self.rope_freqs
+        yield from self.rope_freqs
 
     @cached_property
     def by_name(self) -> Mapping[str, Weight]:

@@ -50,6 +50,9 @@ QWEN35_MOE = {
     **QWEN35, **EXPERTS, "linear_num_value_heads": 4, "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 48,
 }  # fmt: skip
+MINICPM = {
+    "num_hidden_layers": 3, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 32, "tie_word_embeddings": True,
+}  # fmt: skip
 GPT_OSS = {
     "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 64, "head_dim": 16, "sliding_window": 9,
     "num_hidden_layers": 3, "attention_bias": True, "swiglu_limit": 7.0, "pad_token_id": None,
@@ -68,6 +71,15 @@ DEEPSEEK_YARN = {
     "type": "yarn", "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 32,
     "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0, "rope_theta": 10000.0,
 }  # fmt: skip
+
+
+def longrope(pairs, original, **more):
+    """LongRoPE's keys for so many pairs of channels."""
+    return {
+        "rope_type": "longrope", "short_factor": [1.0 + 0.05 * i for i in range(pairs)],
+        "long_factor": [1.0 + 0.4 * i**1.5 for i in range(pairs)], "original_max_position_embeddings": original, **more,
+    }  # fmt: skip
+
 
 # name: architecture class, model_type, keys of config.json, what the linear weights are, dtype of the floats.
 # A case's random numbers follow from its place: new ones go to the end.
@@ -127,8 +139,7 @@ CASES = {
     ),
     "minicpm": (
         "MiniCPMForCausalLM", "minicpm",
-        {"num_hidden_layers": 3, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 32,
-         "tie_word_embeddings": True}, "float", "BF16",
+        MINICPM, "float", "BF16",
     ),
     "gemma3": (
         "Gemma3ForCausalLM", "gemma3_text",
@@ -211,7 +222,27 @@ CASES = {
             "quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}},
         "mxfp4", "BF16",
     ),
+    "phi3": (
+        "Phi3ForCausalLM", "phi3",
+        {"sliding_window": 9, "partial_rotary_factor": 0.75, "pad_token_id": None, "tie_word_embeddings": True,
+         "original_max_position_embeddings": 72,
+         "rope_scaling": {k: v for k, v in longrope(12, 72, type="su").items() if k != "rope_type"}},
+        "float", "BF16",
+    ),
+    "phi3_long": (
+        "Phi3ForCausalLM", "phi3",
+        {"sliding_window": None, "pad_token_id": None, "original_max_position_embeddings": 7,
+         "rope_scaling": {k: v for k, v in longrope(16, 7, type="longrope").items() if k != "rope_type"}},
+        "float", "F16",
+    ),
+    "minicpm4": ("MiniCPMForCausalLM", "minicpm", {**MINICPM, "rope_scaling": longrope(16, 128)}, "float", "BF16"),
+    "minicpm4_long": (
+        "MiniCPMForCausalLM", "minicpm", {**MINICPM, "rope_scaling": longrope(16, 7)}, "float", "BF16",
+    ),
 }  # fmt: skip
+
+CONTEXTS = {"phi3": 72}
+"""Contexts to load models for, if not their own: the original one, up to which LongRoPE has its short factors."""
 
 OWN = {"maple": ("MapleForCausalLM", "maple", MAPLE, "float", "BF16")}
 """Cases that transformers cannot run."""
@@ -342,8 +373,11 @@ def tensors_of(name):
             gated["mlp.shared_expert."] = config["shared_expert_intermediate_size"]
             linear(block + "mlp.shared_expert_gate", 1, hidden)
         for part, size in gated.items():
-            linear(f"{block}{part}gate_proj", size, hidden)
-            linear(f"{block}{part}up_proj", size, hidden)
+            if architecture == "Phi3ForCausalLM":
+                linear(f"{block}{part}gate_up_proj", 2 * size, hidden)
+            else:
+                linear(f"{block}{part}gate_proj", size, hidden)
+                linear(f"{block}{part}up_proj", size, hidden)
             linear(f"{block}{part}down_proj", hidden, size)
 
     def recurrent(block, config):
@@ -383,7 +417,9 @@ def tensors_of(name):
             norm(block + "post_attention_layernorm", hidden)
             feed_forward(block, i)
             continue
-        for key, rows in (("q_proj", (2 if qwen35 else 1) * q_size), ("k_proj", kv_size), ("v_proj", kv_size)):
+        phi3 = architecture == "Phi3ForCausalLM"
+        apart = ("q_proj", (2 if qwen35 else 1) * q_size), ("k_proj", kv_size), ("v_proj", kv_size)
+        for key, rows in (("qkv_proj", q_size + 2 * kv_size),) if phi3 else apart:
             linear(f"{block}self_attn.{key}", rows, hidden)
             if architecture in ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "GptOssForCausalLM"):
                 add(f"{block}self_attn.{key}.bias", 0.5 * rng.standard_normal(rows))

@@ -24,6 +24,10 @@ def folders(tmp_path_factory):
     return {name: checkpoints.write(name, root / name) for name in checkpoints.CASES}
 
 
+def exact(path, name):
+    return lowbit.load(path, **EXACT, context=checkpoints.CONTEXTS.get(name))
+
+
 def golden(name):
     return np.load(Path(__file__).parent / "goldens" / f"{name}.npz")
 
@@ -36,14 +40,12 @@ def worst(model, expected):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_those_of_transformers(folders, name):
-    assert worst(lowbit.load(folders[name], **EXACT), golden(name)["logits"]) <= 1e-3
+    assert worst(exact(folders[name], name), golden(name)["logits"]) <= 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_text_is_that_of_transformers(folders, name):
-    out = lowbit.load(folders[name], **EXACT).generate(
-        checkpoints.PROMPT, max_tokens=checkpoints.NEW_TOKENS, temperature=0
-    )
+    out = exact(folders[name], name).generate(checkpoints.PROMPT, max_tokens=checkpoints.NEW_TOKENS, temperature=0)
     assert out.tokens == golden(name)["ids"].tolist()
 
 
@@ -112,7 +114,7 @@ def test_a_family_keeps_the_pairing_of_its_container(folders):
 def test_a_folder_converted_to_gguf_gives_the_same_logits(folders, name, tmp_path):
     """In GGUF the rows of a Llama's queries and keys have another order: left as they are, the logits differ widely."""
     convert(folders[name], tmp_path / "model.gguf", "f16", head="f16")
-    assert worst(lowbit.load(tmp_path / "model.gguf", **EXACT), golden(name)["logits"]) <= 2e-2  # float16 weights
+    assert worst(exact(tmp_path / "model.gguf", name), golden(name)["logits"]) <= 2e-2  # float16 weights
 
 
 @pytest.mark.parametrize("name", INTEGERS)

@@ -115,6 +115,12 @@ CRAFTED: dict[str, dict[str, Any]] = {
         ).encode(),
         "factor of logits of 0": lambda: seeds.minicpm(**{"llama.logit_scale": (F32, 0.0)}).encode(),
         "factor of the embedding of 1e30": lambda: seeds.minicpm(**{"llama.embedding_scale": (F32, 1e30)}).encode(),
+        "original context of 0": lambda: seeds.minicpm(
+            **{"llama.rope.scaling.original_context_length": (U32, 0)}
+        ).encode(),
+        "length of queries that is no number": lambda: seeds.minicpm(
+            **{"llama.rope.scaling.attn_factor": (F32, float("nan"))}
+        ).encode(),
         "states of 512 squared for each of 16384 heads": lambda: seeds.qwen35(
             **{
                 "qwen35.ssm.state_size": (U32, 512),

@@ -182,9 +182,18 @@ def gemma3(**changes: Any) -> Group:
 
 
 def minicpm(**changes: Any) -> Group:
-    """A MiniCPM of one layer."""
-    factors = {"embedding_scale": 12.0, "residual_scale": 1.4, "logit_scale": 0.125}
-    return renamed("minicpm", **{**{f"llama.{key}": (F32, value) for key, value in factors.items()}, **changes})
+    """A MiniCPM of one layer, with LongRoPE."""
+    factors = {"embedding_scale": 12.0, "residual_scale": 1.4, "logit_scale": 0.125, "rope.scaling.attn_factor": 1.1}
+    keys: Keys = {
+        "general.architecture": (STRING, "minicpm"),
+        **{f"llama.{key}": (F32, value) for key, value in factors.items()},
+        "llama.rope.scaling.type": (STRING, "longrope"),
+        "llama.rope.scaling.factor": None,
+        "llama.rope.scaling.original_context_length": (U32, CONTEXT // 2),
+    }
+    divisors = np.linspace(1, 4, HIDDEN // HEADS // 2).astype("<f4")
+    longrope = [(f"rope_factors_{which}.weight", divisors.shape, 0, divisors.tobytes()) for which in ("long", "short")]
+    return llama(0, 0, longrope, **{**keys, **changes})
 
 
 def qwen3next() -> Group:
@@ -469,7 +478,9 @@ CONFIGS = (
     {**CONFIG, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 8,
      "layer_types": ["sliding_attention"], "rope_parameters": None},
     {**CONFIG, "architectures": ["MiniCPMForCausalLM"], "model_type": "minicpm", "scale_emb": 12, "scale_depth": 1.4,
-     "dim_model_base": 8, "rope_parameters": None},
+     "dim_model_base": 8, "rope_parameters": {
+        "rope_type": "longrope", "original_max_position_embeddings": 32, "short_factor": [1, 1.5, 2, 3, 4, 5, 6, 7],
+        "long_factor": [1, 2, 3, 4, 6, 8, 12, 16]}},
     {**CONFIG, "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "no_rope_layers": [1],
      "no_rope_layer_interval": 4, "rope_parameters": None},
 )  # fmt: skip

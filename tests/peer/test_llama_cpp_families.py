@@ -30,12 +30,14 @@ PROMPT, TEXT = folders.PROMPT, folders.TEXT
 UNROUNDED = {"rope_scaling": {**checkpoints.GPT_OSS["rope_scaling"], "truncate": True}}
 OTHERWISE = {
     "mistral": {"sliding_window": None},
+    "phi3": {"sliding_window": None},
     "qwen3_yarn": {"rope_parameters": {**checkpoints.YARN_OWN, "beta_fast": 32.0, "beta_slow": 1.0}},
     "gemma3": {"query_pre_attn_scalar": 64},
     "gpt_oss": UNROUNDED,
     "gpt_oss_mxfp4": UNROUNDED,
     "deepseek_v2_lite": {"num_hidden_layers": 27},  # by which llama.cpp knows it
     "deepseek_v2": {"n_group": 1, "topk_group": 1},
+    "minicpm4": {"rope_scaling": checkpoints.longrope(16, 256)},  # llama.cpp has no smaller context
 }
 checkpoints.SEEDS |= {
     "deepseek_v2": 1,
@@ -56,11 +58,11 @@ import ctypes, json, sys
 import numpy as np
 import llama_cpp as lib
 
-path, ids, out = json.loads(sys.argv[1])
+path, ids, out, room = json.loads(sys.argv[1])
 model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
 assert model, "llama.cpp refuses the file"
 params = lib.llama_context_default_params()
-params.n_ctx, params.n_threads, params.n_threads_batch = 256, 1, 1
+params.n_ctx, params.n_threads, params.n_threads_batch = room, 1, 1
 params.type_k = params.type_v = lib.GGML_TYPE_F32
 params.flash_attn_type = 0
 context = lib.llama_init_from_model(model, params)
@@ -97,15 +99,41 @@ def rewrite(source, target, floats: bool = False, head: np.ndarray | None = None
             out.write_tensor_parts("output.weight", [head.view(np.uint8).reshape(-1)])
 
 
+def logits_of_llama_cpp(peer, path, context: int = 256) -> np.ndarray:
+    """Logits after each of `LOGITS_IDS`."""
+    out = path.with_suffix(".npy")
+    told = json.dumps([str(path), checkpoints.LOGITS_IDS, str(out), context])
+    subprocess.run([peer, "-c", LOGITS, told], check=True, stderr=subprocess.DEVNULL)
+    return np.load(out)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_of_float_weights_agree(peer, tmp_path, family):
     convert(checkpoints.write(family, tmp_path / "folder"), tmp_path / "f16.gguf", "f16", "f16")
     rewrite(tmp_path / "f16.gguf", tmp_path / "f32.gguf", floats=True)
-    told = json.dumps([str(tmp_path / "f32.gguf"), checkpoints.LOGITS_IDS, str(tmp_path / "logits.npy")])
-    subprocess.run([peer, "-c", LOGITS, told], check=True, stderr=subprocess.DEVNULL)
-    theirs = np.load(tmp_path / "logits.npy")
+    theirs = logits_of_llama_cpp(peer, tmp_path / "f32.gguf")
     ours = lowbit.load(tmp_path / "f32.gguf", threads=1, head="file", weights="file").logits(checkpoints.LOGITS_IDS)
     assert np.abs(ours - theirs).max() <= 1e-3 * (ours.max() - ours.min())
+
+
+@pytest.mark.parametrize("family", ["phi3", "minicpm4"])
+def test_the_context_chooses_the_same_factors_of_longrope(peer, tmp_path, family):
+    folder = checkpoints.write(family, tmp_path / "folder")
+    config = {**checkpoints.config_of(family), "max_position_embeddings": 1024}
+    config["rope_scaling"]["original_max_position_embeddings"] = 256
+    if family == "phi3":
+        config["original_max_position_embeddings"] = 256
+    (folder / "config.json").write_text(json.dumps(config))
+    convert(folder, tmp_path / "f16.gguf", "f16", "f16")
+    rewrite(tmp_path / "f16.gguf", tmp_path / "f32.gguf", floats=True)
+    both = []
+    for context, factors in ((256, "short"), (512, "long")):
+        model = lowbit.load(tmp_path / "f32.gguf", threads=1, context=context, head="file", weights="file")
+        assert model.info()["longrope"]["factors"] == factors
+        both.append(model.logits(checkpoints.LOGITS_IDS))
+        theirs = logits_of_llama_cpp(peer, tmp_path / "f32.gguf", context)
+        assert np.abs(both[-1] - theirs).max() <= 1e-3 * (theirs.max() - theirs.min())
+    assert np.abs(both[0] - both[1]).max() > 1e-2 * (both[0].max() - both[0].min())
 
 
 @pytest.mark.parametrize("target", ["f16", "q8_0"])

@@ -17,6 +17,7 @@ from . import (
     minicpm,
     mistral,
     olmoe,
+    phi3,
     qwen2,
     qwen2moe,
     qwen3,
@@ -34,6 +35,7 @@ FAMILIES = (
     llama.FAMILY, bitnet.FAMILY, bitnet_b158.FAMILY, qwen2.FAMILY, qwen3.FAMILY, mistral.FAMILY, smollm3.FAMILY,
     hunyuan_dense.FAMILY, minicpm.FAMILY, gemma3.FAMILY, qwen35.FAMILY, qwen2moe.FAMILY, qwen3moe.FAMILY, olmoe.FAMILY,
     maple.FAMILY, qwen35moe.FAMILY, qwen3next.FAMILY, gpt_oss.FAMILY, deepseek2.FAMILY,
+    phi3.FAMILY,
 )  # fmt: skip
 
 

@@ -71,6 +71,8 @@ class Family:
     """All layers have latent attention (`LatentAttention`)."""
     grouped: bool = False
     """Value heads of recurrent layers that share a key head stand side by side."""
+    fused: bool = False
+    """Query, key and value projections are one tensor, and so are gate and up projection."""
     ffn_norm: str = "ffn_norm"
     """Name of the norm before the feed-forward in a file."""
     yarn_truncate: bool = True
@@ -112,6 +114,9 @@ class Family:
         unused = keys.whole("nextn_predict_layers", 0, MAX_LAYERS, default=0) if further else 0
         n_layers = keys.whole("block_count", 1 + unused, MAX_LAYERS) - unused
         input_norms = INPUT_NORM in tensors
+        original = keys.original_context(tensors)
+        if original and (further or self.window_theta):
+            raise UnsupportedModelError(f"LongRoPE is not supported in the family {self.name}")
         if self.latent:
             rope = self._rope(keys, keys.whole("rope.dimension_count", 2, MAX_HEAD))
             mixers: Iterator[Attention | LatentAttention | DeltaNet] = repeat(
@@ -121,7 +126,9 @@ class Family:
             mixers = self._mixers(keys, self._attention(keys, hidden, n_layers, input_norms), n_layers, tensors)
         if self.experts is None:
             wide = keys.whole("feed_forward_length", 1, 1 << 18)
-            dense = Dense(wide, self.activation, self.sub_norms, self.post_norms, input_norms, self.ffn_norm)
+            dense = Dense(
+                wide, self.activation, self.sub_norms, self.post_norms, input_norms, self.ffn_norm, self.fused
+            )  # fmt: skip
             feed_forwards: tuple[Dense | Experts, ...] = (dense,) * n_layers
         else:
             feed_forwards = self.experts.plan(keys, n_layers, hidden, tensors, self.activation, self.ffn_norm)
@@ -136,7 +143,8 @@ class Family:
             unused_layers=unused,
             norm_eps=keys.real("attention.layer_norm_rms_epsilon", 0.0, 1.0),
             tied_embeddings="output.weight" not in tensors,
-            rope_tensor="rope_freqs.weight" in tensors,
+            rope_tensor="rope_freqs.weight" in tensors and not original,
+            original_context=original,
             activation_quant="token" if input_norms else keys.choice(
                 "lowbit.activation_quant", ("token", "group"), self.activation_quant
             ),
@@ -182,6 +190,7 @@ class Family:
             post_norm=self.post_norms,
             input_norms=input_norms,
             gated=self.recurrent,
+            fused=self.fused,
         )
 
     def _mixers(
@@ -352,15 +361,27 @@ class _Keys:
         key = "rope.dimension_count" + "_swa" * (swa and self.metadata.get(self.prefix + "rope.dimension_count") == 0)
         return self.whole(key, 2, head_dim, default=head_dim)
 
+    def original_context(self, tensors: Collection[str]) -> int:
+        """Tokens up to which LongRoPE's short factors hold, 0 without it; llama.cpp's files of Phi-3 have no type."""
+        kind = self.metadata.get(self.prefix + "rope.scaling.type")
+        if kind is None and any(f"rope_factors_{which}.weight" in tensors for which in ("short", "long")):
+            kind = "longrope"
+        if not isinstance(kind, str) or kind != "longrope":
+            return 0
+        whole = self.whole("context_length", 1, MAX_CONTEXT)
+        return self.whole("rope.scaling.original_context_length", 1, MAX_CONTEXT, default=whole)
+
     def rope_factors(self, head_dim: int, truncate: bool = True) -> tuple[float, ...]:
         """RoPE factors of linear scaling and YaRN; others are refused, since ignoring them would ruin the text."""
         kind = self.metadata.get(self.prefix + "rope.scaling.type", "none")
-        if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
+        if not isinstance(kind, str) or kind not in ("none", "linear", "yarn", "longrope"):
             raise FormatError(f"RoPE scaling of type {_shown(kind)} is not supported")
         factor = self.real("rope.scaling.factor", 1e-6, 1e6, default=None if kind == "yarn" else 1.0)
         rope_dim = self.rope_dim(head_dim)
         if kind == "none" or math.isclose(factor, 1.0):
             return ()
+        if kind == "longrope":
+            raise UnsupportedModelError("LongRoPE with a factor of all frequencies is not supported")
         if kind == "linear":
             return (factor,) * (rope_dim // 2)
         return yarn_factors(
@@ -374,8 +395,8 @@ class _Keys:
         )
 
     def rope_scale(self) -> float:
-        """YaRN's factor of cosines and sines; the file holds it as a share of the one that YaRN itself proposes."""
-        if self.metadata.get(self.prefix + "rope.scaling.type") != "yarn":
-            return 1.0
-        magnitude = yarn_magnitude(self.real("rope.scaling.factor", 1e-6, 1e6))
-        return magnitude * self.real("rope.scaling.attn_factor", 1e-6, 1e6, default=1.0)
+        """Factor of cosines and sines; under YaRN a file holds it as a share of the one that YaRN itself proposes."""
+        factor = self.real("rope.scaling.attn_factor", 1e-6, 1e6, default=1.0)
+        if self.metadata.get(self.prefix + "rope.scaling.type") == "yarn":
+            factor *= yarn_magnitude(self.real("rope.scaling.factor", 1e-6, 1e6))
+        return factor

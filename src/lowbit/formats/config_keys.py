@@ -53,6 +53,12 @@ class Keys:
             raise FormatError(f"config.json has a {key} with entries that are no whole numbers")
         return list(values)
 
+    def numbers(self, key: str, low: float, high: float) -> list[float]:
+        values = self._get(key, None, list, "list")
+        if not all(type(value) in (int, float) and low <= value <= high for value in values):
+            raise FormatError(f"config.json has a {key} with entries that are no numbers from {low:g} to {high:g}")
+        return list(values)
+
     def table(self, key: str) -> Keys | None:
         value = self._get(key, {}, dict, "object")
         return Keys(value) if value else None

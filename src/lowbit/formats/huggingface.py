@@ -289,12 +289,10 @@ class HuggingFaceFolder(Closing):
             self._arrange_recurrent(translation)
         if not translation.tied and "output.weight" not in self.tensors:
             raise FormatError("has no lm_head.weight, and config.json does not tie it to the embedding")
-        if translation.rope_factors is not None:
-            raw = np.frombuffer(translation.rope_factors.tobytes(), np.uint8)
-            self._tensors["rope_freqs.weight"] = TensorInfo(
-                "rope_freqs.weight", "F32", (raw.size // 4,), 0, raw.size
-            )  # fmt: skip
-            self._made["rope_freqs.weight"] = raw
+        for role, factors in translation.rope_factors.items():
+            name, raw = f"{role}.weight", np.frombuffer(factors.tobytes(), np.uint8)
+            self._tensors[name] = TensorInfo(name, "F32", factors.shape, 0, raw.size)
+            self._made[name] = raw
         self._warn_of_direction(translation)
 
     def _change(self, name: str, function: Callable[[np.ndarray], np.ndarray]) -> None:

@@ -19,6 +19,7 @@ from lowbit.formats.config_keys import Keys
 from lowbit.formats.huggingface_experts import EXPERT_NAMES, expert_keys
 from lowbit.formats.huggingface_latent import LATENT_NAMES, check_float8, latent_keys, latent_rope
 from lowbit.formats.huggingface_layers import recurrent_keys, window_keys
+from lowbit.formats.huggingface_rope import llama3_factors, longrope, yarn_magnitude
 
 MAX_HEAD = 512
 """Channels of a head; published models have up to 256."""
@@ -130,6 +131,13 @@ _CLASSES = {
         experts="rows",
     ),
     "MapleForCausalLM": ModelClass("maple", ("maple",), _QK_NORMS, windows=True, partial=1.0, experts="rows"),
+    "Phi3ForCausalLM": ModelClass(
+        "phi3",
+        ("phi3",),
+        {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
+        windows=True,
+        partial=1.0,
+    ),
     "OlmoeForCausalLM": ModelClass(
         "olmoe",
         ("olmoe",),
@@ -202,8 +210,8 @@ class Translation:
     """Modules of a block in the folder -> GGUF's names."""
     linears: Literal["float", "masters", "divide", "multiply"]
     """Linear layers: floats, floats to be made ternary, or packed with a scale to divide or to multiply by."""
-    rope_factors: np.ndarray | None
-    """Divisors of the rotary frequencies that no metadata key can express; float32."""
+    rope_factors: Mapping[str, np.ndarray]
+    """Divisors of the rotary frequencies that no metadata key can express, by role; float32."""
     kind: ModelClass
 
 
@@ -278,7 +286,7 @@ def _special(keys: Keys, kind: ModelClass, values: Mapping[str, Any]) -> dict[st
     """What only some families have: windows, factors, layers without RoPE."""
     special: dict[str, Any] = {}
     n_layers, hidden = values["block_count"], values["embedding_length"]
-    if kind.windows:
+    if kind.windows and (kind.architecture != "phi3" or "sliding_window" in keys.values):
         special |= window_keys(keys, kind.architecture == "gemma3", n_layers)
     if kind.architecture == "gemma3":
         for key in ("attn_logit_softcapping", "final_logit_softcapping"):
@@ -351,8 +359,8 @@ def _linears(keys: Keys, name: str) -> Literal["float", "masters", "divide", "mu
     return "multiply" if linear_class == "autobitlinear" else "divide"
 
 
-def _rope(keys: Keys, head_dim: int, context: int, of: ModelClass) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Metadata of the rotary positions, and the factors of Llama 3's scaling, which GGUF keeps in a tensor."""
+def _rope(keys: Keys, head_dim: int, context: int, of: ModelClass) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metadata of the rotary positions, and divisors of their frequencies that GGUF keeps in tensors, by role."""
     far = keys.nested("rope_parameters", "full_attention")
     scaling = far or keys.table("rope_parameters") or keys.table("rope_scaling") or Keys({})
     if of.architecture == "gpt-oss" and not scaling.values:
@@ -368,11 +376,15 @@ def _rope(keys: Keys, head_dim: int, context: int, of: ModelClass) -> tuple[dict
     kind = scaling.text("rope_type", scaling.text("type", "default"))
     if kind == "dynamic" and scaling.values.get("alpha") is not None:  # Hunyuan: nothing but another base
         alpha = scaling.number("alpha", 1.0, 1e6)
-        return rope | {"rope.freq_base": theta * alpha ** (head_dim / max(head_dim - 2, 1))}, None
+        return rope | {"rope.freq_base": theta * alpha ** (head_dim / max(head_dim - 2, 1))}, {}
     original = scaling.whole("original_max_position_embeddings", context)
     # Dynamic scaling begins behind the original context, and lowbit stops there.
     if kind == "default" or (kind == "dynamic" and original == context):
-        return rope, None
+        return rope, {}
+    phi = of.architecture == "phi3"
+    if kind in ("longrope", "su") or (phi and kind == "yarn"):  # Phi-3's names of it
+        scaled, tensors = longrope(keys, scaling, rope["rope.dimension_count"], context, phi)
+        return rope | scaled, tensors
     if share != 1.0:
         raise UnsupportedModelError("scaled positions of heads that are rotated in part are not supported")
     if kind not in ("linear", "llama3", "yarn"):
@@ -382,7 +394,7 @@ def _rope(keys: Keys, head_dim: int, context: int, of: ModelClass) -> tuple[dict
         low, high = scaling.number("low_freq_factor", 1e-3, 1e6), scaling.number("high_freq_factor", 1e-3, 1e6)
         if not low < high:
             raise FormatError("config.json has a low_freq_factor that is not below high_freq_factor")
-        return rope, _llama3_factors(head_dim, theta, factor, low, high, original)
+        return rope, {"rope_freqs": llama3_factors(head_dim, theta, factor, low, high, original)}
     rope |= {"rope.scaling.type": kind, "rope.scaling.factor": factor}
     if kind == "yarn":
         rope |= {
@@ -390,26 +402,7 @@ def _rope(keys: Keys, head_dim: int, context: int, of: ModelClass) -> tuple[dict
             "rope.scaling.yarn_beta_fast": scaling.number("beta_fast", 1e-3, 1e6, 32.0),
             "rope.scaling.yarn_beta_slow": scaling.number("beta_slow", 1e-3, 1e6, 1.0),
             # GGUF multiplies its own 0.1 ln(factor) + 1 by this.
-            "rope.scaling.attn_factor": _yarn_magnitude(scaling, factor) / (0.1 * math.log(max(factor, 1.0)) + 1.0),
+            "rope.scaling.attn_factor": yarn_magnitude(scaling, factor) / (0.1 * math.log(max(factor, 1.0)) + 1.0),
             "rope.scaling.yarn_truncate": scaling.flag("truncate", True),  # lowbit's own: GGUF has no key for it
         }
-    return latent_rope(rope, scaling) if of.latent else rope, None
-
-
-def _llama3_factors(head_dim: int, theta: float, factor: float, low: float, high: float, original: int) -> np.ndarray:
-    """Long waves are slowed down by `factor`, short ones left alone, and those between by something between."""
-    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    waves = 2 * math.pi / frequencies
-    share = np.clip((original / waves - low) / (high - low), 0.0, 1.0)  # 1 for short waves, 0 for long ones
-    return (1.0 / ((1.0 - share) / factor + share)).astype("<f4")
-
-
-def _yarn_magnitude(scaling: Keys, factor: float) -> float:
-    """What YaRN multiplies cosines and sines by."""
-
-    def magnitude(scale: float) -> float:
-        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-    mscale, all_dim = scaling.number("mscale", 0.0, 1e3, 0.0), scaling.number("mscale_all_dim", 0.0, 1e3, 0.0)
-    default = magnitude(mscale) / magnitude(all_dim) if mscale and all_dim else magnitude(1.0)
-    return scaling.number("attention_factor", 1e-3, 1e3, default)
+    return latent_rope(rope, scaling) if of.latent else rope, {}

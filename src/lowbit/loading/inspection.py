@@ -19,6 +19,7 @@ from .load import (
     check_threads,
     describe,
     kv_bytes_per_token,
+    longrope,
     state_bytes,
     tokenizer_of,
 )
@@ -66,6 +67,7 @@ def inspect_file(
         weight_bytes, ternary = packed_bytes(file, plan)
         return {
             **describe(file),
+            **longrope(plan, None),
             "family": plan.family,
             "vocab_size": plan.vocab_size,
             "context_length": plan.context_length,

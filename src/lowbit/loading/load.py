@@ -83,7 +83,8 @@ def load(
         Do the same in prompts. Scores and logits are always those of the sparse model.
     context : int, optional
         Room for this many tokens; None takes the model's own context, but at most 8192, and with `max_ram` what fits
-        into an eighth of it.
+        into an eighth of it. A model with LongRoPE takes its long factors if this, or without it the model's own up to
+        8192, is more than its original context, and else its short ones, for texts of any length.
     kv_type : str
         How keys and values of past tokens are kept: ``f32`` as they are, ``f16`` in half and ``int8`` in a quarter of
         the memory, with small differences. ``auto`` is ``f32`` up to 32 KB per token, and ``f16`` for larger models.
@@ -156,6 +157,7 @@ def load(
         )  # fmt: skip
         description = {
             **describe(file, decoder.weights.unpacked),
+            **longrope(plan, context),
             "warnings": find_traps(file, plan, reader, tokenizer is None),
         }
         if draft is not None:
@@ -290,7 +292,7 @@ def build(
         if key is not None:
             LOADED[key] = read
     if read.rope_factors:
-        plan = plan.with_rope_factors(read.rope_factors)
+        plan = plan.with_rope_factors(read.rope_factors[is_long(plan, context)])
 
     def make(context: int, batch: int) -> Decoder:
         graph = Graph(
@@ -321,6 +323,22 @@ def build(
     decoder.weights = read
     sparsity_settings.apply(decoder, plan, sparse, file)
     return decoder, plan
+
+
+def is_long(plan: ModelPlan, context: int | None) -> bool:
+    """Whether a model loaded for so many tokens takes LongRoPE's long factors.
+
+    Decided by what was asked for and not by what `max_ram` leaves of it, nor by a text: so both change nothing.
+    """
+    return 0 < plan.original_context < (context or min(plan.context_length, DEFAULT_CONTEXT))
+
+
+def longrope(plan: ModelPlan, context: int | None) -> dict[str, Any]:
+    """What `Model.info` says of LongRoPE; nothing of models without."""
+    if not plan.original_context:
+        return {}
+    factors = "long" if is_long(plan, context) else "short"
+    return {"longrope": {"factors": factors, "original_context": plan.original_context}}
 
 
 SLOW_SETS = ("mmx",)

@@ -53,8 +53,8 @@ class Weights:
     token_embd, output : PackedMatrix or PagedMatrix
         The same object if the embeddings are tied.
     output_norm : ndarray of float32, shape (hidden_size,)
-    rope_factors : tuple of float
-        From the file's ``rope_freqs`` tensor; empty if it has none.
+    rope_factors : list of tuple of float
+        From the tensors of the plan's `rope_freqs`.
     unpacked : set of str
         Types that stay as they are in the file, and are unpacked at each use.
     """
@@ -63,7 +63,7 @@ class Weights:
     token_embd: PackedMatrix | PagedMatrix
     output: PackedMatrix | PagedMatrix
     output_norm: np.ndarray
-    rope_factors: tuple[float, ...]
+    rope_factors: list[tuple[float, ...]]
     unpacked: set[str]
 
 
@@ -122,12 +122,7 @@ def read_weights(
     tied = plan.tied_embeddings
     token_embd = read.table(plan.token_embd, lookup=True, product=tied)
     output = token_embd if tied else read.table(plan.output)
-    rope_factors: tuple[float, ...] = ()
-    if plan.rope_freqs is not None:
-        factors = read.vector(plan.rope_freqs)
-        if not (factors > 0).all():
-            raise FormatError("a RoPE factor is not positive")
-        rope_factors = tuple(float(f) for f in factors)
+    rope_factors = [read.factors(weight) for weight in plan.rope_freqs]
     return Weights(layers, token_embd, output, output_norm, rope_factors, paging.unpacked if paging else set())
 
 
@@ -213,6 +208,12 @@ class _Reader:
         if not np.isfinite(values).all():
             raise FormatError(f"the tensor {info.name} has values that are not finite")
         return values
+
+    def factors(self, weight: Weight) -> tuple[float, ...]:
+        values = self.vector(weight)
+        if not (values > 0).all():
+            raise FormatError(f"the tensor {weight.name} has a RoPE factor that is not positive")
+        return tuple(float(f) for f in values)
 
     def table(self, weight: Weight, lookup: bool = False, product: bool = True) -> PackedMatrix | PagedMatrix:
         """The embedding or the head; `lookup` and `product` say what it is for."""

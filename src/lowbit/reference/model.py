@@ -115,7 +115,9 @@ def hidden_states(
         return y
 
     def attend(layer: Attention, block: str, normed: np.ndarray) -> np.ndarray:
-        q, k, v = linears("qkv", block, ("attn_q", "attn_k", "attn_v"), normed)
+        made = linears("qkv", block, ("attn_qkv",) if layer.fused else ("attn_q", "attn_k", "attn_v"), normed)
+        ends = layer.head_dim * np.cumsum([layer.n_heads, layer.n_kv_heads])
+        q, k, v = np.split(made[0], ends, axis=1) if layer.fused else made
         gate = np.array(np.inf)
         if layer.gated:
             q, gate = (a.reshape(n, -1) for a in np.split(q.reshape(n, layer.n_heads, -1), 2, axis=2))
@@ -190,7 +192,8 @@ def hidden_states(
             bias = vector(f"{block}.exp_probs_b_bias") if feed_forward.bias else None
             x = x + expert_feed_forward(normed, feed_forward, partial(one_of, block), bias)
             continue
-        gate, up = linears("gate_up", block, ("ffn_gate", "ffn_up"), normed)  # (n, intermediate)
+        made = linears("gate_up", block, ("ffn_up",) if feed_forward.fused else ("ffn_gate", "ffn_up"), normed)
+        gate, up = np.split(made[0], 2, axis=1) if feed_forward.fused else made  # (n, intermediate)
         gated = gated_feed_forward(gate, up, feed_forward.activation)
         if feed_forward.sub_norm:
             gated = norm(f"{block}.ffn_sub_norm", gated)

@@ -31,7 +31,7 @@ def read_model(path: str | Path, compute: torch.dtype = torch.float32) -> BitNet
             raise UnsupportedModelError(f"{path}: training starts from a BitNet model, not from {file.architecture!r}")
         plan = plan_of(file)
         plain = plan.head_dim * plan.n_heads == plan.hidden_size and plan.rope_dim == plan.head_dim
-        if not (plain and plan.tied_embeddings and not plan.rope_factors):
+        if not (plain and plan.tied_embeddings and not (plan.rope_factors or plan.rope_freqs)):
             raise UnsupportedModelError(f"{path}: a model of this shape cannot be trained")
         shape = {name: getattr(plan, name) for name in BitNetShape.__dataclass_fields__}
         for name in ("norm_eps", "rope_theta"):
