@@ -349,7 +349,8 @@ class Model:
     def info(self) -> dict[str, Any]:
         """Return what the model is and what it takes: sizes in bytes, types, threads, instruction set.
 
-        ``kept_as``, if it is there, tells what weights became whose type has no form of its own in memory.
+        ``kept_as``, if it is there, tells what weights became whose type has no form of its own in memory, and
+        ``longrope`` which factors a model with LongRoPE took for its context.
         ``skipping`` names the linear layers that read only the weights of inputs that are not zero: under `sparsity`
         those where that is quicker on such a processor. ``warnings`` lists what in the file is
         guessed, contradicts itself, or is known to ruin the text elsewhere.
