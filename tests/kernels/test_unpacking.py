@@ -31,7 +31,7 @@ def empty(kind, rows):
     if kind in GROUPS:
         return PackedMatrix("u8", rows, COLS, group_cols=GROUPS[kind], block_cols=GROUPS[kind])
     if kind == "Q4_K":
-        return PackedMatrix("u4m", rows, COLS, group_cols=32)
+        return PackedMatrix("u4m", rows, COLS, group_cols=32, scales_super=True)
     return PackedMatrix("u8", rows, COLS, group_cols=32, scales_f16=True)
 
 

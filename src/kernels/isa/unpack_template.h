@@ -15,6 +15,7 @@
 typedef struct {
     uint8_t *words;
     void *scales;
+    int32_t lane; /* of the row group; for scales that do not lie one behind the other */
 } lb_row;
 
 LB_INLINE uint32_t u16_at(const uint8_t *p) { return (uint32_t)p[0] | (uint32_t)p[1] << 8; }
@@ -213,17 +214,20 @@ LB_INLINE int32_t minimum_of(const uint8_t *b, int32_t g) {
 }
 
 /* The only one that becomes U4M: a byte has columns i and i + 16 of a group, which here lie in nibbles of two bytes. */
-LB_INLINE int unpack_q4_k(const uint8_t *b, float d, float dmin, lb_row row) {
-    for (int32_t g = 0; g < 8; g++) {
+LB_INLINE void unpack_q4_k(const uint8_t *b, uint32_t d, uint32_t dmin, lb_row row) {
+    uint16_t *super = row.scales;
+    uint8_t *multiples = (uint8_t *)(super + 2 * LB_ROWS) + row.lane;
+    super[row.lane] = (uint16_t)d;
+    super[LB_ROWS + row.lane] = (uint16_t)(dmin ^ 0x8000u);
+    for (int32_t g = 0; g < LB_SUPER_GROUPS; g++, multiples += 2 * LB_ROWS) {
         const uint8_t *q = b + 16 + g / 2 * 32;
         const int32_t shift = g % 2 * 4;
         uint8_t codes[16];
-        put_scale(row, 2 * g, d * (float)scale_of(b, g));
-        put_scale(row, 2 * g + 1, -(dmin * (float)minimum_of(b, g)));
+        multiples[0] = (uint8_t)scale_of(b, g);
+        multiples[LB_ROWS] = (uint8_t)minimum_of(b, g);
         for (int32_t i = 0; i < 16; i++) codes[i] = (uint8_t)((q[i] >> shift & 15) | (q[i + 16] >> shift & 15) << 4);
         for (int32_t t = 0; t < 4; t++) memcpy(row.words + 64 * (4 * g + t), codes + 4 * t, 4);
     }
-    return 1;
 }
 
 LB_INLINE int unpack_q5_k(const uint8_t *b, float d, float dmin, lb_row row) {
@@ -320,7 +324,8 @@ LB_INLINE int unpack_block(const int32_t type, const uint8_t *b, const uint64_t 
     case LB_Q3_K:
         return unpack_q3_k(b, d, row);
     case LB_Q4_K:
-        return unpack_q4_k(b, d, dmin, row);
+        unpack_q4_k(b, half, minimum, row);
+        return 1;
     case LB_Q5_K:
         return unpack_q5_k(b, d, dmin, row);
     default:
@@ -334,14 +339,17 @@ LB_INLINE int unpack_groups(const int32_t type, const lb_stored *s, const uint8_
     const int32_t blocks = m->n_cols / s->block_cols;
     const size_t row_bytes = (size_t)blocks * s->block_bytes, scale_bytes = m->scales_f16 ? 2 : 4;
     const size_t block_words = (size_t)(m->words / blocks) * 64;
-    const size_t block_scales = lb_scales_at(m, 0, s->block_cols / m->group_cols) * scale_bytes;
+    const size_t block_scales =
+        m->scales_super ? LB_SUPER_BYTES : lb_scales_at(m, 0, s->block_cols / m->group_cols) * scale_bytes;
     int good = 1;
     for (int32_t group = begin; group < end; group++) {
         const int32_t rows = m->n_rows - LB_ROWS * group < LB_ROWS ? m->n_rows - LB_ROWS * group : LB_ROWS;
         for (int32_t lane = 0; lane < rows; lane++) {
             const uint8_t *b = source + ((size_t)group * LB_ROWS + lane) * row_bytes;
             lb_row row = {(uint8_t *)m->codes + (size_t)group * m->words * 64 + 4 * lane,
-                          (uint8_t *)m->scales + (lb_scales_at(m, group, 0) + lane) * scale_bytes};
+                          m->scales_super ? (uint8_t *)m->scales + (size_t)group * (size_t)blocks * LB_SUPER_BYTES
+                                          : (uint8_t *)m->scales + (lb_scales_at(m, group, 0) + lane) * scale_bytes,
+                          lane};
             for (int32_t i = 0; i < blocks; i++) {
                 good &= unpack_block(type, b, s->table, row);
                 b += s->block_bytes;

@@ -6,13 +6,13 @@
 """
 from libc.math cimport isfinite
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_T5, LB_U2, LB_U4, LB_U4M, LB_U8, LB_U8M, alloc_weights, begin_floats, checked,
-    end_floats, free_weights, lb_float_mode, lb_has_minima, lb_matrix, lb_plus, lb_row_groups, lb_scales_at, lb_times,
-    parallel, work_fn,
+    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_SUPER_BYTES, LB_SUPER_GROUPS, LB_T5, LB_U2, LB_U4, LB_U4M, LB_U8, LB_U8M,
+    alloc_weights, begin_floats, checked, end_floats, free_weights, lb_float_mode, lb_has_minima, lb_matrix,
+    lb_multiples, lb_plus, lb_row_groups, lb_scales_at, lb_super, lb_times, parallel, work_fn,
 )
 from lowbit._kernels.filling cimport (
     BlockLayout, Fill, empty_byte, fields_of, fill_blocks, fill_codes, fill_floats, fill_rounded, fill_trits,
@@ -49,6 +49,8 @@ cdef size_t group_scale_bytes(const lb_matrix *m) noexcept nogil:
     """Bytes of the scales of one row group, with their minima."""
     if is_float(m.format):
         return 0
+    if m.scales_super:
+        return <size_t>(m.n_groups // LB_SUPER_GROUPS) * LB_SUPER_BYTES
     return <size_t>m.n_groups * LB_ROWS * (2 if m.scales_f16 else 4) * (2 if lb_has_minima(m.format) else 1)
 
 
@@ -83,6 +85,8 @@ cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
     cdef const uint8_t *w
     cdef size_t at
     cdef float scale, minimum = 0
+    cdef const uint16_t *super_scales
+    cdef const int8_t *multiples
     if is_float(m.format):
         at = <size_t>group * m.n_cols * LB_ROWS + lane
         for column in range(m.n_cols):
@@ -112,10 +116,15 @@ cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
     while words_left > 0:
         words = min(words_left, block_words)
         g = start // m.group_cols if m.n_groups > 1 else 0
-        at = lb_scales_at(m, group, g) + lane
-        scale = scale_at(m, at)
-        if lb_has_minima(m.format):
-            minimum = scale_at(m, at + LB_ROWS)
+        if m.scales_super:
+            super_scales, multiples = lb_super(m, group, g), lb_multiples(lb_super(m, group, g), g)
+            scale = lb_half_to_float(super_scales[lane]) * multiples[lane]
+            minimum = lb_half_to_float(super_scales[LB_ROWS + lane]) * multiples[LB_ROWS + lane]
+        else:
+            at = lb_scales_at(m, group, g) + lane
+            scale = scale_at(m, at)
+            if lb_has_minima(m.format):
+                minimum = scale_at(m, at + LB_ROWS)
         for f in range(fields):
             for t in range(words):
                 for b in range(4):
@@ -187,6 +196,8 @@ cdef class PackedMatrix:
         Keep the scales as float16 rather than float32.
     block_cols : int, optional
         Columns of a block, for ``u2`` with groups of 64.
+    scales_super : bool
+        For ``u4m`` with 32 columns per scale and rows of a multiple of 256: keep scales and minima as Q4_K does.
 
     Raises
     ------
@@ -197,7 +208,7 @@ cdef class PackedMatrix:
     """
 
     def __cinit__(self, str format, int64_t n_rows, int64_t n_cols, group_cols=None, bint scales_f16=False,
-                  block_cols=None):
+                  block_cols=None, bint scales_super=False):
         cdef size_t code_bytes, scale_bytes = 0
         if format not in FORMATS:
             raise FormatError(f"unknown matrix format {format!r}")
@@ -225,7 +236,9 @@ cdef class PackedMatrix:
             if self.m.format == LB_T5:
                 self.m.words = ((self.m.n_groups - 1) * trit_words(group)
                                 + trit_words(n_cols - (self.m.n_groups - 1) * group))
-            self.m.scales_f16 = scales_f16
+            if scales_super and (format != "u4m" or self.m.group_cols != 32 or n_cols % 256 or scales_f16):
+                raise FormatError("scales as Q4_K has them do not fit the matrix")
+            self.m.scales_f16, self.m.scales_super = scales_f16, scales_super
             scale_bytes = lb_times(lb_row_groups(n_rows), group_scale_bytes(&self.m))
         code_bytes = lb_times(lb_row_groups(n_rows), group_code_bytes(&self.m))
         checked(lb_plus(code_bytes, scale_bytes), f"a matrix of {n_rows} x {n_cols}")
@@ -347,7 +360,7 @@ cdef class PackedMatrix:
         scales = aligned(scales)
         self._check_rows(first_row, scales.shape[0])
         halves = np.asarray(scales).astype(np.float16) if self.m.scales_f16 else None
-        if is_float(self.m.format) or scales.shape[1] != self.m.n_groups or (
+        if is_float(self.m.format) or self.m.scales_super or scales.shape[1] != self.m.n_groups or (
                 halves is not None and (lb_has_minima(self.m.format) or (halves != np.asarray(scales)).any())):
             raise FormatError("the scales do not fit the matrix")
         if halves is not None:

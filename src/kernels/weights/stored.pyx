@@ -85,7 +85,7 @@ cdef class Stored:
     cdef size_t row_bytes(self, const lb_matrix *m) except 0:
         """Bytes of a stored row; FormatError if a matrix does not take rows of this type."""
         if (m.format != self.format or m.n_cols % self.c.block_cols or m.group_cols != self.group_cols
-                or bool(m.scales_f16) != self.rounded):
+                or bool(m.scales_f16) != self.rounded or bool(m.scales_super) != (self.format == LB_U4M)):
             bits = 4 if self.format == LB_U4M else 8
             raise FormatError(f"{self.type} needs rows of a multiple of {self.c.block_cols} weights in {bits} bits")
         return <size_t>(m.n_cols // self.c.block_cols) * self.c.block_bytes

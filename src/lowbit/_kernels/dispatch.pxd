@@ -6,6 +6,8 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 cdef extern from "kernels.h":
     enum:
         LB_ROWS
+        LB_SUPER_BYTES
+        LB_SUPER_GROUPS
         LB_U2
         LB_U4
         LB_U8
@@ -40,6 +42,7 @@ cdef extern from "kernels.h":
         int32_t n_groups
         int32_t words
         int32_t scales_f16
+        int32_t scales_super
         int32_t tiles
 
     ctypedef struct lb_stored:
@@ -148,6 +151,8 @@ cdef extern from "kernels.h":
     int32_t lb_units(int32_t row_groups, int32_t streams) noexcept nogil
     bint lb_has_minima(int32_t format) noexcept nogil
     size_t lb_scales_at(const lb_matrix *m, int32_t row_group, int32_t group) noexcept nogil
+    const uint16_t *lb_super(const lb_matrix *m, int32_t row_group, int32_t group) noexcept nogil
+    const int8_t *lb_multiples(const uint16_t *super, int32_t group) noexcept nogil
     int32_t lb_lines(int32_t rows) noexcept nogil
 
 cdef extern from "floats.h":

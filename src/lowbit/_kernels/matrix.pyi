@@ -21,6 +21,7 @@ class PackedMatrix:
         group_cols: int | None = None,
         scales_f16: bool = False,
         block_cols: int | None = None,
+        scales_super: bool = False,
     ) -> None: ...
     @property
     def shape(self) -> tuple[int, int]: ...

@@ -327,8 +327,8 @@ class _Reader:
             return PackedMatrix("u4", rows, cols, group_cols=type_of(kind.removesuffix(WITH_CODE_3)).block_elements)
         if kind in GROUPS:
             return PackedMatrix("u8", rows, cols, group_cols=GROUPS[kind], block_cols=GROUPS[kind])
-        if kind == "Q4_K":  # whose scales are products, with more digits than float16 has
-            return PackedMatrix("u4m", rows, cols, group_cols=32)
+        if kind == "Q4_K":
+            return PackedMatrix("u4m", rows, cols, group_cols=32, scales_super=True)
         if kind == "ternary floats":
             return self._ternary(rows, cols, GROUP)
         if kind == "Q8_L2C":

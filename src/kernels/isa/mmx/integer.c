@@ -182,10 +182,13 @@ LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group,
             const ptrdiff_t of_x = (ptrdiff_t)token * a->n_groups + first + i;
             const size_t at = lb_scales_at(m, row_group, first + i);
             const float x_scale = a->scale[of_x], factor = small ? x_scale * 0x1p112f : x_scale;
-            const float *scales = lb_scales(m, at, small ? groups[i].small_scales : NULL, memory);
+            const int super = minima && m->scales_super;
+            const float *scales = super ? lb_multiplied(m, row_group, first + i, 0, memory)
+                                        : lb_scales(m, at, small ? groups[i].small_scales : NULL, memory);
             if (minima) {
-                lb_add_affine(groups[i].sums.rows, scales, factor, lb_scales(m, at + LB_ROWS, NULL, more),
-                              x_scale * (float)a->sum[of_x], y);
+                const float *added =
+                    super ? lb_multiplied(m, row_group, first + i, 1, more) : lb_scales(m, at + LB_ROWS, NULL, more);
+                lb_add_affine(groups[i].sums.rows, scales, factor, added, x_scale * (float)a->sum[of_x], y);
             } else {
                 lb_add_scaled(groups[i].sums.rows, scales, factor, y);
             }
