@@ -5,10 +5,12 @@ transposing 32-bit words, and so are Q5_0 and Q5_1 once their codes are bytes; f
 8 bits; anything else comes as codes, one byte each.
 """
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
-from lowbit._kernels.dispatch cimport LB_F16, LB_F32, LB_ROWS, LB_U2, lb_matrix, lb_scales_at
+from lowbit._kernels.dispatch cimport (
+    LB_F16, LB_F32, LB_ROWS, LB_U2, lb_has_minima, lb_matrix, lb_multiples, lb_scales_at, lb_super,
+)
 
 
 cdef extern from "half.h":
@@ -170,6 +172,23 @@ cdef void fill_floats(void *context, int32_t begin, int32_t end) noexcept nogil:
             else:
                 for column in range(m.n_cols):
                     memcpy(target + <size_t>column * 32, source + <size_t>column * 2, 2)
+
+
+cdef float scale_of(const lb_matrix *m, int32_t row_group, int32_t group, int32_t lane, float *minimum) noexcept nogil:
+    """The scale of a row in one of its scale groups, and the minimum where there are such."""
+    cdef const uint16_t *super_scales
+    cdef const int8_t *multiples
+    cdef size_t at = lb_scales_at(m, row_group, group) + lane
+    if m.scales_super:
+        super_scales = lb_super(m, row_group, group)
+        multiples = lb_multiples(super_scales, group)
+        minimum[0] = lb_half_to_float(super_scales[LB_ROWS + lane]) * multiples[LB_ROWS + lane]
+        return lb_half_to_float(super_scales[lane]) * multiples[lane]
+    if m.scales_f16:
+        minimum[0] = lb_half_to_float((<const uint16_t *>m.scales)[at + LB_ROWS]) if lb_has_minima(m.format) else 0
+        return lb_half_to_float((<const uint16_t *>m.scales)[at])
+    minimum[0] = (<const float *>m.scales)[at + LB_ROWS] if lb_has_minima(m.format) else 0
+    return (<const float *>m.scales)[at]
 
 
 cdef inline float float_at(const uint8_t *source, int32_t format, size_t i) noexcept nogil:

@@ -6,17 +6,17 @@
 """
 from libc.math cimport isfinite
 from libc.stddef cimport size_t
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
     LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_SUPER_BYTES, LB_SUPER_GROUPS, LB_T5, LB_U2, LB_U4, LB_U4M, LB_U8, LB_U8M,
-    alloc_weights, begin_floats, checked, end_floats, free_weights, lb_float_mode, lb_has_minima, lb_matrix,
-    lb_multiples, lb_plus, lb_row_groups, lb_scales_at, lb_super, lb_times, parallel, work_fn,
+    alloc_weights, begin_floats, checked, end_floats, free_weights, lb_float_mode, lb_has_minima, lb_matrix, lb_plus,
+    lb_row_groups, lb_scales_at, lb_times, parallel, work_fn,
 )
 from lowbit._kernels.filling cimport (
     BlockLayout, Fill, empty_byte, fields_of, fill_blocks, fill_codes, fill_floats, fill_rounded, fill_trits,
-    offset_of, trit_at, trit_words, value_size,
+    offset_of, scale_of, trit_at, trit_words, value_size,
 )
 from lowbit._kernels.stored cimport Stored
 
@@ -54,12 +54,6 @@ cdef size_t group_scale_bytes(const lb_matrix *m) noexcept nogil:
     return <size_t>m.n_groups * LB_ROWS * (2 if m.scales_f16 else 4) * (2 if lb_has_minima(m.format) else 1)
 
 
-cdef float scale_at(const lb_matrix *m, size_t at) noexcept nogil:
-    if m.scales_f16:
-        return lb_half_to_float((<const uint16_t *>m.scales)[at])
-    return (<const float *>m.scales)[at]
-
-
 cdef int32_t padded_cols(const lb_matrix *m) noexcept nogil:
     """Columns that the activations need: a multiple of the last block's words; of T5 those of its last group."""
     cdef int32_t words
@@ -85,8 +79,6 @@ cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
     cdef const uint8_t *w
     cdef size_t at
     cdef float scale, minimum = 0
-    cdef const uint16_t *super_scales
-    cdef const int8_t *multiples
     if is_float(m.format):
         at = <size_t>group * m.n_cols * LB_ROWS + lane
         for column in range(m.n_cols):
@@ -102,7 +94,7 @@ cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
         w = m.codes + <size_t>group * m.words * 64 + lane * 4
         for g in range(m.n_groups):
             columns = min(m.group_cols, m.n_cols - start)
-            scale = scale_at(m, lb_scales_at(m, group, g) + lane)
+            scale = scale_of(m, group, g, lane, &minimum)
             for column in range(columns):
                 out[start + column] = (trit_at(w, trit_words(columns), column) - 1) * scale
             w += trit_words(columns) * 64
@@ -116,15 +108,7 @@ cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
     while words_left > 0:
         words = min(words_left, block_words)
         g = start // m.group_cols if m.n_groups > 1 else 0
-        if m.scales_super:
-            super_scales, multiples = lb_super(m, group, g), lb_multiples(lb_super(m, group, g), g)
-            scale = lb_half_to_float(super_scales[lane]) * multiples[lane]
-            minimum = lb_half_to_float(super_scales[LB_ROWS + lane]) * multiples[LB_ROWS + lane]
-        else:
-            at = lb_scales_at(m, group, g) + lane
-            scale = scale_at(m, at)
-            if lb_has_minima(m.format):
-                minimum = scale_at(m, at + LB_ROWS)
+        scale = scale_of(m, group, g, lane, &minimum)
         for f in range(fields):
             for t in range(words):
                 for b in range(4):

@@ -59,3 +59,4 @@ cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void fill_codes(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void fill_floats(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void fill_rounded(void *context, int32_t begin, int32_t end) noexcept nogil
+cdef float scale_of(const lb_matrix *m, int32_t row_group, int32_t group, int32_t lane, float *minimum) noexcept nogil
