@@ -53,9 +53,9 @@ enum {
  * are 0, and meet activations of any value. The 84 rather than 81 is for table look-ups: b / 4 tells c4.
  *
  * A scale belongs to group_cols columns of a row: scales[row group][group][16], float32 or float16. With minima it is
- * scales[row group][group][2][16], the scales first. U4M may also have those of Q4_K, which are products, in a fraction
- * of the memory (scales_super): for 8 groups two rows of 16 float16, d and -dmin, and then for each group two rows of
- * 16 bytes from 0 to 63. scale = d * the first byte, minimum = -dmin * the second.
+ * scales[row group][group][2][16], the scales first. U4M may also have those of Q4_K, which are products, in little
+ * memory (scales_super): for 8 groups two rows of 16 float32, d and -dmin, and then for each group two rows of 16 bytes
+ * from 0 to 63. scale = d * the first byte, minimum = -dmin * the second.
  *
  * Float formats: values[row group][column][16], no blocks, no scales.
  */
@@ -69,7 +69,7 @@ typedef struct {
     int32_t n_groups;
     int32_t words;      /* words per row, all blocks together */
     int32_t scales_f16; /* scales are float16 rather than float32 */
-    int32_t scales_super; /* scales are small integers times float16 */
+    int32_t scales_super; /* scales are small integers times floats */
     int32_t tiles;        /* 0, or the tiles of the channel-major order */
 } lb_matrix;
 
@@ -340,15 +340,14 @@ static inline size_t lb_scales_at(const lb_matrix *m, int32_t row_group, int32_t
     return ((size_t)row_group * m->n_groups + group) * LB_ROWS * (lb_has_minima(m->format) ? 2 : 1);
 }
 
-enum { LB_SUPER_GROUPS = 8, LB_SUPER_BYTES = 4 * LB_ROWS + LB_SUPER_GROUPS * 2 * LB_ROWS };
+enum { LB_SUPER_GROUPS = 8, LB_SUPER_BYTES = (8 + 2 * LB_SUPER_GROUPS) * LB_ROWS };
 
-/* Where the two float16 of a row group lie that its scales are multiples of; the bytes of a group, and of its minima.
- */
-static inline const uint16_t *lb_super(const lb_matrix *m, int32_t row_group, int32_t group) {
+/* Where the floats of a row group lie that its scales are multiples of; the bytes of a group, and of its minima. */
+static inline const float *lb_super(const lb_matrix *m, int32_t row_group, int32_t group) {
     const size_t at = (size_t)row_group * (size_t)(m->n_groups / LB_SUPER_GROUPS) + (size_t)(group / LB_SUPER_GROUPS);
-    return (const uint16_t *)(const void *)((const uint8_t *)m->scales + at * LB_SUPER_BYTES);
+    return (const float *)(const void *)((const uint8_t *)m->scales + at * LB_SUPER_BYTES);
 }
-static inline const int8_t *lb_multiples(const uint16_t *super, int32_t group) {
+static inline const int8_t *lb_multiples(const float *super, int32_t group) {
     return (const int8_t *)(super + 2 * LB_ROWS) + group % LB_SUPER_GROUPS * 2 * LB_ROWS;
 }
 

@@ -214,11 +214,11 @@ LB_INLINE int32_t minimum_of(const uint8_t *b, int32_t g) {
 }
 
 /* The only one that becomes U4M: a byte has columns i and i + 16 of a group, which here lie in nibbles of two bytes. */
-LB_INLINE void unpack_q4_k(const uint8_t *b, uint32_t d, uint32_t dmin, lb_row row) {
-    uint16_t *super = row.scales;
+LB_INLINE void unpack_q4_k(const uint8_t *b, float d, float dmin, lb_row row) {
+    float *super = row.scales;
     uint8_t *multiples = (uint8_t *)(super + 2 * LB_ROWS) + row.lane;
-    super[row.lane] = (uint16_t)d;
-    super[LB_ROWS + row.lane] = (uint16_t)(dmin ^ 0x8000u);
+    super[row.lane] = d;
+    super[LB_ROWS + row.lane] = -dmin;
     for (int32_t g = 0; g < LB_SUPER_GROUPS; g++, multiples += 2 * LB_ROWS) {
         const uint8_t *q = b + 16 + g / 2 * 32;
         const int32_t shift = g % 2 * 4;
@@ -324,7 +324,7 @@ LB_INLINE int unpack_block(const int32_t type, const uint8_t *b, const uint64_t 
     case LB_Q3_K:
         return unpack_q3_k(b, d, row);
     case LB_Q4_K:
-        unpack_q4_k(b, half, minimum, row);
+        unpack_q4_k(b, d, dmin, row);
         return 1;
     case LB_Q5_K:
         return unpack_q5_k(b, d, dmin, row);

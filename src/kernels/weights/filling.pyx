@@ -176,14 +176,14 @@ cdef void fill_floats(void *context, int32_t begin, int32_t end) noexcept nogil:
 
 cdef float scale_of(const lb_matrix *m, int32_t row_group, int32_t group, int32_t lane, float *minimum) noexcept nogil:
     """The scale of a row in one of its scale groups, and the minimum where there are such."""
-    cdef const uint16_t *super_scales
+    cdef const float *super_scales
     cdef const int8_t *multiples
     cdef size_t at = lb_scales_at(m, row_group, group) + lane
     if m.scales_super:
         super_scales = lb_super(m, row_group, group)
         multiples = lb_multiples(super_scales, group)
-        minimum[0] = lb_half_to_float(super_scales[LB_ROWS + lane]) * multiples[LB_ROWS + lane]
-        return lb_half_to_float(super_scales[lane]) * multiples[lane]
+        minimum[0] = super_scales[LB_ROWS + lane] * multiples[LB_ROWS + lane]
+        return super_scales[lane] * multiples[lane]
     if m.scales_f16:
         minimum[0] = lb_half_to_float((<const uint16_t *>m.scales)[at + LB_ROWS]) if lb_has_minima(m.format) else 0
         return lb_half_to_float((<const uint16_t *>m.scales)[at])

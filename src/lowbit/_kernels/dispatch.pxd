@@ -151,8 +151,8 @@ cdef extern from "kernels.h":
     int32_t lb_units(int32_t row_groups, int32_t streams) noexcept nogil
     bint lb_has_minima(int32_t format) noexcept nogil
     size_t lb_scales_at(const lb_matrix *m, int32_t row_group, int32_t group) noexcept nogil
-    const uint16_t *lb_super(const lb_matrix *m, int32_t row_group, int32_t group) noexcept nogil
-    const int8_t *lb_multiples(const uint16_t *super, int32_t group) noexcept nogil
+    const float *lb_super(const lb_matrix *m, int32_t row_group, int32_t group) noexcept nogil
+    const int8_t *lb_multiples(const float *super, int32_t group) noexcept nogil
     int32_t lb_lines(int32_t rows) noexcept nogil
 
 cdef extern from "floats.h":
