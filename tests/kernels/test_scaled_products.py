@@ -8,7 +8,9 @@ import pytest
 from lowbit import isa as instruction_sets
 from lowbit import reference
 from lowbit._kernels.matrix import BLOCK_TYPES
+from lowbit._kernels.stored import Stored
 from lowbit.errors import FormatError
+from lowbit.formats.unpacked import table_of
 from lowbit.kernels import PackedMatrix, matmul
 
 INTEGERS = ("u2", "u4", "u8", "u4m", "u8m", "t5")
@@ -200,3 +202,40 @@ def test_products_refuse_another_row_length(packed):
 
 def test_no_activations_give_no_results(isa, packed):
     assert matmul(packed("u2", 3, 5).matrix, np.zeros((0, 5), np.float32)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 16, 40])
+def test_products_of_q4_k_are_those_of_its_codes_scales_and_minima(isa, tokens):
+    rows, cols = 45, 512
+    rng = np.random.default_rng(tokens)
+    blocks = rng.integers(0, 256, (rows * cols // 256, 144), np.uint8)
+    blocks[:, :4] = rng.standard_normal((len(blocks), 2)).astype("<f2").view(np.uint8)
+    w = PackedMatrix("u4m", rows, cols, group_cols=32, scales_super=True)
+    w.fill_stored(Stored("Q4_K", table_of("Q4_K")), blocks.reshape(-1), rows)
+    scales, codes, minima = q4_k_parts(blocks)
+    x = rng.standard_normal((tokens, cols)).astype(np.float32)
+    shape = rows, cols // 32
+    want = scaled(
+        codes.reshape(rows, cols).astype(np.int32), scales.reshape(shape), x, 32, False, -minima.reshape(shape)
+    )
+    for threads in (1, 2):
+        expect_same_bits(matmul(w, x, threads=threads), want, tokens, threads)
+    with pytest.raises(FormatError, match="do not fit"):
+        w.fill_scales(scales.reshape(shape), minima=minima.reshape(shape))
+
+
+def q4_k_parts(blocks):
+    """Scales (n, 8), codes (n, 256) and what is subtracted (n, 8).
+
+    Of the first four groups scale and minimum are in a byte each, of the last four in nibbles, with the upper bits of
+    the first (llama.cpp ggml/src/ggml-common.h).
+    """
+    d, dmin = (blocks[:, i : i + 2].copy().view("<f2").astype(np.float32) for i in (0, 2))
+    packed = blocks[:, 4:16].astype(np.int32)
+    small, low = np.zeros((2, len(blocks), 8), np.int32), packed[:, 8:]
+    for which in (0, 1):
+        first = packed[:, 4 * which : 4 * which + 4]
+        small[which, :, :4], small[which, :, 4:] = first & 63, low >> 4 * which & 15 | first >> 6 << 4
+    q = blocks[:, 16:].reshape(-1, 4, 1, 32)
+    codes = np.concatenate([q & 15, q >> 4], axis=2).reshape(-1, 256)
+    return d * small[0].astype(np.float32), codes, dmin * small[1].astype(np.float32)

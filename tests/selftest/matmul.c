@@ -329,7 +329,7 @@ static void check_float(int32_t format, int32_t n_rows, int32_t n_cols, int32_t 
     const size_t n_out = (size_t)n_tokens * y_stride;
     float *got = allocate(n_out * sizeof *got), *expected = allocate(n_out * sizeof *expected);
 
-    lb_matrix m = {codes, NULL, format, n_rows, n_cols, n_cols, n_cols, 1, 0, 0, 0};
+    lb_matrix m = {codes, NULL, format, n_rows, n_cols, n_cols, n_cols, 1, 0, 0, 0, 0};
     lb_activations a = {NULL, NULL, NULL, x, stride, 1, n_tokens};
     lb_matmul_args args = {&m, &a, got, NULL, y_stride}, reference = {&m, &a, expected, NULL, y_stride};
     snprintf(text, sizeof text, "matmul %s: %d rows, %d columns, %d tokens%s", name_of[format], (int)n_rows,

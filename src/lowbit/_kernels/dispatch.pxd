@@ -114,37 +114,54 @@ cdef extern from "kernels.h":
     ctypedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end) noexcept nogil
     ctypedef void lb_streams_fn(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) noexcept nogil
     ctypedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end) noexcept nogil
+    ctypedef void lb_to_row_groups_fn(const lb_matrix *m, int32_t quarter, uint8_t *codes) noexcept nogil
+    ctypedef void lb_quantize_fn(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded,
+                                 int8_t *q, float *scale, int32_t *sum) noexcept nogil
+    ctypedef void lb_rms_norm_fn(const float *x, const float *weight, int32_t n, float eps, float *out) noexcept nogil
+    ctypedef void lb_attention_fn(
+        const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head, int32_t kv_heads,
+        int32_t piece) noexcept nogil
+    ctypedef void lb_attention_sum_fn(const lb_attention_args *args, int32_t head) noexcept nogil
+    ctypedef void lb_kv_store_fn(const float *k, const float *v, char *block, const lb_attention_args *shape,
+                                 int32_t position) noexcept nogil
+    ctypedef void lb_glu_fn(float *gate, const float *up, int32_t n, int32_t activation) noexcept nogil
+    ctypedef void lb_add_fn(float *x, const float *y, int32_t n) noexcept nogil
+    ctypedef void lb_exp_fn(const float *x, float shift, float factor, int32_t n, float *out) noexcept nogil
+    ctypedef void lb_delta_fn(const float *from_, float *to, const float *q, const float *k, const float *v,
+                              float decay, float beta, int32_t size, float *out) noexcept nogil
+    ctypedef void lb_hadamard_fn(float *x, int32_t n, int32_t block) noexcept nogil
+    ctypedef int lb_unpack_fn(const lb_stored *stored, const uint8_t *source, const lb_matrix *m, int32_t begin,
+                              int32_t end) noexcept nogil
+    ctypedef int32_t lb_count_from_fn(const float *x, int32_t n, int32_t limit) noexcept nogil
     ctypedef void lb_sketch_fn(const lb_sketch *s, const int16_t *z, int32_t begin, int32_t end, float *y,
                                float *best) noexcept nogil
     ctypedef float lb_row_u8_fn(const lb_matmul_args *args, const int16_t *x, int32_t row) noexcept nogil
+
+    ctypedef uint64_t lb_read_fn(const uint64_t *memory, size_t n, int32_t streams) noexcept nogil
+    ctypedef int64_t lb_dot_peak_fn(int32_t rounds) noexcept nogil
 
     ctypedef struct lb_kernels:
         lb_matmul_fn **matmul
         lb_streams_fn *streams
         lb_sparse_fn *sparse
         lb_sparse_fn *sparse_finish
-        void (*to_row_groups)(const lb_matrix *m, int32_t quarter, uint8_t *codes) noexcept nogil
-        void (*quantize)(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded, int8_t *q,
-                         float *scale, int32_t *sum) noexcept nogil
-        void (*rms_norm)(const float *x, const float *weight, int32_t n, float eps, float *out) noexcept nogil
-        void (*attention)(const lb_attention_args *args, int32_t row, int32_t rows, int32_t kv_head, int32_t kv_heads,
-                          int32_t piece) noexcept nogil
-        void (*attention_sum)(const lb_attention_args *args, int32_t head) noexcept nogil
-        void (*kv_store)(const float *k, const float *v, char *block, const lb_attention_args *shape,
-                         int32_t position) noexcept nogil
-        void (*glu)(float *gate, const float *up, int32_t n, int32_t activation) noexcept nogil
-        void (*add)(float *x, const float *y, int32_t n) noexcept nogil
-        void (*exp)(const float *x, float shift, float factor, int32_t n, float *out) noexcept nogil
-        void (*delta)(const float *from_, float *to, const float *q, const float *k, const float *v, float decay,
-                      float beta, int32_t size, float *out) noexcept nogil
-        void (*hadamard)(float *x, int32_t n, int32_t block) noexcept nogil
-        int (*unpack)(const lb_stored *stored, const uint8_t *source, const lb_matrix *m, int32_t begin,
-                      int32_t end) noexcept nogil
-        int32_t (*count_from)(const float *x, int32_t n, int32_t limit) noexcept nogil
+        lb_to_row_groups_fn *to_row_groups
+        lb_quantize_fn *quantize
+        lb_rms_norm_fn *rms_norm
+        lb_attention_fn *attention
+        lb_attention_sum_fn *attention_sum
+        lb_kv_store_fn *kv_store
+        lb_glu_fn *glu
+        lb_add_fn *add
+        lb_exp_fn *exp
+        lb_delta_fn *delta
+        lb_hadamard_fn *hadamard
+        lb_unpack_fn *unpack
+        lb_count_from_fn *count_from
         lb_sketch_fn *sketch
         lb_row_u8_fn *row_u8
-        uint64_t (*read)(const uint64_t *memory, size_t n, int32_t streams) noexcept nogil
-        int64_t (*dot_peak)(int32_t rounds) noexcept nogil
+        lb_read_fn *read
+        lb_dot_peak_fn *dot_peak
 
     int32_t lb_part_floats(int32_t value_dim) noexcept nogil
     int32_t lb_row_groups(int32_t rows) noexcept nogil
