@@ -234,7 +234,10 @@ def unpack() -> None:
     for kind in STORED_TYPES:
         raw = rng.integers(0, 64, rows * cols // type_of(kind).block_elements * type_of(kind).block_bytes, np.uint8)
         group = GROUPS.get(kind, 32)
-        matrix = PackedMatrix("u8", rows, cols, group, scales_f16=kind not in GROUPS, block_cols=group)
+        if kind == "Q4_K":
+            matrix = PackedMatrix("u4m", rows, cols, group, scales_super=True)
+        else:
+            matrix = PackedMatrix("u8", rows, cols, group, scales_f16=kind not in GROUPS, block_cols=group)
         best = float("inf")
         for _ in range(8):
             start = time.thread_time()
