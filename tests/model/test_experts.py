@@ -212,6 +212,7 @@ def test_paged_experts_give_the_bits_of_resident_ones(write, model, kind):
         assert all(0 <= rate < 1 for rate in memory["expert_hits"])
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("top", [1, 2])
 @pytest.mark.parametrize("kind", ["F32", "Q8_0"])
 def test_few_paged_experts_give_the_bits_of_resident_ones(write, kind, top):
