@@ -10,8 +10,10 @@ BOCHS=$(realpath "$1") FOLDER=$(realpath -m "$2")
 LIMIT=${LIMIT:-7200} # seconds after which the machine has failed
 
 mkdir -p "$FOLDER"/{image/boot/grub,initramfs/bin,initramfs/proc,initramfs/dev}
-DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends g++ make grub-pc-bin grub-common xorriso \
-    mtools busybox-static cpio zstd >/dev/null
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+apt-get install -y -qq --no-install-recommends python3 g++ make grub-pc-bin grub-common xorriso mtools busybox-static \
+    cpio zstd >/dev/null
 
 echo "Bochs ..."
 if [[ ! -x $FOLDER/bochs/bochs ]]; then
