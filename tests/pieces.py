@@ -39,3 +39,14 @@ def logits_on_every_set(path, ids, **options):
     finally:
         instruction_sets.use(before)
     return want
+
+
+def loaded_in_little(path):
+    """A model under nearly the smallest budget, which depends on what the last load has left in the process."""
+    limit = 1 << 16
+    for _ in range(5):
+        try:
+            return lowbit.load(path, max_ram=limit, threads=1)
+        except lowbit.MemoryBudgetError as error:
+            limit = error.smallest
+    raise AssertionError(f"{limit} bytes are too little again and again")
