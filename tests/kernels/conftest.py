@@ -9,8 +9,12 @@ import pytest
 
 from lowbit.kernels import PackedMatrix
 
-TOP_CODES = {"u2": 2, "u4": 15, "u8": 255, "u4m": 15, "u8m": 255, "t5": 2}
-OFFSETS = {"u2": 1, "u4": 8, "u8": 128, "u4m": 0, "u8m": 128, "t5": 1}
+TOP_CODES = {
+    "u2": 2, "u4": 15, "u8": 255, "u4m": 15, "u8m": 255, "t5": 2, "u3": 7, "u5": 31, "u6": 63, "u2m": 3, "u5m": 31,
+}  # fmt: skip
+OFFSETS = {
+    "u2": 1, "u4": 8, "u8": 128, "u4m": 0, "u8m": 128, "t5": 1, "u3": 4, "u5": 16, "u6": 32, "u2m": 0, "u5m": 0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="session")

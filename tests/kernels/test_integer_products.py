@@ -11,23 +11,17 @@ from lowbit import reference
 from lowbit.errors import FormatError
 from lowbit.kernels import PackedMatrix, matmul_sums, pack_ternary, ternary_matmul
 
-FORMATS = ("u2", "u4", "u8", "u4m", "u8m", "t5")
+FORMATS = ("u2", "u4", "u8", "u4m", "u8m", "t5", "u3", "u5", "u6", "u2m", "u5m")
 ROWS = (1, 3, 15, 16, 17, 31, 32, 33, 127, 128, 129, 255, 256, 257)
 COLS = (*ROWS, 4096)
 TOKENS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 33)
 FILLS = (7, "low", "high")
-LOWEST = {
-    "u2": -128,
-    "u4": -128,
-    "u8": -127,
-    "u4m": -128,
-    "u8m": -127,
-    "t5": -128,
-}  # what the formats allow as activations
+LOWEST = {"u8": -127, "u8m": -127}
+"""What formats allow as activations, if not -128 too."""
 
 
 def activations(form, tokens, cols, fill):
-    low = LOWEST[form]
+    low = LOWEST.get(form, -128)
     if fill in ("low", "high"):
         return np.full((tokens, cols), low if fill == "low" else 127, np.int8)
     return np.random.default_rng(fill).integers(low, 128, (tokens, cols), dtype=np.int8)
@@ -145,12 +139,11 @@ def test_ternary_product_only_adds_and_subtracts(isa, cols, low):
     seed=st.integers(0, 1 << 30),
 )
 def test_sums_are_exact_for_any_shape_and_block(isa, packed, form, rows, cols, tokens, threads, blocks, seed):
-    block = {"u2": 16, "u4": 8, "u8": 4, "u4m": 8, "u8m": 4, "t5": 16}[form] * (
-        blocks if form == "u2" else min(blocks, 4)
-    )
-    w = packed(form, rows, cols, seed, **({} if form == "t5" else {"block_cols": block}))
+    word = {"u2": 16, "u4": 8, "u8": 4, "u4m": 8, "u8m": 4}.get(form)  # other formats have one length of blocks
+    options = {"block_cols": word * (blocks if form == "u2" else min(blocks, 4))} if word else {}
+    w = packed(form, rows, cols, seed, **options)
     x = activations(form, tokens, cols, seed)
-    expect_exact(matmul_sums(w.matrix, x, threads), w, x, block)
+    expect_exact(matmul_sums(w.matrix, x, threads), w, x, options)
 
 
 def test_sums_refuse_what_they_cannot_multiply(packed):

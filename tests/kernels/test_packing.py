@@ -13,8 +13,8 @@ from lowbit.kernels import PackedMatrix, pack_ternary, unpack_ternary
 from lowbit.quantize import quantize
 
 BLOCKS = {
-    "TQ2_0": ("u2", 256), "I2_S": ("u2", 128), "Q4_0": ("u4", 32), "Q4_1": ("u4m", 32), "Q5_0": ("u8", 32),
-    "Q5_1": ("u8m", 32), "Q8_0": ("u8", 32),
+    "TQ2_0": ("u2", 256), "I2_S": ("u2", 128), "Q4_0": ("u4", 32), "Q4_1": ("u4m", 32), "Q5_0": ("u5", 32),
+    "Q5_1": ("u5m", 32), "Q8_0": ("u8", 32),
 }  # fmt: skip
 SCALES = [("TQ2_0", 64), ("Q4_0", 0), ("Q4_1", 0), ("Q4_1", 2), ("Q5_0", 0), ("Q5_1", 0), ("Q5_1", 2), ("Q8_0", 0)]
 """Types, and where a block has its scale or minimum."""
@@ -240,7 +240,7 @@ def test_rows_must_lie_in_the_matrix_and_fill_row_groups(first, rows):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("u3", 1, 1),
+        ("u7", 1, 1),
         ("u2", 0, 1),
         ("u2", 1, 0),
         ("u2", -16, 16),
@@ -256,6 +256,13 @@ def test_rows_must_lie_in_the_matrix_and_fill_row_groups(first, rows):
         ("u2", 16, 256, -128),
         ("u8", 16, 256, None, False, -4),
         ("u2", 16, 128, None, False, -16),
+        ("u6", 16, 256, 8),
+        ("u6", 16, 256, 48),
+        ("u6", 16, 256, 16, False, 16),
+        ("u6", 16, 100, 16, False, None, True),
+        ("u6", 16, 256, 64, False, None, True),
+        ("u6", 16, 256, 16, True, None, True),
+        ("u8", 16, 256, 32, False, None, True),
     ],
     ids=str,
 )
@@ -297,7 +304,7 @@ def test_rows_out_of_range_are_refused(row):
         pack_ternary(np.ones((3, 5), int)).rows([row])
 
 
-@pytest.mark.parametrize("form", ["u4m", "u8m"])
+@pytest.mark.parametrize("form", ["u4m", "u8m", "u5m"])
 def test_minima_belong_to_rows_and_groups(form):
     rng = np.random.default_rng(7)
     codes = rng.integers(0, 16, (35, 100), dtype=np.uint8)

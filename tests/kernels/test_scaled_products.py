@@ -7,13 +7,14 @@ import pytest
 
 from lowbit import isa as instruction_sets
 from lowbit import reference
-from lowbit._kernels.matrix import BLOCK_TYPES
+from lowbit._kernels.matrix import BLOCK_TYPES, UNPACKED_TYPES
 from lowbit._kernels.stored import Stored
 from lowbit.errors import FormatError
 from lowbit.formats.unpacked import table_of
 from lowbit.kernels import PackedMatrix, matmul
+from lowbit.quantize.ggml_types import type_of
 
-INTEGERS = ("u2", "u4", "u8", "u4m", "u8m", "t5")
+INTEGERS = ("u2", "u4", "u8", "u4m", "u8m", "t5", "u3", "u5", "u6", "u2m", "u5m")
 FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": None}
 
 
@@ -61,7 +62,8 @@ def expect_same_bits(got, want, *what):
 
 @pytest.mark.parametrize(("form", "group"), [("u2", 64), ("u2", 128), ("u2", 256), ("u4", 32), ("u4", 64), ("u8", 32),
                                              ("u8", 128), ("u4m", 32), ("u4m", 256), ("u8m", 32),
-                                             ("u8m", 64), ("t5", 128), ("t5", 256)])  # fmt: skip
+                                             ("u8m", 64), ("t5", 128), ("t5", 256), ("u3", 16),
+                                             ("u5", 32), ("u6", 16), ("u6", 64), ("u2m", 16), ("u5m", 32)])  # fmt: skip
 @pytest.mark.parametrize("cols", [40, 128, 256, 600])  # with and without a shorter last group
 @pytest.mark.parametrize("per_token", [False, True])
 def test_scale_groups_are_added_in_order(isa, form, group, cols, per_token, packed):
@@ -204,38 +206,58 @@ def test_no_activations_give_no_results(isa, packed):
     assert matmul(packed("u2", 3, 5).matrix, np.zeros((0, 5), np.float32)).shape == (0, 3)
 
 
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
 @pytest.mark.parametrize("tokens", [1, 3, 16, 40])
-def test_products_of_q4_k_are_those_of_its_codes_scales_and_minima(isa, tokens):
+def test_products_of_k_types_are_those_of_their_codes_scales_and_minima(isa, kind, tokens):
     rows, cols = 45, 512
     rng = np.random.default_rng(tokens)
-    blocks = rng.integers(0, 256, (rows * cols // 256, 144), np.uint8)
-    blocks[:, :4] = rng.standard_normal((len(blocks), 2)).astype("<f2").view(np.uint8)
-    w = PackedMatrix("u4m", rows, cols, group_cols=32, scales_super=True)
-    w.fill_stored(Stored("Q4_K", table_of("Q4_K")), blocks.reshape(-1), rows)
-    scales, codes, minima = q4_k_parts(blocks)
+    blocks = rng.integers(0, 256, (rows * cols // 256, type_of(kind).block_bytes), np.uint8)
+    for at in FLOATS_OF[kind]:
+        blocks[:, at : at + 2] = rng.standard_normal((len(blocks), 1)).astype("<f2").view(np.uint8)
+    form, group = UNPACKED_TYPES[kind]
+    w = PackedMatrix(form, rows, cols, group_cols=group, scales_super=True)
+    w.fill_stored(Stored(kind, table_of(kind)), blocks.reshape(-1), rows)
+    codes, scales, minima = parts_of(kind, blocks)
+    shape = rows, cols // group
+    minima = None if minima is None else -minima.reshape(shape)
     x = rng.standard_normal((tokens, cols)).astype(np.float32)
-    shape = rows, cols // 32
-    want = scaled(
-        codes.reshape(rows, cols).astype(np.int32), scales.reshape(shape), x, 32, False, -minima.reshape(shape)
-    )
+    want = scaled(codes.reshape(rows, cols), scales.reshape(shape), x, group, False, minima)
     for threads in (1, 2):
         expect_same_bits(matmul(w, x, threads=threads), want, tokens, threads)
     with pytest.raises(FormatError, match="do not fit"):
-        w.fill_scales(scales.reshape(shape), minima=minima.reshape(shape))
+        w.fill_scales(scales.reshape(shape), minima=minima)
 
 
-def q4_k_parts(blocks):
-    """Scales (n, 8), codes (n, 256) and what is subtracted (n, 8).
+FLOATS_OF = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+"""Where d, and what minima are multiples of, stand in a block."""
 
-    Of the first four groups scale and minimum are in a byte each, of the last four in nibbles, with the upper bits of
-    the first (llama.cpp ggml/src/ggml-common.h).
+
+def parts_of(kind, blocks):
+    """Codes (n, 256) without their offset, scales and what is subtracted, or None.
+
+    Layouts: llama.cpp ggml/src/ggml-common.h; 32 neighbours of a block have the same bits of 32 neighbouring bytes.
     """
-    d, dmin = (blocks[:, i : i + 2].copy().view("<f2").astype(np.float32) for i in (0, 2))
+    d, *dmin = (blocks[:, at : at + 2].copy().view("<f2").astype(np.float32) for at in FLOATS_OF[kind])
+
+    def fields(begin, end, bits, run=32):
+        """Bytes hold `8 // bits` fields, the lowest first; a run of them has the lowest fields first, and so on."""
+        bytes_ = blocks[:, begin:end].reshape(len(blocks), -1, 1, run).astype(np.int32)
+        return (bytes_ >> (np.arange(8 // bits) * bits)[:, None] & (1 << bits) - 1).reshape(len(blocks), -1)
+
+    if kind == "Q2_K":
+        small = blocks[:, :16]
+        return fields(16, 80, 2), d * (small & 15), dmin[0] * (small >> 4)
+    if kind == "Q3_K":
+        small = fields(96, 104, 4, 8) | fields(104, 108, 2, 4) << 4
+        return fields(32, 96, 2) + 4 * fields(0, 32, 1) - 4, d * (small - 32).astype(np.float32), None
+    if kind == "Q6_K":
+        return fields(0, 128, 4, 64) + 16 * fields(128, 192, 2) - 32, d * blocks[:, 192:208].view(np.int8), None
+    # Of the first four groups scale and minimum are in a byte each, of the last four in nibbles, with the upper bits of
+    # the first.
     packed = blocks[:, 4:16].astype(np.int32)
     small, low = np.zeros((2, len(blocks), 8), np.int32), packed[:, 8:]
     for which in (0, 1):
         first = packed[:, 4 * which : 4 * which + 4]
         small[which, :, :4], small[which, :, 4:] = first & 63, low >> 4 * which & 15 | first >> 6 << 4
-    q = blocks[:, 16:].reshape(-1, 4, 1, 32)
-    codes = np.concatenate([q & 15, q >> 4], axis=2).reshape(-1, 256)
-    return d * small[0].astype(np.float32), codes, dmin * small[1].astype(np.float32)
+    codes = fields(16, 144, 4) if kind == "Q4_K" else fields(48, 176, 4) + 16 * fields(16, 48, 1)
+    return codes, d * small[0].astype(np.float32), dmin[0] * small[1].astype(np.float32)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lowbit._kernels.matrix import PackedMatrix
+from lowbit._kernels.matrix import UNPACKED_TYPES, PackedMatrix
 from lowbit._kernels.stored import STORED_TYPES, Stored
 from lowbit.errors import FormatError
 from lowbit.formats.blocks import dequantize, integer_codes
@@ -28,33 +28,27 @@ def raw_of(monkeypatch):
 
 
 def empty(kind, rows):
-    if kind in GROUPS:
-        return PackedMatrix("u8", rows, COLS, group_cols=GROUPS[kind], block_cols=GROUPS[kind])
-    if kind == "Q4_K":
-        return PackedMatrix("u4m", rows, COLS, group_cols=32, scales_super=True)
-    return PackedMatrix("u8", rows, COLS, group_cols=32, scales_f16=True)
+    form, group = UNPACKED_TYPES[kind]
+    options = {"block_cols": group} if kind in GROUPS else {"scales_super": True}
+    return PackedMatrix(form, rows, COLS, group_cols=group, **options)
 
 
 def contents(kind, matrix):
-    """What a matrix holds: the weights that its codes stand for where they are those of the file, else its bytes."""
-    return matrix.rows(range(matrix.shape[0])) if kind == "Q4_K" else matrix.groups()
+    """What a matrix holds: its bytes, or, where no other way to fill it is known, the weights that they stand for."""
+    return matrix.groups() if kind in GROUPS else matrix.rows(range(matrix.shape[0]))
 
 
 def by_decoder(kind, raw, rows):
     """The contents of the same matrix from what NumPy makes of the blocks."""
-    if kind == "Q4_K":
+    if kind not in GROUPS:
         values = dequantize(kind, raw, (rows, COLS))
         if not np.isfinite(values).all():
             raise FormatError("a weight is not finite")
         return values
     matrix = empty(kind, rows)
-    if kind in GROUPS:
-        codes, scales = integer_codes(kind, raw, (rows, COLS))
-        matrix.fill_codes(codes.view(np.uint8) + np.uint8(128))
-        matrix.fill_scales(scales)
-    else:
-        values = dequantize(kind, raw, (rows, COLS))
-        matrix.fill_rounded("F32", values.reshape(-1).view(np.uint8), rows)
+    codes, scales = integer_codes(kind, raw, (rows, COLS))
+    matrix.fill_codes(codes.view(np.uint8) + np.uint8(128))
+    matrix.fill_scales(scales)
     return contents(kind, matrix)
 
 

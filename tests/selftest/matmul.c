@@ -2,21 +2,34 @@
 #include "emulated_tiles.h"
 #include "selftest.h"
 
-static const int bits_of[] = {2, 4, 8, 4, 8, 2}, offset_of[] = {1, 8, 128, 0, 128, 1};
-static const int usual_block[] = {128, 32, 32, 32, 32, 128};
-static const char *const name_of[LB_N_FORMATS] = {"u2", "u4", "u8", "u4m", "u8m", "t5", "f32", "f16", "bf16"};
+static const struct {
+    const char *name;
+    int32_t format, bits, offset, usual_block;
+} kinds[] = {{"u2", LB_U2, 2, 1, 128},  {"u4", LB_U4, 4, 8, 32},     {"u8", LB_U8, 8, 128, 32},
+             {"u4m", LB_U4M, 4, 0, 32}, {"u8m", LB_U8M, 8, 128, 32}, {"t5", LB_T5, 2, 1, 128},
+             {"u3", LB_UP, 3, 4, 32},   {"u5", LB_UP, 5, 16, 32},    {"u6", LB_UP, 6, 32, 32},
+             {"u2m", LB_UPM, 2, 0, 32}, {"u5m", LB_UPM, 5, 0, 32}};
+enum { KIND_U2 = 0 };
 
 enum { RANDOM, LOW, HIGH, OPPOSED, N_FILLS };
 static const char *const fill_names[N_FILLS] = {"random", "minimum", "maximum", "maximum times minimum"};
 
 /* Where a code lies in the packed bytes, and at which bit. */
-static size_t place(const lb_matrix *m, int32_t row, int32_t column, int *shift) {
-    const int bits = bits_of[m->format], fields = 8 / bits, block_words = m->block_cols / (4 * fields);
+static size_t place(const lb_matrix *m, int bits, int32_t row, int32_t column, int *shift) {
+    const int fields = 8 / bits, block_words = m->block_cols / (4 * fields);
     const int32_t block = column / m->block_cols, inside = column % m->block_cols, first = block * block_words;
     const int32_t words = m->words - first < block_words ? m->words - first : block_words;
     const int32_t field = inside / (4 * words), word = inside % (4 * words) / 4, byte = inside % 4;
     *shift = bits * field;
     return (((size_t)(row / LB_ROWS) * m->words + first + word) * LB_ROWS + row % LB_ROWS) * 4 + byte;
+}
+
+/* The same for one bit of a code in planes. */
+static size_t plane_place(const lb_matrix *m, int bit, int32_t row, int32_t column, int *shift) {
+    const int low = m->bits > 3 ? 4 : 2, plane = bit < low ? low : m->bits - low, four = column % 32 / 4;
+    const int32_t word = column / 32 * m->bits + (bit < low ? 0 : low) + four % plane;
+    *shift = plane * (four / plane) + (bit < low ? bit : bit - low);
+    return (((size_t)(row / LB_ROWS) * m->words + word) * LB_ROWS + row % LB_ROWS) * 4 + column % 4;
 }
 
 static int32_t t5_words(int32_t columns) { return (columns + 19) / 20; }
@@ -36,14 +49,22 @@ static size_t t5_place(const lb_matrix *m, int32_t row, int32_t column, int *fac
            inside % 4;
 }
 
-static int32_t code_at(const lb_matrix *m, int32_t row, int32_t column) {
+static int32_t code_at(const lb_matrix *m, int bits, int32_t row, int32_t column) {
     int shift;
+    if (lb_has_planes(m->format)) {
+        int32_t code = 0;
+        for (int bit = 0; bit < bits; bit++) {
+            const size_t byte = plane_place(m, bit, row, column, &shift);
+            code |= (m->codes[byte] >> shift & 1) << bit;
+        }
+        return code;
+    }
     if (m->format == LB_T5) {
         const int code = m->codes[t5_place(m, row, column, &shift)];
         return shift == 84 ? code / 84 : code % 84 / shift % 3;
     }
-    const size_t at = place(m, row, column, &shift);
-    return m->codes[at] >> shift & ((1 << bits_of[m->format]) - 1);
+    const size_t at = place(m, bits, row, column, &shift);
+    return m->codes[at] >> shift & ((1 << bits) - 1);
 }
 
 static float scale_at(const lb_matrix *m, int32_t row, int32_t group, int32_t behind) {
@@ -78,57 +99,67 @@ static void reference_row(const lb_matmul_args *args, const int16_t *weights, in
     args->y[token * args->y_stride + row] = y;
 }
 
-static void reference_matmul(const lb_matmul_args *args, int32_t begin, int32_t end) {
+static void reference_matmul(const lb_matmul_args *args, int kind, int32_t begin, int32_t end) {
     const lb_matrix *m = args->w;
     int16_t *weights = allocate((size_t)m->n_cols * sizeof *weights);
     for (int32_t row = begin * LB_ROWS; row < end * LB_ROWS && row < m->n_rows; row++) {
-        for (int32_t c = 0; c < m->n_cols; c++) weights[c] = (int16_t)(code_at(m, row, c) - offset_of[m->format]);
+        for (int32_t c = 0; c < m->n_cols; c++)
+            weights[c] = (int16_t)(code_at(m, kinds[kind].bits, row, c) - kinds[kind].offset);
         for (int32_t token = 0; token < args->x->n_tokens; token++) reference_row(args, weights, token, row);
     }
     free(weights);
 }
 
-void reference_matmul_u2(const lb_matmul_args *args, int32_t begin, int32_t end) { reference_matmul(args, begin, end); }
+void reference_matmul_u2(const lb_matmul_args *args, int32_t begin, int32_t end) {
+    reference_matmul(args, KIND_U2, begin, end);
+}
 
 typedef struct {
-    int32_t format, n_rows, n_cols, block_cols, group_cols, scales_f16, n_tokens, fill;
+    int32_t kind, n_rows, n_cols, block_cols, group_cols, scales_f16, n_tokens, fill;
 } shape;
 
 static void describe(char text[200], const shape *s, const char *output) {
     snprintf(text, 200, "matmul %s %s: %d rows, %d columns, blocks of %d, groups of %d, float%d scales, %d tokens, %s",
-             name_of[s->format], output, (int)s->n_rows, (int)s->n_cols, (int)s->block_cols, (int)s->group_cols,
+             kinds[s->kind].name, output, (int)s->n_rows, (int)s->n_cols, (int)s->block_cols, (int)s->group_cols,
              s->scales_f16 ? 16 : 32, (int)s->n_tokens, fill_names[s->fill]);
 }
 
 static void fill_matrix(lb_matrix *m, const shape *s) {
-    const int bits = bits_of[s->format], fields = 8 / bits,
-              most = s->format == LB_U2 || s->format == LB_T5 ? 2 : (1 << bits) - 1;
+    const int32_t format = kinds[s->kind].format;
+    const int bits = kinds[s->kind].bits, fields = 8 / bits,
+              most = format == LB_U2 || format == LB_T5 ? 2 : (1 << bits) - 1;
     const int32_t groups = lb_row_groups(s->n_rows), rest = s->n_cols % s->block_cols;
     memset(m, 0, sizeof *m);
-    m->format = s->format, m->n_rows = s->n_rows, m->n_cols = s->n_cols, m->block_cols = s->block_cols;
+    m->format = format, m->n_rows = s->n_rows, m->n_cols = s->n_cols, m->block_cols = s->block_cols;
     m->group_cols = s->group_cols, m->scales_f16 = s->scales_f16;
     m->n_groups = (s->n_cols + s->group_cols - 1) / s->group_cols;
     m->words = s->n_cols / s->block_cols * (s->block_cols / (4 * fields)) + (rest + 4 * fields - 1) / (4 * fields);
-    if (s->format == LB_T5) {
+    if (lb_has_planes(format)) m->bits = bits, m->words = (s->n_cols + 31) / 32 * bits;
+    if (format == LB_T5) {
         const int32_t last = s->n_cols - (m->n_groups - 1) * s->group_cols;
         m->words = (m->n_groups - 1) * t5_words(s->group_cols) + t5_words(last);
     }
 
     const size_t n_bytes = (size_t)groups * m->words * 64;
     uint8_t *codes = allocate_aligned(n_bytes), padding = 0;
-    for (int f = 0; f < fields && s->format != LB_T5; f++) padding |= (uint8_t)(offset_of[s->format] << (bits * f));
+    for (int f = 0; f < fields && format < LB_T5; f++) padding |= (uint8_t)(kinds[s->kind].offset << (bits * f));
     memset(codes, padding, n_bytes);
     m->codes = codes;
     for (int32_t row = 0; row < s->n_rows; row++) {
         for (int32_t c = 0; c < s->n_cols; c++) {
             int shift;
             const int32_t code = s->fill == RANDOM ? random_int(0, most) : s->fill == LOW ? 0 : most;
-            if (s->format == LB_T5) {
+            for (int bit = 0; bit < bits && lb_has_planes(format); bit++) {
+                const size_t byte = plane_place(m, bit, row, c, &shift);
+                codes[byte] |= (uint8_t)((code >> bit & 1) << shift);
+            }
+            if (lb_has_planes(format)) continue;
+            if (format == LB_T5) {
                 const size_t byte = t5_place(m, row, c, &shift);
                 codes[byte] = (uint8_t)(codes[byte] + code * shift);
                 continue;
             }
-            const size_t at = place(m, row, c, &shift);
+            const size_t at = place(m, bits, row, c, &shift);
             codes[at] = (uint8_t)((codes[at] & ~(((1 << bits) - 1) << shift)) | code << shift);
         }
     }
@@ -147,11 +178,13 @@ static void fill_matrix(lb_matrix *m, const shape *s) {
 /* Activations that start at an odd address, in rows that are no multiple of four long. */
 static int8_t *fill_activations(lb_activations *a, const lb_matrix *m, const shape *s) {
     const int32_t start = (m->n_groups - 1) * m->group_cols, words = t5_words(m->n_cols - start);
-    const int32_t padded =
-        m->format == LB_T5 ? start + 16 * words + (words + 3) / 4 * 16 : m->words * 4 * (8 / bits_of[s->format]);
+    const int bits = kinds[s->kind].bits;
+    const int32_t padded = m->format == LB_T5         ? start + 16 * words + (words + 3) / 4 * 16
+                           : lb_has_planes(m->format) ? m->words / bits * 32
+                                                      : m->words * 4 * (8 / bits);
     const int32_t stride = padded + 1;
     /* U8 kernels need not take -128, which quantisation does not give. */
-    const int32_t least = bits_of[s->format] == 8 ? -127 : -128;
+    const int32_t least = bits == 8 ? -127 : -128;
     int8_t *memory = allocate((size_t)s->n_tokens * stride + 1), *q = memory + 1;
     float *scale = allocate((size_t)s->n_tokens * m->n_groups * sizeof *scale);
     int32_t *sum = allocate((size_t)s->n_tokens * m->n_groups * sizeof *sum);
@@ -215,18 +248,18 @@ static void check_integer(const shape *s) {
 
     lb_matmul_args args = {&m, &a, got, NULL, stride}, reference = {&m, &a, expected, NULL, stride};
     describe(text, s, "scaled");
-    run(text, lb_table.matmul[s->format], &args, (uint8_t *)got, n_bytes);
+    run(text, lb_table.matmul[m.format], &args, (uint8_t *)got, n_bytes);
     memset(expected, GUARD, n_bytes);
-    reference_matmul(&reference, 0, lb_row_groups(s->n_rows));
+    reference_matmul(&reference, s->kind, 0, lb_row_groups(s->n_rows));
     check_floats(text, "output", got, expected, (int32_t)n);
     if (s->n_tokens == 1) check_streams(text, &args, (uint8_t *)got, expected, n_bytes);
 
     if (m.n_groups == 1) {
         args.sums = (int32_t *)(void *)got, reference.sums = (int32_t *)(void *)expected;
         describe(text, s, "sums");
-        run(text, lb_table.matmul[s->format], &args, (uint8_t *)got, n_bytes);
+        run(text, lb_table.matmul[m.format], &args, (uint8_t *)got, n_bytes);
         memset(expected, GUARD, n_bytes);
-        reference_matmul(&reference, 0, lb_row_groups(s->n_rows));
+        reference_matmul(&reference, s->kind, 0, lb_row_groups(s->n_rows));
         check_bytes(text, "sums", got, expected, n_bytes);
         if (s->n_tokens == 1) check_streams(text, &args, (uint8_t *)got, expected, n_bytes);
     }
@@ -240,15 +273,17 @@ void test_integer_matmul(void) {
     static const int32_t long_columns[] = {64, 65, 100, 128, 192, 300, 1024, 1030, 2500};
     static const int32_t many_tokens[] = {15, 16, 17, 31, 32, 33, 47, 48, 64, 65, 100};
     int32_t n = 0;
-    for (int32_t format = LB_U2; format < LB_F32; format++) {
-        if (is_portable && format == LB_U2) continue; /* written in Cython, and not linked here */
-        const int32_t usual = usual_block[format], longest = bits_of[format] == 8 ? 1 << 16 : 1 << 18;
+    for (int32_t kind = 0; kind < COUNT(kinds); kind++) {
+        if (is_portable && kind == KIND_U2) continue; /* written in Cython, and not linked here */
+        const int32_t format = kinds[kind].format, bits = kinds[kind].bits, usual = kinds[kind].usual_block;
+        const int32_t longest = bits == 8 ? 1 << 16 : 1 << 18;
+        const int one_block = format == LB_T5 || lb_has_planes(format); /* of no other length */
         /* every length, in usual and in shorter blocks, with one scale per row and with groups */
         for (int i = 0; i < COUNT(columns); i++) {
-            for (int32_t block = usual; block >= (format == LB_T5 ? usual : 32 / bits_of[format]); block /= 2) {
+            for (int32_t block = usual; block >= (one_block ? usual : 32 / bits); block /= 2) {
                 for (int32_t fill = 0; fill < N_FILLS; fill++, n++) {
                     const int32_t group = n % 3 == 0 ? columns[i] : block * (n % 3);
-                    check_integer(&(shape){format, rows[n % COUNT(rows)], columns[i], block,
+                    check_integer(&(shape){kind, rows[n % COUNT(rows)], columns[i], block,
                                            group < columns[i] ? group : columns[i], n & 1, 1 + n % 5, fill});
                 }
             }
@@ -256,32 +291,37 @@ void test_integer_matmul(void) {
         /* every number of tokens, so that every tile and every rest is met */
         for (int32_t tokens = 1; tokens <= 33; tokens++, n++) {
             check_integer(
-                &(shape){format, 33, 3 * usual + 20, usual, n & 1 ? usual : 3 * usual + 20, n & 1, tokens, RANDOM});
+                &(shape){kind, 33, 3 * usual + 20, usual, n & 1 ? usual : 3 * usual + 20, n & 1, tokens, RANDOM});
         }
         /* every number of row groups, so that streams of every length and every rest are met */
         for (int32_t groups = 1; groups <= 17; groups++, n++) {
             const int32_t cols = 9 * usual + (n % 2 ? 20 : 0), group = n % 3 == 0 ? cols : usual * (n % 3);
-            check_integer(&(shape){format, 16 * groups - n % 5, cols, usual, group, n & 1, 1, n % N_FILLS});
+            check_integer(&(shape){kind, 16 * groups - n % 5, cols, usual, group, n & 1, 1, n % N_FILLS});
         }
         /* tiles of tokens and rests of them, in groups that are long enough for tiles and rows of several panels */
         for (int i = 0; i < COUNT(long_columns); i++) {
             for (int32_t fill = 0; fill < N_FILLS; fill++, n++) {
-                const int32_t block = n % 5 || format == LB_T5 ? usual : usual / 4 * 3,
+                const int32_t block = n % 5 || one_block ? usual : usual / 4 * 3,
                               group = n % 3 ? 4 * block * (n % 3) : long_columns[i];
-                check_integer(&(shape){format, rows[n % COUNT(rows)], long_columns[i], block,
+                check_integer(&(shape){kind, rows[n % COUNT(rows)], long_columns[i], block,
                                        group < long_columns[i] ? group : long_columns[i], n & 1,
                                        many_tokens[n % COUNT(many_tokens)], fill});
             }
         }
-        check_integer(&(shape){format, 33, 200, usual, 200, 0, 300, RANDOM});
-        check_integer(&(shape){format, 20, 200, usual, 2 * usual, 0, 257, RANDOM});
+        check_integer(&(shape){kind, 33, 200, usual, 200, 0, 300, RANDOM});
+        check_integer(&(shape){kind, 20, 200, usual, 2 * usual, 0, 257, RANDOM});
+        /* half a block to a scale, in whole blocks and not */
+        for (int32_t tokens = 1; tokens <= 33 && lb_has_planes(format); tokens++, n++) {
+            check_integer(
+                &(shape){kind, 50 + n % 20, n % 2 ? 256 : 40 + n % 32, usual, 16, n & 1, tokens, n % N_FILLS});
+        }
         /* the longest sums that packing allows */
         for (int32_t fill = 0; fill < N_FILLS; fill++) {
-            check_integer(&(shape){format, 1, longest, usual, longest, 0, 2 + fill % 2, fill});
-            check_integer(&(shape){format, 1, longest, usual, longest, 0, 1, fill});
+            check_integer(&(shape){kind, 1, longest, usual, longest, 0, 2 + fill % 2, fill});
+            check_integer(&(shape){kind, 1, longest, usual, longest, 0, 1, fill});
         }
-        check_integer(&(shape){format, 1, longest, usual, longest, 0, 16, HIGH});
-        check_integer(&(shape){format, 1, longest, usual, longest, 0, 17, OPPOSED});
+        check_integer(&(shape){kind, 1, longest, usual, longest, 0, 16, HIGH});
+        check_integer(&(shape){kind, 1, longest, usual, longest, 0, 17, OPPOSED});
     }
 }
 
@@ -329,11 +369,14 @@ static void check_float(int32_t format, int32_t n_rows, int32_t n_cols, int32_t 
     const size_t n_out = (size_t)n_tokens * y_stride;
     float *got = allocate(n_out * sizeof *got), *expected = allocate(n_out * sizeof *expected);
 
-    lb_matrix m = {codes, NULL, format, n_rows, n_cols, n_cols, n_cols, 1, 0, 0, 0, 0};
+    lb_matrix m = {codes, NULL, format, n_rows, n_cols, n_cols, n_cols, 1, 0, 0, 0, 0, 0};
     lb_activations a = {NULL, NULL, NULL, x, stride, 1, n_tokens};
     lb_matmul_args args = {&m, &a, got, NULL, y_stride}, reference = {&m, &a, expected, NULL, y_stride};
-    snprintf(text, sizeof text, "matmul %s: %d rows, %d columns, %d tokens%s", name_of[format], (int)n_rows,
-             (int)n_cols, (int)n_tokens, all_halves ? ", every float16" : "");
+    snprintf(text, sizeof text, "matmul %s: %d rows, %d columns, %d tokens%s",
+             format == LB_F32   ? "f32"
+             : format == LB_F16 ? "f16"
+                                : "bf16",
+             (int)n_rows, (int)n_cols, (int)n_tokens, all_halves ? ", every float16" : "");
     run(text, lb_table.matmul[format], &args, (uint8_t *)got, n_out * sizeof *got);
     memset(expected, GUARD, n_out * sizeof *expected);
     reference_float_matmul(&reference);

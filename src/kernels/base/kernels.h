@@ -17,7 +17,8 @@
 
 /*
  * Number formats of a matrix. Integer codes are unsigned and have an offset: weight = (code - offset) * scale, and
- * where scales come with minima, weight = (code - offset) * scale + minimum.
+ * where scales come with minima, weight = (code - offset) * scale + minimum. Those of 3, 5 or 6 bits (of 2 or 5, with
+ * minima) lie in planes.
  */
 enum {
     LB_U2 = 0,  /* ternary: codes 0..2, offset 1 */
@@ -26,10 +27,12 @@ enum {
     LB_U4M = 3, /* codes 0..15, offset 0, with minima */
     LB_U8M = 4, /* codes 0..255, offset 128, with minima */
     LB_T5 = 5,  /* ternary, five to a byte: codes 0..2, offset 1 */
-    LB_F32 = 6,
-    LB_F16 = 7,
-    LB_BF16 = 8,
-    LB_N_FORMATS = 9
+    LB_UP = 6,  /* codes of `bits` bits, offset 2**(bits - 1), in planes */
+    LB_UPM = 7, /* the same, offset 0, with minima */
+    LB_F32 = 8,
+    LB_F16 = 9,
+    LB_BF16 = 10,
+    LB_N_FORMATS = 11
 };
 
 /*
@@ -52,10 +55,15 @@ enum {
  * blocks of 128, and c4 of byte b of word t of the group is column 16 W + 4 t + b. Codes of columns beyond the group
  * are 0, and meet activations of any value. The 84 rather than 81 is for table look-ups: b / 4 tells c4.
  *
+ * UP and UPM have blocks of 32 columns. A code is taken apart into its lowest 4 bits (2, where it has no more than 3)
+ * and the rest of 1 or 2. Each part has a plane: as many words as it has bits, the low plane first. Part p of column
+ * (field f, word t, byte b) of a plane of p bits is column 4 * (p * f + t) + b: for 4 bits that is the order of Q4_0.
+ *
  * A scale belongs to group_cols columns of a row: scales[row group][group][16], float32 or float16. With minima it is
- * scales[row group][group][2][16], the scales first. U4M may also have those of Q4_K, which are products, in little
- * memory (scales_super): for 8 groups two rows of 16 float32, d and -dmin, and then for each group two rows of 16 bytes
- * from 0 to 63. scale = d * the first byte, minimum = -dmin * the second.
+ * scales[row group][group][2][16], the scales first. U4M, UP and UPM may also have those of the K types, which are
+ * products, in little memory (scales_super). For each 256 columns there are 16 float32 d, where there are minima 16
+ * of -dmin, and then for each group, of 16 or 32 columns, 16 signed bytes, and 16 more for the minima. scale = d * the
+ * first byte, minimum = -dmin * the second.
  *
  * Float formats: values[row group][column][16], no blocks, no scales.
  */
@@ -71,6 +79,7 @@ typedef struct {
     int32_t scales_f16; /* scales are float16 rather than float32 */
     int32_t scales_super; /* scales are small integers times floats */
     int32_t tiles;        /* 0, or the tiles of the channel-major order */
+    int32_t bits;         /* of a code, where they lie in planes */
 } lb_matrix;
 
 /*
@@ -100,8 +109,8 @@ typedef struct {
 } lb_activations;
 
 /*
- * Types that lie in files in blocks of fewer bits than any matrix has here, and become rows of U8 when they are used:
- * the codes as they are, with float32 scales, or, K types, rounded as Q8_0 is.
+ * Types that lie in files in blocks whose bytes are not those of a matrix, and are unpacked: K types as they are, to
+ * U4M, UP or UPM with scales_super, the others to U8 with float32 scales.
  */
 #define LB_STORED_TYPES(X) \
     X(LB_IQ1_S)            \
@@ -261,7 +270,7 @@ typedef void lb_sketch_fn(const lb_sketch *s, const int16_t *z, int32_t begin, i
 typedef float lb_row_u8_fn(const lb_matmul_args *args, const int16_t *x, int32_t row);
 /*
  * Unpacks stored rows, from `source` on those of row group 0, to the row groups [begin, end) of a matrix; 0 if a scale
- * is not finite, or a weight too large for 8 bits.
+ * is not finite.
  */
 typedef int lb_unpack_fn(const lb_stored *stored, const uint8_t *source, const lb_matrix *m, int32_t begin,
                          int32_t end);
@@ -288,6 +297,8 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(matmul_u4m, lb_matmul_fn)           \
     X(matmul_u8m, lb_matmul_fn)           \
     X(matmul_t5, lb_matmul_fn)            \
+    X(matmul_up, lb_matmul_fn)            \
+    X(matmul_upm, lb_matmul_fn)           \
     X(matmul_f32, lb_matmul_fn)           \
     X(matmul_f16, lb_matmul_fn)           \
     X(matmul_bf16, lb_matmul_fn)          \
@@ -333,22 +344,30 @@ static inline int32_t lb_row_groups(int32_t rows) { return (rows + LB_ROWS - 1) 
 static inline int32_t lb_units(int32_t row_groups, int32_t streams) { return (row_groups + streams - 1) / streams; }
 
 /* Whether a format's scales come with minima. */
-static inline int lb_has_minima(int32_t format) { return format == LB_U4M || format == LB_U8M; }
+static inline int lb_has_minima(int32_t format) { return format == LB_U4M || format == LB_U8M || format == LB_UPM; }
+static inline int lb_has_planes(int32_t format) { return format == LB_UP || format == LB_UPM; }
 
 /* Where the scales of a row group and scale group begin; their minima are the next LB_ROWS. */
 static inline size_t lb_scales_at(const lb_matrix *m, int32_t row_group, int32_t group) {
     return ((size_t)row_group * m->n_groups + group) * LB_ROWS * (lb_has_minima(m->format) ? 2 : 1);
 }
 
-enum { LB_SUPER_GROUPS = 8, LB_SUPER_BYTES = (8 + 2 * LB_SUPER_GROUPS) * LB_ROWS };
-
-/* Where the floats of a row group lie that its scales are multiples of; the bytes of a group, and of its minima. */
-static inline const float *lb_super(const lb_matrix *m, int32_t row_group, int32_t group) {
-    const size_t at = (size_t)row_group * (size_t)(m->n_groups / LB_SUPER_GROUPS) + (size_t)(group / LB_SUPER_GROUPS);
-    return (const float *)(const void *)((const uint8_t *)m->scales + at * LB_SUPER_BYTES);
+/* Where scales are multiples of floats: the groups that share one are 1 << this, the columns 256. */
+static inline int32_t lb_super_shift(const lb_matrix *m) { return m->group_cols == 16 ? 4 : 3; }
+/* Bytes of 256 columns of a row group. */
+static inline size_t lb_super_bytes(const lb_matrix *m) {
+    return (size_t)(4 + (1 << lb_super_shift(m))) * LB_ROWS * (lb_has_minima(m->format) ? 2 : 1);
 }
-static inline const int8_t *lb_multiples(const float *super, int32_t group) {
-    return (const int8_t *)(super + 2 * LB_ROWS) + group % LB_SUPER_GROUPS * 2 * LB_ROWS;
+
+/* The floats of a group; its bytes, which begin with those of the scales. */
+static inline const float *lb_super(const lb_matrix *m, int32_t row_group, int32_t group) {
+    const int32_t shift = lb_super_shift(m);
+    const size_t at = (size_t)row_group * (size_t)(m->n_groups >> shift) + (size_t)(group >> shift);
+    return (const float *)(const void *)((const uint8_t *)m->scales + at * lb_super_bytes(m));
+}
+static inline const int8_t *lb_multiples(const lb_matrix *m, const float *super, int32_t group) {
+    const int32_t rows = lb_has_minima(m->format) ? 2 * LB_ROWS : LB_ROWS;
+    return (const int8_t *)(super + rows) + (group & ((1 << lb_super_shift(m)) - 1)) * rows;
 }
 
 static inline int32_t lb_lines(int32_t rows) { return (rows + LB_LINE_ROWS - 1) / LB_LINE_ROWS; }

@@ -14,10 +14,11 @@ from lowbit._kernels.dispatch cimport (
     lb_float_mode, lb_matrix, parallel,
 )
 from lowbit._kernels.deltanet cimport DeltaWork, Segment, mix
+from lowbit._kernels.filling cimport matrix_row
 from lowbit._kernels.graph cimport Graph, Layer, Linear
 from lowbit._kernels.kvpool cimport KVPool
 from lowbit._kernels.latent cimport LatentLayer, LatentRows, LatentScratch
-from lowbit._kernels.matrix cimport is_float, matrix_row, padded_cols, row_stride
+from lowbit._kernels.matrix cimport is_float, padded_cols, row_stride
 from lowbit._kernels.moe cimport ExpertLayer, ExpertScratch, Rows
 from lowbit._kernels.ops cimport (
     ATTENTION_ROWS, AddWork, GateWork, GluWork, NormWork, RopeWork, add_work, attend, gate_work, glu_work, norm_work,

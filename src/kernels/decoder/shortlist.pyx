@@ -11,7 +11,8 @@ from lowbit._kernels.dispatch cimport (
     LB_ROWS, Buffers, begin_floats, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matmul_fn, lb_matrix,
     lb_row_groups, lb_row_u8_fn, lb_sketch, lb_sketch_fn, table,
 )
-from lowbit._kernels.matrix cimport PackedMatrix, matrix_row
+from lowbit._kernels.filling cimport matrix_row
+from lowbit._kernels.matrix cimport PackedMatrix
 
 from lowbit.errors import FormatError
 

@@ -72,14 +72,16 @@ LB_INLINE f32x16 lb_load_16(const lb_matrix *m, size_t at) {
 }
 
 LB_INLINE lb_scales lb_load_scales(const lb_matrix *m, int32_t row_group, int32_t group, const int32_t format) {
-    if (format == LB_U4M && m->scales_super) {
+    lb_scales s = {v_set1(0.0f), v_set1(0.0f)};
+    if ((format == LB_U4M || lb_has_planes(format)) && m->scales_super) {
         const float *super = lb_super(m, row_group, group);
-        const int8_t *multiples = lb_multiples(super, group);
-        return (lb_scales){v_mul(v_load(super), v_load_i8(multiples)),
-                           v_mul(v_load(super + LB_ROWS), v_load_i8(multiples + LB_ROWS))};
+        const int8_t *multiples = lb_multiples(m, super, group);
+        s.scale = v_mul(v_load(super), v_load_i8(multiples));
+        if (lb_has_minima(format)) s.minimum = v_mul(v_load(super + LB_ROWS), v_load_i8(multiples + LB_ROWS));
+        return s;
     }
     const size_t at = ((size_t)row_group * m->n_groups + group) * LB_ROWS * (lb_has_minima(format) ? 2 : 1);
-    lb_scales s = {lb_load_16(m, at), v_set1(0.0f)};
+    s.scale = lb_load_16(m, at);
     if (lb_has_minima(format)) s.minimum = lb_load_16(m, at + LB_ROWS);
     return s;
 }

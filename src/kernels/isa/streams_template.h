@@ -128,10 +128,13 @@ LB_INLINE void lb_int_streams(const lb_matmul_args *args, int32_t row_group, int
             LB_FOR_UNITS(lb_int_streams(args, row_group, apart, n, LB_U8M, LB_U8_OFFSET, u8)) break;    \
         case LB_T5:                                                                                     \
             LB_FOR_UNITS(lb_int_streams(args, row_group, apart, n, LB_T5, 1, t5_turns)) break;          \
+        case LB_UP:                                                                                     \
+        case LB_UPM:                                                                                    \
+            planes_streams(args, streams, begin, end);                                                  \
         }                                                                                               \
     }
 
-/* The streams of a set whose tiles are u2_tile, u4_tile and u8_tile, by turns. */
+/* The streams of a set whose tiles are u2_tile, u4_tile and u8_tile, by turns, and that has planes_streams. */
 #define LB_STREAMS_BY_TURNS        \
     LB_TURNS(u2_turns, 4, u2_tile) \
     LB_TURNS(u4_turns, 2, u4_tile) \

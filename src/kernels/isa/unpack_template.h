@@ -1,7 +1,8 @@
 /*
  * Stored blocks whose bytes hold grid indices, nibbles of a table or two levels of scales become rows of U8: a byte for
- * each weight, and a scale for each 16 or 32 of them; those of Q4_K become U4M. Included by every instruction set; all
- * of it is integers, and floats in the order of the decoders in formats/, so bits are the same everywhere.
+ * each weight, and a scale for each 16 or 32 of them; those of K types become U4M, UP or UPM. Included by every
+ * instruction set; all of it is integers, and floats in the order of the decoders in formats/, so bits are the same
+ * everywhere.
  *
  * Layout facts: llama.cpp ggml/src/ggml-common.h, ggml/src/ggml-quants.c; formats/iquants.py and formats/kquants.py
  * say what lies where in a block, and formats/unpacked.py what the tables hold.
@@ -10,6 +11,7 @@
 
 #include "half.h"
 #include "inline.h"
+#include "planes.h"
 
 /* Where the words and the scales of a row of a row group go: 64 bytes, and 16 scales, from one to the next. */
 typedef struct {
@@ -136,129 +138,103 @@ LB_INLINE void unpack_mxfp4(const uint8_t *b, float d, const uint64_t *table, lb
 }
 
 /*
- * 256 weights that are rounded to 8 bits as lb_round_weights does (rounding.h), 32 to a scale; 0 if a scale is none of
- * float16. Step by step for all of them, so that what takes long is done for eight scales at a time: twice as fast.
+ * K types: 256 codes in the order of their columns, which go to planes 32 at a time, and scales that are multiples of
+ * d, their minima of -dmin.
  */
-LB_INLINE int put_rounded(lb_row row, const float *w) {
-    float scale[8], inverse[8];
-    uint8_t codes[256];
-    int good = 1;
-    for (int32_t g = 0; g < 8; g++) { /* weights are finite, and magnitudes of floats lie in the order of their bits */
-        uint32_t largest = 0;
-        for (int32_t i = 0; i < 32; i++) {
-            uint32_t bits;
-            memcpy(&bits, w + 32 * g + i, 4);
-            bits &= 0x7fffffffu;
-            largest = bits > largest ? bits : largest;
-        }
-        scale[g] = lb_bits_to_float(largest);
+LB_INLINE void put_planes(lb_row row, const uint8_t *codes, const int bits) {
+    for (int32_t block = 0; block < 8; block++) {
+        lb_pack_planes(codes + LB_PLANE_COLS * block, bits, row.words + (ptrdiff_t)(64 * bits) * block);
     }
-    for (int32_t g = 0; g < 8; g++) {
-        const float s = scale[g] / 127;
-        scale[g] = s;
-        inverse[g] = s > 1e-37f ? 1 / s : 0;
-    }
-    for (int32_t g = 0; g < 8; g++) {
-        good &= scale[g] <= 65504;
-        ((uint16_t *)row.scales)[16 * g] = lb_float_to_half(scale[g]);
-    }
-    for (int32_t g = 0; g < 8; g++) {
-        for (int32_t i = 32 * g; i < 32 * g + 32; i++) {
-            const float v = w[i] * inverse[g];
-            const int32_t whole = (int32_t)v;
-            const float rest = v - (float)whole;
-            codes[i] = (uint8_t)(whole + (rest >= 0.5f) - (rest <= -0.5f) + 128);
-        }
-    }
-    for (int32_t t = 0; t < 64; t++) memcpy(row.words + 64 * t, codes + 4 * t, 4);
-    return good;
 }
 
-LB_INLINE int unpack_q2_k(const uint8_t *b, float d, float dmin, lb_row row) {
-    float w[256];
-    for (int32_t g = 0; g < 8; g++) {
-        const uint8_t *q = b + 16 + g / 4 * 32;
-        const int32_t shift = g % 4 * 2;
-        for (int32_t half = 0; half < 2; half++) {
-            const float scale = d * (float)(b[2 * g + half] & 15), minimum = dmin * (float)(b[2 * g + half] >> 4);
-            for (int32_t i = 16 * half; i < 16 * half + 16; i++)
-                w[32 * g + i] = scale * (float)(q[i] >> shift & 3) - minimum;
-        }
-    }
-    return put_rounded(row, w);
-}
-
-LB_INLINE int unpack_q3_k(const uint8_t *b, float d, lb_row row) {
-    float w[256];
-    for (int32_t g = 0; g < 8; g++) {
-        const uint8_t *q = b + 32 + g / 4 * 32;
-        const int32_t shift = g % 4 * 2;
-        for (int32_t half = 0; half < 2; half++) {
-            const int32_t at = 2 * g + half;
-            const int32_t low = b[96 + at % 8] >> at / 8 * 4 & 15, high = b[104 + at % 4] >> at / 4 * 2 & 3;
-            const float scale = d * (float)((low | high << 4) - 32);
-            for (int32_t i = 16 * half; i < 16 * half + 16; i++) {
-                w[32 * g + i] = scale * (float)((q[i] >> shift & 3) - 4 + 4 * (b[i] >> g & 1));
-            }
-        }
-    }
-    return put_rounded(row, w);
-}
-
-/* Scale and minimum of a group of Q4_K and Q5_K, six bits each. */
-LB_INLINE int32_t scale_of(const uint8_t *b, int32_t g) {
-    return g < 4 ? b[4 + g] & 63 : (b[8 + g] & 15) | b[g] >> 6 << 4;
-}
-LB_INLINE int32_t minimum_of(const uint8_t *b, int32_t g) {
-    return g < 4 ? b[8 + g] & 63 : b[8 + g] >> 4 | b[4 + g] >> 6 << 4;
-}
-
-/* The only one that becomes U4M: a byte has columns i and i + 16 of a group, which here lie in nibbles of two bytes. */
-LB_INLINE void unpack_q4_k(const uint8_t *b, float d, float dmin, lb_row row) {
+/* Where the first group's multiples go. */
+LB_INLINE int8_t *put_super(lb_row row, float d) {
     float *super = row.scales;
-    uint8_t *multiples = (uint8_t *)(super + 2 * LB_ROWS) + row.lane;
     super[row.lane] = d;
+    return (int8_t *)(super + LB_ROWS) + row.lane;
+}
+LB_INLINE int8_t *put_super_with_minima(lb_row row, float d, float dmin) {
+    float *super = row.scales;
     super[LB_ROWS + row.lane] = -dmin;
-    for (int32_t g = 0; g < LB_SUPER_GROUPS; g++, multiples += 2 * LB_ROWS) {
+    return put_super(row, d) + sizeof(float) * LB_ROWS;
+}
+
+LB_INLINE void unpack_q2_k(const uint8_t *b, float d, float dmin, lb_row row) {
+    int8_t *multiples = put_super_with_minima(row, d, dmin);
+    uint8_t codes[256];
+    for (int32_t g = 0; g < 16; g++) {
+        multiples[2 * LB_ROWS * g] = b[g] & 15;
+        multiples[2 * LB_ROWS * g + LB_ROWS] = b[g] >> 4;
+    }
+    for (int32_t i = 0; i < 256; i += 32) {
+        const uint8_t *q = b + 16 + i / 128 * 32;
+        for (int32_t j = 0; j < 32; j++) codes[i + j] = q[j] >> i % 128 / 16 & 3;
+    }
+    put_planes(row, codes, 2);
+}
+
+LB_INLINE void unpack_q3_k(const uint8_t *b, float d, lb_row row) {
+    int8_t *multiples = put_super(row, d);
+    uint8_t codes[256];
+    for (int32_t g = 0; g < 16; g++) {
+        const int32_t low = b[96 + g % 8] >> g / 8 * 4 & 15, high = b[104 + g % 4] >> g / 4 * 2 & 3;
+        multiples[LB_ROWS * g] = (int8_t)((low | high << 4) - 32);
+    }
+    for (int32_t i = 0; i < 256; i += 32) {
+        const uint8_t *q = b + 32 + i / 128 * 32;
+        for (int32_t j = 0; j < 32; j++) {
+            codes[i + j] = (uint8_t)((q[j] >> i % 128 / 16 & 3) | (b[j] >> i / 32 & 1) << 2);
+        }
+    }
+    put_planes(row, codes, 3);
+}
+
+/* Multiples of Q4_K and Q5_K: a scale and a minimum of six bits for each group. */
+LB_INLINE void put_six_bits(const uint8_t *b, int8_t *multiples) {
+    for (int32_t g = 0; g < 8; g++, multiples += 2 * LB_ROWS) {
+        multiples[0] = (int8_t)(g < 4 ? b[4 + g] & 63 : (b[8 + g] & 15) | b[g] >> 6 << 4);
+        multiples[LB_ROWS] = (int8_t)(g < 4 ? b[8 + g] & 63 : b[8 + g] >> 4 | b[4 + g] >> 6 << 4);
+    }
+}
+
+/* To U4M, whose words have the order of a plane of four bits. */
+LB_INLINE void unpack_q4_k(const uint8_t *b, float d, float dmin, lb_row row) {
+    put_six_bits(b, put_super_with_minima(row, d, dmin));
+    for (int32_t g = 0; g < 8; g++) {
         const uint8_t *q = b + 16 + g / 2 * 32;
         const int32_t shift = g % 2 * 4;
         uint8_t codes[16];
-        multiples[0] = (uint8_t)scale_of(b, g);
-        multiples[LB_ROWS] = (uint8_t)minimum_of(b, g);
         for (int32_t i = 0; i < 16; i++) codes[i] = (uint8_t)((q[i] >> shift & 15) | (q[i + 16] >> shift & 15) << 4);
         for (int32_t t = 0; t < 4; t++) memcpy(row.words + 64 * (4 * g + t), codes + 4 * t, 4);
     }
 }
 
-LB_INLINE int unpack_q5_k(const uint8_t *b, float d, float dmin, lb_row row) {
-    float w[256];
-    for (int32_t g = 0; g < 8; g++) {
-        const uint8_t *q = b + 48 + g / 2 * 32;
-        const float scale = d * (float)scale_of(b, g), minimum = dmin * (float)minimum_of(b, g);
-        const int32_t shift = g % 2 * 4;
-        for (int32_t i = 0; i < 32; i++) {
-            w[32 * g + i] = scale * (float)((q[i] >> shift & 15) | (b[16 + i] >> g & 1) << 4) - minimum;
+LB_INLINE void unpack_q5_k(const uint8_t *b, float d, float dmin, lb_row row) {
+    uint8_t codes[256];
+    put_six_bits(b, put_super_with_minima(row, d, dmin));
+    for (int32_t i = 0; i < 256; i += 32) {
+        const uint8_t *q = b + 48 + i / 64 * 32;
+        for (int32_t j = 0; j < 32; j++) {
+            codes[i + j] = (uint8_t)((q[j] >> i % 64 / 8 & 15) | (b[16 + j] >> i / 32 & 1) << 4);
         }
     }
-    return put_rounded(row, w);
+    put_planes(row, codes, 5);
 }
 
-LB_INLINE int unpack_q6_k(const uint8_t *b, float d, lb_row row) {
-    float w[256];
-    for (int32_t g = 0; g < 8; g++) {
-        const uint8_t *low = b + g / 4 * 64 + g % 2 * 32, *high = b + 128 + g / 4 * 32;
-        const int32_t low_shift = g % 4 / 2 * 4, high_shift = g % 4 * 2;
-        for (int32_t half = 0; half < 2; half++) {
-            const float scale = d * (float)(int8_t)b[192 + 2 * g + half];
-            for (int32_t i = 16 * half; i < 16 * half + 16; i++) {
-                w[32 * g + i] = scale * (float)(((low[i] >> low_shift & 15) | (high[i] >> high_shift & 3) << 4) - 32);
-            }
+LB_INLINE void unpack_q6_k(const uint8_t *b, float d, lb_row row) {
+    int8_t *multiples = put_super(row, d);
+    uint8_t codes[256];
+    for (int32_t g = 0; g < 16; g++) multiples[LB_ROWS * g] = (int8_t)b[192 + g];
+    for (int32_t i = 0; i < 256; i += 32) {
+        const uint8_t *low = b + i / 128 * 64 + i % 64, *high = b + 128 + i / 128 * 32;
+        for (int32_t j = 0; j < 32; j++) {
+            codes[i + j] = (uint8_t)((low[j] >> i % 128 / 64 * 4 & 15) | (high[j] >> i % 128 / 16 & 3) << 4);
         }
     }
-    return put_rounded(row, w);
+    put_planes(row, codes, 6);
 }
 
-/* One block of a row; 0 if a scale is not finite, or a weight too large. */
+/* One block of a row; 0 if a scale is not finite. */
 LB_INLINE int unpack_block(const int32_t type, const uint8_t *b, const uint64_t *table, lb_row row) {
     uint32_t half, minimum = 0;
     float d, dmin;
@@ -320,16 +296,20 @@ LB_INLINE int unpack_block(const int32_t type, const uint8_t *b, const uint64_t 
         unpack_mxfp4(b, d, table, row);
         return 1;
     case LB_Q2_K:
-        return unpack_q2_k(b, d, dmin, row);
+        unpack_q2_k(b, d, dmin, row);
+        return 1;
     case LB_Q3_K:
-        return unpack_q3_k(b, d, row);
+        unpack_q3_k(b, d, row);
+        return 1;
     case LB_Q4_K:
         unpack_q4_k(b, d, dmin, row);
         return 1;
     case LB_Q5_K:
-        return unpack_q5_k(b, d, dmin, row);
+        unpack_q5_k(b, d, dmin, row);
+        return 1;
     default:
-        return unpack_q6_k(b, d, row);
+        unpack_q6_k(b, d, row);
+        return 1;
     }
 }
 
@@ -337,18 +317,18 @@ LB_INLINE int unpack_block(const int32_t type, const uint8_t *b, const uint64_t 
 LB_INLINE int unpack_groups(const int32_t type, const lb_stored *s, const uint8_t *source, const lb_matrix *m,
                             int32_t begin, int32_t end) {
     const int32_t blocks = m->n_cols / s->block_cols;
-    const size_t row_bytes = (size_t)blocks * s->block_bytes, scale_bytes = m->scales_f16 ? 2 : 4;
+    const size_t row_bytes = (size_t)blocks * s->block_bytes;
     const size_t block_words = (size_t)(m->words / blocks) * 64;
     const size_t block_scales =
-        m->scales_super ? LB_SUPER_BYTES : lb_scales_at(m, 0, s->block_cols / m->group_cols) * scale_bytes;
+        m->scales_super ? lb_super_bytes(m) : lb_scales_at(m, 0, s->block_cols / m->group_cols) * sizeof(float);
     int good = 1;
     for (int32_t group = begin; group < end; group++) {
         const int32_t rows = m->n_rows - LB_ROWS * group < LB_ROWS ? m->n_rows - LB_ROWS * group : LB_ROWS;
         for (int32_t lane = 0; lane < rows; lane++) {
             const uint8_t *b = source + ((size_t)group * LB_ROWS + lane) * row_bytes;
             lb_row row = {(uint8_t *)m->codes + (size_t)group * m->words * 64 + 4 * lane,
-                          m->scales_super ? (uint8_t *)m->scales + (size_t)group * (size_t)blocks * LB_SUPER_BYTES
-                                          : (uint8_t *)m->scales + (lb_scales_at(m, group, 0) + lane) * scale_bytes,
+                          m->scales_super ? (uint8_t *)m->scales + (size_t)group * (size_t)blocks * block_scales
+                                          : (uint8_t *)((float *)m->scales + lb_scales_at(m, group, 0) + lane),
                           lane};
             for (int32_t i = 0; i < blocks; i++) {
                 good &= unpack_block(type, b, s->table, row);

@@ -1,15 +1,15 @@
 """Filling packed matrices: from stored rows to the order in which the kernels read them, row group by row group.
 
 The formats of files whose bytes already hold the right columns together (TQ2_0, I2_S, Q4_0, Q4_1, Q8_0) are packed by
-transposing 32-bit words, and so are Q5_0 and Q5_1 once their codes are bytes; floats go as they are, or are rounded to
-8 bits; anything else comes as codes, one byte each.
+transposing 32-bit words; Q5_0 and Q5_1 become bytes and then planes; floats go as they are, or are rounded to 8 bits;
+anything else comes as codes, one byte each. And the way back, for single rows.
 """
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport (
-    LB_F16, LB_F32, LB_ROWS, LB_U2, lb_has_minima, lb_matrix, lb_multiples, lb_scales_at, lb_super,
+    LB_F16, LB_F32, LB_ROWS, LB_U2, lb_has_minima, lb_has_planes, lb_matrix, lb_multiples, lb_scales_at, lb_super,
 )
 
 
@@ -17,8 +17,14 @@ cdef extern from "half.h":
     float lb_half_to_float(uint16_t h) noexcept nogil
     float lb_bits_to_float(uint32_t bits) noexcept nogil
 
+cdef extern from "planes.h":
+    enum:
+        LB_PLANE_COLS
+    void lb_pack_planes(const uint8_t *codes, int bits, uint8_t *words) noexcept nogil
+    int32_t lb_plane_code(const uint8_t *words, int bits, int32_t column) noexcept nogil
+
 cdef extern from "rounding.h":
-    void lb_five_bit_codes(const uint8_t *nibbles, const uint8_t *fifths, int32_t offset, uint8_t *codes) noexcept nogil
+    void lb_five_bit_codes(const uint8_t *nibbles, const uint8_t *fifths, uint8_t *codes) noexcept nogil
     int lb_round_weights(const float *w, int32_t n, uint8_t *codes, uint16_t *scale) noexcept nogil
 
 
@@ -62,8 +68,10 @@ cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil:
                         c.bad_scale = True
                     scales[block * step + LB_ROWS + lane] = scale
                 if layout.fifths_at:
-                    lb_five_bit_codes(codes, source + layout.fifths_at, 128 if layout.minimum_at else 112, five_bits)
-                    codes = five_bits
+                    lb_five_bit_codes(codes, source + layout.fifths_at, five_bits)
+                    lb_pack_planes(five_bits, 5, target + <size_t>block * layout.words * 64 + lane * 4)
+                    source += layout.block_bytes
+                    continue
                 for t in range(layout.words):
                     memcpy(&w, codes + 4 * t, 4)
                     w ^= layout.flip
@@ -101,7 +109,7 @@ cdef void fill_codes(void *context, int32_t begin, int32_t end) noexcept nogil:
                         byte = 0
                         for f in range(fields):
                             column = start + 4 * words * f + 4 * t + b
-                            code = source[column] if column < m.n_cols else offset_of(m.format)
+                            code = source[column] if column < m.n_cols else offset_of(m)
                             if code > top:
                                 c.bad_code = True
                             byte |= (code & ((1 << bits) - 1)) << (bits * f)
@@ -109,6 +117,26 @@ cdef void fill_codes(void *context, int32_t begin, int32_t end) noexcept nogil:
                 target += words * 64
                 words_left -= words
                 start += words * 4 * fields
+
+
+cdef void fill_planes(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef Fill *c = <Fill *>context
+    cdef const lb_matrix *m = c.m
+    cdef int32_t group, lane, start, i
+    cdef const uint8_t *source
+    cdef uint8_t *target
+    cdef uint8_t codes[32]
+    for group in range(begin, end):
+        for lane in range(min(<int32_t>LB_ROWS, c.rows - group * LB_ROWS)):
+            source = c.source + (<size_t>group * LB_ROWS + lane) * m.n_cols
+            target = <uint8_t *>m.codes + <size_t>(c.first_group + group) * m.words * 64 + lane * 4
+            for start in range(0, m.n_cols, 32):
+                for i in range(32):
+                    codes[i] = source[start + i] if start + i < m.n_cols else 0
+                    if codes[i] >> m.bits:
+                        c.bad_code = True
+                lb_pack_planes(codes, m.bits, target)
+                target += 64 * m.bits
 
 
 cdef int32_t trit_at(const uint8_t *w, int32_t words, int32_t column) noexcept nogil:
@@ -181,14 +209,74 @@ cdef float scale_of(const lb_matrix *m, int32_t row_group, int32_t group, int32_
     cdef size_t at = lb_scales_at(m, row_group, group) + lane
     if m.scales_super:
         super_scales = lb_super(m, row_group, group)
-        multiples = lb_multiples(super_scales, group)
-        minimum[0] = super_scales[LB_ROWS + lane] * multiples[LB_ROWS + lane]
+        multiples = lb_multiples(m, super_scales, group)
+        minimum[0] = super_scales[LB_ROWS + lane] * multiples[LB_ROWS + lane] if lb_has_minima(m.format) else 0
         return super_scales[lane] * multiples[lane]
     if m.scales_f16:
         minimum[0] = lb_half_to_float((<const uint16_t *>m.scales)[at + LB_ROWS]) if lb_has_minima(m.format) else 0
         return lb_half_to_float((<const uint16_t *>m.scales)[at])
     minimum[0] = (<const float *>m.scales)[at + LB_ROWS] if lb_has_minima(m.format) else 0
     return (<const float *>m.scales)[at]
+
+
+cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil:
+    """Dequantise one row."""
+    cdef int32_t lane = row % LB_ROWS, group = row // LB_ROWS, fields, bits, block_words, words_left, words
+    cdef int32_t t, b, f, column, columns, start = 0, g
+    cdef const uint8_t *w
+    cdef size_t at
+    cdef float scale, minimum = 0
+    if m.format >= LB_F32:
+        at = <size_t>group * m.n_cols * LB_ROWS + lane
+        for column in range(m.n_cols):
+            if m.format == LB_F32:
+                out[column] = (<const float *>m.codes)[at]
+            elif m.format == LB_F16:
+                out[column] = lb_half_to_float((<const uint16_t *>m.codes)[at])
+            else:
+                out[column] = lb_bits_to_float(<uint32_t>(<const uint16_t *>m.codes)[at] << 16)
+            at += LB_ROWS
+        return
+    if m.format == LB_T5:
+        w = m.codes + <size_t>group * m.words * 64 + lane * 4
+        for g in range(m.n_groups):
+            columns = min(m.group_cols, m.n_cols - start)
+            scale = scale_of(m, group, g, lane, &minimum)
+            for column in range(columns):
+                out[start + column] = (trit_at(w, trit_words(columns), column) - 1) * scale
+            w += trit_words(columns) * 64
+            start += columns
+        return
+    if lb_has_planes(m.format):
+        w = m.codes + <size_t>group * m.words * 64 + lane * 4
+        for column in range(m.n_cols):
+            scale = scale_of(m, group, column // m.group_cols, lane, &minimum)
+            t = lb_plane_code(w + column // LB_PLANE_COLS * m.bits * 64, m.bits, column % LB_PLANE_COLS)
+            out[column] = (t - offset_of(m)) * scale
+            if lb_has_minima(m.format):
+                out[column] += minimum
+        return
+    fields = fields_of(m.format)
+    bits = 8 // fields
+    block_words = m.block_cols // (4 * fields)
+    words_left = m.words
+    w = m.codes + <size_t>group * m.words * 64 + lane * 4
+    while words_left > 0:
+        words = min(words_left, block_words)
+        g = start // m.group_cols if m.n_groups > 1 else 0
+        scale = scale_of(m, group, g, lane, &minimum)
+        for f in range(fields):
+            for t in range(words):
+                for b in range(4):
+                    column = start + 4 * words * f + 4 * t + b
+                    if column < m.n_cols:
+                        out[column] = (((w[t * 64 + b] >> (bits * f)) & ((1 << bits) - 1))
+                                       - offset_of(m)) * scale
+                        if lb_has_minima(m.format):
+                            out[column] += minimum
+        w += words * 64
+        words_left -= words
+        start += words * 4 * fields
 
 
 cdef inline float float_at(const uint8_t *source, int32_t format, size_t i) noexcept nogil:

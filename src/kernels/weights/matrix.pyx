@@ -6,34 +6,37 @@
 """
 from libc.math cimport isfinite
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_SUPER_BYTES, LB_SUPER_GROUPS, LB_T5, LB_U2, LB_U4, LB_U4M, LB_U8, LB_U8M,
-    alloc_weights, begin_floats, checked, end_floats, free_weights, lb_float_mode, lb_has_minima, lb_matrix, lb_plus,
-    lb_row_groups, lb_scales_at, lb_times, parallel, work_fn,
+    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_T5, LB_U2, LB_U4, LB_U4M, LB_U8, LB_U8M, LB_UP, LB_UPM, alloc_weights,
+    begin_floats, checked, end_floats, free_weights, lb_float_mode, lb_has_minima, lb_has_planes, lb_matrix, lb_plus,
+    lb_row_groups, lb_scales_at, lb_super_bytes, lb_super_shift, lb_times, parallel, work_fn,
 )
 from lowbit._kernels.filling cimport (
-    BlockLayout, Fill, empty_byte, fields_of, fill_blocks, fill_codes, fill_floats, fill_rounded, fill_trits,
-    offset_of, scale_of, trit_at, trit_words, value_size,
+    BlockLayout, Fill, empty_byte, fields_of, fill_blocks, fill_codes, fill_floats, fill_planes, fill_rounded,
+    fill_trits, matrix_row, trit_words, value_size,
 )
 from lowbit._kernels.stored cimport Stored
 
 import numpy as np
 
+from lowbit._kernels.stored import STORED
 from lowbit.errors import FormatError
 
 
-cdef extern from "half.h":
-    float lb_half_to_float(uint16_t h) noexcept nogil
-    float lb_bits_to_float(uint32_t bits) noexcept nogil
+cdef extern from "planes.h":
+    enum:
+        LB_PLANE_COLS
 
-FORMATS = {"u2": LB_U2, "u4": LB_U4, "u8": LB_U8, "u4m": LB_U4M, "u8m": LB_U8M, "t5": LB_T5,
-           "f32": LB_F32, "f16": LB_F16, "bf16": LB_BF16}
-BLOCK_COLS = {"u2": 128, "u4": 32, "u8": 32, "u4m": 32, "u8m": 32, "t5": 128}
+FORMATS = {  # their numbers, and the bits of codes in planes
+    "u2": (LB_U2, 0), "u4": (LB_U4, 0), "u8": (LB_U8, 0), "u4m": (LB_U4M, 0), "u8m": (LB_U8M, 0), "t5": (LB_T5, 0),
+    "u3": (LB_UP, 3), "u5": (LB_UP, 5), "u6": (LB_UP, 6), "u2m": (LB_UPM, 2), "u5m": (LB_UPM, 5),
+    "f32": (LB_F32, 0), "f16": (LB_F16, 0), "bf16": (LB_BF16, 0),
+}
 MAX_COLS = 1 << 18  # int32 sums: see the bounds in isa/*/matmul.c
-MAX_GROUP_COLS = {"u2": 1 << 18, "u4": 1 << 18, "u8": 1 << 16, "u4m": 1 << 18, "u8m": 1 << 16, "t5": 1 << 18}
+MAX_GROUP_COLS_OF_BYTES = 1 << 16
 
 
 cdef bint is_float(int32_t format) noexcept nogil:
@@ -50,7 +53,7 @@ cdef size_t group_scale_bytes(const lb_matrix *m) noexcept nogil:
     if is_float(m.format):
         return 0
     if m.scales_super:
-        return <size_t>(m.n_groups // LB_SUPER_GROUPS) * LB_SUPER_BYTES
+        return <size_t>(m.n_groups >> lb_super_shift(m)) * lb_super_bytes(m)
     return <size_t>m.n_groups * LB_ROWS * (2 if m.scales_f16 else 4) * (2 if lb_has_minima(m.format) else 1)
 
 
@@ -60,6 +63,8 @@ cdef int32_t padded_cols(const lb_matrix *m) noexcept nogil:
     if m.format == LB_T5:
         words = trit_words(m.n_cols - (m.n_groups - 1) * m.group_cols)
         return (m.n_groups - 1) * m.group_cols + 16 * words + (words + 3) // 4 * 16
+    if lb_has_planes(m.format):
+        return m.words // m.bits * LB_PLANE_COLS
     return m.n_cols if is_float(m.format) else m.words * 4 * fields_of(m.format)
 
 
@@ -70,57 +75,6 @@ cdef int32_t row_stride(const lb_matrix *m) noexcept nogil:
     same set of the first cache.
     """
     return ((padded_cols(m) + 63) // 64 | 1) * 64
-
-
-cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil:
-    """Dequantise one row."""
-    cdef int32_t lane = row % LB_ROWS, group = row // LB_ROWS, fields, bits, block_words, words_left, words
-    cdef int32_t t, b, f, column, columns, start = 0, g
-    cdef const uint8_t *w
-    cdef size_t at
-    cdef float scale, minimum = 0
-    if is_float(m.format):
-        at = <size_t>group * m.n_cols * LB_ROWS + lane
-        for column in range(m.n_cols):
-            if m.format == LB_F32:
-                out[column] = (<const float *>m.codes)[at]
-            elif m.format == LB_F16:
-                out[column] = lb_half_to_float((<const uint16_t *>m.codes)[at])
-            else:
-                out[column] = lb_bits_to_float(<uint32_t>(<const uint16_t *>m.codes)[at] << 16)
-            at += LB_ROWS
-        return
-    if m.format == LB_T5:
-        w = m.codes + <size_t>group * m.words * 64 + lane * 4
-        for g in range(m.n_groups):
-            columns = min(m.group_cols, m.n_cols - start)
-            scale = scale_of(m, group, g, lane, &minimum)
-            for column in range(columns):
-                out[start + column] = (trit_at(w, trit_words(columns), column) - 1) * scale
-            w += trit_words(columns) * 64
-            start += columns
-        return
-    fields = fields_of(m.format)
-    bits = 8 // fields
-    block_words = m.block_cols // (4 * fields)
-    words_left = m.words
-    w = m.codes + <size_t>group * m.words * 64 + lane * 4
-    while words_left > 0:
-        words = min(words_left, block_words)
-        g = start // m.group_cols if m.n_groups > 1 else 0
-        scale = scale_of(m, group, g, lane, &minimum)
-        for f in range(fields):
-            for t in range(words):
-                for b in range(4):
-                    column = start + 4 * words * f + 4 * t + b
-                    if column < m.n_cols:
-                        out[column] = (((w[t * 64 + b] >> (bits * f)) & ((1 << bits) - 1))
-                                       - offset_of(m.format)) * scale
-                        if lb_has_minima(m.format):
-                            out[column] += minimum
-        w += words * 64
-        words_left -= words
-        start += words * 4 * fields
 
 
 cdef const float[:, ::1] aligned(const float[:, ::1] x):
@@ -134,8 +88,8 @@ cdef dict LAYOUTS = {
     "I2_S": ("u2", 128, 32, 0, -1, 0, 0, 8, True, 0),
     "Q4_0": ("u4", 32, 18, 2, 0, 0, 0, 4, False, 0),
     "Q4_1": ("u4m", 32, 20, 4, 0, 2, 0, 4, False, 0),
-    "Q5_0": ("u8", 32, 22, 6, 0, 0, 2, 8, False, 0),
-    "Q5_1": ("u8m", 32, 24, 8, 0, 2, 4, 8, False, 0),
+    "Q5_0": ("u5", 32, 22, 6, 0, 0, 2, 5, False, 0),
+    "Q5_1": ("u5m", 32, 24, 8, 0, 2, 4, 5, False, 0),
     "Q8_0": ("u8", 32, 34, 2, 0, 0, 0, 8, False, 0x80808080),
 }
 
@@ -145,7 +99,7 @@ cdef BlockLayout block_layout(str type, const lb_matrix *m) except *:
     if type not in LAYOUTS:
         raise FormatError(f"{type} is not packed by blocks")
     format, cols, block_bytes, codes_at, scale_at, minimum_at, fifths_at, words, reverse, flip = LAYOUTS[type]
-    if FORMATS[format] != m.format or m.n_cols % cols:
+    if FORMATS[format] != (m.format, m.bits) or m.n_cols % cols:
         raise FormatError(f"{type} needs rows of a multiple of {cols} weights, not {m.n_cols}")
     if minimum_at and not m.scales_f16:
         raise FormatError(f"{type} needs float16 scales")
@@ -160,7 +114,8 @@ cdef int check_bytes(const uint8_t[::1] raw, int64_t rows, size_t row_bytes, str
 
 FLOAT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 BLOCK_TYPES = {name: layout[:2] for name, layout in LAYOUTS.items()}
-GROWING_TYPES = {name for name, layout in LAYOUTS.items() if layout[6]}  # those that take more bytes packed than stored
+UNPACKED_TYPES = {name: (next(form for form, number in FORMATS.items() if number == (row[3], row[4])), row[5])
+                  for name, row in STORED.items()}  # the formats that `fill_stored` wants, and columns per scale
 
 
 cdef class PackedMatrix:
@@ -169,19 +124,20 @@ cdef class PackedMatrix:
     Parameters
     ----------
     format : str
-        ``u2`` (ternary), ``t5`` (ternary, five to a byte), ``u4``, ``u8``, ``u4m``, ``u8m`` (with minima), ``f32``,
-        ``f16`` or ``bf16``.
+        ``u2`` (ternary), ``t5`` (ternary, five to a byte), codes of some bits (``u3``, ``u4``, ``u5``, ``u6``, ``u8``),
+        the same with minima (``u2m``, ``u4m``, ``u5m``, ``u8m``), ``f32``, ``f16`` or ``bf16``.
     n_rows, n_cols : int
         Outputs and inputs.
     group_cols : int, optional
         Columns per scale; None is one scale per row. A multiple of the block: 128 (or 64) for ``u2``, 128 for ``t5``,
-        32 otherwise.
+        32 otherwise; or 16 where 3, 5, 6 or, with minima, 2 bits make a code.
     scales_f16 : bool
         Keep the scales as float16 rather than float32.
     block_cols : int, optional
         Columns of a block, for ``u2`` with groups of 64.
     scales_super : bool
-        For ``u4m`` with 32 columns per scale and rows of a multiple of 256: keep scales and minima as Q4_K does.
+        For codes of K types, with 16 or 32 columns per scale and rows of a multiple of 256: keep scales and minima as
+        small multiples of floats. Only `fill_stored` can set these.
 
     Raises
     ------
@@ -194,24 +150,27 @@ cdef class PackedMatrix:
     def __cinit__(self, str format, int64_t n_rows, int64_t n_cols, group_cols=None, bint scales_f16=False,
                   block_cols=None, bint scales_super=False):
         cdef size_t code_bytes, scale_bytes = 0
+        cdef bint planes
         if format not in FORMATS:
             raise FormatError(f"unknown matrix format {format!r}")
         if not (1 <= n_rows < 1 << 30 and 1 <= n_cols <= MAX_COLS):
             raise FormatError(f"a matrix of {n_rows} x {n_cols} is out of range")
-        self.m.format = FORMATS[format]
+        self.m.format, self.m.bits = FORMATS[format]
+        planes = lb_has_planes(self.m.format)
         self.m.n_rows, self.m.n_cols = n_rows, n_cols
         if is_float(self.m.format):
             self.m.block_cols = self.m.group_cols = n_cols
             self.m.n_groups = 1
         else:
-            block = block_cols or BLOCK_COLS[format]
+            usual = 128 if format in ("u2", "t5") else 32
+            block = block_cols or usual
             group = group_cols or n_cols
             fields = fields_of(self.m.format)
-            if block % (4 * fields) or not (block == 128 if format == "t5" else 0 < block <= BLOCK_COLS[format]):
+            if block % (4 * fields) or not (block == usual if format == "t5" or planes else 0 < block <= usual):
                 raise FormatError(f"blocks of {block} columns do not fit format {format}")
-            if group < 1 or (group < n_cols and group % block):
+            if group < 1 or (group < n_cols and group % block and not (planes and group == 16)):
                 raise FormatError(f"scale groups of {group_cols} columns are no multiple of {block}")
-            if group > MAX_GROUP_COLS[format]:
+            if group > (MAX_GROUP_COLS_OF_BYTES if format in ("u8", "u8m") else MAX_COLS):
                 raise FormatError(f"scale groups of {group} columns are too long for format {format}")
             self.m.block_cols = block
             self.m.group_cols = min(group, n_cols)
@@ -220,8 +179,11 @@ cdef class PackedMatrix:
             if self.m.format == LB_T5:
                 self.m.words = ((self.m.n_groups - 1) * trit_words(group)
                                 + trit_words(n_cols - (self.m.n_groups - 1) * group))
-            if scales_super and (format != "u4m" or self.m.group_cols != 32 or n_cols % 256 or scales_f16):
-                raise FormatError("scales as Q4_K has them do not fit the matrix")
+            if planes:
+                self.m.words = (n_cols + LB_PLANE_COLS - 1) // LB_PLANE_COLS * self.m.bits
+            if scales_super and (not (planes or format == "u4m") or self.m.group_cols not in (16, 32) or n_cols % 256
+                                 or scales_f16):
+                raise FormatError("scales as K types have them do not fit the matrix")
             self.m.scales_f16, self.m.scales_super = scales_f16, scales_super
             scale_bytes = lb_times(lb_row_groups(n_rows), group_scale_bytes(&self.m))
         code_bytes = lb_times(lb_row_groups(n_rows), group_code_bytes(&self.m))
@@ -255,7 +217,7 @@ cdef class PackedMatrix:
     @property
     def format(self):
         """Name of the number format."""
-        return {v: k for k, v in FORMATS.items()}[self.m.format]
+        return {v: k for k, v in FORMATS.items()}[self.m.format, self.m.bits]
 
     @property
     def group_cols(self):
@@ -316,9 +278,10 @@ cdef class PackedMatrix:
         self.source_type = type
 
     def fill_codes(self, const uint8_t[:, ::1] codes, int64_t first_row=0, int32_t threads=1):
-        """Fill rows from codes of shape (rows, n_cols): 0..2 if ternary, 0..15 for ``u4`` and ``u4m``, 0..255 else."""
+        """Fill rows from codes of shape (rows, n_cols): 0..2 if ternary, else what the bits of the format can tell."""
         cdef Fill c
-        cdef work_fn *work = fill_trits if self.m.format == LB_T5 else fill_codes
+        cdef work_fn *work = (fill_trits if self.m.format == LB_T5 else
+                              fill_planes if lb_has_planes(self.m.format) else fill_codes)
         self._check_rows(first_row, codes.shape[0])
         if is_float(self.m.format) or codes.shape[1] != self.m.n_cols:
             raise FormatError(f"codes of {codes.shape[1]} columns do not fit a matrix of {self.m.n_cols}")
@@ -332,7 +295,7 @@ cdef class PackedMatrix:
         Raises FormatError if one is not finite. Float16 scales, without minima, must be float16 numbers.
         """
         if (minima is not None) != lb_has_minima(self.m.format):
-            raise FormatError("minima belong to the formats u4m and u8m, and only to these")
+            raise FormatError("minima belong to the formats whose names end with m, and only to these")
         self._fill_scales(scales, first_row, 0)
         if minima is not None:
             self._fill_scales(minima, first_row, LB_ROWS)
@@ -377,7 +340,7 @@ cdef class PackedMatrix:
         self._check_rows(first_row, rows)
         if type not in FLOAT_TYPES:
             raise FormatError(f"{type} is not rounded from its stored bytes")
-        c.source_format = FORMATS[FLOAT_TYPES[type]]
+        c.source_format = FORMATS[FLOAT_TYPES[type]][0]
         if self.m.format != LB_U8 or not self.m.scales_f16 or self.m.group_cols != min(32, self.m.n_cols):
             raise FormatError("rounding to 8 bits needs a u8 matrix with a float16 scale for each 32 weights")
         check_bytes(raw, rows, self.m.n_cols * value_size(c.source_format), type)
@@ -387,7 +350,7 @@ cdef class PackedMatrix:
 
     def fill_stored(self, Stored stored not None, const uint8_t[::1] raw, int64_t rows, int64_t first_row=0,
                     int32_t threads=1):
-        """Unpack rows of a tensor from stored bytes; FormatError if a scale is not finite, or a weight too large."""
+        """Unpack rows of a tensor from stored bytes; FormatError if a scale is not finite."""
         cdef lb_matrix m = self.m
         self._check_rows(first_row, rows)
         check_bytes(raw, rows, stored.row_bytes(&m), stored.type)

@@ -22,8 +22,8 @@ from lowbit._kernels.dispatch cimport (
     LB_ROWS, alloc_aligned, free_aligned, lb_activations, lb_matmul_args, lb_matrix, lb_round_up, lb_row_groups,
     lb_stored, parallel, table,
 )
-from lowbit._kernels.filling cimport Fill, fill_blocks
-from lowbit._kernels.matrix cimport PackedMatrix, block_layout, group_code_bytes, group_scale_bytes, matrix_row
+from lowbit._kernels.filling cimport Fill, fill_blocks, matrix_row
+from lowbit._kernels.matrix cimport PackedMatrix, block_layout, group_code_bytes, group_scale_bytes
 from lowbit._kernels.products cimport multiply, multiply_all
 from lowbit._kernels.stored cimport Stored
 

@@ -11,16 +11,16 @@
 
 #include "half.h"
 
-/* Codes of a block of Q5_0 or Q5_1, and `offset` more. The low nibbles belong to weights 0..15, the high ones to
+/* Codes of a block of Q5_0 or Q5_1. The low nibbles belong to weights 0..15, the high ones to
  * 16..31; bit i of the fifths is the highest of weight i. */
-static inline void lb_five_bit_codes(const uint8_t *nibbles, const uint8_t *fifths, int32_t offset, uint8_t *codes) {
+static inline void lb_five_bit_codes(const uint8_t *nibbles, const uint8_t *fifths, uint8_t *codes) {
     uint32_t fifth;
     memcpy(&fifth, fifths, 4);
     for (int32_t i = 0; i < 16; i++) {
         codes[i] = nibbles[i] & 15;
         codes[i + 16] = nibbles[i] >> 4;
     }
-    for (int32_t i = 0; i < 32; i++) codes[i] = (uint8_t)((codes[i] | (fifth >> i & 1) << 4) + (uint32_t)offset);
+    for (int32_t i = 0; i < 32; i++) codes[i] = (uint8_t)(codes[i] | (fifth >> i & 1) << 4);
 }
 
 /* Round `n` weights, at most 32, to codes; those behind them are 128, which is 0. Returns 0 if a weight is not finite

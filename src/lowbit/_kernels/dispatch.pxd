@@ -6,14 +6,14 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 cdef extern from "kernels.h":
     enum:
         LB_ROWS
-        LB_SUPER_BYTES
-        LB_SUPER_GROUPS
         LB_U2
         LB_U4
         LB_U8
         LB_U4M
         LB_U8M
         LB_T5
+        LB_UP
+        LB_UPM
         LB_F32
         LB_F16
         LB_BF16
@@ -44,6 +44,7 @@ cdef extern from "kernels.h":
         int32_t scales_f16
         int32_t scales_super
         int32_t tiles
+        int32_t bits
 
     ctypedef struct lb_stored:
         int32_t type
@@ -169,7 +170,10 @@ cdef extern from "kernels.h":
     bint lb_has_minima(int32_t format) noexcept nogil
     size_t lb_scales_at(const lb_matrix *m, int32_t row_group, int32_t group) noexcept nogil
     const float *lb_super(const lb_matrix *m, int32_t row_group, int32_t group) noexcept nogil
-    const int8_t *lb_multiples(const float *super, int32_t group) noexcept nogil
+    const int8_t *lb_multiples(const lb_matrix *m, const float *super, int32_t group) noexcept nogil
+    bint lb_has_planes(int32_t format) noexcept nogil
+    int32_t lb_super_shift(const lb_matrix *m) noexcept nogil
+    size_t lb_super_bytes(const lb_matrix *m) noexcept nogil
     int32_t lb_lines(int32_t rows) noexcept nogil
 
 cdef extern from "floats.h":

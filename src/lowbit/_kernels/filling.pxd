@@ -2,7 +2,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
-from lowbit._kernels.dispatch cimport LB_F32, LB_T5, LB_U2, LB_U4, LB_U4M, lb_matrix
+from lowbit._kernels.dispatch cimport LB_F32, LB_T5, LB_U2, LB_U4, LB_U4M, LB_UP, lb_has_planes, lb_matrix
 
 
 # How a stored block (of a tensor of one of BLOCK_TYPES) becomes words.
@@ -35,13 +35,15 @@ cdef inline int32_t fields_of(int32_t format) noexcept nogil:
     return 4 if format == LB_U2 or format == LB_T5 else 2 if format == LB_U4 or format == LB_U4M else 1
 
 
-cdef inline int32_t offset_of(int32_t format) noexcept nogil:
-    return 1 if format == LB_U2 or format == LB_T5 else 8 if format == LB_U4 else 0 if format == LB_U4M else 128
+cdef inline int32_t offset_of(const lb_matrix *m) noexcept nogil:
+    if lb_has_planes(m.format):
+        return 1 << (m.bits - 1) if m.format == LB_UP else 0
+    return 1 if m.format == LB_U2 or m.format == LB_T5 else 8 if m.format == LB_U4 else 0 if m.format == LB_U4M else 128
 
 
-# A byte of codes that are the offset, or of floats that are 0; T5 needs none, and fills its padding.
+# A byte of codes that are the offset, or of floats that are 0; from T5 on any will do, where inputs or scales are 0.
 cdef inline uint8_t empty_byte(int32_t format) noexcept nogil:
-    return 0 if format >= LB_T5 else 0x55 if format == LB_U2 else 0x88 if format == LB_U4 else offset_of(format)
+    return 0 if format >= LB_T5 or format == LB_U4M else 0x55 if format == LB_U2 else 0x88 if format == LB_U4 else 128
 
 
 cdef inline size_t value_size(int32_t format) noexcept nogil:
@@ -53,10 +55,10 @@ cdef inline int32_t trit_words(int32_t cols) noexcept nogil:
     return (cols + 19) // 20
 
 
-cdef int32_t trit_at(const uint8_t *w, int32_t words, int32_t column) noexcept nogil
 cdef void fill_trits(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil
+cdef void fill_planes(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void fill_codes(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void fill_floats(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void fill_rounded(void *context, int32_t begin, int32_t end) noexcept nogil
-cdef float scale_of(const lb_matrix *m, int32_t row_group, int32_t group, int32_t lane, float *minimum) noexcept nogil
+cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil

@@ -15,7 +15,6 @@ cdef class PackedMatrix:
 
 
 cdef const float[:, ::1] aligned(const float[:, ::1] x)
-cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
 cdef int32_t padded_cols(const lb_matrix *m) noexcept nogil
 cdef int32_t row_stride(const lb_matrix *m) noexcept nogil
 cdef bint is_float(int32_t format) noexcept nogil

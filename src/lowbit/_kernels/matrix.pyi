@@ -4,9 +4,9 @@ import numpy as np
 
 from .stored import Stored
 
-FORMATS: dict[str, int]
+FORMATS: dict[str, tuple[int, int]]
 BLOCK_TYPES: dict[str, tuple[str, int]]
-GROWING_TYPES: set[str]
+UNPACKED_TYPES: dict[str, tuple[str, int]]
 FLOAT_TYPES: dict[str, str]
 MAX_COLS: int
 

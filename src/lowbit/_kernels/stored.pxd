@@ -9,8 +9,7 @@ cdef class Stored:
     cdef lb_stored c
     cdef readonly str type
     cdef int32_t group_cols     # weights that share a scale once they are unpacked
-    cdef int32_t format         # what they become
-    cdef bint rounded           # to 8 bits with a float16 scale, rather than taken as they are
+    cdef int32_t format, bits   # of the matrix that they become
     cdef const uint64_t[::1] table
 
     cdef size_t row_bytes(self, const lb_matrix *m) except 0

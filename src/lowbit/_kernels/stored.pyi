@@ -1,5 +1,6 @@
 import numpy as np
 
+STORED: dict[str, tuple[int, ...]]
 STORED_TYPES: dict[str, int]
 
 class Stored:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, GROWING_TYPES, MAX_COLS, PackedMatrix
+from .._kernels.matrix import BLOCK_TYPES, FLOAT_TYPES, MAX_COLS, UNPACKED_TYPES, PackedMatrix
 from .._kernels.paging import PagedMatrix
 from .._kernels.stored import STORED_TYPES
 from ..errors import FormatError, UnsupportedModelError
@@ -18,7 +18,7 @@ from ..formats.blocks import TERNARY, dequantize, integer_codes, is_ternary, ter
 from ..formats.files import named
 from ..formats.iquants import GROUPS
 from ..plan import Linear, ModelPlan, Weight
-from ..quantize.ggml_types import DECODABLE, type_of
+from ..quantize.ggml_types import type_of
 from .latent import taken_apart
 from .paging import Paging, stored_of
 from .ternary import GROUP, all_ternary, blockwise_ternary, ternary_of
@@ -163,15 +163,9 @@ def packed_bytes(
 
 def kept_as(kind: str) -> str:
     """Say what weights of a type are in memory; empty for those that are as in the file, and for floats."""
-    if kind in GROWING_TYPES:
-        return "8 bits, equal, a scale for 32"
-    if kind in FLOAT_TYPES or kind in BLOCK_TYPES or kind not in DECODABLE or kind == "Q8_L2C":
-        return ""
-    if kind in TERNARY:
+    if kind in TERNARY and kind not in BLOCK_TYPES:
         return "ternary codes, equal" + (" (4 bits where a code is 3)" if kind in ("Q2_0", "PQ2_0") else "")
-    if kind == "Q4_K":
-        return "4 bits, equal, a scale and a minimum for 32"
-    return f"8 bits, equal, a scale for {GROUPS[kind]}" if kind in GROUPS else "8 bits, rounded, a scale for 32"
+    return f"8 bits, equal, a scale for {GROUPS[kind]}" if kind in GROUPS else ""
 
 
 def matrix_shape(info: TensorInfo) -> tuple[int, int]:
@@ -327,15 +321,16 @@ class _Reader:
             return PackedMatrix("u4", rows, cols, group_cols=type_of(kind.removesuffix(WITH_CODE_3)).block_elements)
         if kind in GROUPS:
             return PackedMatrix("u8", rows, cols, group_cols=GROUPS[kind], block_cols=GROUPS[kind])
-        if kind == "Q4_K":
-            return PackedMatrix("u4m", rows, cols, group_cols=32, scales_super=True)
+        if kind in UNPACKED_TYPES:
+            form, group = UNPACKED_TYPES[kind]
+            return PackedMatrix(form, rows, cols, group_cols=group, scales_super=True)
         if kind == "ternary floats":
             return self._ternary(rows, cols, GROUP)
         if kind == "Q8_L2C":
             # Groups may go on in the next row; what divides both has one scale within a row.
             size = math.gcd(int(self.file.metadata["llama2c.group_size"]), cols)
             return PackedMatrix("u8", rows, cols, group_cols=size, block_cols=min(size, 32))
-        if kind in DECODABLE or kind == "8 bits":  # what has no packed form of its own is kept in 8 bits
+        if kind == "8 bits":
             return PackedMatrix("u8", rows, cols, group_cols=32, scales_f16=True)
         raise UnsupportedModelError(f"weights of type {kind} are not supported yet")
 

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from .._kernels.matrix import BLOCK_TYPES, GROWING_TYPES, PackedMatrix
+from .._kernels.matrix import BLOCK_TYPES, PackedMatrix
 from .._kernels.paging import PagedMatrix, Pager
 from .._kernels.stored import STORED_TYPES, Stored
 from ..errors import LowbitError
@@ -42,8 +42,8 @@ class Paging:
     threads : int
         That compute.
     tight : bool
-        Whether not even the file would fit into memory. Then types that are rounded to 8 bits (K types) stay in the
-        file too: unpacking them at each use takes as long as reading the 8 bits, and other weights find more room.
+        Whether not even the file would fit into memory. Then K types stay in the file too: unpacking them at each use
+        takes less time than reading them, and the temporary file would be as long as the model's.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class Paging:
         if info.type in STORED_TYPES:
             stored = self._tight or info.type in GROUPS
         else:
-            stored = info.type in BLOCK_TYPES and info.type not in GROWING_TYPES
+            stored = info.type in BLOCK_TYPES
         return matrix_type == info.type and stored and hasattr(self._file, "locate")
 
     def stored(self, info: TensorInfo, pattern: PackedMatrix, tail: PackedMatrix | None, **use: Any) -> PagedMatrix:

@@ -20,6 +20,7 @@
 #define LB_ISA armv6
 #define LB_TILE 1
 #include "../matmul_template.h"
+#include "../planes_template.h"
 
 enum { SPREAD = 32 }; /* words whose activations are spread at a time */
 
@@ -135,3 +136,4 @@ LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8, LB_U8, 128, u8_tile)
 LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, 128, u8_tile)
+LB_PLANES_MATMUL(0, u8_tile)

@@ -12,6 +12,7 @@
  *     U2, one token, one block, fields 1 and 3 left shifted by two bits: 16 of 4 * 512 -> 32,768 = 2**15 only if all
  *         activations are -128 (negative, so it still fits); with +127 it is 32,512
  *     U4, 32 columns: 8 products of at most 2 * 15 * 128                -> 30,720
+ *     small codes, two products of 2 * 63 * 128                      -> 32,256
  *     U8, one product: |w| as unsigned, activation with the sign of w, 2 * 128 * 127 = 32,512; activations of -128
  *         do not occur there (quantisation ends at +-127)
  */
@@ -24,6 +25,7 @@
 #define LB_LONGEST_TILE 64
 #include "../matmul_template.h"
 #include "../streams_template.h"
+#include "../planes_template.h"
 
 enum { MAX_WORDS = 8 }; /* of a block */
 
@@ -220,6 +222,19 @@ LB_INLINE void u8_half(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
     }
 }
 
+/* Codes below 64, in an even number of words: two products of a pair fit int16. */
+LB_INLINE void small_half(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, int half,
+                          __m256i *acc) {
+    for (int32_t t = 0; t < run.words; t += 2, w += 128, x += 8) {
+        const __m256i v = load_half(w, half), next = load_half(w + 64, half);
+        for (int j = 0; j < tokens; j++) {
+            const int8_t *xj = x + j * stride;
+            acc[j] = widen_add(acc[j], _mm256_add_epi16(_mm256_maddubs_epi16(v, broadcast4(xj)),
+                                                        _mm256_maddubs_epi16(next, broadcast4(xj + 4))));
+        }
+    }
+}
+
 /* Both halves of a row group, one after the other: eight rows, eight tokens and four fields fit the 16 registers. */
 #define LB_HALVES(name, half_fn)                                                                           \
     LB_INLINE void name(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, \
@@ -235,6 +250,7 @@ LB_INLINE void u8_half(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
 
 LB_HALVES(u4_tile, u4_half)
 LB_HALVES(u8_tile, u8_half)
+LB_HALVES(small_tile, small_half)
 
 LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
     if (tokens == 1) {
@@ -252,6 +268,8 @@ LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
 LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_T5_MATMUL(LB_LONGEST_TILE, lb_t5_unpack)
+LB_PLANES_MATMUL(0, small_tile)
+LB_PLANES_STREAMS(0, small_tile)
 LB_STREAMS_BY_TURNS
 LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
 LB_FLOAT_MATMUL(lb_matmul_f16, LB_F16)

@@ -19,6 +19,7 @@
 #define LB_U8_OFFSET 128
 #include "../matmul_template.h"
 #include "../streams_template.h"
+#include "../planes_template.h"
 
 LB_INLINE __m512i dot4(__m512i acc, __m512i codes, const int8_t *x) {
     int32_t four;
@@ -152,49 +153,70 @@ LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
     }
 }
 
+/* The fields of `words` words become bytes of eight registers, from `shift` on. */
+LB_INLINE void add_plane(const __m512i *v, const int words, const int shift, __m512i *codes) {
+    const __m512i mask = _mm512_set1_epi8((char)(((1 << words) - 1) << shift));
+    for (int f = 0; f < 8 / words; f++) {
+        for (int t = 0; t < words; t++) {
+            const int right = words * f - shift;
+            __m512i field = right > 0 ? _mm512_srli_epi16(v[t], right) : _mm512_slli_epi16(v[t], -right);
+            field = _mm512_and_si512(field, mask);
+            codes[words * f + t] = shift ? _mm512_or_si512(codes[words * f + t], field) : field;
+        }
+    }
+}
+
 /*
- * The usual scale groups are blocks of 32 columns (Q4_0, Q4_1, Q8_0 and what is kept as they are). The codes of a block
- * fill eight registers, in the order of the columns, and the sums of sixteen tokens sixteen: each token takes its eight
- * products and its scales in one go, and nothing goes to memory in between.
+ * The usual scale groups are blocks of 32 columns (Q4_0, Q4_1, Q8_0, K types), or two to a block (K types). The codes
+ * of a block fill eight registers, in the order of the columns, and the sums of sixteen tokens sixteen: each token
+ * takes its eight products and its scales in one go, and nothing goes to memory in between.
  */
 LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t apart, const int streams,
-                          int32_t token, const int tokens, const int32_t format, const int32_t offset) {
-    const lb_matrix *m = args->w;
+                          int32_t token, const int tokens, const int32_t format, const int32_t offset, const int words,
+                          const int groups) {
+    const lb_matrix matrix = *args->w, *m = &matrix; /* a copy, which no store can change */
     const lb_activations *a = args->x;
-    const int words = lb_bits[format];
+    const int turns = tokens == 1 || groups == 1 || lb_has_minima(format); /* two sums that do not wait: measured */
     const size_t row_bytes = (size_t)m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
     float x_sums[LB_TILE][LB_SUMS_AHEAD];
     f32x16 y[LB_TILE];
     for (int j = 0; j < streams * tokens; j++) y[j] = v_set1(0.0f);
-    for (int32_t g = 0; g < m->n_groups; g++, x += 32) {
+    for (int32_t g = 0; g < m->n_groups; g += groups, x += 32) {
         if (lb_has_minima(format) && g % LB_SUMS_AHEAD == 0) lb_make_x_sums(a, token, tokens, g, x_sums);
         for (int s = 0; s < streams; s++) {
-            const uint8_t *w = m->codes + (row_group + s * apart) * row_bytes + (size_t)g * words * 64;
-            __m512i codes[8];
+            const uint8_t *w = m->codes + (row_group + s * apart) * row_bytes + (size_t)(g / groups) * words * 64;
+            __m512i v[8], codes[8];
             for (int t = 0; t < words; t++) {
                 if (tokens > 1) _mm_prefetch((const char *)((uintptr_t)w + 64 * t + LB_AHEAD), _MM_HINT_T0);
                 if (streams > 1) _mm_prefetch((const char *)((uintptr_t)w + 64 * t + LB_STREAM_AHEAD), _MM_HINT_T0);
-                codes[t] = _mm512_loadu_si512(w + 64 * t);
+                v[t] = _mm512_loadu_si512(w + 64 * t);
             }
-            for (int t = 0; t < 4 && words == 4; t++) {
-                codes[t + 4] = _mm512_and_si512(_mm512_srli_epi16(codes[t], 4), _mm512_set1_epi8(15));
-                codes[t] = _mm512_and_si512(codes[t], _mm512_set1_epi8(15));
+            if (words == 8) {
+                for (int t = 0; t < 8; t++) codes[t] = v[t];
+            } else {
+                const int low = words > 3 ? 4 : 2;
+                add_plane(v, low, 0, codes);
+                if (words > low) add_plane(v + low, words - low, low, codes);
             }
-            const lb_scales scales = lb_load_scales(m, row_group + s * apart, g, format);
-            LB_UNROLL(16)
-            for (int j = 0; j < tokens; j++) {
-                const ptrdiff_t i = (ptrdiff_t)(token + j) * a->n_groups + g;
-                const int8_t *xj = x + j * a->stride;
-                __m512i sum = _mm512_setzero_si512(), turn = sum;
-                LB_UNROLL(8)
-                for (int t = 0; t < 8; t++) {
-                    __m512i *one = tokens == 1 && t & 1 ? &turn : &sum;
-                    *one = dot4(*one, codes[t], xj + 4 * t);
+            LB_UNROLL(2)
+            for (int h = 0; h < groups; h++) {
+                const lb_scales scales = lb_load_scales(m, row_group + s * apart, g + h, format);
+                LB_UNROLL(16)
+                for (int j = 0; j < tokens; j++) {
+                    const ptrdiff_t i = (ptrdiff_t)(token + j) * a->n_groups + g + h;
+                    const int8_t *xj = x + j * a->stride;
+                    __m512i sum = _mm512_setzero_si512(), turn = sum;
+                    LB_UNROLL(8)
+                    for (int t = 8 / groups * h; t < 8 / groups * (h + 1); t++) {
+                        __m512i *one = turns && t & 1 ? &turn : &sum;
+                        *one = dot4(*one, codes[t], xj + 4 * t);
+                    }
+                    if (turns) sum = _mm512_add_epi32(sum, turn);
+                    if (offset) sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(vi_set1(a->sum[i]), vi_set1(offset)));
+                    y[s + j] =
+                        lb_add_group(y[s + j], sum, scales, a->scale[i], &x_sums[j][(g + h) % LB_SUMS_AHEAD], format);
                 }
-                if (tokens == 1) sum = _mm512_add_epi32(sum, turn);
-                if (offset) sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(vi_set1(a->sum[i]), vi_set1(offset)));
-                y[s + j] = lb_add_group(y[s + j], sum, scales, a->scale[i], &x_sums[j][g % LB_SUMS_AHEAD], format);
             }
         }
     }
@@ -204,14 +226,25 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
     }
 }
 
+#define LB_BLOCK_TILES(format, offset, words, groups) \
+    LB_FOR_TILES(LB_TILE, block_tile(args, row_group, 0, 1, token, n, format, offset, words, groups))
+
 #define LB_BLOCK_MATMUL(name, format, offset, tile)                                             \
     void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) {                \
         if (lb_is_blocks_of_32(args)) {                                                         \
-            LB_FOR_TILES(LB_TILE, block_tile(args, row_group, 0, 1, token, n, format, offset))  \
+            LB_BLOCK_TILES(format, offset, lb_bits[format], 1)                                  \
         } else {                                                                                \
             LB_FOR_TILES(LB_TILE, lb_int_tile(args, row_group, token, n, format, offset, tile)) \
         }                                                                                       \
     }
+
+/* The kinds of blocks that files have, X(format, offset, bits, groups); 0: none of them. */
+#define LB_PLANE_BLOCKS(X) X(LB_UP, 32, 6, 2) X(LB_UP, 16, 5, 1) X(LB_UP, 4, 3, 2) X(LB_UPM, 0, 5, 1) X(LB_UPM, 0, 2, 2)
+LB_INLINE int block_kind(const lb_matmul_args *args) {
+    const lb_matrix *m = args->w;
+    const int32_t groups = m->group_cols == 16 ? 2 : m->group_cols == 32 ? 1 : 0;
+    return args->sums || m->n_cols % 32 ? 0 : m->format * 100 + m->bits * 10 + groups;
+}
 
 LB_INT_MATMUL(lb_matmul_u2, LB_U2, 1, u2_tile)
 LB_BLOCK_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
@@ -219,6 +252,23 @@ LB_BLOCK_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
 LB_BLOCK_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_BLOCK_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_T5_MATMUL(LB_TILE, lb_t5_unpack)
+
+LB_PLANES_TILES(0, u8_tile)
+
+static void plane_blocks(const lb_matmul_args *args, int32_t begin, int32_t end) {
+    switch (block_kind(args)) {
+#define LB_CASE(format, offset, bits, groups)        \
+    case format * 100 + bits * 10 + groups:          \
+        LB_BLOCK_TILES(format, offset, bits, groups) \
+        break;
+        LB_PLANE_BLOCKS(LB_CASE)
+#undef LB_CASE
+    default:
+        planes_matmul(args, begin, end);
+    }
+}
+LB_PLANES_ENTRIES(plane_blocks)
+
 LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
 LB_FLOAT_MATMUL(lb_matmul_f16, LB_F16)
 LB_FLOAT_MATMUL(lb_matmul_bf16, LB_BF16)
@@ -242,9 +292,23 @@ LB_T5_TURNS
 LB_INLINE void block_streams(const lb_matmul_args *args, int32_t row_group, int32_t apart, int32_t n,
                              const int32_t format, const int32_t offset, lb_streams_tile_fn *turns) {
     if (n == 4 && lb_is_blocks_of_32(args)) {
-        block_tile(args, row_group, apart, 4, 0, 1, format, offset);
+        block_tile(args, row_group, apart, 4, 0, 1, format, offset, lb_bits[format], 1);
     } else {
         lb_int_streams(args, row_group, apart, n, format, offset, turns);
+    }
+}
+
+/* One unit of one token. */
+static void plane_streams(const lb_matmul_args *args, int32_t row_group, int32_t apart, int32_t n) {
+    switch (n == 4 ? block_kind(args) : 0) {
+#define LB_CASE(format, offset, bits, groups)                                      \
+    case format * 100 + bits * 10 + groups:                                        \
+        block_tile(args, row_group, apart, 4, 0, 1, format, offset, bits, groups); \
+        break;
+        LB_PLANE_BLOCKS(LB_CASE)
+#undef LB_CASE
+    default:
+        lb_planes_tile(args, row_group, apart, n, 0, 1, 0, u8_tile);
     }
 }
 
@@ -262,5 +326,8 @@ void LB_NAME(lb_streams)(const lb_matmul_args *args, int32_t streams, int32_t be
         LB_BLOCK_STREAMS(LB_U8M, LB_U8_OFFSET, u8_turns)
     case LB_T5:
         LB_FOR_UNITS(lb_int_streams(args, row_group, apart, n, LB_T5, 1, t5_turns)) break;
+    case LB_UP:
+    case LB_UPM:
+        LB_FOR_UNITS(plane_streams(args, row_group, apart, n))
     }
 }

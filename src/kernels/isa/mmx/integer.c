@@ -7,6 +7,7 @@
  * pmaddwd multiplies four int16 by four int16 and adds pairs of neighbours, so that an int32 lane is a row throughout.
  *
  * U8   low byte: masked; high byte: shifted down. Each meets the activation of its column: 8 instructions, 8 weights.
+ * UP   becomes bytes, 32 columns at a time, and goes on as U8.
  * U4   a lane holds four codes n0 + 16 n1 + 256 n2 + 4096 n3. n0 is masked; the other three are shifted down but not
  *      masked, and what a shifted lane has too much of the higher codes is taken back by the activations. 16
  *      instructions, 16 weights:
@@ -20,6 +21,7 @@
  *
  * MMX and the x87 share their registers: all integers of a row group first, then _mm_empty(), then the floats.
  */
+#include "../unpack_planes.h"
 #include "scale.h"
 
 enum {
@@ -98,14 +100,18 @@ typedef struct {
     } x;
 } window;
 
+/* Words of a row once they are bytes or nibbles. */
+LB_INLINE int32_t words_of(const lb_matrix *m) { return lb_has_planes(m->format) ? m->words / m->bits * 8 : m->words; }
+
 /* Spreads the words from `word` on, which begins a block. */
 static void fill_window(window *win, const lb_matrix *m, const int8_t *x, int32_t word) {
-    const int eight = m->format == LB_U8 || m->format == LB_U8M;
+    const int eight = m->format != LB_U4 && m->format != LB_U4M;
     const int32_t block = m->block_cols / (eight ? 4 : 8), most = (eight ? WINDOW : WINDOW / 2) / block * block;
+    const int32_t all = words_of(m);
     win->begin = word;
-    win->end = m->words - word < most ? m->words : word + most;
+    win->end = all - word < most ? all : word + most;
     for (int32_t start = word; start < win->end; start += block) {
-        const int32_t words = m->words - start < block ? m->words - start : block;
+        const int32_t words = all - start < block ? all - start : block;
         for (int32_t t = 0; t < words; t++) {
             if (eight) {
                 spread8(&win->x.eight[start - word + t], x + 4 * (start + t));
@@ -143,6 +149,25 @@ LB_INLINE void sum_words(window *win, const lb_matrix *m, const uint8_t *w, cons
     }
 }
 
+/* The same of codes in planes; a scale group is half a block or whole ones, and finds its first half in `codes`. */
+LB_INLINE void sum_planes(window *win, const lb_matrix *m, const uint8_t *w, const int8_t *x, int32_t word, int32_t end,
+                          __m64 *sums, __m64 start, uint8_t *codes) {
+    for (int pair = 0; pair < LB_ROWS / 2; pair++) sums[pair] = start;
+    for (int32_t stop; word < end; word = stop) {
+        const int32_t inside = word % 8, words = end - word < 8 - inside ? end - word : 8 - inside;
+        stop = word + words;
+        if (!inside) lb_unpack_planes(w + 64 * (ptrdiff_t)(word / 8 * m->bits), m->bits, 0, codes);
+        if (word < win->begin || word >= win->end) fill_window(win, m, x, word);
+        if (words == 8) {
+            words8(codes, win->x.eight + (word - win->begin), sums, NULL, 8);
+        } else {
+            for (int32_t t = 0; t < words; t++) {
+                words8(codes + 64 * (inside + t), win->x.eight + (word - win->begin) + t, sums, NULL, 1);
+            }
+        }
+    }
+}
+
 /* A row group's integer sums of one scale group, and its scales. */
 typedef struct {
     union {
@@ -153,12 +178,14 @@ typedef struct {
 } group;
 
 LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group, int32_t token, window *win, int small,
-                                  const int eight, const int minima) {
+                                  const int eight, const int minima, const int planes) {
     const lb_matrix *m = args->w;
     const lb_activations *a = args->x;
+    _Alignas(8) uint8_t codes[LB_PLANE_COLS * LB_ROWS];
     const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
-    const int32_t group_words = m->group_cols / (eight ? 4 : 8), offset = eight ? 128 : minima ? 0 : 8;
+    const int32_t group_words = m->group_cols / (eight ? 4 : 8), all = words_of(m);
+    const int32_t offset = planes ? minima ? 0 : 1 << (m->bits - 1) : eight ? 128 : minima ? 0 : 8;
     float y[LB_ROWS] = {0}, memory[LB_ROWS], more[LB_ROWS];
     group groups[GROUPS];
 
@@ -167,8 +194,12 @@ LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group,
         for (int32_t i = 0; i < n; i++) {
             const int32_t g = first + i;
             const __m64 start = _mm_set1_pi32(-offset * a->sum[(ptrdiff_t)token * a->n_groups + g]);
-            sum_words(win, m, w, x, g * group_words, g == m->n_groups - 1 ? m->words : (g + 1) * group_words,
-                      groups[i].sums.pairs, start, eight);
+            const int32_t word = g * group_words, end = g == m->n_groups - 1 ? all : word + group_words;
+            if (planes) {
+                sum_planes(win, m, w, x, word, end, groups[i].sums.pairs, start, codes);
+            } else {
+                sum_words(win, m, w, x, word, end, groups[i].sums.pairs, start, eight);
+            }
             if (small) {
                 lb_small_scales((const uint16_t *)m->scales + lb_scales_at(m, row_group, g), groups[i].small_scales);
             }
@@ -182,7 +213,7 @@ LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group,
             const ptrdiff_t of_x = (ptrdiff_t)token * a->n_groups + first + i;
             const size_t at = lb_scales_at(m, row_group, first + i);
             const float x_scale = a->scale[of_x], factor = small ? x_scale * 0x1p112f : x_scale;
-            const int super = minima && m->scales_super;
+            const int super = (minima || planes) && m->scales_super;
             const float *scales = super ? lb_multiplied(m, row_group, first + i, 0, memory)
                                         : lb_scales(m, at, small ? groups[i].small_scales : NULL, memory);
             if (minima) {
@@ -197,7 +228,8 @@ LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group,
     lb_store_rows(args, token, row_group, y);
 }
 
-LB_INLINE void multiply(const lb_matmul_args *args, int32_t begin, int32_t end, const int eight, const int minima) {
+LB_INLINE void multiply(const lb_matmul_args *args, int32_t begin, int32_t end, const int eight, const int minima,
+                        const int planes) {
     window win;
     for (int32_t token = 0; token < args->x->n_tokens; token++) {
         const int small = !args->sums && args->w->scales_f16 &&
@@ -205,16 +237,18 @@ LB_INLINE void multiply(const lb_matmul_args *args, int32_t begin, int32_t end, 
         fill_window(&win, args->w, args->x->q + (ptrdiff_t)token * args->x->stride, 0);
         _mm_empty();
         for (int32_t row_group = begin; row_group < end; row_group++) {
-            multiply_row_group(args, row_group, token, &win, small, eight, minima);
+            multiply_row_group(args, row_group, token, &win, small, eight, minima, planes);
         }
     }
 }
 
-#define LB_INTEGER_MATMUL(name, eight, minima)                                   \
+#define LB_INTEGER_MATMUL(name, eight, minima, planes)                           \
     void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) { \
-        multiply(args, begin, end, eight, minima);                               \
+        multiply(args, begin, end, eight, minima, planes);                       \
     }
-LB_INTEGER_MATMUL(lb_matmul_u4, 0, 0)
-LB_INTEGER_MATMUL(lb_matmul_u8, 1, 0)
-LB_INTEGER_MATMUL(lb_matmul_u4m, 0, 1)
-LB_INTEGER_MATMUL(lb_matmul_u8m, 1, 1)
+LB_INTEGER_MATMUL(lb_matmul_u4, 0, 0, 0)
+LB_INTEGER_MATMUL(lb_matmul_u8, 1, 0, 0)
+LB_INTEGER_MATMUL(lb_matmul_u4m, 0, 1, 0)
+LB_INTEGER_MATMUL(lb_matmul_u8m, 1, 1, 0)
+LB_INTEGER_MATMUL(lb_matmul_up, 1, 0, 1)
+LB_INTEGER_MATMUL(lb_matmul_upm, 1, 1, 1)

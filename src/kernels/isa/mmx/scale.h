@@ -57,7 +57,7 @@ LB_INLINE const float *lb_scales(const lb_matrix *m, size_t at, const float *sma
 /* The same of scales that are multiples of two floats; `minima`: their minima. */
 LB_INLINE const float *lb_multiplied(const lb_matrix *m, int32_t row_group, int32_t group, int minima, float *memory) {
     const float *super = lb_super(m, row_group, group);
-    const int8_t *multiples = lb_multiples(super, group) + (minima ? LB_ROWS : 0);
+    const int8_t *multiples = lb_multiples(m, super, group) + (minima ? LB_ROWS : 0);
     for (int r = 0; r < LB_ROWS; r++) memory[r] = super[minima ? LB_ROWS + r : r] * (float)multiples[r];
     return memory;
 }

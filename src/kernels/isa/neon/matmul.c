@@ -13,6 +13,7 @@
  *     U2, 128 columns: 8 words, 4 fields of at most 2 * 128             -> 8,192, after addp 16,384
  *     U2, one token, field 1 left shifted by two bits: 8 of 8 * 128     -> 8,192, shifted back before they are added
  *     U4, 32 columns: 4 words, 2 fields of at most 15 * 128             -> 15,360, after addp 30,720
+ *     small codes, two products of at most 63 * 128                 -> 16,128, after addp 32,256
  *     U8, one product of a weight in -128..127 with an activation in -127..127: 16,256, after addp 32,512
  */
 #include "simd.h"
@@ -23,6 +24,7 @@
 #define LB_U8_OFFSET 0
 #include "../matmul_template.h"
 #include "../streams_template.h"
+#include "../planes_template.h"
 
 LB_INLINE int8x16_t broadcast4(const int8_t *x) {
     int32_t four;
@@ -172,12 +174,28 @@ LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
     }
 }
 
+/* Codes below 64, in an even number of words: two products of a lane, and what addp makes of them, fit int16. */
+LB_INLINE void small_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens,
+                          i32x16 *acc) {
+    for (int32_t t = 0; t < run.words; t += 2, w += 128, x += 8) {
+        for (int j = 0; j < tokens; j++) {
+            const int8x16_t four = broadcast4(x + j * stride), next = broadcast4(x + j * stride + 4);
+            for (int q = 0; q < 4; q++) {
+                const sums16 s = multiply_add(multiply(load_quarter(w, q), four), load_quarter(w + 64, q), next);
+                acc[j].v[q] = add_rows(acc[j].v[q], s);
+            }
+        }
+    }
+}
+
 LB_INT_MATMUL(lb_matmul_u2, LB_U2, 1, u2_tile)
 LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
 LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_T5_MATMUL(LB_TILE, lb_t5_unpack)
+LB_PLANES_MATMUL(0, small_tile)
+LB_PLANES_STREAMS(0, small_tile)
 LB_STREAMS_BY_TURNS
 LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
 LB_FLOAT_MATMUL(lb_matmul_f16, LB_F16)

@@ -20,6 +20,7 @@
 #define LB_U8_OFFSET 0
 #include "../matmul_template.h"
 #include "../streams_template.h"
+#include "../planes_template.h"
 
 LB_INLINE int8x8_t load4(const int8_t *x) {
     uint32_t four;
@@ -143,5 +144,7 @@ LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
 LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_T5_MATMUL(LB_TILE, lb_t5_unpack)
+LB_PLANES_MATMUL(128, u8_tile)
+LB_PLANES_STREAMS(128, u8_tile)
 LB_STREAMS_BY_TURNS
 LB_DOT_PEAK(u8_tile)

@@ -8,6 +8,7 @@
 #define LB_TILE 1
 #define LB_FLOAT_TILE 1
 #include "../matmul_template.h"
+#include "../planes_template.h"
 
 LB_INLINE void u4_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
     (void)stride, (void)tokens;
@@ -59,6 +60,7 @@ LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8, LB_U8, 128, u8_tile)
 LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, 128, u8_tile)
+LB_PLANES_MATMUL(0, u8_tile)
 LB_INT_MATMUL(lb_matmul_t5, LB_T5, 1, t5_tile)
 LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
 LB_FLOAT_MATMUL(lb_matmul_f16, LB_F16)
@@ -68,7 +70,8 @@ LB_DOT_PEAK(u8_tile)
 /* One after the other: nothing is known of a processor that has no other set. */
 void LB_NAME(lb_streams)(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) {
     static lb_matmul_fn *const matmul[] = {LB_NAME(lb_matmul_u2),  LB_NAME(lb_matmul_u4),  LB_NAME(lb_matmul_u8),
-                                           LB_NAME(lb_matmul_u4m), LB_NAME(lb_matmul_u8m), LB_NAME(lb_matmul_t5)};
+                                           LB_NAME(lb_matmul_u4m), LB_NAME(lb_matmul_u8m), LB_NAME(lb_matmul_t5),
+                                           LB_NAME(lb_matmul_up),  LB_NAME(lb_matmul_upm)};
     const int32_t groups = lb_row_groups(args->w->n_rows), apart = lb_units(groups, streams);
     for (int32_t first = 0; first < groups; first += apart) {
         const int32_t last = first + end < groups ? first + end : groups;

@@ -27,6 +27,7 @@
 #define LB_U8_OFFSET 128
 #include "../matmul_template.h"
 #include "../streams_template.h"
+#include "../planes_template.h"
 
 enum { MAX_WORDS = 8 }; /* of a block */
 
@@ -139,6 +140,8 @@ LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
 LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_T5_MATMUL(LB_TILE, lb_t5_unpack)
+LB_PLANES_MATMUL(0, u8_tile)
+LB_PLANES_STREAMS(0, u8_tile)
 LB_STREAMS_BY_TURNS
 LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
 LB_FLOAT_MATMUL(lb_matmul_f16, LB_F16)

@@ -11,6 +11,7 @@
  *     U2, one token, fields 1 and 3 left shifted by two bits: 16 of 4 * 512 -> 32,768 = 2**15 only if all
  *         activations are -128 (negative, so it still fits); with +127 it is 32,512
  *     U4, 32 columns: 8 products of at most 2 * 15 * 128                -> 30,720
+ *     small codes, two products of 2 * 63 * 128                      -> 32,256
  *     U8, one product: |w| as unsigned, activation with the sign of w, 2 * 128 * 127 = 32,512; activations of -128
  *         do not occur there (quantisation ends at +-127)
  */
@@ -23,6 +24,7 @@
 #define LB_U8_OFFSET 0
 #include "../matmul_template.h"
 #include "../streams_template.h"
+#include "../planes_template.h"
 
 enum { MAX_WORDS = 8 }; /* of a block */
 
@@ -143,6 +145,20 @@ LB_INLINE void u8_many_tokens(const uint8_t *w, lb_run run, const int8_t *x, ptr
     }
 }
 
+/* Codes below 64, in an even number of words: two products of a pair fit int16. */
+LB_INLINE void small_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens,
+                          i32x16 *acc) {
+    for (int32_t t = 0; t < run.words; t += 2, w += 128, x += 8) {
+        for (int j = 0; j < tokens; j++) {
+            const __m128i four = broadcast4(x + j * stride), next = broadcast4(x + j * stride + 4);
+            for (int q = 0; q < 4; q++) {
+                const __m128i sums16 = dot2(_mm_maddubs_epi16(load_quarter(w, q), four), load_quarter(w + 64, q), next);
+                acc[j].v[q] = _mm_add_epi32(acc[j].v[q], widen(sums16));
+            }
+        }
+    }
+}
+
 LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
     if (tokens == 1) {
         one_token(w, run, x, acc, 2);
@@ -173,5 +189,7 @@ LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
 LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_T5_MATMUL(LB_TILE, lb_t5_unpack)
+LB_PLANES_MATMUL(0, small_tile)
+LB_PLANES_STREAMS(0, small_tile)
 LB_STREAMS_BY_TURNS
 LB_DOT_PEAK(u8_tile)

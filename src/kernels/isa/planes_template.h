@@ -1,0 +1,100 @@
+/*
+ * Products with codes in planes: 32 columns of a row group become bytes, in the first cache, which a tile of bytes
+ * then meets. Include after the tiles, and after streams_template.h.
+ *
+ * A tile of bytes has the arguments of u8_tile. `first` is what it wants in each byte: 128 if it subtracts this.
+ */
+#ifndef LB_PLANES_TEMPLATE_H
+#define LB_PLANES_TEMPLATE_H
+
+#include "unpack_planes.h"
+
+/* One or more tokens, or one token and up to eight streams (row groups `apart` from one another). */
+LB_INLINE void lb_planes_tile(const lb_matmul_args *args, int32_t row_group, int32_t apart, int streams, int32_t token,
+                              const int tokens, const uint8_t first, lb_tile_fn *tile) {
+    enum { MOST = LB_TILE > LB_MAX_STREAMS ? LB_TILE : LB_MAX_STREAMS };
+    const lb_matrix matrix = *args->w, *m = &matrix; /* copies, which no store of codes can change */
+    const lb_activations activations = *args->x, *a = &activations;
+    const int32_t format = m->format, offset = format == LB_UP ? 1 << (m->bits - 1) : 0;
+    const int32_t part = m->group_cols < LB_PLANE_COLS ? 16 : LB_PLANE_COLS; /* columns of one group, taken at once */
+    const size_t row_bytes = (size_t)m->words * 64;
+    const uint8_t *w = m->codes + (size_t)row_group * row_bytes;
+    const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
+    uint8_t codes[LB_MAX_STREAMS][LB_PLANE_COLS * LB_ROWS];
+    float x_sums[LB_TILE][LB_SUMS_AHEAD];
+    i32x16 acc[MOST];
+    f32x16 y[MOST];
+    for (int i = 0; i < streams * tokens; i++) y[i] = v_set1(0.0f);
+
+    int32_t g = -1, left = 0; /* columns of the group */
+    for (int32_t c = 0; c < m->n_cols; c += part) {
+        const int32_t inside = c % LB_PLANE_COLS;
+        if (!inside) {
+            for (int s = 0; s < streams; s++) {
+                const uint8_t *from = w + (size_t)s * apart * row_bytes;
+                for (int32_t t = 0; t < m->bits && streams * tokens > 1; t++) {
+                    LB_PREFETCH((const void *)((uintptr_t)from + (uintptr_t)(64 * t) +
+                                               (streams > 1 ? 2 * LB_AHEAD : LB_AHEAD)));
+                }
+                lb_unpack_planes(from, m->bits, first, codes[s]);
+            }
+            w += 64 * (ptrdiff_t)m->bits;
+        }
+        if (!left) {
+            g++;
+            left = m->n_cols - c < m->group_cols ? m->n_cols - c : m->group_cols;
+            for (int i = 0; i < streams * tokens; i++) {
+                acc[i] = vi_set1(-offset * a->sum[(ptrdiff_t)(token + i % tokens) * a->n_groups + g]);
+            }
+        }
+        for (int s = 0; s < streams; s++) {
+            if (tokens == 1 && part == 16) {
+                tile(codes[s] + 16 * inside, (lb_run){1, 4, 0}, x + c, a->stride, tokens, acc + s);
+            } else {
+                tile(codes[s] + 16 * inside, (lb_run){1, part / 4, 0}, x + c, a->stride, tokens, acc + s);
+            }
+        }
+        left = left < part ? 0 : left - part;
+        if (left) continue;
+
+        if (args->sums) {
+            for (int i = 0; i < streams * tokens; i++) {
+                const int32_t first_row = (row_group + i / tokens * apart) * LB_ROWS;
+                lb_store_sums(args->sums + (token + i % tokens) * args->y_stride + first_row, acc[i],
+                              m->n_rows - first_row);
+            }
+            return;
+        }
+        if (lb_has_minima(format) && g % LB_SUMS_AHEAD == 0) lb_make_x_sums(a, token, tokens, g, x_sums);
+        for (int s = 0; s < streams; s++) {
+            const lb_scales scales = lb_load_scales(m, row_group + s * apart, g, format);
+            for (int j = 0; j < tokens; j++) {
+                const float x_scale = a->scale[(ptrdiff_t)(token + j) * a->n_groups + g];
+                y[s + j] = lb_add_group(y[s + j], acc[s + j], scales, x_scale, &x_sums[j][g % LB_SUMS_AHEAD], format);
+            }
+        }
+    }
+    for (int i = 0; i < streams * tokens; i++) {
+        const int32_t first_row = (row_group + i / tokens * apart) * LB_ROWS;
+        lb_store_rows(args->y + (token + i % tokens) * args->y_stride + first_row, y[i], m->n_rows - first_row);
+    }
+}
+
+/* For a set whose tile of bytes is `tile`. */
+#define LB_PLANES_TILES(first, tile)                                                        \
+    static void planes_matmul(const lb_matmul_args *args, int32_t begin, int32_t end) {     \
+        LB_FOR_TILES(LB_TILE, lb_planes_tile(args, row_group, 0, 1, token, n, first, tile)) \
+    }
+#define LB_PLANES_ENTRIES(matmul)                                                                                    \
+    void LB_NAME(lb_matmul_up)(const lb_matmul_args *args, int32_t begin, int32_t end) { matmul(args, begin, end); } \
+    void LB_NAME(lb_matmul_upm)(const lb_matmul_args *args, int32_t begin, int32_t end) { matmul(args, begin, end); }
+#define LB_PLANES_MATMUL(first, tile) \
+    LB_PLANES_TILES(first, tile)      \
+    LB_PLANES_ENTRIES(planes_matmul)
+/* The same for one token in several streams. */
+#define LB_PLANES_STREAMS(first, tile)                                                                    \
+    static void planes_streams(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) { \
+        LB_FOR_UNITS(lb_planes_tile(args, row_group, apart, n, 0, 1, first, tile))                        \
+    }
+
+#endif
