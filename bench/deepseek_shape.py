@@ -32,11 +32,10 @@ from experts import belady
 from paging_limits import belady as belady_in_order
 
 import lowbit
-from lowbit._kernels.matrix import PackedMatrix
+from lowbit._kernels.matrix import UNPACKED_TYPES, PackedMatrix
 from lowbit._kernels.stored import STORED_TYPES
 from lowbit.families import find_family
 from lowbit.formats.gguf_writer import GGUFWriter
-from lowbit.formats.iquants import GROUPS
 from lowbit.loading.memory import parse_size, resident_bytes
 from lowbit.loading.paging import stored_of
 from lowbit.plan import JOINED_HEADS
@@ -233,11 +232,8 @@ def unpack() -> None:
     rng = np.random.default_rng(1)
     for kind in STORED_TYPES:
         raw = rng.integers(0, 64, rows * cols // type_of(kind).block_elements * type_of(kind).block_bytes, np.uint8)
-        group = GROUPS.get(kind, 32)
-        if kind == "Q4_K":
-            matrix = PackedMatrix("u4m", rows, cols, group, scales_super=True)
-        else:
-            matrix = PackedMatrix("u8", rows, cols, group, scales_f16=kind not in GROUPS, block_cols=group)
+        form, options = UNPACKED_TYPES[kind]
+        matrix = PackedMatrix(form, rows, cols, **options)
         best = float("inf")
         for _ in range(8):
             start = time.thread_time()

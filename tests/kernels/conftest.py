@@ -11,10 +11,16 @@ from lowbit.kernels import PackedMatrix
 
 TOP_CODES = {
     "u2": 2, "u4": 15, "u8": 255, "u4m": 15, "u8m": 255, "t5": 2, "u3": 7, "u5": 31, "u6": 63, "u2m": 3, "u5m": 31,
+    "iq4": 15, "fp4": 15,
 }  # fmt: skip
 OFFSETS = {
     "u2": 1, "u4": 8, "u8": 128, "u4m": 0, "u8m": 128, "t5": 1, "u3": 4, "u5": 16, "u6": 32, "u2m": 0, "u5m": 0,
 }  # fmt: skip
+VALUES = {
+    "iq4": [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113],
+    "fp4": [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12],
+}
+"""What codes stand for that have no offset."""
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +40,8 @@ def packed():
             if form.endswith("m") and minima is None:
                 minima = np.zeros(shape, np.float32)
             w.fill_scales(np.ones(shape, np.float32) if scales is None else scales, minima=minima)
-        return SimpleNamespace(matrix=w, codes=codes, weights=codes.astype(np.int32) - OFFSETS[form])
+        weights = np.array(VALUES[form])[codes] if form in VALUES else codes.astype(np.int32) - OFFSETS[form]
+        return SimpleNamespace(matrix=w, codes=codes, weights=weights.astype(np.int32))
 
     return make
 

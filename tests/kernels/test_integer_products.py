@@ -11,12 +11,12 @@ from lowbit import reference
 from lowbit.errors import FormatError
 from lowbit.kernels import PackedMatrix, matmul_sums, pack_ternary, ternary_matmul
 
-FORMATS = ("u2", "u4", "u8", "u4m", "u8m", "t5", "u3", "u5", "u6", "u2m", "u5m")
+FORMATS = ("u2", "u4", "u8", "u4m", "u8m", "t5", "u3", "u5", "u6", "u2m", "u5m", "iq4", "fp4")
 ROWS = (1, 3, 15, 16, 17, 31, 32, 33, 127, 128, 129, 255, 256, 257)
 COLS = (*ROWS, 4096)
 TOKENS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 33)
 FILLS = (7, "low", "high")
-LOWEST = {"u8": -127, "u8m": -127}
+LOWEST = {"u8": -127, "u8m": -127, "iq4": -127, "fp4": -127}
 """What formats allow as activations, if not -128 too."""
 
 

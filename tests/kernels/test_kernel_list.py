@@ -12,7 +12,7 @@ if not SOURCES.exists():
     pytest.skip("no source tree", allow_module_level=True)
 HEADER = re.sub(r"/\*.*?\*/", "", (SOURCES / "kernels" / "base" / "kernels.h").read_text(), flags=re.DOTALL)
 VIEW = (SOURCES / "lowbit" / "_kernels" / "dispatch.pxd").read_text()
-FORMATS = ["u2", "u4", "u8", "u4m", "u8m", "t5", "up", "upm", "f32", "f16", "bf16"]
+FORMATS = ["u2", "u4", "u8", "u4m", "u8m", "t5", "up", "upm", "ut", "f32", "f16", "bf16"]
 
 
 def listed() -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from lowbit.formats.unpacked import table_of
 from lowbit.kernels import PackedMatrix, matmul
 from lowbit.quantize.ggml_types import type_of
 
-INTEGERS = ("u2", "u4", "u8", "u4m", "u8m", "t5", "u3", "u5", "u6", "u2m", "u5m")
+INTEGERS = ("u2", "u4", "u8", "u4m", "u8m", "t5", "u3", "u5", "u6", "u2m", "u5m", "iq4", "fp4")
 FLOATS = {"f32": np.float32, "f16": np.float16, "bf16": None}
 
 
@@ -63,7 +63,7 @@ def expect_same_bits(got, want, *what):
 @pytest.mark.parametrize(("form", "group"), [("u2", 64), ("u2", 128), ("u2", 256), ("u4", 32), ("u4", 64), ("u8", 32),
                                              ("u8", 128), ("u4m", 32), ("u4m", 256), ("u8m", 32),
                                              ("u8m", 64), ("t5", 128), ("t5", 256), ("u3", 16),
-                                             ("u5", 32), ("u6", 16), ("u6", 64), ("u2m", 16), ("u5m", 32)])  # fmt: skip
+                                             ("u5", 32), ("u6", 16), ("u6", 64), ("u2m", 16), ("u5m", 32), ("iq4", 32), ("fp4", 64)])  # fmt: skip
 @pytest.mark.parametrize("cols", [40, 128, 256, 600])  # with and without a shorter last group
 @pytest.mark.parametrize("per_token", [False, True])
 def test_scale_groups_are_added_in_order(isa, form, group, cols, per_token, packed):
@@ -214,8 +214,9 @@ def test_products_of_k_types_are_those_of_their_codes_scales_and_minima(isa, kin
     blocks = rng.integers(0, 256, (rows * cols // 256, type_of(kind).block_bytes), np.uint8)
     for at in FLOATS_OF[kind]:
         blocks[:, at : at + 2] = rng.standard_normal((len(blocks), 1)).astype("<f2").view(np.uint8)
-    form, group = UNPACKED_TYPES[kind]
-    w = PackedMatrix(form, rows, cols, group_cols=group, scales_super=True)
+    form, options = UNPACKED_TYPES[kind]
+    group = options["group_cols"]
+    w = PackedMatrix(form, rows, cols, **options)
     w.fill_stored(Stored(kind, table_of(kind)), blocks.reshape(-1), rows)
     codes, scales, minima = parts_of(kind, blocks)
     shape = rows, cols // group

@@ -9,7 +9,7 @@ from lowbit import reference
 from lowbit._kernels import dispatch
 from lowbit.kernels import matmul, matmul_sums
 
-FORMATS = ("u2", "u4", "u8", "u4m", "u8m", "t5", "u3", "u5", "u6", "u2m", "u5m")
+FORMATS = ("u2", "u4", "u8", "u4m", "u8m", "t5", "u3", "u5", "u6", "u2m", "u5m", "iq4", "fp4")
 STREAMS = (2, 3, 4, 8)
 
 

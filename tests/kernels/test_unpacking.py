@@ -11,7 +11,6 @@ from lowbit._kernels.matrix import UNPACKED_TYPES, PackedMatrix
 from lowbit._kernels.stored import STORED_TYPES, Stored
 from lowbit.errors import FormatError
 from lowbit.formats.blocks import dequantize, integer_codes
-from lowbit.formats.iquants import GROUPS
 from lowbit.formats.unpacked import table_of
 from lowbit.quantize.ggml_types import type_of
 
@@ -28,19 +27,18 @@ def raw_of(monkeypatch):
 
 
 def empty(kind, rows):
-    form, group = UNPACKED_TYPES[kind]
-    options = {"block_cols": group} if kind in GROUPS else {"scales_super": True}
-    return PackedMatrix(form, rows, COLS, group_cols=group, **options)
+    form, options = UNPACKED_TYPES[kind]
+    return PackedMatrix(form, rows, COLS, **options)
 
 
 def contents(kind, matrix):
     """What a matrix holds: its bytes, or, where no other way to fill it is known, the weights that they stand for."""
-    return matrix.groups() if kind in GROUPS else matrix.rows(range(matrix.shape[0]))
+    return matrix.groups() if UNPACKED_TYPES[kind][0] == "u8" else matrix.rows(range(matrix.shape[0]))
 
 
 def by_decoder(kind, raw, rows):
     """The contents of the same matrix from what NumPy makes of the blocks."""
-    if kind not in GROUPS:
+    if UNPACKED_TYPES[kind][0] != "u8":
         values = dequantize(kind, raw, (rows, COLS))
         if not np.isfinite(values).all():
             raise FormatError("a weight is not finite")

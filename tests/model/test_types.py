@@ -15,7 +15,6 @@ from lowbit.families import plan_of
 from lowbit.formats import open_model
 from lowbit.formats.blocks import dequantize
 from lowbit.formats.gguf_writer import GGUFWriter
-from lowbit.formats.iquants import GROUPS
 from lowbit.loading import memory
 from lowbit.loading.inspection import inspect_file
 from lowbit.loading.packing import read_weights
@@ -42,8 +41,8 @@ def test_integer_models_follow_the_oracle(isa, write_llama, oracle, kind):
 
 STORED = {
     "Q1_0": ("u2", 128), "Q2_0": ("u2", 64), "PQ2_0": ("u2", 128), "PTQ1_0": ("u2", 128), "STQ1_0": ("u2", 256),
-    **{kind: ("u8", group) for kind, group in GROUPS.items()}, "Q5_0": ("u5", 32), "Q5_1": ("u5m", 32),
-    **{kind: form for kind, form in UNPACKED_TYPES.items() if kind not in GROUPS},
+    **{kind: (form, options["group_cols"]) for kind, (form, options) in UNPACKED_TYPES.items()},
+    "IQ4_NL": ("iq4", 32), "Q5_0": ("u5", 32), "Q5_1": ("u5m", 32),
 }  # fmt: skip
 
 

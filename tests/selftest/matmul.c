@@ -1,14 +1,20 @@
 /* Matrix products against loops over single weights, packed here from the layout that kernels.h describes. */
 #include "emulated_tiles.h"
+#include "planes.h"
 #include "selftest.h"
 
+static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113},
+                    fp4_values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 static const struct {
     const char *name;
     int32_t format, bits, offset, usual_block;
-} kinds[] = {{"u2", LB_U2, 2, 1, 128},  {"u4", LB_U4, 4, 8, 32},     {"u8", LB_U8, 8, 128, 32},
-             {"u4m", LB_U4M, 4, 0, 32}, {"u8m", LB_U8M, 8, 128, 32}, {"t5", LB_T5, 2, 1, 128},
-             {"u3", LB_UP, 3, 4, 32},   {"u5", LB_UP, 5, 16, 32},    {"u6", LB_UP, 6, 32, 32},
-             {"u2m", LB_UPM, 2, 0, 32}, {"u5m", LB_UPM, 5, 0, 32}};
+    const int8_t *values; /* what codes stand for, if not for themselves less the offset */
+} kinds[] = {
+    {"u2", LB_U2, 2, 1, 128, NULL},      {"u4", LB_U4, 4, 8, 32, NULL},     {"u8", LB_U8, 8, 128, 32, NULL},
+    {"u4m", LB_U4M, 4, 0, 32, NULL},     {"u8m", LB_U8M, 8, 128, 32, NULL}, {"t5", LB_T5, 2, 1, 128, NULL},
+    {"u3", LB_UP, 3, 4, 32, NULL},       {"u5", LB_UP, 5, 16, 32, NULL},    {"u6", LB_UP, 6, 32, 32, NULL},
+    {"u2m", LB_UPM, 2, 0, 32, NULL},     {"u5m", LB_UPM, 5, 0, 32, NULL},   {"iq4", LB_UT, 4, 0, 32, iq4_values},
+    {"fp4", LB_UT, 4, 0, 32, fp4_values}};
 enum { KIND_U2 = 0 };
 
 enum { RANDOM, LOW, HIGH, OPPOSED, N_FILLS };
@@ -24,11 +30,11 @@ static size_t place(const lb_matrix *m, int bits, int32_t row, int32_t column, i
     return (((size_t)(row / LB_ROWS) * m->words + first + word) * LB_ROWS + row % LB_ROWS) * 4 + byte;
 }
 
-/* The same for one bit of a code in planes. */
-static size_t plane_place(const lb_matrix *m, int bit, int32_t row, int32_t column, int *shift) {
-    const int low = m->bits > 3 ? 4 : 2, plane = bit < low ? low : m->bits - low, four = column % 32 / 4;
-    const int32_t word = column / 32 * m->bits + (bit < low ? 0 : low) + four % plane;
-    *shift = plane * (four / plane) + (bit < low ? bit : bit - low);
+/* The same for codes in planes: where the bits of the low plane lie, or those of the high one. */
+static size_t plane_place(const lb_matrix *m, int high, int32_t row, int32_t column, int *shift) {
+    const int low = m->bits > 3 ? 4 : 2, bits = high ? m->bits - low : low, four = column % 32 / 4;
+    const int32_t word = column / 32 * m->bits + (high ? low : 0) + four % bits;
+    *shift = four / bits * bits;
     return (((size_t)(row / LB_ROWS) * m->words + word) * LB_ROWS + row % LB_ROWS) * 4 + column % 4;
 }
 
@@ -52,10 +58,12 @@ static size_t t5_place(const lb_matrix *m, int32_t row, int32_t column, int *fac
 static int32_t code_at(const lb_matrix *m, int bits, int32_t row, int32_t column) {
     int shift;
     if (lb_has_planes(m->format)) {
-        int32_t code = 0;
-        for (int bit = 0; bit < bits; bit++) {
-            const size_t byte = plane_place(m, bit, row, column, &shift);
-            code |= (m->codes[byte] >> shift & 1) << bit;
+        const int low = bits > 3 ? 4 : 2;
+        size_t byte = plane_place(m, 0, row, column, &shift);
+        int32_t code = m->codes[byte] >> shift & ((1 << low) - 1);
+        if (bits > low) {
+            byte = plane_place(m, 1, row, column, &shift);
+            code |= (m->codes[byte] >> shift & ((1 << (bits - low)) - 1)) << low;
         }
         return code;
     }
@@ -103,8 +111,10 @@ static void reference_matmul(const lb_matmul_args *args, int kind, int32_t begin
     const lb_matrix *m = args->w;
     int16_t *weights = allocate((size_t)m->n_cols * sizeof *weights);
     for (int32_t row = begin * LB_ROWS; row < end * LB_ROWS && row < m->n_rows; row++) {
-        for (int32_t c = 0; c < m->n_cols; c++)
-            weights[c] = (int16_t)(code_at(m, kinds[kind].bits, row, c) - kinds[kind].offset);
+        for (int32_t c = 0; c < m->n_cols; c++) {
+            const int32_t code = code_at(m, kinds[kind].bits, row, c);
+            weights[c] = (int16_t)(kinds[kind].values ? kinds[kind].values[code] : code - kinds[kind].offset);
+        }
         for (int32_t token = 0; token < args->x->n_tokens; token++) reference_row(args, weights, token, row);
     }
     free(weights);
@@ -134,6 +144,7 @@ static void fill_matrix(lb_matrix *m, const shape *s) {
     m->group_cols = s->group_cols, m->scales_f16 = s->scales_f16;
     m->n_groups = (s->n_cols + s->group_cols - 1) / s->group_cols;
     m->words = s->n_cols / s->block_cols * (s->block_cols / (4 * fields)) + (rest + 4 * fields - 1) / (4 * fields);
+    m->table = kinds[s->kind].values == fp4_values ? LB_FP4_TABLE : LB_IQ4_TABLE;
     if (lb_has_planes(format)) m->bits = bits, m->words = (s->n_cols + 31) / 32 * bits;
     if (format == LB_T5) {
         const int32_t last = s->n_cols - (m->n_groups - 1) * s->group_cols;
@@ -149,11 +160,16 @@ static void fill_matrix(lb_matrix *m, const shape *s) {
         for (int32_t c = 0; c < s->n_cols; c++) {
             int shift;
             const int32_t code = s->fill == RANDOM ? random_int(0, most) : s->fill == LOW ? 0 : most;
-            for (int bit = 0; bit < bits && lb_has_planes(format); bit++) {
-                const size_t byte = plane_place(m, bit, row, c, &shift);
-                codes[byte] |= (uint8_t)((code >> bit & 1) << shift);
+            if (lb_has_planes(format)) {
+                const int low = bits > 3 ? 4 : 2;
+                size_t byte = plane_place(m, 0, row, c, &shift);
+                codes[byte] |= (uint8_t)((code & ((1 << low) - 1)) << shift);
+                if (bits > low) {
+                    byte = plane_place(m, 1, row, c, &shift);
+                    codes[byte] |= (uint8_t)(code >> low << shift);
+                }
+                continue;
             }
-            if (lb_has_planes(format)) continue;
             if (format == LB_T5) {
                 const size_t byte = t5_place(m, row, c, &shift);
                 codes[byte] = (uint8_t)(codes[byte] + code * shift);
@@ -183,8 +199,8 @@ static int8_t *fill_activations(lb_activations *a, const lb_matrix *m, const sha
                            : lb_has_planes(m->format) ? m->words / bits * 32
                                                       : m->words * 4 * (8 / bits);
     const int32_t stride = padded + 1;
-    /* U8 kernels need not take -128, which quantisation does not give. */
-    const int32_t least = bits == 8 ? -127 : -128;
+    /* Kernels of bytes need not take -128, which quantisation does not give. */
+    const int32_t least = bits == 8 || m->format == LB_UT ? -127 : -128;
     int8_t *memory = allocate((size_t)s->n_tokens * stride + 1), *q = memory + 1;
     float *scale = allocate((size_t)s->n_tokens * m->n_groups * sizeof *scale);
     int32_t *sum = allocate((size_t)s->n_tokens * m->n_groups * sizeof *sum);
@@ -276,7 +292,8 @@ void test_integer_matmul(void) {
     for (int32_t kind = 0; kind < COUNT(kinds); kind++) {
         if (is_portable && kind == KIND_U2) continue; /* written in Cython, and not linked here */
         const int32_t format = kinds[kind].format, bits = kinds[kind].bits, usual = kinds[kind].usual_block;
-        const int32_t longest = bits == 8 ? 1 << 16 : 1 << 18;
+        const int is_largest = format < LB_UP || bits == 6; /* of those in planes, the codes of this one */
+        const int32_t longest = !is_largest ? 1 << 12 : bits == 8 ? 1 << 16 : 1 << 18;
         const int one_block = format == LB_T5 || lb_has_planes(format); /* of no other length */
         /* every length, in usual and in shorter blocks, with one scale per row and with groups */
         for (int i = 0; i < COUNT(columns); i++) {
@@ -299,7 +316,7 @@ void test_integer_matmul(void) {
             check_integer(&(shape){kind, 16 * groups - n % 5, cols, usual, group, n & 1, 1, n % N_FILLS});
         }
         /* tiles of tokens and rests of them, in groups that are long enough for tiles and rows of several panels */
-        for (int i = 0; i < COUNT(long_columns); i++) {
+        for (int i = 0; i < COUNT(long_columns) && !lb_has_planes(format); i++) { /* these have no such tiles */
             for (int32_t fill = 0; fill < N_FILLS; fill++, n++) {
                 const int32_t block = n % 5 || one_block ? usual : usual / 4 * 3,
                               group = n % 3 ? 4 * block * (n % 3) : long_columns[i];
@@ -308,8 +325,10 @@ void test_integer_matmul(void) {
                                        many_tokens[n % COUNT(many_tokens)], fill});
             }
         }
-        check_integer(&(shape){kind, 33, 200, usual, 200, 0, 300, RANDOM});
-        check_integer(&(shape){kind, 20, 200, usual, 2 * usual, 0, 257, RANDOM});
+        if (!lb_has_planes(format)) {
+            check_integer(&(shape){kind, 33, 200, usual, 200, 0, 300, RANDOM});
+            check_integer(&(shape){kind, 20, 200, usual, 2 * usual, 0, 257, RANDOM});
+        }
         /* half a block to a scale, in whole blocks and not */
         for (int32_t tokens = 1; tokens <= 33 && lb_has_planes(format); tokens++, n++) {
             check_integer(
@@ -369,7 +388,7 @@ static void check_float(int32_t format, int32_t n_rows, int32_t n_cols, int32_t 
     const size_t n_out = (size_t)n_tokens * y_stride;
     float *got = allocate(n_out * sizeof *got), *expected = allocate(n_out * sizeof *expected);
 
-    lb_matrix m = {codes, NULL, format, n_rows, n_cols, n_cols, n_cols, 1, 0, 0, 0, 0, 0};
+    lb_matrix m = {codes, NULL, format, n_rows, n_cols, n_cols, n_cols, 1, 0, 0, 0, 0, 0, 0};
     lb_activations a = {NULL, NULL, NULL, x, stride, 1, n_tokens};
     lb_matmul_args args = {&m, &a, got, NULL, y_stride}, reference = {&m, &a, expected, NULL, y_stride};
     snprintf(text, sizeof text, "matmul %s: %d rows, %d columns, %d tokens%s",

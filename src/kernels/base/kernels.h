@@ -29,10 +29,11 @@ enum {
     LB_T5 = 5,  /* ternary, five to a byte: codes 0..2, offset 1 */
     LB_UP = 6,  /* codes of `bits` bits, offset 2**(bits - 1), in planes */
     LB_UPM = 7, /* the same, offset 0, with minima */
-    LB_F32 = 8,
-    LB_F16 = 9,
-    LB_BF16 = 10,
-    LB_N_FORMATS = 11
+    LB_UT = 8,  /* codes 0..15 in a plane, which stand for bytes of a table, offset 128 */
+    LB_F32 = 9,
+    LB_F16 = 10,
+    LB_BF16 = 11,
+    LB_N_FORMATS = 12
 };
 
 /*
@@ -55,12 +56,12 @@ enum {
  * blocks of 128, and c4 of byte b of word t of the group is column 16 W + 4 t + b. Codes of columns beyond the group
  * are 0, and meet activations of any value. The 84 rather than 81 is for table look-ups: b / 4 tells c4.
  *
- * UP and UPM have blocks of 32 columns. A code is taken apart into its lowest 4 bits (2, where it has no more than 3)
- * and the rest of 1 or 2. Each part has a plane: as many words as it has bits, the low plane first. Part p of column
+ * UP, UPM and UT have blocks of 32 columns. A code is taken apart into its lowest 4 bits (2, where it has no more than
+ * 3) and the rest of 1 or 2. Each part has a plane: as many words as it has bits, the low plane first. Part p of column
  * (field f, word t, byte b) of a plane of p bits is column 4 * (p * f + t) + b: for 4 bits that is the order of Q4_0.
  *
  * A scale belongs to group_cols columns of a row: scales[row group][group][16], float32 or float16. With minima it is
- * scales[row group][group][2][16], the scales first. U4M, UP and UPM may also have those of the K types, which are
+ * scales[row group][group][2][16], the scales first. U4M, UP, UPM and UT may also have those of the K types, which are
  * products, in little memory (scales_super). For each 256 columns there are 16 float32 d, where there are minima 16
  * of -dmin, and then for each group, of 16 or 32 columns, 16 signed bytes, and 16 more for the minima. scale = d * the
  * first byte, minimum = -dmin * the second.
@@ -80,6 +81,7 @@ typedef struct {
     int32_t scales_super; /* scales are small integers times floats */
     int32_t tiles;        /* 0, or the tiles of the channel-major order */
     int32_t bits;         /* of a code, where they lie in planes */
+    int32_t table;        /* what codes of UT stand for: a row of lb_tables (planes.h) */
 } lb_matrix;
 
 /*
@@ -110,7 +112,8 @@ typedef struct {
 
 /*
  * Types that lie in files in blocks whose bytes are not those of a matrix, and are unpacked: K types as they are, to
- * U4M, UP or UPM with scales_super, the others to U8 with float32 scales.
+ * U4M, UP or UPM with scales_super; IQ4_XS likewise and MXFP4 with float32 scales, to UT; the others to U8, with
+ * float32 scales.
  */
 #define LB_STORED_TYPES(X) \
     X(LB_IQ1_S)            \
@@ -120,7 +123,6 @@ typedef struct {
     X(LB_IQ2_S)            \
     X(LB_IQ3_XXS)          \
     X(LB_IQ3_S)            \
-    X(LB_IQ4_NL)           \
     X(LB_IQ4_XS)           \
     X(LB_MXFP4) X(LB_Q2_K) X(LB_Q3_K) X(LB_Q4_K) X(LB_Q5_K) X(LB_Q6_K)
 #define LB_LISTED(type) type,
@@ -130,7 +132,7 @@ enum { LB_STORED_TYPES(LB_LISTED) LB_N_STORED_TYPES };
 typedef struct {
     int32_t type;
     int32_t block_cols, block_bytes;
-    const uint64_t *table; /* what indices and signs stand for; NULL for K types */
+    const uint64_t *table; /* what indices and signs stand for; NULL where there are none */
 } lb_stored;
 
 /* y = x W^T for all tokens and for the rows of the row groups [begin, end). */
@@ -299,6 +301,7 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
     X(matmul_t5, lb_matmul_fn)            \
     X(matmul_up, lb_matmul_fn)            \
     X(matmul_upm, lb_matmul_fn)           \
+    X(matmul_ut, lb_matmul_fn)            \
     X(matmul_f32, lb_matmul_fn)           \
     X(matmul_f16, lb_matmul_fn)           \
     X(matmul_bf16, lb_matmul_fn)          \
@@ -345,7 +348,7 @@ static inline int32_t lb_units(int32_t row_groups, int32_t streams) { return (ro
 
 /* Whether a format's scales come with minima. */
 static inline int lb_has_minima(int32_t format) { return format == LB_U4M || format == LB_U8M || format == LB_UPM; }
-static inline int lb_has_planes(int32_t format) { return format == LB_UP || format == LB_UPM; }
+static inline int lb_has_planes(int32_t format) { return format == LB_UP || format == LB_UPM || format == LB_UT; }
 
 /* Where the scales of a row group and scale group begin; their minima are the next LB_ROWS. */
 static inline size_t lb_scales_at(const lb_matrix *m, int32_t row_group, int32_t group) {

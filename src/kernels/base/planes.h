@@ -1,4 +1,4 @@
-/* Codes of 2, 3, 5 or 6 bits in planes (LB_UP and LB_UPM; kernels.h draws them): 32 columns of one row. */
+/* Codes of 2 to 6 bits in planes (LB_UP, LB_UPM and LB_UT; kernels.h draws them): 32 columns of one row. */
 #ifndef LB_PLANES_H
 #define LB_PLANES_H
 
@@ -7,6 +7,13 @@
 #include <string.h>
 
 enum { LB_PLANE_COLS = 32 };
+
+/* What four bits stand for, and 128 more: in IQ4_NL and IQ4_XS, and twice those of MXFP4 (llama.cpp ggml-common.h). */
+enum { LB_IQ4_TABLE = 0, LB_FP4_TABLE = 1, LB_N_TABLES };
+static const uint8_t lb_tables[LB_N_TABLES][16] = {
+    {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241},
+    {128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116},
+};
 
 /* Bits of the low plane; the others are in the high one. */
 static inline int lb_low_bits(int bits) { return bits > 3 ? 4 : 2; }

@@ -2,20 +2,26 @@
  * Products with codes in planes: 32 columns of a row group become bytes, in the first cache, which a tile of bytes
  * then meets. Include after the tiles, and after streams_template.h.
  *
- * A tile of bytes has the arguments of u8_tile. `first` is what it wants in each byte: 128 if it subtracts this.
+ * A tile of bytes has the arguments of u8_tile. `first` is what it wants in each byte: 128 if it subtracts this. Bytes
+ * of tables meet u8_tile, and come from `look_up`, or LB_LOOK_UP, where a set has an instruction for it.
  */
 #ifndef LB_PLANES_TEMPLATE_H
 #define LB_PLANES_TEMPLATE_H
 
 #include "unpack_planes.h"
 
+#ifndef LB_LOOK_UP
+#define LB_LOOK_UP lb_look_up
+#endif
+
 /* One or more tokens, or one token and up to eight streams (row groups `apart` from one another). */
 LB_INLINE void lb_planes_tile(const lb_matmul_args *args, int32_t row_group, int32_t apart, int streams, int32_t token,
-                              const int tokens, const uint8_t first, lb_tile_fn *tile) {
+                              const int tokens, const int has_table, const uint8_t first, lb_tile_fn *tile) {
     enum { MOST = LB_TILE > LB_MAX_STREAMS ? LB_TILE : LB_MAX_STREAMS };
     const lb_matrix matrix = *args->w, *m = &matrix; /* copies, which no store of codes can change */
     const lb_activations activations = *args->x, *a = &activations;
-    const int32_t format = m->format, offset = format == LB_UP ? 1 << (m->bits - 1) : 0;
+    const int32_t format = m->format;
+    const int32_t offset = has_table ? LB_U8_OFFSET : format == LB_UP ? 1 << (m->bits - 1) : 0;
     const int32_t part = m->group_cols < LB_PLANE_COLS ? 16 : LB_PLANE_COLS; /* columns of one group, taken at once */
     const size_t row_bytes = (size_t)m->words * 64;
     const uint8_t *w = m->codes + (size_t)row_group * row_bytes;
@@ -36,7 +42,11 @@ LB_INLINE void lb_planes_tile(const lb_matmul_args *args, int32_t row_group, int
                     LB_PREFETCH((const void *)((uintptr_t)from + (uintptr_t)(64 * t) +
                                                (streams > 1 ? 2 * LB_AHEAD : LB_AHEAD)));
                 }
-                lb_unpack_planes(from, m->bits, first, codes[s]);
+                if (has_table) {
+                    LB_LOOK_UP(from, lb_tables[m->table], codes[s]);
+                } else {
+                    lb_unpack_planes(from, m->bits, first, codes[s]);
+                }
             }
             w += 64 * (ptrdiff_t)m->bits;
         }
@@ -81,20 +91,29 @@ LB_INLINE void lb_planes_tile(const lb_matmul_args *args, int32_t row_group, int
 }
 
 /* For a set whose tile of bytes is `tile`. */
-#define LB_PLANES_TILES(first, tile)                                                        \
-    static void planes_matmul(const lb_matmul_args *args, int32_t begin, int32_t end) {     \
-        LB_FOR_TILES(LB_TILE, lb_planes_tile(args, row_group, 0, 1, token, n, first, tile)) \
+#define LB_PLANES_TILES(first, tile)                                                           \
+    static void planes_matmul(const lb_matmul_args *args, int32_t begin, int32_t end) {        \
+        LB_FOR_TILES(LB_TILE, lb_planes_tile(args, row_group, 0, 1, token, n, 0, first, tile)) \
+    }                                                                                          \
+    static void table_matmul(const lb_matmul_args *args, int32_t begin, int32_t end) {         \
+        LB_FOR_TILES(LB_TILE, lb_planes_tile(args, row_group, 0, 1, token, n, 1, 0, u8_tile))  \
     }
-#define LB_PLANES_ENTRIES(matmul)                                                                                    \
-    void LB_NAME(lb_matmul_up)(const lb_matmul_args *args, int32_t begin, int32_t end) { matmul(args, begin, end); } \
-    void LB_NAME(lb_matmul_upm)(const lb_matmul_args *args, int32_t begin, int32_t end) { matmul(args, begin, end); }
-#define LB_PLANES_MATMUL(first, tile) \
-    LB_PLANES_TILES(first, tile)      \
-    LB_PLANES_ENTRIES(planes_matmul)
+#define LB_PLANES_ENTRY(name, matmul) \
+    void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) { matmul(args, begin, end); }
+#define LB_PLANES_MATMUL(first, tile)             \
+    LB_PLANES_TILES(first, tile)                  \
+    LB_PLANES_ENTRY(lb_matmul_up, planes_matmul)  \
+    LB_PLANES_ENTRY(lb_matmul_upm, planes_matmul) \
+    LB_PLANES_ENTRY(lb_matmul_ut, table_matmul)
+
 /* The same for one token in several streams. */
 #define LB_PLANES_STREAMS(first, tile)                                                                    \
     static void planes_streams(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) { \
-        LB_FOR_UNITS(lb_planes_tile(args, row_group, apart, n, 0, 1, first, tile))                        \
+        if (args->w->format == LB_UT) {                                                                   \
+            LB_FOR_UNITS(lb_planes_tile(args, row_group, apart, n, 0, 1, 1, 0, u8_tile))                  \
+        } else {                                                                                          \
+            LB_FOR_UNITS(lb_planes_tile(args, row_group, apart, n, 0, 1, 0, first, tile))                 \
+        }                                                                                                 \
     }
 
 #endif

@@ -130,6 +130,7 @@ LB_INLINE void lb_int_streams(const lb_matmul_args *args, int32_t row_group, int
             LB_FOR_UNITS(lb_int_streams(args, row_group, apart, n, LB_T5, 1, t5_turns)) break;          \
         case LB_UP:                                                                                     \
         case LB_UPM:                                                                                    \
+        case LB_UT:                                                                                     \
             planes_streams(args, streams, begin, end);                                                  \
         }                                                                                               \
     }

@@ -49,4 +49,12 @@ LB_INLINE void lb_unpack_planes(const uint8_t *w, int bits, const uint8_t first,
     }
 }
 
+/* Codes of four bits become what they stand for. */
+LB_INLINE void lb_look_up(const uint8_t *w, const uint8_t *table, uint8_t *codes) {
+    for (int i = 0; i < 4 * 64; i++) {
+        codes[i] = table[w[i] & 15];
+        codes[4 * 64 + i] = table[w[i] >> 4];
+    }
+}
+
 #endif

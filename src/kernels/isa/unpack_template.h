@@ -1,8 +1,8 @@
 /*
  * Stored blocks whose bytes hold grid indices, nibbles of a table or two levels of scales become rows of U8: a byte for
- * each weight, and a scale for each 16 or 32 of them; those of K types become U4M, UP or UPM. Included by every
- * instruction set; all of it is integers, and floats in the order of the decoders in formats/, so bits are the same
- * everywhere.
+ * each weight, and a scale for each 16 or 32 of them; those of K types become U4M, UP or UPM, those of IQ4_XS and MXFP4
+ * UT. Included by every instruction set; all of it is integers, and floats in the order of the decoders in formats/, so
+ * bits are the same everywhere.
  *
  * Layout facts: llama.cpp ggml/src/ggml-common.h, ggml/src/ggml-quants.c; formats/iquants.py and formats/kquants.py
  * say what lies where in a block, and formats/unpacked.py what the tables hold.
@@ -40,14 +40,9 @@ LB_INLINE uint64_t with_signs(uint64_t grid, uint64_t signs) {
     return (grid ^ (signs ^ 0x8080808080808080u)) + (signs & 0x0101010101010101u);
 }
 
-/* 32 nibbles, the low ones first, by a table of bytes: the low nibble's code, and the high one's four bytes on. */
-LB_INLINE void put_nibbles(lb_row row, int32_t word, const uint8_t *nibbles, const uint64_t *table) {
-    for (int32_t t = 0; t < 4; t++, nibbles += 4) {
-        const uint64_t both =
-            table[nibbles[0]] | table[nibbles[1]] << 8 | table[nibbles[2]] << 16 | table[nibbles[3]] << 24;
-        put_word(row, word + t, (uint32_t)both);
-        put_word(row, word + t + 4, (uint32_t)(both >> 32));
-    }
+/* 16 bytes with 32 nibbles, which have the order of a plane of four bits. */
+LB_INLINE void put_nibbles(lb_row row, int32_t word, const uint8_t *nibbles) {
+    for (int32_t t = 0; t < 4; t++) memcpy(row.words + 64 * (word + t), nibbles + 4 * t, 4);
 }
 
 LB_INLINE void unpack_iq1_s(const uint8_t *b, float d, const uint64_t *table, lb_row row) {
@@ -119,27 +114,9 @@ LB_INLINE void unpack_iq3_s(const uint8_t *b, float d, const uint64_t *table, lb
     }
 }
 
-LB_INLINE void unpack_iq4_nl(const uint8_t *b, float d, const uint64_t *table, lb_row row) {
-    put_scale(row, 0, d);
-    put_nibbles(row, 0, b + 2, table);
-}
-
-LB_INLINE void unpack_iq4_xs(const uint8_t *b, float d, const uint64_t *table, lb_row row) {
-    for (int32_t g = 0; g < 8; g++) {
-        const int32_t small = (int32_t)(pair_at(b + 4, g) | (u16_at(b + 2) >> 2 * g & 3) << 4);
-        put_scale(row, g, d * (float)(small - 32));
-        put_nibbles(row, 8 * g, b + 8 + 16 * g, table);
-    }
-}
-
-LB_INLINE void unpack_mxfp4(const uint8_t *b, float d, const uint64_t *table, lb_row row) {
-    put_scale(row, 0, d);
-    put_nibbles(row, 0, b + 1, table);
-}
-
 /*
- * K types: 256 codes in the order of their columns, which go to planes 32 at a time, and scales that are multiples of
- * d, their minima of -dmin.
+ * Scales that are multiples of d, their minima of -dmin; of K types 256 codes in the order of their columns, which go
+ * to planes 32 at a time.
  */
 LB_INLINE void put_planes(lb_row row, const uint8_t *codes, const int bits) {
     for (int32_t block = 0; block < 8; block++) {
@@ -157,6 +134,14 @@ LB_INLINE int8_t *put_super_with_minima(lb_row row, float d, float dmin) {
     float *super = row.scales;
     super[LB_ROWS + row.lane] = -dmin;
     return put_super(row, d) + sizeof(float) * LB_ROWS;
+}
+
+LB_INLINE void unpack_iq4_xs(const uint8_t *b, float d, lb_row row) {
+    int8_t *multiples = put_super(row, d);
+    for (int32_t g = 0; g < 8; g++) {
+        multiples[LB_ROWS * g] = (int8_t)((pair_at(b + 4, g) | (u16_at(b + 2) >> 2 * g & 3) << 4) - 32);
+        put_nibbles(row, 4 * g, b + 8 + 16 * g);
+    }
 }
 
 LB_INLINE void unpack_q2_k(const uint8_t *b, float d, float dmin, lb_row row) {
@@ -205,7 +190,7 @@ LB_INLINE void unpack_q4_k(const uint8_t *b, float d, float dmin, lb_row row) {
         const int32_t shift = g % 2 * 4;
         uint8_t codes[16];
         for (int32_t i = 0; i < 16; i++) codes[i] = (uint8_t)((q[i] >> shift & 15) | (q[i + 16] >> shift & 15) << 4);
-        for (int32_t t = 0; t < 4; t++) memcpy(row.words + 64 * (4 * g + t), codes + 4 * t, 4);
+        put_nibbles(row, 4 * g, codes);
     }
 }
 
@@ -285,15 +270,13 @@ LB_INLINE int unpack_block(const int32_t type, const uint8_t *b, const uint64_t 
     case LB_IQ3_S:
         unpack_iq3_s(b, d, table, row);
         return 1;
-    case LB_IQ4_NL:
-        unpack_iq4_nl(b, d, table, row);
-        return 1;
     case LB_IQ4_XS:
-        unpack_iq4_xs(b, d, table, row);
+        unpack_iq4_xs(b, d, row);
         return 1;
     case LB_MXFP4: /* half of 2**(exponent - 127): its own bits where it is subnormal */
         d = lb_bits_to_float(b[0] < 2 ? 0x00200000u << b[0] : (b[0] - 1u) << 23);
-        unpack_mxfp4(b, d, table, row);
+        put_scale(row, 0, d);
+        put_nibbles(row, 0, b + 1);
         return 1;
     case LB_Q2_K:
         unpack_q2_k(b, d, dmin, row);

@@ -9,7 +9,7 @@ from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport (
-    LB_F16, LB_F32, LB_ROWS, LB_U2, lb_has_minima, lb_has_planes, lb_matrix, lb_multiples, lb_scales_at, lb_super,
+    LB_F16, LB_F32, LB_ROWS, LB_U2, LB_UT, lb_has_minima, lb_has_planes, lb_matrix, lb_multiples, lb_scales_at, lb_super,
 )
 
 
@@ -21,6 +21,7 @@ cdef extern from "planes.h":
     enum:
         LB_PLANE_COLS
     void lb_pack_planes(const uint8_t *codes, int bits, uint8_t *words) noexcept nogil
+    const uint8_t (*lb_tables)[16]
     int32_t lb_plane_code(const uint8_t *words, int bits, int32_t column) noexcept nogil
 
 cdef extern from "rounding.h":
@@ -252,7 +253,7 @@ cdef void matrix_row(const lb_matrix *m, int32_t row, float *out) noexcept nogil
         for column in range(m.n_cols):
             scale = scale_of(m, group, column // m.group_cols, lane, &minimum)
             t = lb_plane_code(w + column // LB_PLANE_COLS * m.bits * 64, m.bits, column % LB_PLANE_COLS)
-            out[column] = (t - offset_of(m)) * scale
+            out[column] = ((<int32_t>lb_tables[m.table][t] if m.format == LB_UT else t) - offset_of(m)) * scale
             if lb_has_minima(m.format):
                 out[column] += minimum
         return

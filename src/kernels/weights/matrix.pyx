@@ -10,8 +10,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
-    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_T5, LB_U2, LB_U4, LB_U4M, LB_U8, LB_U8M, LB_UP, LB_UPM, alloc_weights,
-    begin_floats, checked, end_floats, free_weights, lb_float_mode, lb_has_minima, lb_has_planes, lb_matrix, lb_plus,
+    LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_T5, LB_U2, LB_U4, LB_U4M, LB_U8, LB_U8M, LB_UP, LB_UPM, LB_UT,
+    alloc_weights, begin_floats, checked, end_floats, free_weights, lb_float_mode, lb_has_minima, lb_has_planes, lb_matrix, lb_plus,
     lb_row_groups, lb_scales_at, lb_super_bytes, lb_super_shift, lb_times, parallel, work_fn,
 )
 from lowbit._kernels.filling cimport (
@@ -29,11 +29,14 @@ from lowbit.errors import FormatError
 cdef extern from "planes.h":
     enum:
         LB_PLANE_COLS
+        LB_IQ4_TABLE
+        LB_FP4_TABLE
 
-FORMATS = {  # their numbers, and the bits of codes in planes
-    "u2": (LB_U2, 0), "u4": (LB_U4, 0), "u8": (LB_U8, 0), "u4m": (LB_U4M, 0), "u8m": (LB_U8M, 0), "t5": (LB_T5, 0),
-    "u3": (LB_UP, 3), "u5": (LB_UP, 5), "u6": (LB_UP, 6), "u2m": (LB_UPM, 2), "u5m": (LB_UPM, 5),
-    "f32": (LB_F32, 0), "f16": (LB_F16, 0), "bf16": (LB_BF16, 0),
+FORMATS = {  # their numbers, the bits of codes in planes, and the table of these
+    "u2": (LB_U2, 0, 0), "u4": (LB_U4, 0, 0), "u8": (LB_U8, 0, 0), "u4m": (LB_U4M, 0, 0), "u8m": (LB_U8M, 0, 0),
+    "t5": (LB_T5, 0, 0), "u3": (LB_UP, 3, 0), "u5": (LB_UP, 5, 0), "u6": (LB_UP, 6, 0), "u2m": (LB_UPM, 2, 0),
+    "u5m": (LB_UPM, 5, 0), "iq4": (LB_UT, 4, LB_IQ4_TABLE), "fp4": (LB_UT, 4, LB_FP4_TABLE),
+    "f32": (LB_F32, 0, 0), "f16": (LB_F16, 0, 0), "bf16": (LB_BF16, 0, 0),
 }
 MAX_COLS = 1 << 18  # int32 sums: see the bounds in isa/*/matmul.c
 MAX_GROUP_COLS_OF_BYTES = 1 << 16
@@ -87,6 +90,7 @@ cdef dict LAYOUTS = {
     "TQ2_0": ("u2", 256, 66, 0, 64, 0, 0, 16, False, 0),
     "I2_S": ("u2", 128, 32, 0, -1, 0, 0, 8, True, 0),
     "Q4_0": ("u4", 32, 18, 2, 0, 0, 0, 4, False, 0),
+    "IQ4_NL": ("iq4", 32, 18, 2, 0, 0, 0, 4, False, 0),
     "Q4_1": ("u4m", 32, 20, 4, 0, 2, 0, 4, False, 0),
     "Q5_0": ("u5", 32, 22, 6, 0, 0, 2, 5, False, 0),
     "Q5_1": ("u5m", 32, 24, 8, 0, 2, 4, 5, False, 0),
@@ -99,7 +103,7 @@ cdef BlockLayout block_layout(str type, const lb_matrix *m) except *:
     if type not in LAYOUTS:
         raise FormatError(f"{type} is not packed by blocks")
     format, cols, block_bytes, codes_at, scale_at, minimum_at, fifths_at, words, reverse, flip = LAYOUTS[type]
-    if FORMATS[format] != (m.format, m.bits) or m.n_cols % cols:
+    if FORMATS[format] != (m.format, m.bits, m.table) or m.n_cols % cols:
         raise FormatError(f"{type} needs rows of a multiple of {cols} weights, not {m.n_cols}")
     if minimum_at and not m.scales_f16:
         raise FormatError(f"{type} needs float16 scales")
@@ -114,8 +118,10 @@ cdef int check_bytes(const uint8_t[::1] raw, int64_t rows, size_t row_bytes, str
 
 FLOAT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 BLOCK_TYPES = {name: layout[:2] for name, layout in LAYOUTS.items()}
-UNPACKED_TYPES = {name: (next(form for form, number in FORMATS.items() if number == (row[3], row[4])), row[5])
-                  for name, row in STORED.items()}  # the formats that `fill_stored` wants, and columns per scale
+UNPACKED_TYPES = {  # the format that `fill_stored` wants, and the other options of such a matrix
+    name: (format, {"group_cols": group, "scales_super": super_, **({"block_cols": group} if format == "u8" else {})})
+    for name, (_, _, _, format, group, super_, _) in STORED.items()
+}
 
 
 cdef class PackedMatrix:
@@ -125,7 +131,8 @@ cdef class PackedMatrix:
     ----------
     format : str
         ``u2`` (ternary), ``t5`` (ternary, five to a byte), codes of some bits (``u3``, ``u4``, ``u5``, ``u6``, ``u8``),
-        the same with minima (``u2m``, ``u4m``, ``u5m``, ``u8m``), ``f32``, ``f16`` or ``bf16``.
+        the same with minima (``u2m``, ``u4m``, ``u5m``, ``u8m``), of IQ4_NL and IQ4_XS (``iq4``) or MXFP4
+        (``fp4``), ``f32``, ``f16`` or ``bf16``.
     n_rows, n_cols : int
         Outputs and inputs.
     group_cols : int, optional
@@ -155,7 +162,7 @@ cdef class PackedMatrix:
             raise FormatError(f"unknown matrix format {format!r}")
         if not (1 <= n_rows < 1 << 30 and 1 <= n_cols <= MAX_COLS):
             raise FormatError(f"a matrix of {n_rows} x {n_cols} is out of range")
-        self.m.format, self.m.bits = FORMATS[format]
+        self.m.format, self.m.bits, self.m.table = FORMATS[format]
         planes = lb_has_planes(self.m.format)
         self.m.n_rows, self.m.n_cols = n_rows, n_cols
         if is_float(self.m.format):
@@ -170,7 +177,7 @@ cdef class PackedMatrix:
                 raise FormatError(f"blocks of {block} columns do not fit format {format}")
             if group < 1 or (group < n_cols and group % block and not (planes and group == 16)):
                 raise FormatError(f"scale groups of {group_cols} columns are no multiple of {block}")
-            if group > (MAX_GROUP_COLS_OF_BYTES if format in ("u8", "u8m") else MAX_COLS):
+            if group > (MAX_GROUP_COLS_OF_BYTES if format in ("u8", "u8m", "iq4", "fp4") else MAX_COLS):
                 raise FormatError(f"scale groups of {group} columns are too long for format {format}")
             self.m.block_cols = block
             self.m.group_cols = min(group, n_cols)
@@ -217,7 +224,7 @@ cdef class PackedMatrix:
     @property
     def format(self):
         """Name of the number format."""
-        return {v: k for k, v in FORMATS.items()}[self.m.format, self.m.bits]
+        return {v: k for k, v in FORMATS.items()}[self.m.format, self.m.bits, self.m.table]
 
     @property
     def group_cols(self):
@@ -353,7 +360,7 @@ cdef class PackedMatrix:
         """Unpack rows of a tensor from stored bytes; FormatError if a scale is not finite."""
         cdef lb_matrix m = self.m
         self._check_rows(first_row, rows)
-        check_bytes(raw, rows, stored.row_bytes(&m), stored.type)
+        check_bytes(raw, rows, stored.row_bytes(self.format, &m), stored.type)
         m.n_rows = <int32_t>rows
         m.codes += first_row // LB_ROWS * group_code_bytes(&m)
         m.scales = <const uint8_t *>m.scales + first_row // LB_ROWS * group_scale_bytes(&m)

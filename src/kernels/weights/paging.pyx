@@ -234,7 +234,7 @@ cdef class PagedMatrix:
             self.fill.one_scale = not pattern.m.scales_f16
             self.group_bytes = <size_t>LB_ROWS * self.fill.blocks_per_row * self.fill.layout.block_bytes
         elif self.unpacks:
-            self.group_bytes = LB_ROWS * self.unpacked.row_bytes(&pattern.m)
+            self.group_bytes = LB_ROWS * self.unpacked.row_bytes(pattern.format, &pattern.m)
             self.piece_groups = <int32_t>max(1, PIECE_BYTES // pattern.nbytes)
             pager.piece_bytes = max(pager.piece_bytes, lb_round_up(self.piece_groups * pattern.nbytes, CODES_AT))
         self.n_groups = <int32_t>(n_rows // LB_ROWS)

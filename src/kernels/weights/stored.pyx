@@ -2,9 +2,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint8_t, uint64_t
 
-from lowbit._kernels.dispatch cimport (
-    LB_U4M, LB_U8, LB_UP, LB_UPM, lb_matrix, lb_row_groups, lb_stored, parallel, table as kernels,
-)
+from lowbit._kernels.dispatch cimport lb_matrix, lb_row_groups, lb_stored, parallel, table as kernels
 
 from lowbit.errors import FormatError
 
@@ -18,7 +16,6 @@ cdef extern from "kernels.h":
         LB_IQ2_S
         LB_IQ3_XXS
         LB_IQ3_S
-        LB_IQ4_NL
         LB_IQ4_XS
         LB_MXFP4
         LB_Q2_K
@@ -28,22 +25,21 @@ cdef extern from "kernels.h":
         LB_Q6_K
 
 STORED = {
-    # type: (number, weights in a block, bytes, format and bits of the matrix, columns per scale, words of its table)
-    "IQ1_S": (LB_IQ1_S, 256, 50, LB_U8, 0, 32, 2048),
-    "IQ1_M": (LB_IQ1_M, 256, 56, LB_U8, 0, 16, 2048),
-    "IQ2_XXS": (LB_IQ2_XXS, 256, 66, LB_U8, 0, 32, 256 + 128),
-    "IQ2_XS": (LB_IQ2_XS, 256, 74, LB_U8, 0, 16, 512 + 128),
-    "IQ2_S": (LB_IQ2_S, 256, 82, LB_U8, 0, 16, 1024 + 256),
-    "IQ3_XXS": (LB_IQ3_XXS, 256, 98, LB_U8, 0, 32, 256 + 128),
-    "IQ3_S": (LB_IQ3_S, 256, 110, LB_U8, 0, 32, 512 + 256),
-    "IQ4_NL": (LB_IQ4_NL, 32, 18, LB_U8, 0, 32, 256),
-    "IQ4_XS": (LB_IQ4_XS, 256, 136, LB_U8, 0, 32, 256),
-    "MXFP4": (LB_MXFP4, 32, 17, LB_U8, 0, 32, 256),
-    "Q2_K": (LB_Q2_K, 256, 84, LB_UPM, 2, 16, 0),
-    "Q3_K": (LB_Q3_K, 256, 110, LB_UP, 3, 16, 0),
-    "Q4_K": (LB_Q4_K, 256, 144, LB_U4M, 0, 32, 0),
-    "Q5_K": (LB_Q5_K, 256, 176, LB_UPM, 5, 32, 0),
-    "Q6_K": (LB_Q6_K, 256, 210, LB_UP, 6, 16, 0),
+    # type: (number, weights in a block, bytes, format of the matrix, columns per scale, scales_super, words of its table)
+    "IQ1_S": (LB_IQ1_S, 256, 50, "u8", 32, False, 2048),
+    "IQ1_M": (LB_IQ1_M, 256, 56, "u8", 16, False, 2048),
+    "IQ2_XXS": (LB_IQ2_XXS, 256, 66, "u8", 32, False, 256 + 128),
+    "IQ2_XS": (LB_IQ2_XS, 256, 74, "u8", 16, False, 512 + 128),
+    "IQ2_S": (LB_IQ2_S, 256, 82, "u8", 16, False, 1024 + 256),
+    "IQ3_XXS": (LB_IQ3_XXS, 256, 98, "u8", 32, False, 256 + 128),
+    "IQ3_S": (LB_IQ3_S, 256, 110, "u8", 32, False, 512 + 256),
+    "IQ4_XS": (LB_IQ4_XS, 256, 136, "iq4", 32, True, 0),
+    "MXFP4": (LB_MXFP4, 32, 17, "fp4", 32, False, 0),
+    "Q2_K": (LB_Q2_K, 256, 84, "u2m", 16, True, 0),
+    "Q3_K": (LB_Q3_K, 256, 110, "u3", 16, True, 0),
+    "Q4_K": (LB_Q4_K, 256, 144, "u4m", 32, True, 0),
+    "Q5_K": (LB_Q5_K, 256, 176, "u5m", 32, True, 0),
+    "Q6_K": (LB_Q6_K, 256, 210, "u6", 16, True, 0),
 }
 STORED_TYPES = {name: row[6] for name, row in STORED.items()}
 
@@ -75,19 +71,19 @@ cdef class Stored:
     def __cinit__(self, str type not None, const uint64_t[::1] table not None):
         if type not in STORED:
             raise FormatError(f"{type} is not unpacked where it is used")
-        self.c.type, self.c.block_cols, self.c.block_bytes, *others = STORED[type]
-        self.format, self.bits, self.group_cols, words = others
+        self.c.type, self.c.block_cols, self.c.block_bytes, *matrix, words = STORED[type]
+        self.format, self.group_cols, self.scales_super = matrix
         if table.shape[0] != words:
             raise FormatError(f"a table of {table.shape[0]} words does not fit {type}")
         self.type, self.table = type, table
         if words:
             self.c.table = &self.table[0]
 
-    cdef size_t row_bytes(self, const lb_matrix *m) except 0:
-        """Bytes of a stored row; FormatError if a matrix does not take rows of this type."""
-        if (m.format != self.format or m.bits != self.bits or m.n_cols % self.c.block_cols
-                or m.group_cols != self.group_cols or m.scales_f16 or bool(m.scales_super) == (self.format == LB_U8)):
-            raise FormatError(f"{self.type} needs rows of a multiple of {self.c.block_cols} weights, in its own format")
+    cdef size_t row_bytes(self, str format, const lb_matrix *m) except 0:
+        """Bytes of a stored row; FormatError if a matrix of this format does not take rows of this type."""
+        if (format != self.format or m.n_cols % self.c.block_cols or m.group_cols != self.group_cols or m.scales_f16
+                or bool(m.scales_super) != self.scales_super):
+            raise FormatError(f"{self.type} needs rows of a multiple of {self.c.block_cols} weights as {self.format}")
         return <size_t>(m.n_cols // self.c.block_cols) * self.c.block_bytes
 
     cdef int unpack(self, const lb_matrix *m, const uint8_t *source, int32_t threads) except -1:

@@ -14,6 +14,7 @@ cdef extern from "kernels.h":
         LB_T5
         LB_UP
         LB_UPM
+        LB_UT
         LB_F32
         LB_F16
         LB_BF16
@@ -45,6 +46,7 @@ cdef extern from "kernels.h":
         int32_t scales_super
         int32_t tiles
         int32_t bits
+        int32_t table
 
     ctypedef struct lb_stored:
         int32_t type

@@ -2,7 +2,7 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
-from lowbit._kernels.dispatch cimport LB_F32, LB_T5, LB_U2, LB_U4, LB_U4M, LB_UP, lb_has_planes, lb_matrix
+from lowbit._kernels.dispatch cimport LB_F32, LB_T5, LB_U2, LB_U4, LB_U4M, LB_UP, LB_UPM, lb_matrix
 
 
 # How a stored block (of a tensor of one of BLOCK_TYPES) becomes words.
@@ -36,7 +36,7 @@ cdef inline int32_t fields_of(int32_t format) noexcept nogil:
 
 
 cdef inline int32_t offset_of(const lb_matrix *m) noexcept nogil:
-    if lb_has_planes(m.format):
+    if m.format == LB_UP or m.format == LB_UPM:
         return 1 << (m.bits - 1) if m.format == LB_UP else 0
     return 1 if m.format == LB_U2 or m.format == LB_T5 else 8 if m.format == LB_U4 else 0 if m.format == LB_U4M else 128
 

@@ -1,12 +1,13 @@
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from .stored import Stored
 
-FORMATS: dict[str, tuple[int, int]]
+FORMATS: dict[str, tuple[int, int, int]]
 BLOCK_TYPES: dict[str, tuple[str, int]]
-UNPACKED_TYPES: dict[str, tuple[str, int]]
+UNPACKED_TYPES: dict[str, tuple[str, dict[str, Any]]]
 FLOAT_TYPES: dict[str, str]
 MAX_COLS: int
 

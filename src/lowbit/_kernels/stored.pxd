@@ -9,8 +9,9 @@ cdef class Stored:
     cdef lb_stored c
     cdef readonly str type
     cdef int32_t group_cols     # weights that share a scale once they are unpacked
-    cdef int32_t format, bits   # of the matrix that they become
+    cdef str format             # of the matrix that they become
+    cdef bint scales_super
     cdef const uint64_t[::1] table
 
-    cdef size_t row_bytes(self, const lb_matrix *m) except 0
+    cdef size_t row_bytes(self, str format, const lb_matrix *m) except 0
     cdef int unpack(self, const lb_matrix *m, const uint8_t *source, int32_t threads) except -1

@@ -1,6 +1,5 @@
 import numpy as np
 
-STORED: dict[str, tuple[int, ...]]
 STORED_TYPES: dict[str, int]
 
 class Stored:

@@ -1,4 +1,4 @@
-"""The tables with which kernels unpack i-quants and MXFP4: what indices of grids, bytes of nibbles and signs stand for.
+"""The tables with which kernels unpack i-quants: what indices of grids and of signs stand for.
 
 A word is eight codes of a byte, the first in the lowest: a code is a weight's integer plus 128. Of grids with signs
 there are the magnitudes, then for each index of signs a byte of 255 where it negates.
@@ -11,7 +11,7 @@ import functools
 import numpy as np
 
 from .grids import VALUES, grid
-from .iquants import FP4, NIBBLES, even_signs
+from .iquants import even_signs
 
 
 @functools.cache
@@ -19,11 +19,6 @@ def table_of(type_name: str) -> np.ndarray:
     """Return the table of a type, uint64; without words where there is none, as for K types."""
     if type_name in ("IQ1_S", "IQ1_M"):  # 1/8 is added or taken away: eighths, less one, to which two are added or none
         return _words(grid("IQ1_S") * np.int8(8) - np.int8(1) ^ np.int8(-128))
-    if type_name in ("IQ4_NL", "IQ4_XS", "MXFP4"):
-        codes = (FP4 if type_name == "MXFP4" else NIBBLES) ^ np.int8(-128)
-        byte, rows = np.arange(256), np.zeros((256, 8), np.int8)
-        rows[:, 0], rows[:, 4] = codes[byte & 15], codes[byte >> 4]
-        return _words(rows)
     if type_name not in VALUES:
         return np.zeros(0, np.uint64)
     rows = grid(type_name)

@@ -16,7 +16,6 @@ from ..errors import FormatError, UnsupportedModelError
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.blocks import TERNARY, dequantize, integer_codes, is_ternary, ternary_codes
 from ..formats.files import named
-from ..formats.iquants import GROUPS
 from ..plan import Linear, ModelPlan, Weight
 from ..quantize.ggml_types import type_of
 from .latent import taken_apart
@@ -165,7 +164,8 @@ def kept_as(kind: str) -> str:
     """Say what weights of a type are in memory; empty for those that are as in the file, and for floats."""
     if kind in TERNARY and kind not in BLOCK_TYPES:
         return "ternary codes, equal" + (" (4 bits where a code is 3)" if kind in ("Q2_0", "PQ2_0") else "")
-    return f"8 bits, equal, a scale for {GROUPS[kind]}" if kind in GROUPS else ""
+    form, options = UNPACKED_TYPES.get(kind, ("", {}))
+    return f"8 bits, equal, a scale for {options['group_cols']}" if form == "u8" else ""
 
 
 def matrix_shape(info: TensorInfo) -> tuple[int, int]:
@@ -319,11 +319,9 @@ class _Reader:
             return self._ternary(rows, cols, size, min(size, 128))
         if kind.endswith(WITH_CODE_3):
             return PackedMatrix("u4", rows, cols, group_cols=type_of(kind.removesuffix(WITH_CODE_3)).block_elements)
-        if kind in GROUPS:
-            return PackedMatrix("u8", rows, cols, group_cols=GROUPS[kind], block_cols=GROUPS[kind])
         if kind in UNPACKED_TYPES:
-            form, group = UNPACKED_TYPES[kind]
-            return PackedMatrix(form, rows, cols, group_cols=group, scales_super=True)
+            form, options = UNPACKED_TYPES[kind]
+            return PackedMatrix(form, rows, cols, **options)
         if kind == "ternary floats":
             return self._ternary(rows, cols, GROUP)
         if kind == "Q8_L2C":

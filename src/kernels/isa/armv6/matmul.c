@@ -19,6 +19,7 @@
 
 #define LB_ISA armv6
 #define LB_TILE 1
+#define LB_U8_OFFSET 128
 #include "../matmul_template.h"
 #include "../planes_template.h"
 
@@ -133,7 +134,7 @@ LB_INLINE void u4_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
 }
 
 LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
-LB_INT_MATMUL(lb_matmul_u8, LB_U8, 128, u8_tile)
+LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
 LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
-LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, 128, u8_tile)
+LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_PLANES_MATMUL(0, u8_tile)

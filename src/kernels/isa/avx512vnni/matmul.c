@@ -19,6 +19,20 @@
 #define LB_U8_OFFSET 128
 #include "../matmul_template.h"
 #include "../streams_template.h"
+
+LB_INLINE __m512i load_table(const uint8_t *table) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)table));
+}
+
+LB_INLINE void look_up(const uint8_t *w, const uint8_t *table, uint8_t *codes) {
+    const __m512i values = load_table(table), low = _mm512_set1_epi8(15);
+    for (int i = 0; i < 4 * 64; i += 64) {
+        const __m512i v = _mm512_loadu_si512(w + i), high = _mm512_and_si512(_mm512_srli_epi16(v, 4), low);
+        _mm512_storeu_si512(codes + i, _mm512_shuffle_epi8(values, _mm512_and_si512(v, low)));
+        _mm512_storeu_si512(codes + 4 * 64 + i, _mm512_shuffle_epi8(values, high));
+    }
+}
+#define LB_LOOK_UP look_up
 #include "../planes_template.h"
 
 LB_INLINE __m512i dot4(__m512i acc, __m512i codes, const int8_t *x) {
@@ -179,6 +193,7 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
     const int turns = tokens == 1 || groups == 1 || lb_has_minima(format); /* two sums that do not wait: measured */
     const size_t row_bytes = (size_t)m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
+    const __m512i values = load_table(lb_tables[format == LB_UT ? m->table : 0]);
     float x_sums[LB_TILE][LB_SUMS_AHEAD];
     f32x16 y[LB_TILE];
     for (int j = 0; j < streams * tokens; j++) y[j] = v_set1(0.0f);
@@ -199,6 +214,7 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
                 add_plane(v, low, 0, codes);
                 if (words > low) add_plane(v + low, words - low, low, codes);
             }
+            for (int t = 0; t < 8 && format == LB_UT; t++) codes[t] = _mm512_shuffle_epi8(values, codes[t]);
             LB_UNROLL(2)
             for (int h = 0; h < groups; h++) {
                 const lb_scales scales = lb_load_scales(m, row_group + s * apart, g + h, format);
@@ -239,7 +255,9 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
     }
 
 /* The kinds of blocks that files have, X(format, offset, bits, groups); 0: none of them. */
-#define LB_PLANE_BLOCKS(X) X(LB_UP, 32, 6, 2) X(LB_UP, 16, 5, 1) X(LB_UP, 4, 3, 2) X(LB_UPM, 0, 5, 1) X(LB_UPM, 0, 2, 2)
+#define LB_PLANE_BLOCKS(X) \
+    X(LB_UP, 32, 6, 2)     \
+    X(LB_UP, 16, 5, 1) X(LB_UP, 4, 3, 2) X(LB_UPM, 0, 5, 1) X(LB_UPM, 0, 2, 2) X(LB_UT, LB_U8_OFFSET, 4, 1)
 LB_INLINE int block_kind(const lb_matmul_args *args) {
     const lb_matrix *m = args->w;
     const int32_t groups = m->group_cols == 16 ? 2 : m->group_cols == 32 ? 1 : 0;
@@ -264,10 +282,16 @@ static void plane_blocks(const lb_matmul_args *args, int32_t begin, int32_t end)
         LB_PLANE_BLOCKS(LB_CASE)
 #undef LB_CASE
     default:
-        planes_matmul(args, begin, end);
+        if (args->w->format == LB_UT) {
+            table_matmul(args, begin, end);
+        } else {
+            planes_matmul(args, begin, end);
+        }
     }
 }
-LB_PLANES_ENTRIES(plane_blocks)
+LB_PLANES_ENTRY(lb_matmul_up, plane_blocks)
+LB_PLANES_ENTRY(lb_matmul_upm, plane_blocks)
+LB_PLANES_ENTRY(lb_matmul_ut, plane_blocks)
 
 LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
 LB_FLOAT_MATMUL(lb_matmul_f16, LB_F16)
@@ -308,7 +332,11 @@ static void plane_streams(const lb_matmul_args *args, int32_t row_group, int32_t
         LB_PLANE_BLOCKS(LB_CASE)
 #undef LB_CASE
     default:
-        lb_planes_tile(args, row_group, apart, n, 0, 1, 0, u8_tile);
+        if (args->w->format == LB_UT) {
+            lb_planes_tile(args, row_group, apart, n, 0, 1, 1, 0, u8_tile);
+        } else {
+            lb_planes_tile(args, row_group, apart, n, 0, 1, 0, 0, u8_tile);
+        }
     }
 }
 
@@ -328,6 +356,7 @@ void LB_NAME(lb_streams)(const lb_matmul_args *args, int32_t streams, int32_t be
         LB_FOR_UNITS(lb_int_streams(args, row_group, apart, n, LB_T5, 1, t5_turns)) break;
     case LB_UP:
     case LB_UPM:
+    case LB_UT:
         LB_FOR_UNITS(plane_streams(args, row_group, apart, n))
     }
 }

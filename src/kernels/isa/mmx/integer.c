@@ -156,7 +156,9 @@ LB_INLINE void sum_planes(window *win, const lb_matrix *m, const uint8_t *w, con
     for (int32_t stop; word < end; word = stop) {
         const int32_t inside = word % 8, words = end - word < 8 - inside ? end - word : 8 - inside;
         stop = word + words;
-        if (!inside) lb_unpack_planes(w + 64 * (ptrdiff_t)(word / 8 * m->bits), m->bits, 0, codes);
+        const uint8_t *block = w + 64 * (ptrdiff_t)(word / 8 * m->bits);
+        if (!inside && m->format == LB_UT) lb_look_up(block, lb_tables[m->table], codes);
+        if (!inside && m->format != LB_UT) lb_unpack_planes(block, m->bits, 0, codes);
         if (word < win->begin || word >= win->end) fill_window(win, m, x, word);
         if (words == 8) {
             words8(codes, win->x.eight + (word - win->begin), sums, NULL, 8);
@@ -185,7 +187,10 @@ LB_INLINE void multiply_row_group(const lb_matmul_args *args, int32_t row_group,
     const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
     const int32_t group_words = m->group_cols / (eight ? 4 : 8), all = words_of(m);
-    const int32_t offset = planes ? minima ? 0 : 1 << (m->bits - 1) : eight ? 128 : minima ? 0 : 8;
+    const int32_t offset = planes && m->format != LB_UT ? minima ? 0 : 1 << (m->bits - 1)
+                           : eight                      ? 128
+                           : minima                     ? 0
+                                                        : 8;
     float y[LB_ROWS] = {0}, memory[LB_ROWS], more[LB_ROWS];
     group groups[GROUPS];
 
@@ -252,3 +257,4 @@ LB_INTEGER_MATMUL(lb_matmul_u4m, 0, 1, 0)
 LB_INTEGER_MATMUL(lb_matmul_u8m, 1, 1, 0)
 LB_INTEGER_MATMUL(lb_matmul_up, 1, 0, 1)
 LB_INTEGER_MATMUL(lb_matmul_upm, 1, 1, 1)
+LB_INTEGER_MATMUL(lb_matmul_ut, 1, 0, 1)

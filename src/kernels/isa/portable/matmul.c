@@ -6,6 +6,7 @@
 
 #define LB_ISA portable
 #define LB_TILE 1
+#define LB_U8_OFFSET 128
 #define LB_FLOAT_TILE 1
 #include "../matmul_template.h"
 #include "../planes_template.h"
@@ -57,9 +58,9 @@ LB_INLINE void t5_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
 }
 
 LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
-LB_INT_MATMUL(lb_matmul_u8, LB_U8, 128, u8_tile)
+LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
 LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
-LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, 128, u8_tile)
+LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_PLANES_MATMUL(0, u8_tile)
 LB_INT_MATMUL(lb_matmul_t5, LB_T5, 1, t5_tile)
 LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
@@ -71,7 +72,7 @@ LB_DOT_PEAK(u8_tile)
 void LB_NAME(lb_streams)(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) {
     static lb_matmul_fn *const matmul[] = {LB_NAME(lb_matmul_u2),  LB_NAME(lb_matmul_u4),  LB_NAME(lb_matmul_u8),
                                            LB_NAME(lb_matmul_u4m), LB_NAME(lb_matmul_u8m), LB_NAME(lb_matmul_t5),
-                                           LB_NAME(lb_matmul_up),  LB_NAME(lb_matmul_upm)};
+                                           LB_NAME(lb_matmul_up),  LB_NAME(lb_matmul_upm), LB_NAME(lb_matmul_ut)};
     const int32_t groups = lb_row_groups(args->w->n_rows), apart = lb_units(groups, streams);
     for (int32_t first = 0; first < groups; first += apart) {
         const int32_t last = first + end < groups ? first + end : groups;

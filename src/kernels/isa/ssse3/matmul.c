@@ -24,9 +24,20 @@
 #define LB_U8_OFFSET 0
 #include "../matmul_template.h"
 #include "../streams_template.h"
-#include "../planes_template.h"
 
 enum { MAX_WORDS = 8 }; /* of a block */
+
+LB_INLINE void look_up(const uint8_t *w, const uint8_t *table, uint8_t *codes) {
+    const __m128i values = _mm_loadu_si128((const __m128i *)(const void *)table), low = _mm_set1_epi8(15);
+    for (int i = 0; i < 4 * 64; i += 16) {
+        const __m128i v = _mm_loadu_si128((const __m128i *)(const void *)(w + i));
+        const __m128i high = _mm_and_si128(_mm_srli_epi16(v, 4), low);
+        _mm_storeu_si128((__m128i *)(codes + i), _mm_shuffle_epi8(values, _mm_and_si128(v, low)));
+        _mm_storeu_si128((__m128i *)(codes + 4 * 64 + i), _mm_shuffle_epi8(values, high));
+    }
+}
+#define LB_LOOK_UP look_up
+#include "../planes_template.h"
 
 LB_INLINE __m128i broadcast4(const int8_t *x) {
     int32_t four;
