@@ -78,6 +78,7 @@ def test_json_is_read_by_jq(lowbit):
         ["info", "/no/such/model.gguf"],
         ["convert", "/no/such/model.gguf", "/no/such/folder/out.gguf", "--type", "f16"],
         ["calibrate", "--text", "/no/such/text.txt", "--target", "0.4", "-o", "/no/such/folder/out.json"],
+        ["quantize", EMBEDDED_MODEL, "/no/such/folder/out.gguf", "--text", __file__, "-t", "1000"],
         ["nonsense"],
     ],
 )

@@ -21,7 +21,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from .common import InputError, need_matplotlib, print_json, print_table, printable, save_figure, whole
+from .common import InputError, need_matplotlib, print_json, print_table, printable, refused, save_figure, whole
 
 if TYPE_CHECKING:
     from ..convert.requantize import Quantized
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--bits must be above 0 and at most 32, not {args.bits:g}")
     if args.plot:
         need_matplotlib()
-    with tqdm(unit_scale=True, delay=1, disable=None, leave=False) as bar:
+    with refused(), tqdm(unit_scale=True, delay=1, disable=None, leave=False) as bar:
 
         def progress(what: str, done: int, total: int) -> None:
             bar.set_description(what, refresh=False)
