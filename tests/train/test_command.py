@@ -247,6 +247,15 @@ def test_bad_input_ends_with_one_clear_error(tmp_path, corpus, options, reason):
     assert not out.exists()
 
 
+def test_neither_the_corpus_nor_a_folder_becomes_the_model(tmp_path, corpus):
+    before = corpus.read_bytes()
+    for out, reason in ((corpus, "is read"), (tmp_path, "is a folder")):
+        with pytest.raises(FormatError, match=reason):
+            run(corpus, "-o", out, "--steps", 2, *TINY)
+    assert corpus.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [corpus]
+
+
 def test_a_mix_without_weight_is_refused_and_an_odd_weight_too(tmp_path, corpus):
     out = tmp_path / "model.gguf"
     with pytest.raises(FormatError, match="mix is empty"):
