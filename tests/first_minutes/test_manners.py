@@ -78,7 +78,6 @@ def test_json_is_read_by_jq(lowbit):
         ["info", "/no/such/model.gguf"],
         ["convert", "/no/such/model.gguf", "/no/such/folder/out.gguf", "--type", "f16"],
         ["calibrate", "--text", "/no/such/text.txt", "--target", "0.4", "-o", "/no/such/folder/out.json"],
-        ["quantize", EMBEDDED_MODEL, "/no/such/folder/out.gguf", "--text", __file__, "-t", "1000"],
         ["nonsense"],
     ],
 )
@@ -88,6 +87,23 @@ def test_an_error_is_one_line_and_status_2(capsys, arguments):
     assert out == ""
     assert err.startswith("lowbit: error: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "Once", "-n", "1"],
+        ["calibrate", "--text", "{text}", "--target", "0.4", "-o", "{folder}/out.json"],
+        ["quantize", EMBEDDED_MODEL, "{folder}/out.gguf", "--text", "{text}", "--tokens", "9"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_more_threads_than_cores_are_said_and_not_taken(tmp_path, capsys, arguments):
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a dog.")
+    words = [word.format(text=text, folder=tmp_path) for word in arguments]
+    assert cli.main([*words, "-t", "1000"]) == 0
+    assert "1000 threads are more than there are cores" in capsys.readouterr().err
 
 
 @POSIX

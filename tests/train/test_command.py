@@ -236,6 +236,8 @@ def test_a_finished_folder_is_not_overwritten_and_nothing_is_not_resumed(tmp_pat
         (["--vocabulary", "absent.model"], "absent.model"),
         (["--batch", "100"], "multiple of the window"),
         (["--teacher", "embedded"], "same vocabulary"),
+        (["--context", "32", "--window", "64"], "longer than the context of 32"),
+        (["--seed", str(1 << 63)], "seed must be"),
         (["--learning-rate", "1e8", "--steps", "30"], "last good state"),
     ],
 )

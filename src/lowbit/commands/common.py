@@ -236,10 +236,12 @@ def unescaped(text: str) -> str:
     return re.sub(r"\\[nrt\\]", lambda found: ESCAPES[found[0]], text)
 
 
-def at_most_cores(threads: int) -> int:
+def at_most_cores(threads: int | None) -> int | None:
     """Return a number of threads, but for more than there are cores, which is said."""
     from .._kernels import dispatch
 
+    if threads is None:
+        return None
     most = min(dispatch.cores(), dispatch.MAX_THREADS)
     if threads > most:
         print(f"lowbit: {threads} threads are more than there are cores; {most} will do", file=sys.stderr)

@@ -146,6 +146,9 @@ def _train(project: Project, beat: Beat) -> Path:
     torch.manual_seed(project.schedule.seed)
     model = make_model(project, tokenizer.vocab_size, compute).to(project.device)
     check_exportable(model, project.ternary_type)
+    if project.schedule.window > model.shape.context_length:
+        longest = model.shape.context_length
+        raise FormatError(f"the window of {project.schedule.window} tokens is longer than the context of {longest}")
     teacher = Teacher(project.teacher, tokenizer, project.schedule.window) if project.teacher else None
     beat.at("cutting the text into tokens")
     tokens, held_tokens = encode(documents, tokenizer), encode(held, tokenizer, end=False)
