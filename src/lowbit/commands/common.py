@@ -275,7 +275,7 @@ def read_text(argument: str | None, what: str, named: bool = True) -> str:
         try:
             argument.encode("utf-8")
         except UnicodeEncodeError:
-            raise InputError(f"the {what} is not UTF-8 text") from None
+            raise InputError(f"the {what} is not UTF-8") from None
         return argument
     if argument is None and (sys.stdin is None or sys.stdin.isatty()):
         raise InputError(f"no {what}: give it as an argument, or pipe it in")
