@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import pytest
@@ -103,6 +104,8 @@ def test_bench_thread_counts_are_checked(run, counts):
 
 def test_bench_draws_what_is_profiled(run, monkeypatch):
     assert_one_clear_line(run("bench", "--plot", "a.svg"), "--plot", "--profile")
+    if importlib.util.find_spec("matplotlib"):
+        assert_one_clear_line(run("bench", "--profile", "--plot", "a.txt"), "a.txt", "SVG")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert_one_clear_line(run("bench", "--profile", "--plot", "a.svg"), "matplotlib", "pip install")
 

@@ -314,21 +314,27 @@ def print_table(rows: Iterable[Iterable[str]], numeric: bool = False) -> None:
         print("  ".join(cells).rstrip())
 
 
-def need_matplotlib() -> None:
+def check_plot(path: str) -> None:
     """Refuse --plot where it cannot be done, before the long work whose result is drawn."""
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib import backend_bases
     except ModuleNotFoundError:
         raise InputError("--plot needs matplotlib: pip install matplotlib") from None
+    if _ending(path) not in backend_bases.FigureCanvasBase.get_supported_filetypes():
+        raise InputError(f"--plot draws an SVG or a PNG, as the file's ending says, and {path} has another")
 
 
 def save_figure(figure: Figure, path: str) -> None:
     """Write a picture, as SVG or PNG by the file's ending."""
     try:
         with Replacing(path) as file:
-            figure.savefig(file, format=os.path.splitext(path)[1][1:])
-    except (OSError, ValueError) as error:  # no such folder; an ending that is no picture
-        raise InputError(f"{path}: cannot be drawn ({error})") from None
+            figure.savefig(file, format=_ending(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be drawn ({error.strerror or error})") from None
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1][1:].lower()
 
 
 def printable(text: str) -> str:
