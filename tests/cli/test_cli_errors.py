@@ -51,7 +51,11 @@ def test_invalid_generate_option_is_named(run, model, arguments, fragments):
 
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
-    [(["chatter"], "chatter"), (["tokenize", "a", "b"], "unrecognized arguments: b")],
+    [
+        (["chatter"], "chatter"),
+        (["tokenize", "a", "b"], "unrecognized arguments: b"),
+        (["-m", "model.gguf", "-p", "Once"], "lowbit chat -m"),
+    ],
 )
 def test_wrong_command_line_is_explained(run, model, arguments, fragment):
     assert_one_clear_line(run(*arguments), fragment, "--help")
