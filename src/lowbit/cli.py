@@ -117,6 +117,8 @@ def _run(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if words[0] == "help":
         words = [*words[1:2], "--help"]
+    if words[0] in ("-m", "--model", "-p", "--prompt"):  # as for programs that have no commands
+        return _fail(f"a command comes first, such as: lowbit chat {words[0]} ... (see lowbit --help)")
     if not words[0].startswith("-") and words[0] not in COMMANDS:
         near = _nearest(words[0], COMMANDS)
         hint = f"; did you mean {near}?" if near else ""

@@ -6,8 +6,6 @@ import numbers
 import operator
 from typing import Any
 
-__all__ = ["plain"]
-
 
 def plain(value: Any) -> Any:
     """Return the int or float that a number of another type is; anything else, bool too, as it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 
 import pytest
@@ -50,7 +51,11 @@ def test_invalid_generate_option_is_named(run, model, arguments, fragments):
 
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
-    [(["chatter"], "chatter"), (["tokenize", "a", "b"], "unrecognized arguments: b")],
+    [
+        (["chatter"], "chatter"),
+        (["tokenize", "a", "b"], "unrecognized arguments: b"),
+        (["-m", "model.gguf", "-p", "Once"], "lowbit chat -m"),
+    ],
 )
 def test_wrong_command_line_is_explained(run, model, arguments, fragment):
     assert_one_clear_line(run(*arguments), fragment, "--help")
@@ -103,6 +108,8 @@ def test_bench_thread_counts_are_checked(run, counts):
 
 def test_bench_draws_what_is_profiled(run, monkeypatch):
     assert_one_clear_line(run("bench", "--plot", "a.svg"), "--plot", "--profile")
+    if importlib.util.find_spec("matplotlib"):
+        assert_one_clear_line(run("bench", "--profile", "--plot", "a.txt"), "a.txt", "SVG")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert_one_clear_line(run("bench", "--profile", "--plot", "a.svg"), "matplotlib", "pip install")
 

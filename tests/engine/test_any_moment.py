@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import os
@@ -123,6 +124,8 @@ def test_a_child_that_is_forked_amid_a_step_has_all_of_the_memory_and_none_of_th
             signal.alarm(30)  # whoever waits for a thread of the parent's waits for ever
             with Engine(model) as engine:
                 assert engine.submit([1, 6], **OPTIONS).result().tokens == want
+            with pytest.raises(LowbitError, match="parent process"):
+                asyncio.run(waiting._finish())  # which is what `await` does
             with pytest.raises(LowbitError, match="parent process"):
                 waiting.result()
             with pytest.raises(LowbitError, match="parent process"):

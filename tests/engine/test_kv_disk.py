@@ -402,6 +402,9 @@ def test_the_command_warms_lists_and_clears(path, load, disk, tmp_path, capsys):
 
     assert run("list")["models"] == []
     assert not disk.exists()
+    disk.mkdir()
+    assert run("clear")["removed"] == 0
+    assert not list(disk.iterdir())
     made = run("warm", "-m", str(path), "-t", "1", "--text", str(text))
     assert made["blocks"] == made["written"] == made["tokens"] // SPAN >= 2
     listed = run("list")

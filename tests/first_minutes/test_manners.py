@@ -89,6 +89,23 @@ def test_an_error_is_one_line_and_status_2(capsys, arguments):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "Once", "-n", "1"],
+        ["calibrate", "--text", "{text}", "--target", "0.4", "-o", "{folder}/out.json"],
+        ["quantize", EMBEDDED_MODEL, "{folder}/out.gguf", "--text", "{text}", "--tokens", "9"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_more_threads_than_cores_are_said_and_not_taken(tmp_path, capsys, arguments):
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a dog.")
+    words = [word.format(text=text, folder=tmp_path) for word in arguments]
+    assert cli.main([*words, "-t", "1000"]) == 0
+    assert "1000 threads are more than there are cores" in capsys.readouterr().err
+
+
 @POSIX
 @pytest.mark.parametrize("arguments", [["generate", "Once", "-n", "40"], ["info"], ["chat", "Tell me a story"], []])
 def test_a_closed_pipe_ends_quietly_with_141(arguments):

@@ -7,7 +7,7 @@ import pytest
 
 import lowbit
 from lowbit.convert import convert
-from lowbit.errors import FormatError
+from lowbit.errors import FormatError, LowbitError
 from lowbit.formats import open_model
 from lowbit.formats.gguf_writer import GGUFWriter
 from lowbit.tokenizers import load_tokenizer
@@ -121,6 +121,15 @@ def test_converting_several_files_gives_one(write, tmp_path):
         assert a.metadata.keys() == b.metadata.keys()
         for name in b.tensors:
             assert (a.read(name) == b.read(name)).all()
+
+
+def test_no_part_is_overwritten_by_what_is_made_of_them(write):
+    first = write()
+    second = first.with_name(first.name.replace("-00001", "-00002"))
+    before = second.read_bytes()
+    with pytest.raises(LowbitError, match=f"{second.name}: is a file of the model"):
+        convert(first, second, "f16")
+    assert second.read_bytes() == before
 
 
 def test_a_later_part_names_the_first(write):

@@ -42,6 +42,13 @@ def test_what_is_no_model_is_a_format_error_that_names_the_file(tmp_path, conten
     assert str(caught.value).startswith(f"{path}:")
 
 
+def test_a_file_is_named_although_the_complaint_begins_with_the_same_word(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "is").write_bytes(b"GGUF" + bytes(28))
+    with pytest.raises((FormatError, UnsupportedModelError), match=r"^is: is GGUF version 0"):
+        open_model("is")
+
+
 @pytest.mark.parametrize(
     ("number", "raised"), [(errno.ENOMEM, MemoryError), (errno.EACCES, FormatError), (errno.EIO, FormatError)]
 )

@@ -357,6 +357,15 @@ def test_models_lists_what_is_here_and_a_catalogue_of_what_is_known(hub, run):
         assert isinstance(one["checked"], bool)
 
 
+def test_a_model_of_the_hub_replaces_an_older_file(hub, run, tmp_path):
+    hub.add("owner/tiny", {"tiny.gguf": TINY})
+    out = tmp_path / "out.gguf"
+    for command in (("convert", NAME, str(out), "--type", "f16"), ("quantize", NAME, str(out), "--type", "int8")):
+        out.write_text("old")
+        done = run(*command)
+        assert (done.returncode, out.read_bytes()[:4]) == (0, b"GGUF"), done.stderr
+
+
 def test_thresholds_are_not_written_into_the_cache(hub, run, tmp_path):
     hub.add("owner/tiny", {"tiny.gguf": TINY})
     (tmp_path / "text").write_text("Once upon a time")

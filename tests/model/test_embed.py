@@ -86,6 +86,8 @@ def test_what_cannot_be_embedded_is_refused(small):
             model.embed(wrong)
     with pytest.raises(ValueError, match="pooling must be last, mean or first, not 'max'"):
         model.embed(IDS, pooling="max")
+    with pytest.raises(ValueError, match="pooling must be last, mean or first, not 'none'"):
+        model.embed(IDS, pooling="none")
     with pytest.raises(ValueError, match="not in a vocabulary"):
         model.embed([99])
     with pytest.raises(lowbit.ContextLengthError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -228,3 +229,11 @@ def test_the_command_writes_what_the_others_read(test_data, tmp_path, capsys):
     for wrong in ("1.0", "nan", str(tmp_path / "none")):
         assert main(["generate", "-m", model, "--sparsity", wrong, "-n", "3", "Once"]) == 2
     assert main(["calibrate", "-m", model, "--text", str(text), "--target", "2", "-o", output]) == 2
+
+
+def test_thresholds_do_not_overwrite_their_model(test_data, tmp_path, capsys):
+    model, text = shutil.copy(test_data / "models/tinystories-3m.TQ2_0.gguf", tmp_path), tmp_path / "text"
+    text.write_text("Once upon a time there was a fox.", "utf-8")
+    assert main(["calibrate", "-m", str(model), "--text", str(text), "--target", "0.3", "-o", str(model)]) == 2
+    assert "is a file of the model" in capsys.readouterr().err
+    assert lowbit.load(model).generate("Once", max_tokens=1).tokens

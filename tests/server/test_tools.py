@@ -136,6 +136,7 @@ def test_what_cannot_be_compiled_is_400_and_never_free_text(server, story, strea
     for more in ({"regex": "("}, {"grammar": "root ::= this is (not valid"}, {"json_schema": {"type": "hiccup"}},
                  {"json_schema": {"type": 123}}, {"response_format": {"type": "json_object", "schema": {"type": 1}}},
                  {"regex": "a", "grammar": 'root ::= "a"'},
+                 {"response_format": {"type": "json_object"}, "json_schema": {"type": "integer"}},
                  {"tools": TOOLS, "tool_choice": "required", "regex": "a"}):  # fmt: skip
         answer = server.post("/v1/chat/completions", {"messages": story, "stream": stream, **more})
         assert answer.status_code == 400, (more, answer.text)
@@ -158,6 +159,7 @@ def test_tools_that_are_wrong_are_refused(server, story):
     ):  # fmt: skip
         answer = server.post("/v1/chat/completions", {"messages": story, "max_tokens": 2, **more})
         assert answer.status_code == 400, (more, answer.text)
+        assert answer.json()["error"]["message"].count("tool_choice") < 2
     for more in ({"tools": [{"name": "a"}] * 2}, {"tools": [{"type": "bash_20250124", "name": "bash"}]},
                  {"tool_choice": {"type": "any"}}, {"tool_choice": {"type": "tool"}},
                  {"tool_choice": "auto"}):  # fmt: skip

@@ -236,6 +236,8 @@ def test_a_finished_folder_is_not_overwritten_and_nothing_is_not_resumed(tmp_pat
         (["--vocabulary", "absent.model"], "absent.model"),
         (["--batch", "100"], "multiple of the window"),
         (["--teacher", "embedded"], "same vocabulary"),
+        (["--context", "32", "--window", "64"], "longer than the context of 32"),
+        (["--seed", str(1 << 63)], "seed must be"),
         (["--learning-rate", "1e8", "--steps", "30"], "last good state"),
     ],
 )
@@ -245,6 +247,15 @@ def test_bad_input_ends_with_one_clear_error(tmp_path, corpus, options, reason):
         run(corpus, "-o", out, "--steps", 2, *TINY, *options)
     assert "\n" not in str(caught.value)
     assert not out.exists()
+
+
+def test_neither_the_corpus_nor_a_folder_becomes_the_model(tmp_path, corpus):
+    before = corpus.read_bytes()
+    for out, reason in ((corpus, "is read"), (tmp_path, "is a folder")):
+        with pytest.raises(FormatError, match=reason):
+            run(corpus, "-o", out, "--steps", 2, *TINY)
+    assert corpus.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [corpus]
 
 
 def test_a_mix_without_weight_is_refused_and_an_odd_weight_too(tmp_path, corpus):

@@ -23,7 +23,6 @@ from .common import (
     load_model,
     load_options,
     printable,
-    refused,
     sampling_given,
     whole,
 )
@@ -63,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chat-template", metavar="NAME", help="built-in chat template or Jinja file (default: the model's, or plain)")
     add("--reasoning", choices=("on", "off"),
         help="whether answers begin with thoughts, for models that can (default: as the template has it)")  # fmt: skip
-    add("--date", metavar="DATE", help="the day that chat templates are told, as 2026-01-31 (default: that of the "
-        "output's beginning)")  # fmt: skip
+    add("--date", type=_day, metavar="DATE", help="the day that chat templates are told, as 2026-01-31 (default: "
+        "that of the output's beginning)")  # fmt: skip
     add("--pooling", choices=("last", "mean"), default="last", help="what an embedding is (default: last)")
     add("-q", "--quiet", action="store_true", help="report nothing but errors")
     add_sampling_arguments(parser, "as many as there is room for", "0")
@@ -72,13 +71,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _MANUAL
 
 
+def _day(text: str) -> datetime.date:
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a day, such as 2026-01-31, not {text!r}") from None
+
+
 def _settings(args: argparse.Namespace, begun: dict[str, Any]) -> tuple[Settings, int]:
     """Return the settings of a run that begins, or goes on with one of which this is the header; and its seed."""
     from .. import __version__
     from ..serve import Settings
 
-    with refused():
-        date = datetime.date.fromisoformat(args.date) if args.date else datetime.date.today()
     today = begun.get("settings", {}).get("date") if args.date is None else None
     sampling = sampling_given(args)
     seed = sampling.pop("seed", 0)
@@ -86,7 +90,7 @@ def _settings(args: argparse.Namespace, begun: dict[str, Any]) -> tuple[Settings
         version=f"lowbit-{__version__}", aliases=tuple(args.alias), chat_template=args.chat_template,
         pooling=args.pooling, reasoning={"on": True, "off": False}.get(args.reasoning), sampling=sampling,
         max_sequences=args.parallel, max_queue=(1 << 20) - 1, kv_ram=args.kv_ram, step_ms=60_000.0,
-        today=today or date.isoformat(),
+        today=today or (args.date or datetime.date.today()).isoformat(),
     ), seed  # fmt: skip
 
 

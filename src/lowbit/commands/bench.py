@@ -14,7 +14,7 @@ from typing import Any
 
 from .common import (
     InputError,
-    need_matplotlib,
+    check_plot,
     print_json,
     print_table,
     progress_bar,
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         if not args.profile:
             raise InputError("--plot draws what --profile measures")
-        need_matplotlib()
+        check_plot(args.plot)
     with refused(), progress_bar("run") as progress:
         results = benchmark.run(
             path=args.model,

@@ -9,7 +9,16 @@ from __future__ import annotations
 import argparse
 
 from ..hub import PREFIX
-from .common import InputError, add_tokenizer_argument, print_json, progress_bar, read_file, refused, whole
+from .common import (
+    InputError,
+    add_tokenizer_argument,
+    at_most_cores,
+    print_json,
+    progress_bar,
+    read_file,
+    refused,
+    whole,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +39,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("beside that model nothing can be written: give --output")
     output = default_path(args.model) if args.output is None else args.output
     text = read_file(args.text)
+    threads = at_most_cores(args.threads)
     with refused(), progress_bar("tok") as progress:
-        layers = calibrate(args.model, text, args.target, output, args.threads, progress, args.tokenizer)
+        layers = calibrate(args.model, text, args.target, output, threads, progress, args.tokenizer)
     if args.json:
         print_json({"output": output, "target": args.target, "layers": layers})
     else:

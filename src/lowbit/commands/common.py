@@ -236,10 +236,12 @@ def unescaped(text: str) -> str:
     return re.sub(r"\\[nrt\\]", lambda found: ESCAPES[found[0]], text)
 
 
-def at_most_cores(threads: int) -> int:
+def at_most_cores(threads: int | None) -> int | None:
     """Return a number of threads, but for more than there are cores, which is said."""
     from .._kernels import dispatch
 
+    if threads is None:
+        return None
     most = min(dispatch.cores(), dispatch.MAX_THREADS)
     if threads > most:
         print(f"lowbit: {threads} threads are more than there are cores; {most} will do", file=sys.stderr)
@@ -273,7 +275,7 @@ def read_text(argument: str | None, what: str, named: bool = True) -> str:
         try:
             argument.encode("utf-8")
         except UnicodeEncodeError:
-            raise InputError(f"the {what} is not UTF-8 text") from None
+            raise InputError(f"the {what} is not UTF-8") from None
         return argument
     if argument is None and (sys.stdin is None or sys.stdin.isatty()):
         raise InputError(f"no {what}: give it as an argument, or pipe it in")
@@ -312,21 +314,27 @@ def print_table(rows: Iterable[Iterable[str]], numeric: bool = False) -> None:
         print("  ".join(cells).rstrip())
 
 
-def need_matplotlib() -> None:
+def check_plot(path: str) -> None:
     """Refuse --plot where it cannot be done, before the long work whose result is drawn."""
     try:
-        import matplotlib  # noqa: F401
+        from matplotlib import backend_bases
     except ModuleNotFoundError:
         raise InputError("--plot needs matplotlib: pip install matplotlib") from None
+    if _ending(path) not in backend_bases.FigureCanvasBase.get_supported_filetypes():
+        raise InputError(f"--plot draws an SVG or a PNG, as the file's ending says, and {path} has another")
 
 
 def save_figure(figure: Figure, path: str) -> None:
     """Write a picture, as SVG or PNG by the file's ending."""
     try:
         with Replacing(path) as file:
-            figure.savefig(file, format=os.path.splitext(path)[1][1:])
-    except (OSError, ValueError) as error:  # no such folder; an ending that is no picture
-        raise InputError(f"{path}: cannot be drawn ({error})") from None
+            figure.savefig(file, format=_ending(path))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be drawn ({error.strerror or error})") from None
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1][1:].lower()
 
 
 def printable(text: str) -> str:

@@ -76,7 +76,7 @@ def _rows(info: dict[str, Any], indent: str = "") -> list[tuple[str, str]]:
         elif isinstance(value, dict):
             rows += [(label, ""), *_rows(value, indent + "  ")]
         elif isinstance(value, (list, tuple)):
-            rows.append((label, ", ".join(map(str, value))))
+            rows.append((label, ", ".join(map(str, value)) or "-"))
         elif isinstance(value, int) and not isinstance(value, bool):
             rows.append((label, f"{value:,}"))
         elif key == "chat_template" and value is not None:

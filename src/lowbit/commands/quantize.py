@@ -21,7 +21,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from .common import InputError, need_matplotlib, print_json, print_table, printable, save_figure, whole
+from .common import InputError, at_most_cores, check_plot, print_json, print_table, printable, save_figure, whole
 
 if TYPE_CHECKING:
     from ..convert.requantize import Quantized
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.bits is not None and not 0 < args.bits <= 32:
         raise InputError(f"--bits must be above 0 and at most 32, not {args.bits:g}")
     if args.plot:
-        need_matplotlib()
+        check_plot(args.plot)
     with tqdm(unit_scale=True, delay=1, disable=None, leave=False) as bar:
 
         def progress(what: str, done: int, total: int) -> None:
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         done = quantize_model(
             args.source, args.target, method=args.type or "ternary", head=args.head,
             rules=[_rule(text) for text in args.tensor], bits=args.bits, text=args.text, tokens=args.tokens,
-            threads=args.threads, progress=progress,
+            threads=at_most_cores(args.threads), progress=progress,
         )  # fmt: skip
     if args.plot:
         _plot(args.plot, done)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from ..assets import EMBEDDED_MODEL
 from ..errors import LowbitError
-from .common import InputError, whole
+from .common import InputError, at_most_cores, whole
 
 # As in lowbit.train, which needs torch.
 PRECISIONS = ("ternary", "int8", "int4-fp4", "float32")
@@ -161,6 +161,7 @@ def run(args: argparse.Namespace) -> int:
         start_from=_path(args.init),
         teacher=_path(args.teacher),
         shape={name: value for name, value in names.items() if value is not None},
+        threads=at_most_cores(args.threads),
         ternary_type=args.type,
         name=args.name or "",
     )

@@ -15,6 +15,7 @@ from ..formats.files import named
 from ..loading import sparsity
 from ..loading.load import build, check_threads, tokenizer_of
 from ..plan import LINEARS
+from .writing import keep_files
 
 WINDOW = 512
 """Tokens that are looked at together; each window begins with BOS."""
@@ -63,15 +64,18 @@ def calibrate(
         If the model cannot be used, or has no tokenizer.
     ValueError
         If `target` is out of range, or there is no text.
+    LowbitError
+        If `output` is a file of the model.
     """
     sparsity.parse(target)
     tokenizer = None if tokenizer is None else os.path.normpath(tokenizer)
     with open_model(EMBEDDED_MODEL if model is None else model) as file, named(file.path, tokenizer):
+        keep_files(file, os.fspath(output))
         reader = tokenizer_of(file, plan_of(file), tokenizer)
         if plan_of(file).has_experts:
             raise UnsupportedModelError("sparsity is not supported in models with experts")
         if reader is None:
-            raise UnsupportedModelError(f"{file.path} has no tokenizer")
+            raise UnsupportedModelError("has no tokenizer")
         start = [] if reader.bos_id is None else [reader.bos_id]
         ids = reader.encode(text, add_bos=False)
         if not ids:

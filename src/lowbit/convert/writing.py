@@ -17,6 +17,7 @@ from ..formats import open_model
 from ..formats.base import ModelFile, TensorInfo
 from ..formats.files import named, reading
 from ..formats.gguf_writer import GGUFWriter
+from ..loading.shared import files_of
 from ..quantize.ggml_types import tensor_nbytes
 from .mixtures import MIXTURES
 
@@ -37,17 +38,24 @@ def opened(source: str, target: str, *others: str) -> Iterator[ModelFile]:
     Raises
     ------
     LowbitError
-        If both are the same file, or the target cannot be written.
+        If the target is a file of the model, or cannot be written.
     """
-    with open_model(source) as file, named(source, target, *others):
-        if os.path.exists(target) and os.path.samefile(source, target):
-            raise LowbitError(f"{target}: is the file to be read; give the new one another name")
+    with open_model(source) as file, named(file.path, target, *others):
+        keep_files(file, target)
         try:
             yield file
         except LowbitError:  # of which one is a FileNotFoundError
             raise
         except OSError as error:
             raise LowbitError(f"{target}: cannot be written ({error.strerror or error})") from None
+
+
+def keep_files(file: ModelFile, target: str) -> None:
+    """Raise LowbitError if what is to be written would replace a file that the model is read from."""
+    # A GGUF file in a folder is what was made of it.
+    own = [path for path in files_of(file) if not (path.endswith(".gguf") and os.path.isdir(file.path))]
+    if os.path.exists(target) and any(os.path.samefile(path, target) for path in (file.path, *own)):
+        raise LowbitError(f"{target}: is a file of the model that is read; give the new one another name")
 
 
 def write_model(

@@ -64,7 +64,7 @@ class Driven(ABC):
     def _leave_parent(self) -> None:
         """In a child process: let go of what the parent goes on with."""
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
         """Go on in a child process, if there is no thread, which would have stayed in the parent."""
         if os.getpid() != self._process:
             if self._threaded:
@@ -97,7 +97,7 @@ class Driven(ABC):
     def wait(self, ready: Callable[[], bool]) -> None:
         """Return when `ready()`; until then make steps, unless somebody else does."""
         while not ready():
-            self._check_process()
+            self.check_process()
             if not self._threaded:
                 with self._turn as mine:
                     while mine and not ready():

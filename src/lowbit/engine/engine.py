@@ -169,7 +169,7 @@ class Engine(Driven):
 
     def start(self, request: Request) -> Stream:
         """Queue a request."""
-        self._check_process()
+        self.check_process()
         most, need, size = self._pool.limit, self._pool.need(request.capacity), self._pool.block_bytes
         if most is not None and need > most:
             raise MemoryBudgetError(f"keys and values of such a text need {need * size} bytes; there are {most * size}")

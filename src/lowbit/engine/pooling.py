@@ -13,9 +13,9 @@ def pooled(how: str, out: np.ndarray, n: int) -> Callable[[np.ndarray], None]:
     Raises
     ------
     ValueError
-        If `how` is none of these.
+        If `how` is none of these, or `out` has no room for all.
     """
-    if how not in ("last", "mean", "first", "none"):
+    if how not in ("last", "mean", "first") and (how, out.ndim) != ("none", 2):
         raise ValueError(f"pooling must be last, mean or first, not {how!r}")
     done, total = 0, np.zeros(out.shape[-1] if how == "mean" else 0)
 

@@ -93,6 +93,7 @@ class Stream:
         import asyncio  # which who calls this has imported, and others do without
 
         driver, loop, arrived = self._driver, asyncio.get_running_loop(), asyncio.Event()
+        driver.check_process()
 
         def listen() -> None:
             if ready():

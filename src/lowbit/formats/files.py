@@ -12,12 +12,13 @@ from lowbit.errors import FormatError, LowbitError, MissingFileError, Unsupporte
 
 @contextmanager
 def named(*paths: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Begin every complaint with the first of these paths, unless it begins with one of them already."""
-    known = tuple(os.fsdecode(path) for path in paths if path is not None)
+    """Begin every complaint with the first of these paths, unless it begins with one of them, or a file in it."""
+    known = [os.fsdecode(path) for path in paths if path is not None]
+    begun = tuple(path.rstrip(os.sep) + mark for path in known for mark in (":", os.sep))
     try:
         yield
     except (FormatError, UnsupportedModelError) as error:
-        if str(error).startswith(known):
+        if str(error).startswith(begun):
             raise
         raise type(error)(f"{known[0]}: {error}") from None
 

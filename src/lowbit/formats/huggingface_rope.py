@@ -10,8 +10,6 @@ import numpy as np
 from lowbit.errors import FormatError
 from lowbit.formats.config_keys import Keys
 
-__all__ = ["llama3_factors", "longrope", "yarn_magnitude"]
-
 
 def longrope(
     keys: Keys, scaling: Keys, rotated: int, context: int, phi: bool

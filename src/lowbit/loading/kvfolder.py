@@ -113,8 +113,10 @@ class KVFolder:
         return found
 
     def clear(self) -> int:
-        """Remove all files; return how many."""
+        """Remove all files; return how many. A folder that never held any stays as it is."""
         removed = 0
+        if not os.path.exists(self.path_of(LOCK)) and not self.files():
+            return removed
         with self._locked(tries=1000) as lock:
             for file in self.files():
                 with contextlib.suppress(FileNotFoundError):

@@ -206,7 +206,7 @@ def _numbers(look: _Look) -> Iterator[str]:
 def _head_dim(look: _Look) -> Iterator[str]:
     plan, mixer = look.plan, look.plan.attentions[0]
     # Elsewhere the size of a head is a key that every program reads.
-    derived = plan.family in ("llama", "bitnet", "mistral3")
+    derived = plan.family in ("llama", "bitnet")
     if derived and isinstance(mixer, Attention) and mixer.head_dim * mixer.n_heads != plan.hidden_size:
         yield (
             f"heads have {mixer.head_dim} channels, and not the {plan.hidden_size / mixer.n_heads:g} that hidden size "

@@ -140,6 +140,8 @@ async def chat(call: Call, service: Service) -> None:
         raise Problem(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     chosen = asked.settings_for(service, service.template.stops)
     if asked.response_format is not None:
+        if "json_schema" in chosen:
+            raise Problem(400, "response_format and json_schema cannot go together", param="json_schema")
         chosen["json_schema"] = asked.response_format
     messages, begun = split_begun(asked.messages, asked.begins())
     talk = await prepare(service, messages, begun, asked.tools, asked.tool_choice, asked.parallel_tool_calls,

@@ -103,7 +103,8 @@ def _calls(tools: tuple[Any, ...], choice: Any, parallel: bool, source: str, thi
         return ToolCalls(list(tools), choice, parallel, source, thinks)
     except ValueError as error:
         name = "tool_choice" if "tool_choice" in str(error) else "tools"
-        raise Problem(400, f"{name}: {error}", param=name, code="invalid_value") from None
+        where = "" if str(error).startswith(name) else f"{name}: "
+        raise Problem(400, f"{where}{error}", param=name, code="invalid_value") from None
 
 
 def finish_reason(parser: ToolCalls, result: Generation, choice: Any) -> str:

@@ -58,7 +58,7 @@ def read_documents(paths: Sequence[str | Path]) -> list[Document]:
     for path in map(Path, paths):
         found = list(_jsonl(path) if path.suffix == ".jsonl" else _text(path))
         if not found:
-            raise FormatError(f"{path}: no text in it to train on")
+            raise FormatError(f"{path}: there is no text in it")
         documents += found
     return documents
 

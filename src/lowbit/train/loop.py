@@ -76,6 +76,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise FormatError(f"a run cannot have {self.steps} steps")
+        if not 0 <= self.seed < 1 << 63:
+            raise FormatError(f"seed must be a whole number from 0 to 2**63 - 1, not {self.seed}")
         if self.micro_tokens < self.window or self.batch_tokens % self.micro_tokens or self.micro_tokens % self.window:
             raise FormatError("the batch must be a multiple of the micro-batch, and that a multiple of the window")
 

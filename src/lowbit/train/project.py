@@ -107,6 +107,7 @@ def _train(project: Project, beat: Beat) -> Path:
         raise FormatError(f"{checkpoint}: nothing to resume")
     if not project.resume and checkpoint.exists():
         raise FormatError(f"{folder}: holds a run already; resume it, or remove the folder to begin anew")
+    check_output(project)
     cores = project.threads or torch.get_num_threads()
     passes = project.schedule.batch_tokens // project.schedule.micro_tokens
     processes, threads = share_cores(cores, project.device, passes)
@@ -145,6 +146,9 @@ def _train(project: Project, beat: Beat) -> Path:
     torch.manual_seed(project.schedule.seed)
     model = make_model(project, tokenizer.vocab_size, compute).to(project.device)
     check_exportable(model, project.ternary_type)
+    if project.schedule.window > model.shape.context_length:
+        longest = model.shape.context_length
+        raise FormatError(f"the window of {project.schedule.window} tokens is longer than the context of {longest}")
     teacher = Teacher(project.teacher, tokenizer, project.schedule.window) if project.teacher else None
     beat.at("cutting the text into tokens")
     tokens, held_tokens = encode(documents, tokenizer), encode(held, tokenizer, end=False)
@@ -218,6 +222,16 @@ def _train(project: Project, beat: Beat) -> Path:
         beat.at("writing samples")
         write_samples(folder / "samples.txt", project, tokenizer, held)
     return project.output
+
+
+def check_output(project: Project) -> None:
+    """Refuse, before hours of work and not after them, an output that is a folder, or something that is read."""
+    if project.output.is_dir():
+        raise FormatError(f"{project.output}: is a folder; the output is a file")
+    read = [split_weight(name)[0] for name in project.corpus]
+    read += [path for path in (*project.validation, project.vocabulary, project.teacher) if path]
+    if project.output.exists() and any(Path(path).exists() and project.output.samefile(path) for path in read):
+        raise FormatError(f"{project.output}: is read; give the model another name")
 
 
 def compile_model(model: BitNet, cache: Path) -> None:
