@@ -16,8 +16,8 @@ ROWS = (1, 3, 15, 16, 17, 31, 32, 33, 127, 128, 129, 255, 256, 257)
 COLS = (*ROWS, 4096)
 TOKENS = (1, 2, 3, 7, 8, 9, 15, 16, 17, 33)
 FILLS = (7, "low", "high")
-LOWEST = {"u8": -127, "u8m": -127, "iq4": -127, "fp4": -127}
-"""What formats allow as activations, if not -128 too."""
+LOWEST = dict.fromkeys(("u8", "u8m", "iq4", "fp4"), -127)
+"""What formats of bytes allow as activations; others allow -128 too."""
 
 
 def activations(form, tokens, cols, fill):
@@ -81,7 +81,7 @@ def test_threads_do_not_change_sums(isa, form, packed):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_longest_rows_are_summed_exactly(isa, form, packed):
-    cols = 1 << (16 if form.startswith("u8") else 18)
+    cols = 1 << (16 if form in LOWEST else 18)
     for fill in ("low", "high"):
         w = packed(form, 1, cols, fill)
         x = activations(form, 1, cols, fill)

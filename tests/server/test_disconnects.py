@@ -134,7 +134,7 @@ def test_sigterm_lets_answers_end_and_ends_the_others_in_order(long_path, endles
     with ThreadPoolExecutor() as pool:  # what nobody reads would be cut off at the end
         read = [pool.submit(read_all, each) for each in (finite, endless_one, other_api, waiting)]
         try:
-            server.until(lambda: len(server.running()) + server.metric("lowbit_requests_finished_total") >= 3)
+            server.until(lambda: len(server.running()) + server.metric("requests_finished_total") >= 3)
         finally:  # what is read ends with the server
             status, said = server.stop()
     assert (status, said) == (0, "")

@@ -49,11 +49,19 @@ LB_INLINE void lb_unpack_planes(const uint8_t *w, int bits, const uint8_t first,
     }
 }
 
-/* Codes of four bits become what they stand for. */
+/* Codes of four bits become what they stand for; four of them are put together before they are stored. */
 LB_INLINE void lb_look_up(const uint8_t *w, const uint8_t *table, uint8_t *codes) {
-    for (int i = 0; i < 4 * 64; i++) {
-        codes[i] = table[w[i] & 15];
-        codes[4 * 64 + i] = table[w[i] >> 4];
+    for (int i = 0; i < 4 * 64; i += 4, w += 4, codes += 4) {
+        uint32_t low = 0, high = 0;
+        for (int b = 0; b < 4; b++) {
+            low |= (uint32_t)table[w[b] & 15] << 8 * b;
+            high |= (uint32_t)table[w[b] >> 4] << 8 * b;
+        }
+#if defined(__GNUC__)
+        __asm__("" : "+r"(low), "+r"(high)); /* or GCC would make vectors of it, byte by byte */
+#endif
+        memcpy(codes, &low, 4);
+        memcpy(codes + 4 * 64, &high, 4);
     }
 }
 

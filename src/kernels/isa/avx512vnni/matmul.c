@@ -167,17 +167,26 @@ LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
     }
 }
 
-/* The fields of `words` words become bytes of eight registers, from `shift` on. */
-LB_INLINE void add_plane(const __m512i *v, const int words, const int shift, __m512i *codes) {
-    const __m512i mask = _mm512_set1_epi8((char)(((1 << words) - 1) << shift));
-    for (int f = 0; f < 8 / words; f++) {
-        for (int t = 0; t < words; t++) {
-            const int right = words * f - shift;
-            __m512i field = right > 0 ? _mm512_srli_epi16(v[t], right) : _mm512_slli_epi16(v[t], -right);
-            field = _mm512_and_si512(field, mask);
-            codes[words * f + t] = shift ? _mm512_or_si512(codes[words * f + t], field) : field;
-        }
-    }
+/* A mask that is made where it stands: kept in registers, masks would take those of the sums of sixteen tokens. */
+LB_INLINE __m512i mask_here(const int byte) {
+    uint32_t four = lb_each_byte((uint32_t)byte);
+#if defined(__GNUC__)
+    __asm__ volatile("" : "+r"(four));
+#endif
+    return _mm512_set1_epi32((int32_t)four);
+}
+
+/* One of the eight registers of bytes that a block of `words` words becomes. */
+LB_INLINE __m512i bytes_of(const uint8_t *w, const int words, const int t, __m512i low_mask, __m512i high_mask) {
+    if (words == 8) return _mm512_loadu_si512(w + 64 * t);
+    const int low = lb_low_bits(words), high = words - low;
+    const __m512i v = _mm512_loadu_si512(w + 64 * (t % low));
+    const __m512i code = _mm512_and_si512(_mm512_srli_epi16(v, low * (t / low)), low_mask);
+    if (!high) return code;
+    const int n = high ? high : 1, right = n * (t / n) - low;
+    const __m512i u = _mm512_loadu_si512(w + 64 * (low + t % n));
+    const __m512i field = right > 0 ? _mm512_srli_epi16(u, right) : _mm512_slli_epi16(u, -right);
+    return _mm512_or_si512(code, _mm512_and_si512(field, high_mask));
 }
 
 /*
@@ -193,7 +202,6 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
     const int turns = tokens == 1 || groups == 1 || lb_has_minima(format); /* two sums that do not wait: measured */
     const size_t row_bytes = (size_t)m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
-    const __m512i values = load_table(lb_tables[format == LB_UT ? m->table : 0]);
     float x_sums[LB_TILE][LB_SUMS_AHEAD];
     f32x16 y[LB_TILE];
     for (int j = 0; j < streams * tokens; j++) y[j] = v_set1(0.0f);
@@ -201,37 +209,37 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
         if (lb_has_minima(format) && g % LB_SUMS_AHEAD == 0) lb_make_x_sums(a, token, tokens, g, x_sums);
         for (int s = 0; s < streams; s++) {
             const uint8_t *w = m->codes + (row_group + s * apart) * row_bytes + (size_t)(g / groups) * words * 64;
-            __m512i v[8], codes[8];
             for (int t = 0; t < words; t++) {
                 if (tokens > 1) _mm_prefetch((const char *)((uintptr_t)w + 64 * t + LB_AHEAD), _MM_HINT_T0);
                 if (streams > 1) _mm_prefetch((const char *)((uintptr_t)w + 64 * t + LB_STREAM_AHEAD), _MM_HINT_T0);
-                v[t] = _mm512_loadu_si512(w + 64 * t);
             }
-            if (words == 8) {
-                for (int t = 0; t < 8; t++) codes[t] = v[t];
-            } else {
-                const int low = words > 3 ? 4 : 2;
-                add_plane(v, low, 0, codes);
-                if (words > low) add_plane(v + low, words - low, low, codes);
+            const int low = lb_low_bits(words), low_top = (1 << low) - 1, high_top = (1 << words) - 1 - low_top;
+            const __m512i low_mask = mask_here(low_top), high_mask = mask_here(high_top);
+            const lb_scales scales[2] = {lb_load_scales(m, row_group + s * apart, g, format),
+                                         lb_load_scales(m, row_group + s * apart, g + groups - 1, format)};
+            __m512i codes[8];
+            LB_UNROLL(8)
+            for (int t = 0; t < 8; t++) {
+                codes[t] = bytes_of(w, words, t, low_mask, high_mask);
+                if (format == LB_UT) codes[t] = _mm512_shuffle_epi8(load_table(lb_tables[m->table]), codes[t]);
             }
-            for (int t = 0; t < 8 && format == LB_UT; t++) codes[t] = _mm512_shuffle_epi8(values, codes[t]);
-            LB_UNROLL(2)
-            for (int h = 0; h < groups; h++) {
-                const lb_scales scales = lb_load_scales(m, row_group + s * apart, g + h, format);
-                LB_UNROLL(16)
-                for (int j = 0; j < tokens; j++) {
+            LB_UNROLL(16)
+            for (int j = 0; j < tokens; j++) {
+                const int8_t *xj = x + j * a->stride;
+                LB_UNROLL(2)
+                for (int h = 0; h < groups; h++) {
                     const ptrdiff_t i = (ptrdiff_t)(token + j) * a->n_groups + g + h;
-                    const int8_t *xj = x + j * a->stride;
+                    const int first = 8 / groups * h;
                     __m512i sum = _mm512_setzero_si512(), turn = sum;
                     LB_UNROLL(8)
-                    for (int t = 8 / groups * h; t < 8 / groups * (h + 1); t++) {
+                    for (int t = first; t < first + 8 / groups; t++) {
                         __m512i *one = turns && t & 1 ? &turn : &sum;
                         *one = dot4(*one, codes[t], xj + 4 * t);
                     }
                     if (turns) sum = _mm512_add_epi32(sum, turn);
                     if (offset) sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(vi_set1(a->sum[i]), vi_set1(offset)));
-                    y[s + j] =
-                        lb_add_group(y[s + j], sum, scales, a->scale[i], &x_sums[j][(g + h) % LB_SUMS_AHEAD], format);
+                    y[s + j] = lb_add_group(y[s + j], sum, scales[h], a->scale[i], &x_sums[j][(g + h) % LB_SUMS_AHEAD],
+                                            format);
                 }
             }
         }
