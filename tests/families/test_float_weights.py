@@ -71,7 +71,7 @@ def test_decoded_rows_come_out_where_they_belong(tmp_path):
         names = [f"blk.0.attn_{part}.weight" for part in "qkv"]
         stored = np.concatenate([dequantize("IQ4_NL", file.read(n), file.tensors[n].shape) for n in names])
         assert isinstance(qkv, PackedMatrix)
-        assert qkv.format == "u8"
+        assert qkv.format == "iq4"
         assert (qkv.rows(range(256)) == stored).all()
 
 

@@ -13,8 +13,8 @@ from lowbit.kernels import PackedMatrix, pack_ternary, unpack_ternary
 from lowbit.quantize import quantize
 
 BLOCKS = {
-    "TQ2_0": ("u2", 256), "I2_S": ("u2", 128), "Q4_0": ("u4", 32), "Q4_1": ("u4m", 32), "IQ4_NL": ("iq4", 32), "Q5_0": ("u5", 32),
-    "Q5_1": ("u5m", 32), "Q8_0": ("u8", 32),
+    "TQ2_0": ("u2", 256), "I2_S": ("u2", 128), "Q4_0": ("u4", 32), "Q4_1": ("u4m", 32), "IQ4_NL": ("iq4", 32),
+    "Q5_0": ("u5", 32), "Q5_1": ("u5m", 32), "Q8_0": ("u8", 32),
 }  # fmt: skip
 SCALES = [("TQ2_0", 64), ("Q4_0", 0), ("Q4_1", 0), ("Q4_1", 2), ("Q5_0", 0), ("Q5_1", 0), ("Q5_1", 2), ("Q8_0", 0)]
 """Types, and where a block has its scale or minimum."""

@@ -63,7 +63,8 @@ def expect_same_bits(got, want, *what):
 @pytest.mark.parametrize(("form", "group"), [("u2", 64), ("u2", 128), ("u2", 256), ("u4", 32), ("u4", 64), ("u8", 32),
                                              ("u8", 128), ("u4m", 32), ("u4m", 256), ("u8m", 32),
                                              ("u8m", 64), ("t5", 128), ("t5", 256), ("u3", 16),
-                                             ("u5", 32), ("u6", 16), ("u6", 64), ("u2m", 16), ("u5m", 32), ("iq4", 32), ("fp4", 64)])  # fmt: skip
+                                             ("u5", 32), ("u6", 16), ("u6", 64), ("u2m", 16),
+                                             ("u5m", 32), ("iq4", 32), ("fp4", 64)])  # fmt: skip
 @pytest.mark.parametrize("cols", [40, 128, 256, 600])  # with and without a shorter last group
 @pytest.mark.parametrize("per_token", [False, True])
 def test_scale_groups_are_added_in_order(isa, form, group, cols, per_token, packed):

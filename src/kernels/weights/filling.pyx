@@ -9,7 +9,8 @@ from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from lowbit._kernels.dispatch cimport (
-    LB_F16, LB_F32, LB_ROWS, LB_U2, LB_UT, lb_has_minima, lb_has_planes, lb_matrix, lb_multiples, lb_scales_at, lb_super,
+    LB_F16, LB_F32, LB_ROWS, LB_U2, LB_UT, lb_has_minima, lb_has_planes, lb_matrix, lb_multiples, lb_scales_at,
+    lb_super,
 )
 
 

@@ -11,8 +11,8 @@ from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
     LB_BF16, LB_F16, LB_F32, LB_ROWS, LB_T5, LB_U2, LB_U4, LB_U4M, LB_U8, LB_U8M, LB_UP, LB_UPM, LB_UT,
-    alloc_weights, begin_floats, checked, end_floats, free_weights, lb_float_mode, lb_has_minima, lb_has_planes, lb_matrix, lb_plus,
-    lb_row_groups, lb_scales_at, lb_super_bytes, lb_super_shift, lb_times, parallel, work_fn,
+    alloc_weights, begin_floats, checked, end_floats, free_weights, lb_float_mode, lb_has_minima, lb_has_planes,
+    lb_matrix, lb_plus, lb_row_groups, lb_scales_at, lb_super_bytes, lb_super_shift, lb_times, parallel, work_fn,
 )
 from lowbit._kernels.filling cimport (
     BlockLayout, Fill, empty_byte, fields_of, fill_blocks, fill_codes, fill_floats, fill_planes, fill_rounded,

@@ -25,7 +25,7 @@ cdef extern from "kernels.h":
         LB_Q6_K
 
 STORED = {
-    # type: (number, weights in a block, bytes, format of the matrix, columns per scale, scales_super, words of its table)
+    # type: (number, weights in a block, bytes, format of the matrix, columns per scale, scales_super, table's words)
     "IQ1_S": (LB_IQ1_S, 256, 50, "u8", 32, False, 2048),
     "IQ1_M": (LB_IQ1_M, 256, 56, "u8", 16, False, 2048),
     "IQ2_XXS": (LB_IQ2_XXS, 256, 66, "u8", 32, False, 256 + 128),
