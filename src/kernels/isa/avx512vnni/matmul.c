@@ -232,9 +232,9 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
                     const int first = 8 / groups * h;
                     __m512i sum = _mm512_setzero_si512(), turn = sum;
                     LB_UNROLL(8)
-                    for (int t = first; t < first + 8 / groups; t++) {
+                    for (int t = 0; t < 8 / groups; t++) {
                         __m512i *one = turns && t & 1 ? &turn : &sum;
-                        *one = dot4(*one, codes[t], xj + 4 * t);
+                        *one = dot4(*one, codes[first + t], xj + 4 * (first + t));
                     }
                     if (turns) sum = _mm512_add_epi32(sum, turn);
                     if (offset) sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(vi_set1(a->sum[i]), vi_set1(offset)));
