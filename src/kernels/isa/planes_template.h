@@ -1,6 +1,6 @@
 /*
  * Products with codes in planes: 32 columns of a row group become bytes, in the first cache, which a tile of bytes
- * then meets. Include after the tiles, and after streams_template.h.
+ * then meets. LB_PLANES_MATMUL stands after the tiles, LB_PLANES_STREAMS before those of streams_template.h.
  *
  * A tile of bytes has the arguments of u8_tile. `first` is what it wants in each byte: 128 if it subtracts this. Bytes
  * of tables meet u8_tile, and come from `look_up`, or LB_LOOK_UP, where a set has an instruction for it.
