@@ -229,12 +229,12 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
                 LB_UNROLL(2)
                 for (int h = 0; h < groups; h++) {
                     const ptrdiff_t i = (ptrdiff_t)(token + j) * a->n_groups + g + h;
-                    const int first = 8 / groups * h;
                     __m512i sum = _mm512_setzero_si512(), turn = sum;
                     LB_UNROLL(8)
-                    for (int t = 0; t < 8 / groups; t++) {
+                    for (int t = 0; t < 8; t++) {
+                        if (t * groups / 8 != h) continue;
                         __m512i *one = turns && t & 1 ? &turn : &sum;
-                        *one = dot4(*one, codes[first + t], xj + 4 * (first + t));
+                        *one = dot4(*one, codes[t], xj + 4 * t);
                     }
                     if (turns) sum = _mm512_add_epi32(sum, turn);
                     if (offset) sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(vi_set1(a->sum[i]), vi_set1(offset)));
