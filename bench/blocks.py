@@ -1,4 +1,4 @@
-"""Weights in blocks of 32 at their own width, beside the same weights rounded to 8 bits.
+"""Weights in blocks at their own width, beside weights in 8 bits.
 
     python bench/blocks.py                                          # products, on every instruction set
     python bench/blocks.py --model SmolLM2-135M-Instruct.Q4_1.gguf  # a model: speed, and distance from float32
@@ -23,15 +23,19 @@ import numpy as np
 
 import lowbit
 from lowbit import isa
-from lowbit._kernels.matrix import BLOCK_TYPES
+from lowbit._kernels.matrix import BLOCK_TYPES, UNPACKED_TYPES
 from lowbit.formats import open_model
 from lowbit.formats.blocks import dequantize
 from lowbit.formats.gguf_writer import GGUFWriter
 from lowbit.kernels import PackedMatrix, matmul
+from lowbit.loading.paging import stored_of
 from lowbit.quantize import quantize
 from lowbit.quantize.ggml_types import type_of
 
 KINDS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
+"""Types of models."""
+UNPACKED = tuple(kind for kind, (form, _) in UNPACKED_TYPES.items() if form != "u8")
+"""Other types that keep their width, whose products are measured."""
 SHAPES = ((1536, 576), (576, 1536), (2560, 2560))
 RING_BYTES = 192 << 20
 """One token goes round copies of the weights, more than a last-level cache holds."""
@@ -82,7 +86,7 @@ def compare_products(name: str, n: int, k: int, m: int, turns: int) -> None:
     rng = np.random.default_rng(n)
     x = rng.standard_normal((m, k), np.float32)
     calls: dict[str, Callable[[], object]] = {}
-    for kind in ("8 bits", *KINDS):
+    for kind in ("8 bits", *KINDS, *(kind for kind in UNPACKED if k % type_of(kind).block_elements == 0)):
         matrices = [packed(kind, n, k)]
         if m == 1:
             matrices += [packed(kind, n, k) for _ in range(RING_BYTES // matrices[0].nbytes)]
@@ -102,6 +106,12 @@ def packed(kind: str, n: int, k: int) -> PackedMatrix:
     if kind == "8 bits":
         matrix = PackedMatrix("u8", n, k, group_cols=32, scales_f16=True)
         matrix.fill_rounded("F32", rng.standard_normal(n * k, np.float32).view(np.uint8), n)
+        return matrix
+    if kind in UNPACKED:
+        form, options = UNPACKED_TYPES[kind]
+        matrix = PackedMatrix(form, n, k, **options)
+        blocks = n * k // type_of(kind).block_elements
+        matrix.fill_stored(stored_of(kind), rng.integers(0, 64, blocks * type_of(kind).block_bytes, np.uint8), n)
         return matrix
     raw = rng.integers(0, 256, (n * k // 32, type_of(kind).block_bytes), np.uint8)
     raw[:, 1] = raw[:, 3] = 0x2C  # scales and minima of about 1/16

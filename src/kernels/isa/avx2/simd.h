@@ -92,4 +92,17 @@ static inline void vi_store_i8(int8_t *p, i32x16 x) {
     _mm_storeu_si128((__m128i *)p, bytes);
 }
 
+/* 32 codes of four bits of sixteen rows become what a table has for them. */
+static inline void look_up(const uint8_t *w, const uint8_t *table, uint8_t *codes) {
+    const __m256i values = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)table));
+    const __m256i low = _mm256_set1_epi8(15);
+    for (int i = 0; i < 4 * 64; i += 32) {
+        const __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)(w + i));
+        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
+        _mm256_storeu_si256((__m256i *)(codes + i), _mm256_shuffle_epi8(values, _mm256_and_si256(v, low)));
+        _mm256_storeu_si256((__m256i *)(codes + 4 * 64 + i), _mm256_shuffle_epi8(values, high));
+    }
+}
+#define LB_LOOK_UP look_up
+
 #endif

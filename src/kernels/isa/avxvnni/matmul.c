@@ -20,6 +20,7 @@
 #define LB_U8_OFFSET 128
 #include "../matmul_template.h"
 #include "../streams_template.h"
+#include "../planes_template.h"
 
 /* The same instruction in its AVX-512 encoding, to run this file's code where only that exists (tests/selftest). */
 #if defined(LB_AVXVNNI_AS_EVEX)
@@ -29,19 +30,6 @@
 #endif
 
 enum { USUAL = 8 }; /* words of a usual block of U2 and U8, of which U4 has half: a constant makes addresses cheap */
-
-LB_INLINE void look_up(const uint8_t *w, const uint8_t *table, uint8_t *codes) {
-    const __m256i values = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)table));
-    const __m256i low = _mm256_set1_epi8(15);
-    for (int i = 0; i < 4 * 64; i += 32) {
-        const __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)(w + i));
-        const __m256i high = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
-        _mm256_storeu_si256((__m256i *)(codes + i), _mm256_shuffle_epi8(values, _mm256_and_si256(v, low)));
-        _mm256_storeu_si256((__m256i *)(codes + 4 * 64 + i), _mm256_shuffle_epi8(values, high));
-    }
-}
-#define LB_LOOK_UP look_up
-#include "../planes_template.h"
 
 LB_INLINE __m256i broadcast4(const int8_t *x) {
     int32_t four;

@@ -110,4 +110,15 @@ static inline void vi_store_i8(int8_t *p, i32x16 x) {
     vst1q_s8(p, vcombine_s8(vqmovn_s16(a), vqmovn_s16(b)));
 }
 
+/* 32 codes of four bits of sixteen rows become what a table has for them. */
+static inline void look_up(const uint8_t *w, const uint8_t *table, uint8_t *codes) {
+    const uint8x16_t values = vld1q_u8(table);
+    for (int i = 0; i < 4 * 64; i += 16) {
+        const uint8x16_t v = vld1q_u8(w + i);
+        vst1q_u8(codes + i, vqtbl1q_u8(values, vandq_u8(v, vdupq_n_u8(15))));
+        vst1q_u8(codes + 4 * 64 + i, vqtbl1q_u8(values, vshrq_n_u8(v, 4)));
+    }
+}
+#define LB_LOOK_UP look_up
+
 #endif

@@ -20,16 +20,6 @@
 #define LB_U8_OFFSET 0
 #include "../matmul_template.h"
 #include "../streams_template.h"
-
-LB_INLINE void look_up(const uint8_t *w, const uint8_t *table, uint8_t *codes) {
-    const uint8x16_t values = vld1q_u8(table);
-    for (int i = 0; i < 4 * 64; i += 16) {
-        const uint8x16_t v = vld1q_u8(w + i);
-        vst1q_u8(codes + i, vqtbl1q_u8(values, vandq_u8(v, vdupq_n_u8(15))));
-        vst1q_u8(codes + 4 * 64 + i, vqtbl1q_u8(values, vshrq_n_u8(v, 4)));
-    }
-}
-#define LB_LOOK_UP look_up
 #include "../planes_template.h"
 
 LB_INLINE int8x8_t load4(const int8_t *x) {
