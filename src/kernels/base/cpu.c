@@ -3,7 +3,6 @@
 #define _GNU_SOURCE /* syscall */
 #include <errno.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -11,6 +10,7 @@
 #include "cpu.h"
 
 #include <stddef.h>
+#include <string.h>
 
 #if defined(__i386__) || defined(__x86_64__) || defined(_M_IX86) || defined(_M_X64)
 
@@ -32,6 +32,14 @@ static uint32_t saved_registers(void) {
 
 static int has(uint32_t word, int bit) { return word >> bit & 1; }
 
+/* Whether that is who made the processor: what EBX, EDX and ECX say. */
+static int is_made_by(const char name[12]) {
+    uint32_t r[4], ordered[3];
+    cpuid(0, 0, r);
+    ordered[0] = r[1], ordered[1] = r[3], ordered[2] = r[2];
+    return memcmp(ordered, name, sizeof ordered) == 0;
+}
+
 uint32_t lb_cpu_features(void) {
     enum { A, B, C, D };
     uint32_t one[4], seven[4], seven1[4], found = 0;
@@ -51,16 +59,15 @@ uint32_t lb_cpu_features(void) {
         found |= LB_CPU_AVX512VNNI;
     }
     if ((found & LB_CPU_AVX512VNNI) && has(seven[C], 1)) found |= LB_CPU_AVX512VBMI;
+    const uint32_t family = (one[A] >> 8 & 15) + (one[A] >> 20 & 255); /* 25 is Zen 3, without AVX-512, and Zen 4 */
+    if ((found & LB_CPU_AVX512VBMI) && family == 25 && is_made_by("AuthenticAMD")) found |= LB_CPU_ZEN4;
     const int tiles = (saved & 0x60000) == 0x60000;
     if (tiles && (found & LB_CPU_AVX512VBMI) && has(seven[D], 24) && has(seven[D], 25)) found |= LB_CPU_AMX;
     return found;
 }
 
 int32_t lb_cpu_streams(void) {
-    const uint32_t intel[3] = {0x756e6547, 0x49656e69, 0x6c65746e}; /* "Genu", "ineI", "ntel" in EBX, EDX, ECX */
-    uint32_t r[4];
-    cpuid(0, 0, r);
-    if (r[1] != intel[0] || r[3] != intel[1] || r[2] != intel[2]) return 1;
+    if (!is_made_by("GenuineIntel")) return 1;
     return lb_cpu_features() & LB_CPU_AVX512VNNI ? 4 : 1;
 }
 

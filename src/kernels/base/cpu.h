@@ -18,7 +18,8 @@ enum {
     LB_CPU_NEONI8MM = 1 << 10, /* with NEONDOT */
     LB_CPU_AVX512VBMI = 1 << 11, /* with AVX512VNNI */
     LB_CPU_ARMV6 = 1 << 12,    /* 32-bit Arm with the media instructions of ARMv6 and VFP */
-    LB_CPU_SSE42 = 1 << 13     /* with POPCNT, which numpy asks for; lowbit does not */
+    LB_CPU_SSE42 = 1 << 13,    /* with POPCNT, which numpy asks for; lowbit does not */
+    LB_CPU_ZEN4 = 1 << 14      /* no instructions of its own, but other speeds; with AVX512VBMI */
 };
 
 /* A set of the flags above. */

@@ -1,0 +1,274 @@
+/*
+ * AMD's Zen 4: ternary products of many tokens. It has four 256-bit pipes, and vpdpbusd runs on two of them only. The
+ * other two take what vpdpbusd leaves: three activations have 27 sums with codes of 0, 1 and 2, which are a table of
+ * int16 that fits one register; vpermw looks up in it for 32 rows at once, and an addition takes what it found to their
+ * sums. Two such operations stand for 96 products, one vpdpbusd for 64.
+ *
+ * A pair of row groups is 32 rows. Of four words of a block, 64 columns, 40 go to vpdpbusd and 24 to tables:
+ *
+ *     word    field 0   1   2   3
+ *      0            Q   Q   A   A      Q: a quad, the code of four bytes
+ *      1            Q   Q   B   B      A, B: triples, three codes of the same byte
+ *      2            Q   Q   Q   A
+ *      3            Q   Q   Q   B
+ *
+ * A table is made once for all rows, indices and quads once for all tokens of a panel. The codes of a triple are first
+ * brought into the lowest six bits of their byte; a look-up of bytes makes c0 + 3 c1 + 9 c2 of c0 + 4 c1 + 16 c2. Rows r
+ * of the two row groups then share a 32-bit lane, and as vpermw looks at the lowest five bits of a 16-bit lane only, a
+ * shift by 8 has the indices of the next byte.
+ *
+ * The sums of tables stay within 2 * 128 * 96 < 2**15 in a panel of 256 columns; those of panels are int32, with the
+ * bounds of AVX-512 VNNI.
+ */
+#include "../avx512vnni/simd.h"
+
+#include <stdlib.h>
+
+#define LB_ISA zen4
+#define LB_TILE 4
+#include "../matmul_template.h"
+
+lb_matmul_fn lb_matmul_u2__avx512vnni;
+
+enum {
+    WORDS = 8,   /* of a row and a block */
+    COLUMNS = 16 * WORDS,
+    BLOCKS = 2,  /* of a panel */
+    PARTS = 4,   /* of four words, of a panel */
+    TRIPLES = 8, /* of a part */
+    QUADS = 10,
+    TOKENS = 64, /* most of a panel */
+    FEW = 8,     /* tokens; fewer are left to AVX-512 VNNI */
+    PAIRS = 2,   /* of row groups, taken together */
+    LANES = 32
+};
+
+typedef struct {
+    int16_t tables[TOKENS / LB_TILE][PARTS * TRIPLES][LB_TILE][LANES];
+    int32_t x[TOKENS / LB_TILE][PARTS * QUADS][LB_TILE];
+    int16_t indices[PARTS * TRIPLES][PAIRS][LANES];
+    uint8_t quads[PARTS * QUADS][PAIRS][2][64];
+} panel;
+
+/* The tables and quads of a token and a block, from COLUMNS activations. */
+LB_INLINE void take_block(const int8_t *x, int16_t (*tables)[LB_TILE][LANES], int32_t (*quads)[LB_TILE]) {
+#define THREE(i, j) 4 * (i) + (j), 32 + 4 * (i) + (j), 32 + 4 * ((i) + 2) + (j), 0
+#define FOUR_THREES(i) THREE(i, 0), THREE(i, 1), THREE(i, 2), THREE(i, 3)
+    static const uint8_t threes_of[64] = {FOUR_THREES(0), FOUR_THREES(1), FOUR_THREES(4), FOUR_THREES(5)};
+    /* The codes of 27 sums, in the order in which vpackssdw puts them. */
+#define SUM(i) (i) % 3, (i) / 3 % 3, (i) < 27 ? (i) / 9 : 0, 0
+#define FOUR_SUMS(i) SUM(i), SUM((i) + 1), SUM((i) + 2), SUM((i) + 3)
+    static const uint8_t low_sums[64] = {FOUR_SUMS(0), FOUR_SUMS(8), FOUR_SUMS(16), FOUR_SUMS(24)},
+                         high_sums[64] = {FOUR_SUMS(4), FOUR_SUMS(12), FOUR_SUMS(20), FOUR_SUMS(28)};
+    const __m512i low = _mm512_loadu_si512(low_sums), high = _mm512_loadu_si512(high_sums);
+    const __m512i zero = _mm512_setzero_si512();
+    int32_t threes[2 * TRIPLES], fours[COLUMNS / 4];
+    _mm512_storeu_si512(threes, _mm512_permutexvar_epi8(_mm512_loadu_si512(threes_of), _mm512_loadu_si512(x + 64)));
+    LB_UNROLL(4)
+    for (int i = 0; i < 2 * TRIPLES; i++) {
+        const __m512i three = _mm512_set1_epi32(threes[i]);
+        const __m512i sums = _mm512_packs_epi32(_mm512_dpbusd_epi32(zero, low, three),
+                                                _mm512_dpbusd_epi32(zero, high, three));
+        _mm512_storeu_si512(tables[i][0], sums);
+    }
+    memcpy(fours, x, sizeof fours);
+    for (int part = 0; part < 2; part++) {
+        for (int t = 0; t < 4; t++) quads[part * QUADS + t][0] = fours[4 * part + t];
+        for (int t = 0; t < 4; t++) quads[part * QUADS + 4 + t][0] = fours[8 + 4 * part + t];
+        for (int t = 0; t < 2; t++) quads[part * QUADS + 8 + t][0] = fours[16 + 4 * part + 2 + t];
+    }
+}
+
+/* Activations of a panel, `words` words from the word `begin` on. */
+static void take_activations(panel *p, const lb_activations *a, int32_t token, int32_t tokens, int32_t begin,
+                             int32_t words) {
+    for (int32_t j = 0; j < tokens; j++) {
+        const int8_t *x = a->q + (ptrdiff_t)(token + j) * a->stride + 16 * begin;
+        for (int32_t block = 0, left = words; left > 0; block++, left -= WORDS, x += COLUMNS) {
+            int16_t(*tables)[LB_TILE][LANES] =
+                (int16_t(*)[LB_TILE][LANES])(void *)p->tables[j / LB_TILE][2 * TRIPLES * block][j % LB_TILE];
+            int32_t(*quads)[LB_TILE] =
+                (int32_t(*)[LB_TILE])(void *)&p->x[j / LB_TILE][2 * QUADS * block][j % LB_TILE];
+            if (left >= WORDS) {
+                take_block(x, tables, quads);
+            } else { /* a shorter block at the end of a row */
+                int8_t longer[COLUMNS] = {0};
+                for (int32_t f = 0; f < 4; f++) memcpy(longer + 4 * WORDS * f, x + 4 * left * f, 4 * (size_t)left);
+                take_block(longer, tables, quads);
+            }
+        }
+    }
+}
+
+/* Four indices for a pair of row groups, from those that lie in their bytes. */
+LB_INLINE void spread(__m512i a, __m512i b, int16_t (*indices)[PAIRS][LANES]) {
+#define ROW(c1, c2) (c1) * 3 + (c2) * 9, (c1) * 3 + (c2) * 9 + 1, (c1) * 3 + (c2) * 9 + 2, 0
+#define ROWS_OF(c2) ROW(0, c2), ROW(1, c2), ROW(2, c2), 0, 0, 0, 0
+    static const uint8_t index_of[64] = {ROWS_OF(0), ROWS_OF(1), ROWS_OF(2)};
+    const __m512i of = _mm512_loadu_si512(index_of); /* which looks at six bits */
+    const __mmask32 odd = 0xaaaaaaaa;
+    a = _mm512_permutexvar_epi8(a, of);
+    b = _mm512_permutexvar_epi8(b, of);
+    const __m512i low = _mm512_mask_blend_epi16(odd, a, _mm512_slli_epi32(b, 16)),
+                  high = _mm512_mask_blend_epi16(odd, _mm512_srli_epi32(a, 16), b);
+    _mm512_storeu_si512(indices[0][0], low);
+    _mm512_storeu_si512(indices[1][0], _mm512_srli_epi16(low, 8));
+    _mm512_storeu_si512(indices[2][0], high);
+    _mm512_storeu_si512(indices[3][0], _mm512_srli_epi16(high, 8));
+}
+
+/* Fields 2 and 3 of a word and field 3 of another as the lowest six bits of bytes. */
+LB_INLINE __m512i six_bits(__m512i v, __m512i u) {
+    const int select = 0xca; /* a ? b : c */
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), _mm512_srli_epi16(v, 4), _mm512_srli_epi16(u, 2), select);
+}
+
+/* Four words of a pair of row groups, of which `words` are there. */
+LB_INLINE void take_part(const uint8_t *w, size_t row_bytes, int32_t words, int16_t (*indices)[PAIRS][LANES],
+                         uint8_t (*quads)[PAIRS][2][64]) {
+    const __m512i low = _mm512_set1_epi8(3);
+    __m512i sixes[2][2];
+    LB_UNROLL(2)
+    for (int i = 0; i < 2; i++, w += row_bytes) {
+        __m512i v[4];
+        LB_UNROLL(4)
+        for (int t = 0; t < 4; t++) {
+            LB_PREFETCH((const char *)((uintptr_t)w + 64 * (size_t)t + 2 * PAIRS * row_bytes));
+            v[t] = t < words ? _mm512_loadu_si512(w + 64 * t) : _mm512_setzero_si512();
+            _mm512_storeu_si512(quads[t][0][i], _mm512_and_si512(v[t], low));
+            _mm512_storeu_si512(quads[4 + t][0][i], _mm512_and_si512(_mm512_srli_epi16(v[t], 2), low));
+            if (t >= 2) _mm512_storeu_si512(quads[6 + t][0][i], _mm512_and_si512(_mm512_srli_epi16(v[t], 4), low));
+        }
+        sixes[i][0] = six_bits(v[0], v[2]);
+        sixes[i][1] = six_bits(v[1], v[3]);
+    }
+    spread(sixes[0][0], sixes[1][0], indices);
+    spread(sixes[0][1], sixes[1][1], indices + 4);
+}
+
+/* Sums in registers that are not to be copied, as GCC does otherwise. */
+#if defined(__GNUC__)
+#define LOOK_UP(sum, index, table)                                                        \
+    {                                                                                     \
+        __m512i found;                                                                    \
+        __asm__("vpermw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+v"(sum), "=&v"(found) : "v"(index), "v"(table)); \
+    }
+#define MULTIPLY(sum, codes, x) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x))
+#else
+#define LOOK_UP(sum, index, table) sum = _mm512_add_epi16(sum, _mm512_permutexvar_epi16(index, table));
+#define MULTIPLY(sum, codes, x) sum = _mm512_dpbusd_epi32(sum, codes, x)
+#endif
+
+/* Where a panel is in its scale group. */
+typedef struct {
+    int32_t group;
+    int begins, ends;
+} place;
+
+/* Adds the sums of a panel to what is there of their scale group, in place of the outputs. */
+LB_INLINE void add_sums(const lb_matmul_args *args, int32_t row_group, int32_t token, place at, __m512i sum,
+                        lb_scales scales) {
+    const ptrdiff_t out = token * args->y_stride + row_group * LB_ROWS, i = (ptrdiff_t)token * args->x->n_groups + at.group;
+    void *y = args->sums ? (void *)(args->sums + out) : (void *)(args->y + out);
+    sum = _mm512_add_epi32(sum, at.begins ? vi_set1(-args->x->sum[i]) : _mm512_loadu_si512(y));
+    if (args->sums || !at.ends) {
+        _mm512_storeu_si512(y, sum);
+    } else {
+        const float none = 0;
+        const f32x16 before = at.group ? v_load(y) : v_set1(0.0f);
+        v_store(y, lb_add_group(before, sum, scales, args->x->scale[i], &none, LB_U2));
+    }
+}
+
+/* The products of a panel, for two pairs of row groups and up to LB_TILE tokens. */
+LB_INLINE void add_tile(const lb_matmul_args *args, const panel *p, int32_t row_group, int32_t parts, int32_t token,
+                        int32_t tile, int32_t tokens, place at) {
+    __m512i looked_up[PAIRS][LB_TILE], multiplied[2 * PAIRS][LB_TILE];
+    LB_UNROLL(4)
+    for (int j = 0; j < LB_TILE; j++) {
+        for (int i = 0; i < PAIRS; i++) looked_up[i][j] = _mm512_setzero_si512();
+        for (int i = 0; i < 2 * PAIRS; i++) multiplied[i][j] = _mm512_setzero_si512();
+    }
+    const int16_t(*indices)[PAIRS][LANES] = p->indices, (*tables)[LB_TILE][LANES] = p->tables[tile];
+    const uint8_t(*quads)[PAIRS][2][64] = p->quads;
+    const int32_t(*x)[LB_TILE] = p->x[tile];
+    for (int32_t n = 0; n < 2 * parts; n++) {
+        LB_UNROLL(5)
+        for (int k = 0; k < QUADS / 2; k++) {
+            if (k < TRIPLES / 2) {
+                __m512i index[PAIRS];
+                for (int i = 0; i < PAIRS; i++) index[i] = _mm512_loadu_si512(indices[k][i]);
+                for (int j = 0; j < LB_TILE; j++) {
+                    const __m512i table = _mm512_loadu_si512(tables[k][j]);
+                    for (int i = 0; i < PAIRS; i++) LOOK_UP(looked_up[i][j], index[i], table)
+                }
+            }
+            __m512i codes[2 * PAIRS];
+            for (int i = 0; i < 2 * PAIRS; i++) codes[i] = _mm512_loadu_si512(quads[k][i / 2][i % 2]);
+            for (int j = 0; j < LB_TILE; j++) {
+                const __m512i four = _mm512_set1_epi32(x[k][j]);
+                for (int i = 0; i < 2 * PAIRS; i++) MULTIPLY(multiplied[i][j], codes[i], four);
+            }
+        }
+        indices += TRIPLES / 2, tables += TRIPLES / 2, quads += QUADS / 2, x += QUADS / 2;
+    }
+    const __m512i first_words = _mm512_set1_epi32(1), second_words = _mm512_set1_epi32(1 << 16);
+    LB_UNROLL(4)
+    for (int i = 0; i < 2 * PAIRS; i++) {
+        lb_scales scales = {v_set1(0.0f), v_set1(0.0f)};
+        if (!args->sums && at.ends) scales = lb_load_scales(args->w, row_group + i, at.group, LB_U2);
+        LB_UNROLL(4)
+        for (int j = 0; j < LB_TILE; j++) {
+            if (j == tokens) break;
+            const __m512i sum = _mm512_dpwssd_epi32(multiplied[i][j], looked_up[i / 2][j], i % 2 ? second_words : first_words);
+            add_sums(args, row_group + i, token + j, at, sum, scales);
+        }
+    }
+}
+
+static void multiply(const lb_matmul_args *args, panel *p, int32_t row_groups, int32_t row_groups_end) {
+    const lb_matrix *m = args->w;
+    const size_t row_bytes = (size_t)m->words * 64;
+    const int32_t group_words = m->n_groups == 1 ? m->words : m->group_cols / 16;
+    for (int32_t token = 0; token < args->x->n_tokens; token += TOKENS) {
+        const int32_t left = args->x->n_tokens - token, tokens = left < TOKENS ? left : TOKENS;
+        int32_t words;
+        for (int32_t begin = 0; begin < m->words; begin += words) {
+            const int32_t group = begin / group_words, rest = (group + 1) * group_words < m->words
+                                                                  ? (group + 1) * group_words - begin
+                                                                  : m->words - begin;
+            words = rest < BLOCKS * WORDS ? rest : BLOCKS * WORDS;
+            const place at = {group, begin == group * group_words, words == rest};
+            const int32_t parts = 2 * ((words + WORDS - 1) / WORDS);
+            take_activations(p, args->x, token, tokens, begin, words);
+            for (int32_t row_group = row_groups; row_group < row_groups_end; row_group += 2 * PAIRS) {
+                for (int32_t pair = 0; pair < PAIRS; pair++) {
+                    const uint8_t *w = m->codes + (row_group + 2 * pair) * row_bytes + (size_t)begin * 64;
+                    for (int32_t part = 0; part < parts; part++) {
+                        take_part(w + 256 * part, row_bytes, words - 4 * part,
+                                  (int16_t(*)[PAIRS][LANES])(void *)p->indices[TRIPLES * part][pair],
+                                  (uint8_t(*)[PAIRS][2][64])(void *)p->quads[QUADS * part][pair]);
+                    }
+                }
+                for (int32_t j = 0; j < tokens; j += LB_TILE) {
+                    add_tile(args, p, row_group, parts, token + j, j / LB_TILE, tokens - j, at);
+                }
+            }
+        }
+    }
+}
+
+void LB_NAME(lb_matmul_u2)(const lb_matmul_args *args, int32_t begin, int32_t end) {
+    const lb_matrix *m = args->w;
+    const int32_t whole = m->n_rows / LB_ROWS, tiles = ((end < whole ? end : whole) - begin) / (2 * PAIRS);
+    const int fits = m->block_cols == COLUMNS && (m->n_groups == 1 || m->group_cols % COLUMNS == 0);
+    if (args->x->n_tokens >= FEW && tiles > 1 && fits) {
+        char *memory = malloc(sizeof(panel) + 63);
+        if (memory) {
+            multiply(args, (panel *)(void *)(memory + (-(uintptr_t)memory & 63)), begin, begin + 2 * PAIRS * tiles);
+            free(memory);
+            begin += 2 * PAIRS * tiles;
+        }
+    }
+    if (begin < end) lb_matmul_u2__avx512vnni(args, begin, end);
+}

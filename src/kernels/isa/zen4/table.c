@@ -1,0 +1,3 @@
+#define LB_ISA zen4
+#define LB_HAS(X) X(matmul_u2)
+#include "../table.h"
