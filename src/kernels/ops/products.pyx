@@ -13,26 +13,29 @@ from lowbit.errors import FormatError
 
 cdef enum:
     CHUNK_BYTES = 192 << 10     # weights a thread takes at a time: long enough to stream, short enough to share out
+    MANY = 8                    # tokens, for which some kernels prepare so much that a thread takes more rows at a time
 
 
 cdef struct Products:
     const lb_matmul_args *each
     int32_t n
-    int32_t streams         # row groups of a unit
+    int32_t streams         # row groups of a unit, which lie far apart
+    int32_t step            # or which lie together
 
 
 cdef void multiply_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     """Units, counted through all products: row groups, or some of them that lie far apart (`lb_streams_fn`)."""
     cdef const Products *c = <const Products *>context
     cdef const lb_matmul_args *args
-    cdef int32_t i, units
+    cdef int32_t i, row_groups, units
     for i in range(c.n):
         args = &c.each[i]
-        units = lb_units(lb_row_groups(args.w.n_rows), c.streams)
+        row_groups = lb_row_groups(args.w.n_rows)
+        units = lb_units(row_groups, c.streams * c.step)
         if end <= 0:
             break
         if begin < units and c.streams == 1:
-            table.matmul[args.w.format](args, max(begin, 0), min(end, units))
+            table.matmul[args.w.format](args, max(begin, 0) * c.step, min(end * c.step, row_groups))
         elif begin < units:
             table.streams(args, c.streams, max(begin, 0), min(end, units))
         begin -= units
@@ -46,20 +49,25 @@ cdef void multiply_all(const lb_matmul_args *products, int32_t n, int32_t thread
     """
     cdef Products all
     cdef const lb_matrix *w = products[0].w
-    cdef int32_t units = 0, chunk, i
+    cdef int32_t units = 0, row_groups = 0, tokens = products[0].x.n_tokens, chunk, i
     cdef int64_t work = 0
-    all.each, all.n, all.streams = products, n, 1 if is_float(w.format) else streams
+    all.each, all.n, all.streams, all.step = products, n, 1 if is_float(w.format) else streams, 1
     for i in range(n):
+        tokens = min(tokens, products[i].x.n_tokens)
         if products[i].x.n_tokens != 1:
             all.streams = 1
     for i in range(n):
-        units += lb_units(lb_row_groups(products[i].w.n_rows), all.streams)
+        row_groups += lb_row_groups(products[i].w.n_rows)
         work += <int64_t>lb_row_groups(products[i].w.n_rows) * LB_ROWS * w.n_cols * products[i].x.n_tokens
+    if tokens >= MANY:
+        all.step = max(1, min(lb_row_groups(w.n_rows), row_groups // (2 * threads)))
+    for i in range(n):
+        units += lb_units(lb_row_groups(products[i].w.n_rows), all.streams * all.step)
     if threads <= 1 or work < (1 << 18 if is_float(w.format) else 1 << 20):
         parallel(multiply_work, &all, units, units, 1)
         return
     chunk = <int32_t>min(<int64_t>units // (threads * 4),
-                         CHUNK_BYTES // (all.streams * <int64_t>group_code_bytes(w)))
+                         CHUNK_BYTES // (all.streams * all.step * <int64_t>group_code_bytes(w)))
     parallel(multiply_work, &all, units, chunk if chunk > 1 else 1, threads)
 
 

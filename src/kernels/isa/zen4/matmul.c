@@ -50,8 +50,8 @@ typedef struct {
     uint8_t quads[PARTS * QUADS][PAIRS][2][64];
 } panel;
 
-/* The tables and quads of a token and a block, from COLUMNS activations. */
-LB_INLINE void take_block(const int8_t *x, int16_t (*tables)[LB_TILE][LANES], int32_t (*quads)[LB_TILE]) {
+/* The tables of a token and a block, from COLUMNS activations. */
+LB_INLINE void make_tables(const int8_t *x, int16_t (*tables)[LB_TILE][LANES]) {
 #define THREE(i, j) 4 * (i) + (j), 32 + 4 * (i) + (j), 32 + 4 * ((i) + 2) + (j), 0
 #define FOUR_THREES(i) THREE(i, 0), THREE(i, 1), THREE(i, 2), THREE(i, 3)
     static const uint8_t threes_of[64] = {FOUR_THREES(0), FOUR_THREES(1), FOUR_THREES(4), FOUR_THREES(5)};
@@ -62,7 +62,7 @@ LB_INLINE void take_block(const int8_t *x, int16_t (*tables)[LB_TILE][LANES], in
                          high_sums[64] = {FOUR_SUMS(4), FOUR_SUMS(12), FOUR_SUMS(20), FOUR_SUMS(28)};
     const __m512i low = _mm512_loadu_si512(low_sums), high = _mm512_loadu_si512(high_sums);
     const __m512i zero = _mm512_setzero_si512();
-    int32_t threes[2 * TRIPLES], fours[COLUMNS / 4];
+    int32_t threes[2 * TRIPLES];
     _mm512_storeu_si512(threes, _mm512_permutexvar_epi8(_mm512_loadu_si512(threes_of), _mm512_loadu_si512(x + 64)));
     LB_UNROLL(4)
     for (int i = 0; i < 2 * TRIPLES; i++) {
@@ -71,30 +71,47 @@ LB_INLINE void take_block(const int8_t *x, int16_t (*tables)[LB_TILE][LANES], in
                                                 _mm512_dpbusd_epi32(zero, high, three));
         _mm512_storeu_si512(tables[i][0], sums);
     }
-    memcpy(fours, x, sizeof fours);
-    for (int part = 0; part < 2; part++) {
-        for (int t = 0; t < 4; t++) quads[part * QUADS + t][0] = fours[4 * part + t];
-        for (int t = 0; t < 4; t++) quads[part * QUADS + 4 + t][0] = fours[8 + 4 * part + t];
-        for (int t = 0; t < 2; t++) quads[part * QUADS + 8 + t][0] = fours[16 + 4 * part + 2 + t];
+}
+
+/* The quads of a part and a tile of tokens, beside one another. */
+LB_INLINE void take_quads(const int8_t *const x[LB_TILE], int32_t (*quads)[LB_TILE]) {
+    const __m512i across = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    LB_UNROLL(3)
+    for (int f = 0; f < 3; f++) {
+        __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)(x[0] + 32 * f)));
+        v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(const void *)(x[1] + 32 * f)), 1);
+        v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(const void *)(x[2] + 32 * f)), 2);
+        v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(const void *)(x[3] + 32 * f)), 3);
+        v = _mm512_permutexvar_epi32(across, v);
+        if (f < 2) {
+            _mm512_storeu_si512(quads[4 * f], v);
+        } else {
+            _mm256_storeu_si256((__m256i *)(void *)quads[8], _mm512_extracti64x4_epi64(v, 1));
+        }
     }
 }
 
-/* Activations of a panel, `words` words from the word `begin` on. */
+/* Activations of a panel: `words` words from the word `begin` on. */
 static void take_activations(panel *p, const lb_activations *a, int32_t token, int32_t tokens, int32_t begin,
                              int32_t words) {
-    for (int32_t j = 0; j < tokens; j++) {
-        const int8_t *x = a->q + (ptrdiff_t)(token + j) * a->stride + 16 * begin;
-        for (int32_t block = 0, left = words; left > 0; block++, left -= WORDS, x += COLUMNS) {
-            int16_t(*tables)[LB_TILE][LANES] =
-                (int16_t(*)[LB_TILE][LANES])(void *)p->tables[j / LB_TILE][2 * TRIPLES * block][j % LB_TILE];
-            int32_t(*quads)[LB_TILE] =
-                (int32_t(*)[LB_TILE])(void *)&p->x[j / LB_TILE][2 * QUADS * block][j % LB_TILE];
-            if (left >= WORDS) {
-                take_block(x, tables, quads);
-            } else { /* a shorter block at the end of a row */
-                int8_t longer[COLUMNS] = {0};
-                for (int32_t f = 0; f < 4; f++) memcpy(longer + 4 * WORDS * f, x + 4 * left * f, 4 * (size_t)left);
-                take_block(longer, tables, quads);
+    for (int32_t first = 0; first < tokens; first += LB_TILE) {
+        for (int32_t block = 0; block * WORDS < words; block++) {
+            const int32_t here = words - block * WORDS;
+            int8_t longer[LB_TILE][COLUMNS];
+            const int8_t *x[LB_TILE];
+            for (int32_t j = 0; j < LB_TILE; j++) {
+                const int32_t present = first + j < tokens ? first + j : tokens - 1;
+                x[j] = a->q + (ptrdiff_t)(token + present) * a->stride + 16 * begin + COLUMNS * block;
+                if (here < WORDS) { /* the end of a row */
+                    memset(longer[j], 0, COLUMNS);
+                    for (int32_t f = 0; f < 4; f++) memcpy(longer[j] + 4 * WORDS * f, x[j] + 4 * here * f, 4 * (size_t)here);
+                    x[j] = longer[j];
+                }
+                make_tables(x[j], (int16_t(*)[LB_TILE][LANES])(void *)p->tables[first / LB_TILE][2 * TRIPLES * block][j]);
+            }
+            for (int32_t part = 0; part < 2; part++) {
+                take_quads(x, p->x[first / LB_TILE] + (2 * block + part) * QUADS);
+                for (int32_t j = 0; j < LB_TILE; j++) x[j] += 16;
             }
         }
     }
@@ -133,7 +150,6 @@ LB_INLINE void take_part(const uint8_t *w, size_t row_bytes, int32_t words, int1
         __m512i v[4];
         LB_UNROLL(4)
         for (int t = 0; t < 4; t++) {
-            LB_PREFETCH((const char *)((uintptr_t)w + 64 * (size_t)t + 2 * PAIRS * row_bytes));
             v[t] = t < words ? _mm512_loadu_si512(w + 64 * t) : _mm512_setzero_si512();
             _mm512_storeu_si512(quads[t][0][i], _mm512_and_si512(v[t], low));
             _mm512_storeu_si512(quads[4 + t][0][i], _mm512_and_si512(_mm512_srli_epi16(v[t], 2), low));
@@ -182,7 +198,7 @@ LB_INLINE void add_sums(const lb_matmul_args *args, int32_t row_group, int32_t t
 
 /* The products of a panel, for two pairs of row groups and up to LB_TILE tokens. */
 LB_INLINE void add_tile(const lb_matmul_args *args, const panel *p, int32_t row_group, int32_t parts, int32_t token,
-                        int32_t tile, int32_t tokens, place at) {
+                        int32_t tile, int32_t tokens, place at, const uint8_t *following) {
     __m512i looked_up[PAIRS][LB_TILE], multiplied[2 * PAIRS][LB_TILE];
     LB_UNROLL(4)
     for (int j = 0; j < LB_TILE; j++) {
@@ -192,7 +208,14 @@ LB_INLINE void add_tile(const lb_matmul_args *args, const panel *p, int32_t row_
     const int16_t(*indices)[PAIRS][LANES] = p->indices, (*tables)[LB_TILE][LANES] = p->tables[tile];
     const uint8_t(*quads)[PAIRS][2][64] = p->quads;
     const int32_t(*x)[LB_TILE] = p->x[tile];
+    const size_t row_bytes = (size_t)args->w->words * 64;
+    uintptr_t next = (uintptr_t)following + 256 * (size_t)tile;
     for (int32_t n = 0; n < 2 * parts; n++) {
+        if (tile < PARTS) {
+            LB_PREFETCH((const char *)next);
+            LB_PREFETCH((const char *)next + 64);
+            next += n % 2 ? row_bytes - 128 : 128;
+        }
         LB_UNROLL(5)
         for (int k = 0; k < QUADS / 2; k++) {
             if (k < TRIPLES / 2) {
@@ -230,6 +253,10 @@ static void multiply(const lb_matmul_args *args, panel *p, int32_t row_groups, i
     const lb_matrix *m = args->w;
     const size_t row_bytes = (size_t)m->words * 64;
     const int32_t group_words = m->n_groups == 1 ? m->words : m->group_cols / 16;
+    for (int i = 0; i < 2 * PAIRS; i++) {
+        const uint8_t *w = m->codes + (row_groups + i) * row_bytes;
+        for (int32_t t = 0; t < BLOCKS * WORDS; t++) LB_PREFETCH((const char *)(uintptr_t)w + 64 * t);
+    }
     for (int32_t token = 0; token < args->x->n_tokens; token += TOKENS) {
         const int32_t left = args->x->n_tokens - token, tokens = left < TOKENS ? left : TOKENS;
         int32_t words;
@@ -250,8 +277,11 @@ static void multiply(const lb_matmul_args *args, panel *p, int32_t row_groups, i
                                   (uint8_t(*)[PAIRS][2][64])(void *)p->quads[QUADS * part][pair]);
                     }
                 }
+                const uint8_t *following = row_group + 2 * PAIRS < row_groups_end
+                    ? m->codes + (row_group + 2 * PAIRS) * row_bytes + (size_t)begin * 64
+                    : m->codes + row_groups * row_bytes + (size_t)(begin + words) * 64;
                 for (int32_t j = 0; j < tokens; j += LB_TILE) {
-                    add_tile(args, p, row_group, parts, token + j, j / LB_TILE, tokens - j, at);
+                    add_tile(args, p, row_group, parts, token + j, j / LB_TILE, tokens - j, at, following);
                 }
             }
         }
@@ -263,10 +293,9 @@ void LB_NAME(lb_matmul_u2)(const lb_matmul_args *args, int32_t begin, int32_t en
     const int32_t whole = m->n_rows / LB_ROWS, tiles = ((end < whole ? end : whole) - begin) / (2 * PAIRS);
     const int fits = m->block_cols == COLUMNS && (m->n_groups == 1 || m->group_cols % COLUMNS == 0);
     if (args->x->n_tokens >= FEW && tiles > 1 && fits) {
-        char *memory = malloc(sizeof(panel) + 63);
+        static _Thread_local char *memory; if (!memory) memory = malloc(sizeof(panel) + 63);
         if (memory) {
             multiply(args, (panel *)(void *)(memory + (-(uintptr_t)memory & 63)), begin, begin + 2 * PAIRS * tiles);
-            free(memory);
             begin += 2 * PAIRS * tiles;
         }
     }
