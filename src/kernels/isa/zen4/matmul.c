@@ -181,18 +181,24 @@ typedef struct {
     int begins, ends;
 } place;
 
-/* Adds the sums of a panel to what is there of their scale group, in place of the outputs. */
-LB_INLINE void add_sums(const lb_matmul_args *args, int32_t row_group, int32_t token, place at, __m512i sum,
-                        lb_scales scales) {
-    const ptrdiff_t out = token * args->y_stride + row_group * LB_ROWS, i = (ptrdiff_t)token * args->x->n_groups + at.group;
-    void *y = args->sums ? (void *)(args->sums + out) : (void *)(args->y + out);
-    sum = _mm512_add_epi32(sum, at.begins ? vi_set1(-args->x->sum[i]) : _mm512_loadu_si512(y));
+/* Adds a panel's sums of a token to what is there of their scale group, in place of the outputs. */
+LB_INLINE void add_sums(const lb_matmul_args *args, int32_t row_group, int32_t token, place at,
+                        const __m512i sums[2 * PAIRS], const lb_scales scales[2 * PAIRS]) {
+    const ptrdiff_t out = token * args->y_stride + row_group * LB_ROWS,
+                    i = (ptrdiff_t)token * args->x->n_groups + at.group;
+    const __m512i offset = vi_set1(-args->x->sum[i]);
     if (args->sums || !at.ends) {
-        _mm512_storeu_si512(y, sum);
-    } else {
-        const float none = 0;
-        const f32x16 before = at.group ? v_load(y) : v_set1(0.0f);
-        v_store(y, lb_add_group(before, sum, scales, args->x->scale[i], &none, LB_U2));
+        int32_t *y = args->sums ? args->sums + out : (int32_t *)(void *)(args->y + out);
+        for (int r = 0; r < 2 * PAIRS; r++, y += LB_ROWS) {
+            _mm512_storeu_si512(y, _mm512_add_epi32(sums[r], at.begins ? offset : _mm512_loadu_si512(y)));
+        }
+        return;
+    }
+    float *y = args->y + out;
+    const float x_scale = args->x->scale[i], no_minimum = 0.0f;
+    for (int r = 0; r < 2 * PAIRS; r++, y += LB_ROWS) {
+        const __m512i sum = _mm512_add_epi32(sums[r], at.begins ? offset : _mm512_loadu_si512(y));
+        v_store(y, lb_add_group(at.group ? v_load(y) : v_set1(0.0f), sum, scales[r], x_scale, &no_minimum, LB_U2));
     }
 }
 
@@ -236,16 +242,19 @@ LB_INLINE void add_tile(const lb_matmul_args *args, const panel *p, int32_t row_
         indices += TRIPLES / 2, tables += TRIPLES / 2, quads += QUADS / 2, x += QUADS / 2;
     }
     const __m512i first_words = _mm512_set1_epi32(1), second_words = _mm512_set1_epi32(1 << 16);
-    LB_UNROLL(4)
+    lb_scales scales[2 * PAIRS];
     for (int i = 0; i < 2 * PAIRS; i++) {
-        lb_scales scales = {v_set1(0.0f), v_set1(0.0f)};
-        if (!args->sums && at.ends) scales = lb_load_scales(args->w, row_group + i, at.group, LB_U2);
-        LB_UNROLL(4)
-        for (int j = 0; j < LB_TILE; j++) {
-            if (j == tokens) break;
-            const __m512i sum = _mm512_dpwssd_epi32(multiplied[i][j], looked_up[i / 2][j], i % 2 ? second_words : first_words);
-            add_sums(args, row_group + i, token + j, at, sum, scales);
+        scales[i].scale = v_set1(0.0f);
+        if (!args->sums && at.ends) scales[i] = lb_load_scales(args->w, row_group + i, at.group, LB_U2);
+    }
+    LB_UNROLL(4)
+    for (int j = 0; j < LB_TILE; j++) {
+        if (j == tokens) break;
+        __m512i sums[2 * PAIRS];
+        for (int i = 0; i < 2 * PAIRS; i++) {
+            sums[i] = _mm512_dpwssd_epi32(multiplied[i][j], looked_up[i / 2][j], i % 2 ? second_words : first_words);
         }
+        add_sums(args, row_group, token + j, at, sums, scales);
     }
 }
 
