@@ -60,6 +60,16 @@ def test_sums_are_exact_for_every_batch(isa, form, packed):
         expect_exact(matmul_sums(w.matrix, x), w, x)
 
 
+@pytest.mark.parametrize("form", ["u2", "u4", "u8"])
+@pytest.mark.parametrize("cols", [256, 300, 640])
+def test_sums_are_exact_for_many_rows_and_tokens(isa, form, cols, packed):
+    w = packed(form, 207, cols)
+    for tokens in (11, 16, 66):
+        x = activations(form, tokens, cols, tokens)
+        for threads in (1, 2, 3):
+            expect_exact(matmul_sums(w.matrix, x, threads), w, x, tokens, threads)
+
+
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("weight_fill", FILLS)
 @pytest.mark.parametrize("x_fill", FILLS)

@@ -80,6 +80,19 @@ def test_scale_groups_are_added_in_order(isa, form, group, cols, per_token, pack
         expect_same_bits(matmul(w.matrix, x, per_token), want, tokens)
 
 
+@pytest.mark.parametrize("group", [128, 256, 384, 640])
+@pytest.mark.parametrize("cols", [256, 640, 700])
+def test_many_rows_and_tokens_are_scaled_as_few_are(isa, group, cols, packed):
+    rng = np.random.default_rng(group)
+    scales = rng.standard_normal((150, -(-cols // group))).astype(np.float32)
+    w = packed("u2", 150, cols, cols, scales, None, group_cols=group)
+    for tokens in (11, 66):
+        x = rng.standard_normal((tokens, cols), np.float32)
+        for threads in (1, 2):
+            got = matmul(w.matrix, x, threads=threads)
+            expect_same_bits(got, scaled(w.weights, scales, x, group, False, None), tokens, threads)
+
+
 @pytest.mark.parametrize("form", INTEGERS)
 def test_one_scale_per_row_is_one_group(isa, form, packed):
     rng = np.random.default_rng(3)

@@ -291,6 +291,8 @@ void test_integer_matmul(void) {
     static const int32_t rows[] = {1, 15, 16, 17, 32, 33, 50};
     static const int32_t long_columns[] = {64, 65, 100, 128, 192, 300, 1024, 1030, 2500};
     static const int32_t many_tokens[] = {15, 16, 17, 31, 32, 33, 47, 48, 64, 65, 100};
+    static const int32_t panels[] = {128, 140, 256, 257, 300, 383, 512, 900, 1024};
+    static const int32_t panel_tokens[] = {10, 11, 12, 13, 16, 33, 64, 66, 129};
     int32_t n = 0;
     for (int32_t kind = 0; kind < COUNT(kinds); kind++) {
         if (is_portable && kind == KIND_U2) continue; /* written in Cython, and not linked here */
@@ -326,6 +328,14 @@ void test_integer_matmul(void) {
                 check_integer(&(shape){kind, rows[n % COUNT(rows)], long_columns[i], block,
                                        group < long_columns[i] ? group : long_columns[i], n & 1,
                                        many_tokens[n % COUNT(many_tokens)], fill});
+            }
+        }
+        /* many rows and tokens: tiles of both, and rests, with panels of columns that are whole and that are not */
+        for (int i = 0; i < COUNT(panels) && !lb_has_planes(format); i++) {
+            for (int32_t group = 1; group <= 4; group++, n++) {
+                const int32_t cols = panels[i], whole = group == 4 ? cols : group * usual;
+                check_integer(&(shape){kind, 64 + 15 * (n % 6), cols, usual, whole < cols ? whole : cols, n & 1,
+                                       panel_tokens[n % COUNT(panel_tokens)], n % N_FILLS});
             }
         }
         if (!lb_has_planes(format)) {

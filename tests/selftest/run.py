@@ -85,12 +85,15 @@ def common_flags() -> list[str]:
 def stand_in(row: Row, cpu: set[str]) -> Row:
     """Return the row of a set that a CPU with these flags lacks so that its code runs there, on AVX-512 VNNI.
 
-    AVX-VNNI is the same instruction in another encoding, and the tiles of AMX are emulated.
+    AVX-VNNI is the same instruction in another encoding, the tiles of AMX are emulated, and what is only faster on some
+    processor of AMD runs on others, too.
     """
     if "avx512_vnni" in cpu and row.name == "avxvnni" and "avx_vnni" not in cpu:
         flags = [flag for flag in row.flags if flag != "-mavxvnni"]
         flags += ["-mavx512vnni", "-mavx512vl", "-DLB_AVXVNNI_AS_EVEX"]
         return row._replace(needs="AVX512VNNI", flags=tuple(flags))
+    if "avx512vbmi" in cpu and row.name == "zen4":
+        return row._replace(needs="AVX512VBMI")
     if "avx512vbmi" in cpu and row.name == "amx" and "amx_int8" not in cpu:
         return row._replace(needs="AVX512VBMI", flags=(*row.flags, "-include", str(SELFTEST / "emulated_tiles.h")))
     return row

@@ -13,13 +13,15 @@
  *      3            Q   Q   Q   B
  *
  * A table is made once for all rows, indices and quads once for all tokens of a panel. The codes of a triple are first
- * brought into the lowest six bits of their byte; a look-up of bytes makes c0 + 3 c1 + 9 c2 of c0 + 4 c1 + 16 c2. Rows r
- * of the two row groups then share a 32-bit lane, and as vpermw looks at the lowest five bits of a 16-bit lane only, a
- * shift by 8 has the indices of the next byte.
+ * brought into the lowest six bits of their byte; a look-up of bytes makes c0 + 3 c1 + 9 c2 of c0 + 4 c1 + 16 c2. Rows
+ * r of the two row groups then share a 32-bit lane, and as vpermw looks at the lowest five bits of a 16-bit lane only,
+ * a shift by 8 has the indices of the next byte.
  *
  * The sums of tables stay within 2 * 128 * 96 < 2**15 in a panel of 256 columns; those of panels are int32, with the
  * bounds of AVX-512 VNNI.
  */
+#include "os.h" /* first: it asks the system headers for what is not in the C standard */
+
 #include "../avx512vnni/simd.h"
 
 #include <stdlib.h>
@@ -38,7 +40,7 @@ enum {
     TRIPLES = 8, /* of a part */
     QUADS = 10,
     TOKENS = 64, /* most of a panel */
-    FEW = 8,     /* tokens; fewer are left to AVX-512 VNNI */
+    FEW = 11,    /* tokens; fewer are left to AVX-512 VNNI */
     PAIRS = 2,   /* of row groups, taken together */
     LANES = 32
 };
@@ -50,8 +52,8 @@ typedef struct {
     uint8_t quads[PARTS * QUADS][PAIRS][2][64];
 } panel;
 
-/* The tables of a token and a block, from COLUMNS activations. */
-LB_INLINE void make_tables(const int8_t *x, int16_t (*tables)[LB_TILE][LANES]) {
+/* The tables of token j of a tile and a block, from COLUMNS activations. */
+LB_INLINE void make_tables(const int8_t *x, int16_t (*tables)[LB_TILE][LANES], int32_t j) {
 #define THREE(i, j) 4 * (i) + (j), 32 + 4 * (i) + (j), 32 + 4 * ((i) + 2) + (j), 0
 #define FOUR_THREES(i) THREE(i, 0), THREE(i, 1), THREE(i, 2), THREE(i, 3)
     static const uint8_t threes_of[64] = {FOUR_THREES(0), FOUR_THREES(1), FOUR_THREES(4), FOUR_THREES(5)};
@@ -67,9 +69,9 @@ LB_INLINE void make_tables(const int8_t *x, int16_t (*tables)[LB_TILE][LANES]) {
     LB_UNROLL(4)
     for (int i = 0; i < 2 * TRIPLES; i++) {
         const __m512i three = _mm512_set1_epi32(threes[i]);
-        const __m512i sums = _mm512_packs_epi32(_mm512_dpbusd_epi32(zero, low, three),
-                                                _mm512_dpbusd_epi32(zero, high, three));
-        _mm512_storeu_si512(tables[i][0], sums);
+        const __m512i sums =
+            _mm512_packs_epi32(_mm512_dpbusd_epi32(zero, low, three), _mm512_dpbusd_epi32(zero, high, three));
+        _mm512_storeu_si512(tables[i][j], sums);
     }
 }
 
@@ -104,10 +106,12 @@ static void take_activations(panel *p, const lb_activations *a, int32_t token, i
                 x[j] = a->q + (ptrdiff_t)(token + present) * a->stride + 16 * begin + COLUMNS * block;
                 if (here < WORDS) { /* the end of a row */
                     memset(longer[j], 0, COLUMNS);
-                    for (int32_t f = 0; f < 4; f++) memcpy(longer[j] + 4 * WORDS * f, x[j] + 4 * here * f, 4 * (size_t)here);
+                    for (int32_t f = 0; f < 4; f++) {
+                        memcpy(longer[j] + 4 * WORDS * f, x[j] + 4 * here * f, 4 * (size_t)here);
+                    }
                     x[j] = longer[j];
                 }
-                make_tables(x[j], (int16_t(*)[LB_TILE][LANES])(void *)p->tables[first / LB_TILE][2 * TRIPLES * block][j]);
+                make_tables(x[j], p->tables[first / LB_TILE] + 2 * TRIPLES * block, j);
             }
             for (int32_t part = 0; part < 2; part++) {
                 take_quads(x, p->x[first / LB_TILE] + (2 * block + part) * QUADS);
@@ -118,7 +122,7 @@ static void take_activations(panel *p, const lb_activations *a, int32_t token, i
 }
 
 /* Four indices for a pair of row groups, from those that lie in their bytes. */
-LB_INLINE void spread(__m512i a, __m512i b, int16_t (*indices)[PAIRS][LANES]) {
+LB_INLINE void spread(__m512i a, __m512i b, int16_t (*indices)[PAIRS][LANES], int32_t pair) {
 #define ROW(c1, c2) (c1) * 3 + (c2) * 9, (c1) * 3 + (c2) * 9 + 1, (c1) * 3 + (c2) * 9 + 2, 0
 #define ROWS_OF(c2) ROW(0, c2), ROW(1, c2), ROW(2, c2), 0, 0, 0, 0
     static const uint8_t index_of[64] = {ROWS_OF(0), ROWS_OF(1), ROWS_OF(2)};
@@ -128,10 +132,10 @@ LB_INLINE void spread(__m512i a, __m512i b, int16_t (*indices)[PAIRS][LANES]) {
     b = _mm512_permutexvar_epi8(b, of);
     const __m512i low = _mm512_mask_blend_epi16(odd, a, _mm512_slli_epi32(b, 16)),
                   high = _mm512_mask_blend_epi16(odd, _mm512_srli_epi32(a, 16), b);
-    _mm512_storeu_si512(indices[0][0], low);
-    _mm512_storeu_si512(indices[1][0], _mm512_srli_epi16(low, 8));
-    _mm512_storeu_si512(indices[2][0], high);
-    _mm512_storeu_si512(indices[3][0], _mm512_srli_epi16(high, 8));
+    _mm512_storeu_si512(indices[0][pair], low);
+    _mm512_storeu_si512(indices[1][pair], _mm512_srli_epi16(low, 8));
+    _mm512_storeu_si512(indices[2][pair], high);
+    _mm512_storeu_si512(indices[3][pair], _mm512_srli_epi16(high, 8));
 }
 
 /* Fields 2 and 3 of a word and field 3 of another as the lowest six bits of bytes. */
@@ -142,7 +146,7 @@ LB_INLINE __m512i six_bits(__m512i v, __m512i u) {
 
 /* Four words of a pair of row groups, of which `words` are there. */
 LB_INLINE void take_part(const uint8_t *w, size_t row_bytes, int32_t words, int16_t (*indices)[PAIRS][LANES],
-                         uint8_t (*quads)[PAIRS][2][64]) {
+                         uint8_t (*quads)[PAIRS][2][64], int32_t pair) {
     const __m512i low = _mm512_set1_epi8(3);
     __m512i sixes[2][2];
     LB_UNROLL(2)
@@ -151,22 +155,22 @@ LB_INLINE void take_part(const uint8_t *w, size_t row_bytes, int32_t words, int1
         LB_UNROLL(4)
         for (int t = 0; t < 4; t++) {
             v[t] = t < words ? _mm512_loadu_si512(w + 64 * t) : _mm512_setzero_si512();
-            _mm512_storeu_si512(quads[t][0][i], _mm512_and_si512(v[t], low));
-            _mm512_storeu_si512(quads[4 + t][0][i], _mm512_and_si512(_mm512_srli_epi16(v[t], 2), low));
-            if (t >= 2) _mm512_storeu_si512(quads[6 + t][0][i], _mm512_and_si512(_mm512_srli_epi16(v[t], 4), low));
+            _mm512_storeu_si512(quads[t][pair][i], _mm512_and_si512(v[t], low));
+            _mm512_storeu_si512(quads[4 + t][pair][i], _mm512_and_si512(_mm512_srli_epi16(v[t], 2), low));
+            if (t >= 2) _mm512_storeu_si512(quads[6 + t][pair][i], _mm512_and_si512(_mm512_srli_epi16(v[t], 4), low));
         }
         sixes[i][0] = six_bits(v[0], v[2]);
         sixes[i][1] = six_bits(v[1], v[3]);
     }
-    spread(sixes[0][0], sixes[1][0], indices);
-    spread(sixes[0][1], sixes[1][1], indices + 4);
+    spread(sixes[0][0], sixes[1][0], indices, pair);
+    spread(sixes[0][1], sixes[1][1], indices + 4, pair);
 }
 
 /* Sums in registers that are not to be copied, as GCC does otherwise. */
 #if defined(__GNUC__)
-#define LOOK_UP(sum, index, table)                                                        \
-    {                                                                                     \
-        __m512i found;                                                                    \
+#define LOOK_UP(sum, index, table)                                                                            \
+    {                                                                                                         \
+        __m512i found;                                                                                        \
         __asm__("vpermw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+v"(sum), "=&v"(found) : "v"(index), "v"(table)); \
     }
 #define MULTIPLY(sum, codes, x) __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x))
@@ -208,12 +212,14 @@ LB_INLINE void add_tile(const lb_matmul_args *args, const panel *p, int32_t row_
     __m512i looked_up[PAIRS][LB_TILE], multiplied[2 * PAIRS][LB_TILE];
     LB_UNROLL(4)
     for (int j = 0; j < LB_TILE; j++) {
+        LB_UNROLL(2)
         for (int i = 0; i < PAIRS; i++) looked_up[i][j] = _mm512_setzero_si512();
+        LB_UNROLL(4)
         for (int i = 0; i < 2 * PAIRS; i++) multiplied[i][j] = _mm512_setzero_si512();
     }
-    const int16_t(*indices)[PAIRS][LANES] = p->indices, (*tables)[LB_TILE][LANES] = p->tables[tile];
-    const uint8_t(*quads)[PAIRS][2][64] = p->quads;
-    const int32_t(*x)[LB_TILE] = p->x[tile];
+    const int16_t (*indices)[PAIRS][LANES] = p->indices, (*tables)[LB_TILE][LANES] = p->tables[tile];
+    const uint8_t (*quads)[PAIRS][2][64] = p->quads;
+    const int32_t (*x)[LB_TILE] = p->x[tile];
     const size_t row_bytes = (size_t)args->w->words * 64;
     uintptr_t next = (uintptr_t)following + 256 * (size_t)tile;
     for (int32_t n = 0; n < 2 * parts; n++) {
@@ -226,16 +232,22 @@ LB_INLINE void add_tile(const lb_matmul_args *args, const panel *p, int32_t row_
         for (int k = 0; k < QUADS / 2; k++) {
             if (k < TRIPLES / 2) {
                 __m512i index[PAIRS];
+                LB_UNROLL(2)
                 for (int i = 0; i < PAIRS; i++) index[i] = _mm512_loadu_si512(indices[k][i]);
+                LB_UNROLL(4)
                 for (int j = 0; j < LB_TILE; j++) {
                     const __m512i table = _mm512_loadu_si512(tables[k][j]);
+                    LB_UNROLL(2)
                     for (int i = 0; i < PAIRS; i++) LOOK_UP(looked_up[i][j], index[i], table)
                 }
             }
             __m512i codes[2 * PAIRS];
+            LB_UNROLL(4)
             for (int i = 0; i < 2 * PAIRS; i++) codes[i] = _mm512_loadu_si512(quads[k][i / 2][i % 2]);
+            LB_UNROLL(4)
             for (int j = 0; j < LB_TILE; j++) {
                 const __m512i four = _mm512_set1_epi32(x[k][j]);
+                LB_UNROLL(4)
                 for (int i = 0; i < 2 * PAIRS; i++) MULTIPLY(multiplied[i][j], codes[i], four);
             }
         }
@@ -251,6 +263,7 @@ LB_INLINE void add_tile(const lb_matmul_args *args, const panel *p, int32_t row_
     for (int j = 0; j < LB_TILE; j++) {
         if (j == tokens) break;
         __m512i sums[2 * PAIRS];
+        LB_UNROLL(4)
         for (int i = 0; i < 2 * PAIRS; i++) {
             sums[i] = _mm512_dpwssd_epi32(multiplied[i][j], looked_up[i / 2][j], i % 2 ? second_words : first_words);
         }
@@ -270,9 +283,8 @@ static void multiply(const lb_matmul_args *args, panel *p, int32_t row_groups, i
         const int32_t left = args->x->n_tokens - token, tokens = left < TOKENS ? left : TOKENS;
         int32_t words;
         for (int32_t begin = 0; begin < m->words; begin += words) {
-            const int32_t group = begin / group_words, rest = (group + 1) * group_words < m->words
-                                                                  ? (group + 1) * group_words - begin
-                                                                  : m->words - begin;
+            const int32_t group = begin / group_words, next = (group + 1) * group_words,
+                          rest = (next < m->words ? next : m->words) - begin;
             words = rest < BLOCKS * WORDS ? rest : BLOCKS * WORDS;
             const place at = {group, begin == group * group_words, words == rest};
             const int32_t parts = 2 * ((words + WORDS - 1) / WORDS);
@@ -281,14 +293,13 @@ static void multiply(const lb_matmul_args *args, panel *p, int32_t row_groups, i
                 for (int32_t pair = 0; pair < PAIRS; pair++) {
                     const uint8_t *w = m->codes + (row_group + 2 * pair) * row_bytes + (size_t)begin * 64;
                     for (int32_t part = 0; part < parts; part++) {
-                        take_part(w + 256 * part, row_bytes, words - 4 * part,
-                                  (int16_t(*)[PAIRS][LANES])(void *)p->indices[TRIPLES * part][pair],
-                                  (uint8_t(*)[PAIRS][2][64])(void *)p->quads[QUADS * part][pair]);
+                        take_part(w + 256 * part, row_bytes, words - 4 * part, p->indices + TRIPLES * part,
+                                  p->quads + QUADS * part, pair);
                     }
                 }
                 const uint8_t *following = row_group + 2 * PAIRS < row_groups_end
-                    ? m->codes + (row_group + 2 * PAIRS) * row_bytes + (size_t)begin * 64
-                    : m->codes + row_groups * row_bytes + (size_t)(begin + words) * 64;
+                                               ? m->codes + (row_group + 2 * PAIRS) * row_bytes + (size_t)begin * 64
+                                               : m->codes + row_groups * row_bytes + (size_t)(begin + words) * 64;
                 for (int32_t j = 0; j < tokens; j += LB_TILE) {
                     add_tile(args, p, row_group, parts, token + j, j / LB_TILE, tokens - j, at, following);
                 }
@@ -297,16 +308,35 @@ static void multiply(const lb_matmul_args *args, panel *p, int32_t row_groups, i
     }
 }
 
+/*
+ * Panels of the threads that have multiplied. They are too large for the stacks that some systems give a thread, and
+ * are kept, because new pages for each product would cost 3 % of one of 16 tokens.
+ */
+static struct {
+    lb_atomic taken;
+    char *memory;
+} places[64];
+
+/* Multiplies [begin, end) with the first panel that is free; returns whether there was one. */
+static int multiply_in_panel(const lb_matmul_args *args, int32_t begin, int32_t end) {
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        if (!lb_atomic_swap_if(&places[i].taken, 0, 1)) continue;
+        if (!places[i].memory) places[i].memory = malloc(sizeof(panel) + 63);
+        char *memory = places[i].memory;
+        if (memory) multiply(args, (panel *)(void *)(memory + (-(uintptr_t)memory & 63)), begin, end);
+        lb_atomic_store(&places[i].taken, 0);
+        return memory != NULL;
+    }
+    return 0;
+}
+
 void LB_NAME(lb_matmul_u2)(const lb_matmul_args *args, int32_t begin, int32_t end) {
     const lb_matrix *m = args->w;
-    const int32_t whole = m->n_rows / LB_ROWS, tiles = ((end < whole ? end : whole) - begin) / (2 * PAIRS);
-    const int fits = m->block_cols == COLUMNS && (m->n_groups == 1 || m->group_cols % COLUMNS == 0);
-    if (args->x->n_tokens >= FEW && tiles > 1 && fits) {
-        static _Thread_local char *memory; if (!memory) memory = malloc(sizeof(panel) + 63);
-        if (memory) {
-            multiply(args, (panel *)(void *)(memory + (-(uintptr_t)memory & 63)), begin, begin + 2 * PAIRS * tiles);
-            begin += 2 * PAIRS * tiles;
-        }
+    const int32_t rows_end = end < m->n_rows / LB_ROWS ? end : m->n_rows / LB_ROWS,
+                  tiled_end = begin + (rows_end - begin) / (2 * PAIRS) * (2 * PAIRS);
+    const int fits = m->block_cols == COLUMNS && (m->n_groups == 1 || m->group_cols <= BLOCKS * COLUMNS);
+    if (args->x->n_tokens >= FEW && tiled_end > begin && fits && multiply_in_panel(args, begin, tiled_end)) {
+        begin = tiled_end;
     }
     if (begin < end) lb_matmul_u2__avx512vnni(args, begin, end);
 }
