@@ -225,6 +225,18 @@ typedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end
  * of lb_units. Unit g is the row groups g, g + units, g + 2 * units, ..., as many as there are.
  */
 typedef void lb_streams_fn(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end);
+/*
+ * Products of many tokens, for a set that first makes something of the activations that serves all rows.
+ * `prepared_bytes` is the memory that this takes for n_tokens, at most LB_PREPARED_TOKENS; 0: such products are not
+ * prepared. `prepare` fills it, for the tiles [begin, end) of LB_PREPARED_TILE tokens, and `matmul_prepared` is the
+ * product with it, fastest where it begins and ends between LB_PREPARED_STEP row groups.
+ */
+#define LB_PREPARED_TOKENS 64
+#define LB_PREPARED_TILE 4
+#define LB_PREPARED_STEP 4
+typedef size_t lb_prepared_bytes_fn(const lb_matrix *m, int32_t n_tokens);
+typedef void lb_prepare_fn(const lb_matmul_args *args, void *prepared, int32_t begin, int32_t end);
+typedef void lb_matmul_prepared_fn(const lb_matmul_args *args, const void *prepared, int32_t begin, int32_t end);
 typedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end);
 /* Writes four row groups (64 outputs, a quarter of a line) of a channel-major matrix as words: 4 * words * 64 bytes. */
 typedef void lb_to_row_groups_fn(const lb_matrix *m, int32_t quarter, uint8_t *codes);
@@ -290,9 +302,15 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
 /*
  * All kernels: X(name, type). The field of the table is `name`, the function of a set lb_<name>__<set>; from this list
  * come the table, the declarations (isa/names.h) and what fills the table (isa/table.h). Products come first, in the
- * order of the formats. dispatch.pxd repeats it for Cython, and a test compares the two.
+ * order of the formats. dispatch.pxd repeats it for Cython, and a test compares the two. LB_SOME_KERNELS are those that
+ * only the portable set must have, and sets that have something of their own to do.
  */
-#define LB_KERNELS(X)                     \
+#define LB_KERNELS(X) LB_MOST_KERNELS(X) LB_SOME_KERNELS(X)
+#define LB_SOME_KERNELS(X)                    \
+    X(prepared_bytes, lb_prepared_bytes_fn)   \
+    X(prepare, lb_prepare_fn)                 \
+    X(matmul_prepared, lb_matmul_prepared_fn)
+#define LB_MOST_KERNELS(X)                \
     X(matmul_u2, lb_matmul_fn)            \
     X(matmul_u4, lb_matmul_fn)            \
     X(matmul_u8, lb_matmul_fn)            \

@@ -58,6 +58,7 @@ cdef class ForwardPass:
         self.q8 = <int8_t *>scratch.take(rows, graph.q_stride)
         self.scales = <float *>scratch.take(rows, <size_t>graph.n_groups * 4)
         self.sums = <int32_t *>scratch.take(rows, <size_t>graph.n_groups * 4)
+        self.prepared = scratch.take(1, graph.prepared)
         self.tokens = <int32_t *>scratch.take(rows, 4)
         self.positions = <int32_t *>scratch.take(rows, 4)
         self.blocks = <char ***>scratch.take(rows, sizeof(char **))
@@ -153,7 +154,7 @@ cdef class ForwardPass:
             elif self.shortlist is not None and linear.operation == HEAD:
                 self.shortlist.multiply(m, &a, out, linear.n_out, self.few)
             elif linear.parts[part].paged == NULL:
-                multiply(m, &a, out, NULL, linear.n_out, self.threads)
+                multiply(m, &a, out, NULL, linear.n_out, self.threads, self.prepared)
             elif self.status == 0:
                 self.status = (<PagedMatrix>linear.parts[part].paged).multiply_paged(
                     &a, out, linear.n_out, self.threads)

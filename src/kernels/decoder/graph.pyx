@@ -9,7 +9,8 @@ from libc.string cimport memset
 
 from lowbit._kernels.deltanet cimport Delta
 from lowbit._kernels.dispatch cimport (
-    LB_GELU, LB_MAX_HEAD_DIM, LB_RELU2, LB_SILU, LB_SWIGLU_OAI, alloc_aligned, checked, free_aligned, lb_matrix,
+    LB_GELU, LB_MAX_HEAD_DIM, LB_PREPARED_TOKENS, LB_RELU2, LB_SILU, LB_SWIGLU_OAI, alloc_aligned, checked, free_aligned,
+    lb_matrix,
     lb_part_floats, lb_plus, lb_round_up, lb_times,
 )
 from lowbit._kernels.latent cimport LatentLayer
@@ -17,6 +18,7 @@ from lowbit._kernels.matrix cimport PackedMatrix, is_float, row_stride
 from lowbit._kernels.moe cimport ExpertLayer, Projection
 from lowbit._kernels.paging cimport PagedMatrix, Pager
 from lowbit._kernels.profile cimport ATTN_OUTPUT, FFN_DOWN, GATE_UP, HEAD, PRODUCT, QKV, ROUTER
+from lowbit._kernels.products cimport prepared_bytes
 from lowbit._kernels.sparse cimport SparseScratch
 
 import numpy as np
@@ -69,6 +71,7 @@ cdef class Graph:
         self.sparse = SparseScratch()
         self.pager = pager
         self.q_stride = self.n_groups = 1
+        self.prepared = 0
         self.layers = <Layer *>alloc_aligned(sizeof(Layer) * <size_t>self.n_layers)
         if self.layers == NULL:
             raise MemoryError("no memory for the layers")
@@ -301,6 +304,7 @@ cdef class Graph:
             if not is_float(m.format):
                 self.q_stride = max(self.q_stride, row_stride(m))
                 self.n_groups = max(self.n_groups, m.n_groups)
+                self.prepared = max(self.prepared, prepared_bytes(m, LB_PREPARED_TOKENS))
         return linear
 
     cdef Linear *linear(self, int32_t layer, str name) except NULL:

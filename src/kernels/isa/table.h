@@ -5,7 +5,7 @@
 #include "names.h"
 
 #if !defined(LB_HAS)
-#define LB_HAS LB_KERNELS
+#define LB_HAS LB_MOST_KERNELS
 #endif
 
 #define LB_ENTER(name, ...) table->name = LB_NAME(lb_##name);

@@ -2,7 +2,7 @@
 from libc.stdint cimport int8_t, int32_t, int64_t
 
 from lowbit._kernels.dispatch cimport (
-    LB_ROWS, begin_floats, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matrix, lb_row_groups,
+    LB_PREPARED_STEP, LB_PREPARED_TILE, LB_PREPARED_TOKENS, LB_ROWS, Buffers, begin_floats, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matrix, lb_row_groups,
     lb_units, parallel, streams, table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, aligned, group_code_bytes, is_float, padded_cols, row_stride
@@ -13,29 +13,31 @@ from lowbit.errors import FormatError
 
 cdef enum:
     CHUNK_BYTES = 192 << 10     # weights a thread takes at a time: long enough to stream, short enough to share out
-    MANY = 8                    # tokens, for which some kernels prepare so much that a thread takes more rows at a time
 
 
 cdef struct Products:
     const lb_matmul_args *each
     int32_t n
-    int32_t streams         # row groups of a unit, which lie far apart
-    int32_t step            # or which lie together
+    int32_t streams         # row groups of a unit
+    void *prepared          # or NULL: then units are of LB_PREPARED_STEP row groups
 
 
 cdef void multiply_work(void *context, int32_t begin, int32_t end) noexcept nogil:
     """Units, counted through all products: row groups, or some of them that lie far apart (`lb_streams_fn`)."""
     cdef const Products *c = <const Products *>context
     cdef const lb_matmul_args *args
-    cdef int32_t i, row_groups, units
+    cdef int32_t i, units, row_groups
+    if c.prepared != NULL:
+        row_groups = lb_row_groups(c.each.w.n_rows)
+        table.matmul_prepared(c.each, c.prepared, begin * LB_PREPARED_STEP, min(end * LB_PREPARED_STEP, row_groups))
+        return
     for i in range(c.n):
         args = &c.each[i]
-        row_groups = lb_row_groups(args.w.n_rows)
-        units = lb_units(row_groups, c.streams * c.step)
+        units = lb_units(lb_row_groups(args.w.n_rows), c.streams)
         if end <= 0:
             break
         if begin < units and c.streams == 1:
-            table.matmul[args.w.format](args, max(begin, 0) * c.step, min(end * c.step, row_groups))
+            table.matmul[args.w.format](args, max(begin, 0), min(end, units))
         elif begin < units:
             table.streams(args, c.streams, max(begin, 0), min(end, units))
         begin -= units
@@ -49,34 +51,65 @@ cdef void multiply_all(const lb_matmul_args *products, int32_t n, int32_t thread
     """
     cdef Products all
     cdef const lb_matrix *w = products[0].w
-    cdef int32_t units = 0, row_groups = 0, tokens = products[0].x.n_tokens, chunk, i
+    cdef int32_t units = 0, chunk, i
     cdef int64_t work = 0
-    all.each, all.n, all.streams, all.step = products, n, 1 if is_float(w.format) else streams, 1
+    all.each, all.n, all.streams, all.prepared = products, n, 1 if is_float(w.format) else streams, NULL
     for i in range(n):
-        tokens = min(tokens, products[i].x.n_tokens)
         if products[i].x.n_tokens != 1:
             all.streams = 1
     for i in range(n):
-        row_groups += lb_row_groups(products[i].w.n_rows)
+        units += lb_units(lb_row_groups(products[i].w.n_rows), all.streams)
         work += <int64_t>lb_row_groups(products[i].w.n_rows) * LB_ROWS * w.n_cols * products[i].x.n_tokens
-    if tokens >= MANY:
-        all.step = max(1, min(lb_row_groups(w.n_rows), row_groups // (2 * threads)))
-    for i in range(n):
-        units += lb_units(lb_row_groups(products[i].w.n_rows), all.streams * all.step)
     if threads <= 1 or work < (1 << 18 if is_float(w.format) else 1 << 20):
         parallel(multiply_work, &all, units, units, 1)
         return
     chunk = <int32_t>min(<int64_t>units // (threads * 4),
-                         CHUNK_BYTES // (all.streams * all.step * <int64_t>group_code_bytes(w)))
+                         CHUNK_BYTES // (all.streams * <int64_t>group_code_bytes(w)))
     parallel(multiply_work, &all, units, chunk if chunk > 1 else 1, threads)
 
 
+cdef void prepare_work(void *context, int32_t begin, int32_t end) noexcept nogil:
+    cdef const Products *c = <const Products *>context
+    table.prepare(c.each, c.prepared, begin, end)
+
+
+cdef void multiply_prepared(lb_matmul_args *one, void *memory, int32_t threads) noexcept nogil:
+    """The product of many tokens: as many of them at a time as can be prepared, in parts of about the same size."""
+    cdef lb_activations x = one.x[0], part = x
+    cdef int32_t parts = lb_units(x.n_tokens, LB_PREPARED_TOKENS), token = 0, left, n, units
+    cdef Products all
+    all.each, all.n, all.streams, all.prepared = one, 1, 1, memory
+    one.x = &part
+    for n in range(parts, 0, -1):
+        left = x.n_tokens - token
+        part.n_tokens = min(left, lb_units(left, n * LB_PREPARED_TILE) * LB_PREPARED_TILE)
+        part.q = x.q + <ptrdiff_t>token * x.stride
+        part.sum = x.sum + <ptrdiff_t>token * x.n_groups
+        part.scale = x.scale + <ptrdiff_t>token * x.n_groups if x.scale != NULL else NULL
+        parallel(prepare_work, &all, lb_units(part.n_tokens, LB_PREPARED_TILE), 1, threads)
+        units = lb_units(lb_row_groups(one.w.n_rows), LB_PREPARED_STEP)
+        parallel(multiply_work, &all, units, max(1, units // (threads * 4)), threads)
+        if one.sums != NULL:
+            one.sums += part.n_tokens * one.y_stride
+        else:
+            one.y += part.n_tokens * one.y_stride
+        token += part.n_tokens
+
+
+cdef size_t prepared_bytes(const lb_matrix *w, int32_t n_tokens) noexcept nogil:
+    """Memory that `multiply` should be given for so many tokens, or for as many as it takes at a time."""
+    return 0 if is_float(w.format) else table.prepared_bytes(w, min(n_tokens, LB_PREPARED_TOKENS))
+
+
 cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_t *sums, ptrdiff_t y_stride,
-                   int32_t threads) noexcept nogil:
-    """y = x W^T"""
+                   int32_t threads, void *memory) noexcept nogil:
+    """y = x W^T; the memory is that of `prepared_bytes`, or NULL."""
     cdef lb_matmul_args one
     one.w, one.x, one.y, one.sums, one.y_stride = w, x, y, sums, y_stride
-    multiply_all(&one, 1, threads)
+    if memory != NULL and prepared_bytes(w, x.n_tokens) > 0:
+        multiply_prepared(&one, memory, threads)
+    else:
+        multiply_all(&one, 1, threads)
 
 
 def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads=1):
@@ -119,8 +152,10 @@ def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads
     padded, sums, out = whole, total, result
     a.q, a.sum, a.scale, a.x = &padded[0, 0], &sums[0, 0], NULL, NULL
     a.stride, a.n_groups, a.n_tokens = padded.shape[1], 1, m
+    cdef Buffers buffers = Buffers()
+    cdef void *memory = buffers.take(1, prepared_bytes(&w.m, m))
     with nogil:
-        multiply(&w.m, &a, NULL, &out[0, 0], w.m.n_rows, threads)
+        multiply(&w.m, &a, NULL, &out[0, 0], w.m.n_rows, threads, memory)
     return result
 
 
@@ -213,6 +248,8 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False,
     if x.shape[0] == 0:
         return result
     out = result
+    cdef Buffers buffers = Buffers()
+    cdef void *memory = buffers.take(1, prepared_bytes(&w.m, x.shape[0]))
     with nogil:
-        multiply(&w.m, &activations.a, &out[0, 0], NULL, w.m.n_rows, threads)
+        multiply(&w.m, &activations.a, &out[0, 0], NULL, w.m.n_rows, threads, memory)
     return result

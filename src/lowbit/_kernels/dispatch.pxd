@@ -6,6 +6,9 @@ from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, u
 cdef extern from "kernels.h":
     enum:
         LB_ROWS
+        LB_PREPARED_TOKENS
+        LB_PREPARED_TILE
+        LB_PREPARED_STEP
         LB_U2
         LB_U4
         LB_U8
@@ -116,6 +119,10 @@ cdef extern from "kernels.h":
 
     ctypedef void lb_matmul_fn(const lb_matmul_args *args, int32_t begin, int32_t end) noexcept nogil
     ctypedef void lb_streams_fn(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) noexcept nogil
+    ctypedef size_t lb_prepared_bytes_fn(const lb_matrix *m, int32_t n_tokens) noexcept nogil
+    ctypedef void lb_prepare_fn(const lb_matmul_args *args, void *prepared, int32_t begin, int32_t end) noexcept nogil
+    ctypedef void lb_matmul_prepared_fn(const lb_matmul_args *args, const void *prepared, int32_t begin,
+                                        int32_t end) noexcept nogil
     ctypedef void lb_sparse_fn(const lb_sparse_args *args, int32_t begin, int32_t end) noexcept nogil
     ctypedef void lb_to_row_groups_fn(const lb_matrix *m, int32_t quarter, uint8_t *codes) noexcept nogil
     ctypedef void lb_quantize_fn(const float *x, int32_t n, int32_t group_cols, int32_t per_token, int32_t padded,
@@ -165,6 +172,9 @@ cdef extern from "kernels.h":
         lb_row_u8_fn *row_u8
         lb_read_fn *read
         lb_dot_peak_fn *dot_peak
+        lb_prepared_bytes_fn *prepared_bytes
+        lb_prepare_fn *prepare
+        lb_matmul_prepared_fn *matmul_prepared
 
     int32_t lb_part_floats(int32_t value_dim) noexcept nogil
     int32_t lb_row_groups(int32_t rows) noexcept nogil

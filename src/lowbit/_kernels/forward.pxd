@@ -54,6 +54,7 @@ cdef class ForwardPass:
     cdef int8_t *q8
     cdef float *scales
     cdef int32_t *sums
+    cdef void *prepared
 
     cdef void _forward(self) noexcept nogil
     cdef void _lap(self, int32_t operation) noexcept nogil

@@ -80,6 +80,7 @@ cdef class Graph:
     cdef readonly size_t state_bytes    # of the recurrent layers, for one sequence
     cdef bint gated                     # some attention is
     cdef int32_t q_stride, n_groups
+    cdef size_t prepared        # bytes, of the largest product of many tokens
     cdef bint per_token
     cdef float embedding_scale, residual_scale, logit_scale
     cdef readonly bint sparse_decode    # not all inputs count in rows that decode

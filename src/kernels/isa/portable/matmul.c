@@ -79,3 +79,13 @@ void LB_NAME(lb_streams)(const lb_matmul_args *args, int32_t streams, int32_t be
         matmul[args->w->format](args, first + begin, last);
     }
 }
+
+size_t LB_NAME(lb_prepared_bytes)(const lb_matrix *m, int32_t n_tokens) { return (void)m, (void)n_tokens, 0; }
+
+void LB_NAME(lb_prepare)(const lb_matmul_args *args, void *prepared, int32_t begin, int32_t end) {
+    (void)args, (void)prepared, (void)begin, (void)end;
+}
+
+void LB_NAME(lb_matmul_prepared)(const lb_matmul_args *args, const void *prepared, int32_t begin, int32_t end) {
+    (void)args, (void)prepared, (void)begin, (void)end;
+}

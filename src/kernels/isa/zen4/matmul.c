@@ -20,14 +20,10 @@
  * The sums of tables stay within 2 * 128 * 96 < 2**15 in a panel of 256 columns; those of panels are int32, with the
  * bounds of AVX-512 VNNI.
  */
-#include "os.h" /* first: it asks the system headers for what is not in the C standard */
-
 #include "../avx512vnni/simd.h"
 
-#include <stdlib.h>
-
 #define LB_ISA zen4
-#define LB_TILE 4
+#define LB_TILE LB_PREPARED_TILE
 #include "../matmul_template.h"
 
 lb_matmul_fn lb_matmul_u2__avx512vnni;
@@ -39,18 +35,44 @@ enum {
     PARTS = 4,   /* of four words, of a panel */
     TRIPLES = 8, /* of a part */
     QUADS = 10,
-    TOKENS = 64, /* most of a panel */
-    FEW = 11,    /* tokens; fewer are left to AVX-512 VNNI */
-    PAIRS = 2,   /* of row groups, taken together */
+    FEW = 11,                     /* tokens; fewer are left to AVX-512 VNNI */
+    PAIRS = LB_PREPARED_STEP / 2, /* of row groups, taken together */
     LANES = 32
 };
 
+/* What is prepared of a tile of tokens and a panel. */
 typedef struct {
-    int16_t tables[TOKENS / LB_TILE][PARTS * TRIPLES][LB_TILE][LANES];
-    int32_t x[TOKENS / LB_TILE][PARTS * QUADS][LB_TILE];
+    int16_t tables[PARTS * TRIPLES][LB_TILE][LANES];
+    int32_t x[PARTS * QUADS][LB_TILE];
+} tile;
+
+/* What becomes of the weights of a panel. */
+typedef struct {
     int16_t indices[PARTS * TRIPLES][PAIRS][LANES];
     uint8_t quads[PARTS * QUADS][PAIRS][2][64];
+} taken;
+
+/* `words` words from the word `begin` on, all or a part of a scale group. */
+typedef struct {
+    int32_t begin, words, group;
+    int begins, ends; /* the group */
 } panel;
+
+LB_INLINE panel panel_at(const lb_matrix *m, int32_t begin) {
+    const int32_t group_words = m->n_groups == 1 ? m->words : m->group_cols / 16, group = begin / group_words,
+                  next = (group + 1) * group_words, left = (next < m->words ? next : m->words) - begin,
+                  words = left < BLOCKS * WORDS ? left : BLOCKS * WORDS;
+    return (panel){begin, words, group, begin == group * group_words, words == left};
+}
+
+/* The last block of a row is filled up to a whole one: with words of zeros, and activations of 0. */
+LB_INLINE int32_t blocks_of(panel at) { return (at.words + WORDS - 1) / WORDS; }
+
+static int32_t panels_of(const lb_matrix *m) {
+    return m->n_groups == 1 ? (m->words + BLOCKS * WORDS - 1) / (BLOCKS * WORDS) : m->n_groups;
+}
+
+static int32_t tiles_of(int32_t n_tokens) { return (n_tokens + LB_TILE - 1) / LB_TILE; }
 
 /* The tables of token j of a tile and a block, from COLUMNS activations. */
 LB_INLINE void make_tables(const int8_t *x, int16_t (*tables)[LB_TILE][LANES], int32_t j) {
@@ -93,31 +115,43 @@ LB_INLINE void take_quads(const int8_t *const x[LB_TILE], int32_t (*quads)[LB_TI
     }
 }
 
-/* Activations of a panel: `words` words from the word `begin` on. */
-static void take_activations(panel *p, const lb_activations *a, int32_t token, int32_t tokens, int32_t begin,
-                             int32_t words) {
-    for (int32_t first = 0; first < tokens; first += LB_TILE) {
-        for (int32_t block = 0; block * WORDS < words; block++) {
-            const int32_t here = words - block * WORDS;
-            int8_t longer[LB_TILE][COLUMNS];
-            const int8_t *x[LB_TILE];
-            for (int32_t j = 0; j < LB_TILE; j++) {
-                const int32_t present = first + j < tokens ? first + j : tokens - 1;
-                x[j] = a->q + (ptrdiff_t)(token + present) * a->stride + 16 * begin + COLUMNS * block;
-                if (here < WORDS) { /* the end of a row */
-                    memset(longer[j], 0, COLUMNS);
-                    for (int32_t f = 0; f < 4; f++) {
-                        memcpy(longer[j] + 4 * WORDS * f, x[j] + 4 * here * f, 4 * (size_t)here);
-                    }
-                    x[j] = longer[j];
+LB_INLINE void prepare_tile(const lb_activations *a, int32_t first, panel at, tile *out) {
+    for (int32_t block = 0; block < blocks_of(at); block++) {
+        const int32_t here = at.words - block * WORDS;
+        int8_t longer[LB_TILE][COLUMNS];
+        const int8_t *x[LB_TILE];
+        for (int32_t j = 0; j < LB_TILE; j++) {
+            const int32_t token = first + j < a->n_tokens ? first + j : a->n_tokens - 1;
+            x[j] = a->q + (ptrdiff_t)token * a->stride + 16 * at.begin + COLUMNS * block;
+            if (here < WORDS) { /* the end of a row */
+                memset(longer[j], 0, COLUMNS);
+                for (int32_t f = 0; f < 4; f++) {
+                    memcpy(longer[j] + 4 * WORDS * f, x[j] + 4 * here * f, 4 * (size_t)here);
                 }
-                make_tables(x[j], p->tables[first / LB_TILE] + 2 * TRIPLES * block, j);
+                x[j] = longer[j];
             }
-            for (int32_t part = 0; part < 2; part++) {
-                take_quads(x, p->x[first / LB_TILE] + (2 * block + part) * QUADS);
-                for (int32_t j = 0; j < LB_TILE; j++) x[j] += 16;
-            }
+            make_tables(x[j], out->tables + 2 * TRIPLES * block, j);
         }
+        for (int32_t part = 0; part < 2; part++) {
+            take_quads(x, out->x + (2 * block + part) * QUADS);
+            for (int32_t j = 0; j < LB_TILE; j++) x[j] += 16;
+        }
+    }
+}
+
+size_t LB_NAME(lb_prepared_bytes)(const lb_matrix *m, int32_t n_tokens) {
+    const int fits = m->format == LB_U2 && !m->tiles && m->block_cols == COLUMNS &&
+                     (m->n_groups == 1 || m->group_cols <= BLOCKS * COLUMNS);
+    if (!fits || n_tokens < FEW || m->n_rows < LB_PREPARED_STEP * LB_ROWS) return 0;
+    return (size_t)panels_of(m) * (size_t)tiles_of(n_tokens) * sizeof(tile);
+}
+
+void LB_NAME(lb_prepare)(const lb_matmul_args *args, void *prepared, int32_t begin, int32_t end) {
+    const lb_matrix *m = args->w;
+    const int32_t tiles = tiles_of(args->x->n_tokens);
+    tile *out = prepared;
+    for (panel at = panel_at(m, 0); at.begin < m->words; at = panel_at(m, at.begin + at.words), out += tiles) {
+        for (int32_t i = begin; i < end; i++) prepare_tile(args->x, i * LB_TILE, at, out + i);
     }
 }
 
@@ -179,14 +213,8 @@ LB_INLINE void take_part(const uint8_t *w, size_t row_bytes, int32_t words, int1
 #define MULTIPLY(sum, codes, x) sum = _mm512_dpbusd_epi32(sum, codes, x)
 #endif
 
-/* Where a panel is in its scale group. */
-typedef struct {
-    int32_t group;
-    int begins, ends;
-} place;
-
 /* Adds a panel's sums of a token to what is there of their scale group, in place of the outputs. */
-LB_INLINE void add_sums(const lb_matmul_args *args, int32_t row_group, int32_t token, place at,
+LB_INLINE void add_sums(const lb_matmul_args *args, int32_t row_group, int32_t token, panel at,
                         const __m512i sums[2 * PAIRS], const lb_scales scales[2 * PAIRS]) {
     const ptrdiff_t out = token * args->y_stride + row_group * LB_ROWS,
                     i = (ptrdiff_t)token * args->x->n_groups + at.group;
@@ -206,9 +234,9 @@ LB_INLINE void add_sums(const lb_matmul_args *args, int32_t row_group, int32_t t
     }
 }
 
-/* The products of a panel, for two pairs of row groups and up to LB_TILE tokens. */
-LB_INLINE void add_tile(const lb_matmul_args *args, const panel *p, int32_t row_group, int32_t parts, int32_t token,
-                        int32_t tile, int32_t tokens, place at, const uint8_t *following) {
+/* The products of a panel, for two pairs of row groups and a tile of tokens. */
+LB_INLINE void add_tile(const lb_matmul_args *args, const taken *w, const tile *t, int32_t row_group, int32_t token,
+                        panel at, const uint8_t *following) {
     __m512i looked_up[PAIRS][LB_TILE], multiplied[2 * PAIRS][LB_TILE];
     LB_UNROLL(4)
     for (int j = 0; j < LB_TILE; j++) {
@@ -217,13 +245,13 @@ LB_INLINE void add_tile(const lb_matmul_args *args, const panel *p, int32_t row_
         LB_UNROLL(4)
         for (int i = 0; i < 2 * PAIRS; i++) multiplied[i][j] = _mm512_setzero_si512();
     }
-    const int16_t (*indices)[PAIRS][LANES] = p->indices, (*tables)[LB_TILE][LANES] = p->tables[tile];
-    const uint8_t (*quads)[PAIRS][2][64] = p->quads;
-    const int32_t (*x)[LB_TILE] = p->x[tile];
+    const int16_t (*indices)[PAIRS][LANES] = w->indices, (*tables)[LB_TILE][LANES] = t->tables;
+    const uint8_t (*quads)[PAIRS][2][64] = w->quads;
+    const int32_t (*x)[LB_TILE] = t->x;
     const size_t row_bytes = (size_t)args->w->words * 64;
-    uintptr_t next = (uintptr_t)following + 256 * (size_t)tile;
-    for (int32_t n = 0; n < 2 * parts; n++) {
-        if (tile < PARTS) {
+    uintptr_t next = (uintptr_t)following + 64 * (size_t)token; /* a quarter of what follows, for each of four tiles */
+    for (int32_t n = 0; n < 4 * blocks_of(at); n++) {
+        if (token < PARTS * LB_TILE) {
             LB_PREFETCH((const char *)next);
             LB_PREFETCH((const char *)next + 64);
             next += n % 2 ? row_bytes - 128 : 128;
@@ -261,7 +289,7 @@ LB_INLINE void add_tile(const lb_matmul_args *args, const panel *p, int32_t row_
     }
     LB_UNROLL(4)
     for (int j = 0; j < LB_TILE; j++) {
-        if (j == tokens) break;
+        if (token + j == args->x->n_tokens) break;
         __m512i sums[2 * PAIRS];
         LB_UNROLL(4)
         for (int i = 0; i < 2 * PAIRS; i++) {
@@ -271,72 +299,27 @@ LB_INLINE void add_tile(const lb_matmul_args *args, const panel *p, int32_t row_
     }
 }
 
-static void multiply(const lb_matmul_args *args, panel *p, int32_t row_groups, int32_t row_groups_end) {
+void LB_NAME(lb_matmul_prepared)(const lb_matmul_args *args, const void *prepared, int32_t begin, int32_t end) {
     const lb_matrix *m = args->w;
+    const int32_t tiles = tiles_of(args->x->n_tokens), whole = m->n_rows / LB_ROWS;
     const size_t row_bytes = (size_t)m->words * 64;
-    const int32_t group_words = m->n_groups == 1 ? m->words : m->group_cols / 16;
-    for (int i = 0; i < 2 * PAIRS; i++) {
-        const uint8_t *w = m->codes + (row_groups + i) * row_bytes;
-        for (int32_t t = 0; t < BLOCKS * WORDS; t++) LB_PREFETCH((const char *)(uintptr_t)w + 64 * t);
-    }
-    for (int32_t token = 0; token < args->x->n_tokens; token += TOKENS) {
-        const int32_t left = args->x->n_tokens - token, tokens = left < TOKENS ? left : TOKENS;
-        int32_t words;
-        for (int32_t begin = 0; begin < m->words; begin += words) {
-            const int32_t group = begin / group_words, next = (group + 1) * group_words,
-                          rest = (next < m->words ? next : m->words) - begin;
-            words = rest < BLOCKS * WORDS ? rest : BLOCKS * WORDS;
-            const place at = {group, begin == group * group_words, words == rest};
-            const int32_t parts = 2 * ((words + WORDS - 1) / WORDS);
-            take_activations(p, args->x, token, tokens, begin, words);
-            for (int32_t row_group = row_groups; row_group < row_groups_end; row_group += 2 * PAIRS) {
-                for (int32_t pair = 0; pair < PAIRS; pair++) {
-                    const uint8_t *w = m->codes + (row_group + 2 * pair) * row_bytes + (size_t)begin * 64;
-                    for (int32_t part = 0; part < parts; part++) {
-                        take_part(w + 256 * part, row_bytes, words - 4 * part, p->indices + TRIPLES * part,
-                                  p->quads + QUADS * part, pair);
-                    }
-                }
-                const uint8_t *following = row_group + 2 * PAIRS < row_groups_end
-                                               ? m->codes + (row_group + 2 * PAIRS) * row_bytes + (size_t)begin * 64
-                                               : m->codes + row_groups * row_bytes + (size_t)(begin + words) * 64;
-                for (int32_t j = 0; j < tokens; j += LB_TILE) {
-                    add_tile(args, p, row_group, parts, token + j, j / LB_TILE, tokens - j, at, following);
+    for (; begin + LB_PREPARED_STEP <= (end < whole ? end : whole); begin += LB_PREPARED_STEP) {
+        const tile *t = prepared;
+        const uint8_t *w = m->codes + begin * row_bytes;
+        taken here;
+        panel next;
+        for (panel at = panel_at(m, 0); at.begin < m->words; at = next) {
+            for (int32_t pair = 0; pair < PAIRS; pair++) {
+                for (int32_t part = 0; part < 2 * blocks_of(at); part++) {
+                    take_part(w + 2 * pair * row_bytes + 64 * (size_t)(at.begin + 4 * part), row_bytes,
+                              at.words - 4 * part, here.indices + TRIPLES * part, here.quads + QUADS * part, pair);
                 }
             }
+            next = panel_at(m, at.begin + at.words);
+            const uint8_t *following =
+                next.begin < m->words ? w + 64 * (size_t)next.begin : w + LB_PREPARED_STEP * row_bytes;
+            for (int32_t i = 0; i < tiles; i++, t++) add_tile(args, &here, t, begin, i * LB_TILE, at, following);
         }
-    }
-}
-
-/*
- * Panels of the threads that have multiplied. They are too large for the stacks that some systems give a thread, and
- * are kept, because new pages for each product would cost 3 % of one of 16 tokens.
- */
-static struct {
-    lb_atomic taken;
-    char *memory;
-} places[64];
-
-/* Multiplies [begin, end) with the first panel that is free; returns whether there was one. */
-static int multiply_in_panel(const lb_matmul_args *args, int32_t begin, int32_t end) {
-    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        if (!lb_atomic_swap_if(&places[i].taken, 0, 1)) continue;
-        if (!places[i].memory) places[i].memory = malloc(sizeof(panel) + 63);
-        char *memory = places[i].memory;
-        if (memory) multiply(args, (panel *)(void *)(memory + (-(uintptr_t)memory & 63)), begin, end);
-        lb_atomic_store(&places[i].taken, 0);
-        return memory != NULL;
-    }
-    return 0;
-}
-
-void LB_NAME(lb_matmul_u2)(const lb_matmul_args *args, int32_t begin, int32_t end) {
-    const lb_matrix *m = args->w;
-    const int32_t rows_end = end < m->n_rows / LB_ROWS ? end : m->n_rows / LB_ROWS,
-                  tiled_end = begin + (rows_end - begin) / (2 * PAIRS) * (2 * PAIRS);
-    const int fits = m->block_cols == COLUMNS && (m->n_groups == 1 || m->group_cols <= BLOCKS * COLUMNS);
-    if (args->x->n_tokens >= FEW && tiled_end > begin && fits && multiply_in_panel(args, begin, tiled_end)) {
-        begin = tiled_end;
     }
     if (begin < end) lb_matmul_u2__avx512vnni(args, begin, end);
 }

@@ -1,3 +1,3 @@
 #define LB_ISA zen4
-#define LB_HAS(X) X(matmul_u2)
+#define LB_HAS(X) LB_SOME_KERNELS(X)
 #include "../table.h"
