@@ -255,6 +255,34 @@ static void check_streams(const char *text, const lb_matmul_args *args, uint8_t 
     }
 }
 
+static void *prepared;
+static int32_t n_prepared;
+
+static void multiply_prepared(const lb_matmul_args *args, int32_t begin, int32_t end) {
+    lb_table.matmul_prepared(args, prepared, begin, end);
+}
+
+/* Where the set prepares such a product: the same rows again, with what was prepared in two ranges of tiles. */
+static void check_prepared(const char *text, const lb_matmul_args *args, uint8_t *out, const void *expected,
+                           size_t n_bytes) {
+    const int32_t n_tokens = args->x->n_tokens, tiles = lb_units(n_tokens, LB_PREPARED_TILE);
+    const size_t bytes = n_tokens <= LB_PREPARED_TOKENS ? lb_table.prepared_bytes(args->w, n_tokens) : 0;
+    char more[240];
+    if (!bytes) return;
+    snprintf(more, sizeof more, "%s, prepared", text);
+    prepared = allocate(bytes);
+    lb_table.prepare(args, prepared, tiles / 2, tiles);
+    lb_table.prepare(args, prepared, 0, tiles / 2);
+    run(more, multiply_prepared, args, out, n_bytes);
+    if (args->sums) {
+        check_bytes(more, "sums", out, expected, n_bytes);
+    } else {
+        check_floats(more, "output", (const float *)(void *)out, expected, (int32_t)(n_bytes / 4));
+    }
+    free(prepared);
+    n_prepared++;
+}
+
 static void check_integer(const shape *s) {
     char text[200];
     lb_matrix m;
@@ -272,6 +300,7 @@ static void check_integer(const shape *s) {
     reference_matmul(&reference, s->kind, 0, lb_row_groups(s->n_rows));
     check_floats(text, "output", got, expected, (int32_t)n);
     if (s->n_tokens == 1) check_streams(text, &args, (uint8_t *)got, expected, n_bytes);
+    check_prepared(text, &args, (uint8_t *)got, expected, n_bytes);
 
     if (m.n_groups == 1) {
         args.sums = (int32_t *)(void *)got, reference.sums = (int32_t *)(void *)expected;
@@ -281,6 +310,7 @@ static void check_integer(const shape *s) {
         reference_matmul(&reference, s->kind, 0, lb_row_groups(s->n_rows));
         check_bytes(text, "sums", got, expected, n_bytes);
         if (s->n_tokens == 1) check_streams(text, &args, (uint8_t *)got, expected, n_bytes);
+        check_prepared(text, &args, (uint8_t *)got, expected, n_bytes);
     }
     free((void *)m.codes), free((void *)m.scales), free(memory), free((void *)a.scale), free((void *)a.sum);
     free(got), free(expected);
@@ -292,7 +322,7 @@ void test_integer_matmul(void) {
     static const int32_t long_columns[] = {64, 65, 100, 128, 192, 300, 1024, 1030, 2500};
     static const int32_t many_tokens[] = {15, 16, 17, 31, 32, 33, 47, 48, 64, 65, 100};
     static const int32_t panels[] = {128, 140, 256, 257, 300, 383, 512, 900, 1024};
-    static const int32_t panel_tokens[] = {10, 11, 12, 13, 16, 33, 64, 66, 129};
+    static const int32_t panel_tokens[] = {10, 11, 12, 13, 16, 17, 22, 31, 32, 65};
     int32_t n = 0;
     for (int32_t kind = 0; kind < COUNT(kinds); kind++) {
         if (is_portable && kind == KIND_U2) continue; /* written in Cython, and not linked here */
@@ -332,8 +362,8 @@ void test_integer_matmul(void) {
         }
         /* many rows and tokens: tiles of both, and rests, with panels of columns that are whole and that are not */
         for (int i = 0; i < COUNT(panels) && !lb_has_planes(format); i++) {
-            for (int32_t group = 1; group <= 4; group++, n++) {
-                const int32_t cols = panels[i], whole = group == 4 ? cols : group * usual;
+            for (int32_t groups = 1; groups <= 8; groups++, n++) {
+                const int32_t cols = panels[i], whole = groups % 4 == 0 ? cols : groups % 4 * usual;
                 check_integer(&(shape){kind, 64 + 15 * (n % 6), cols, usual, whole < cols ? whole : cols, n & 1,
                                        panel_tokens[n % COUNT(panel_tokens)], n % N_FILLS});
             }
@@ -354,6 +384,16 @@ void test_integer_matmul(void) {
         }
         check_integer(&(shape){kind, 1, longest, usual, longest, 0, 16, HIGH});
         check_integer(&(shape){kind, 1, longest, usual, longest, 0, 17, OPPOSED});
+    }
+    const lb_matrix ternary = {.format = LB_U2,
+                               .n_rows = 256,
+                               .n_cols = 256,
+                               .block_cols = 128,
+                               .group_cols = 256,
+                               .n_groups = 1,
+                               .words = 16};
+    if (lb_table.prepared_bytes(&ternary, LB_PREPARED_TOKENS) && n_prepared < 50) {
+        report("prepared products", "only %d were checked", (int)n_prepared);
     }
 }
 

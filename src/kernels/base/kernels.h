@@ -231,7 +231,7 @@ typedef void lb_streams_fn(const lb_matmul_args *args, int32_t streams, int32_t 
  * prepared. `prepare` fills it, for the tiles [begin, end) of LB_PREPARED_TILE tokens, and `matmul_prepared` is the
  * product with it, fastest where it begins and ends between LB_PREPARED_STEP row groups.
  */
-#define LB_PREPARED_TOKENS 64
+#define LB_PREPARED_TOKENS 32
 #define LB_PREPARED_TILE 4
 #define LB_PREPARED_STEP 4
 typedef size_t lb_prepared_bytes_fn(const lb_matrix *m, int32_t n_tokens);
@@ -306,9 +306,9 @@ typedef int64_t lb_dot_peak_fn(int32_t rounds);
  * only the portable set must have, and sets that have something of their own to do.
  */
 #define LB_KERNELS(X) LB_MOST_KERNELS(X) LB_SOME_KERNELS(X)
-#define LB_SOME_KERNELS(X)                    \
-    X(prepared_bytes, lb_prepared_bytes_fn)   \
-    X(prepare, lb_prepare_fn)                 \
+#define LB_SOME_KERNELS(X)                  \
+    X(prepared_bytes, lb_prepared_bytes_fn) \
+    X(prepare, lb_prepare_fn)               \
     X(matmul_prepared, lb_matmul_prepared_fn)
 #define LB_MOST_KERNELS(X)                \
     X(matmul_u2, lb_matmul_fn)            \

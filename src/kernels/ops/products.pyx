@@ -2,8 +2,8 @@
 from libc.stdint cimport int8_t, int32_t, int64_t
 
 from lowbit._kernels.dispatch cimport (
-    LB_PREPARED_STEP, LB_PREPARED_TILE, LB_PREPARED_TOKENS, LB_ROWS, Buffers, begin_floats, end_floats, lb_activations, lb_float_mode, lb_matmul_args, lb_matrix, lb_row_groups,
-    lb_units, parallel, streams, table,
+    LB_PREPARED_STEP, LB_PREPARED_TILE, LB_PREPARED_TOKENS, LB_ROWS, begin_floats, end_floats, lb_activations,
+    lb_float_mode, lb_matmul_args, lb_matrix, lb_row_groups, lb_units, parallel, streams, table,
 )
 from lowbit._kernels.matrix cimport PackedMatrix, aligned, group_code_bytes, is_float, padded_cols, row_stride
 
@@ -112,6 +112,12 @@ cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_
         multiply_all(&one, 1, threads)
 
 
+cdef char[::1] room(PackedMatrix w, int64_t n_tokens):
+    """Memory of `prepared_bytes` for `multiply`, or None."""
+    cdef size_t nbytes = prepared_bytes(&w.m, <int32_t>min(n_tokens, <int64_t>LB_PREPARED_TOKENS))
+    return np.empty(nbytes, np.int8) if nbytes else None
+
+
 def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads=1):
     """Multiply packed integer weights by int8 activations.
 
@@ -135,6 +141,7 @@ def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads
     cdef lb_activations a
     cdef int32_t[:, ::1] out, sums
     cdef int8_t[:, ::1] padded
+    cdef char[::1] memory
     cdef int64_t m = x.shape[0]
     if w.m.tiles:
         raise FormatError("a channel-major matrix takes sparse products")
@@ -152,10 +159,10 @@ def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads
     padded, sums, out = whole, total, result
     a.q, a.sum, a.scale, a.x = &padded[0, 0], &sums[0, 0], NULL, NULL
     a.stride, a.n_groups, a.n_tokens = padded.shape[1], 1, m
-    cdef Buffers buffers = Buffers()
-    cdef void *memory = buffers.take(1, prepared_bytes(&w.m, m))
+    memory = room(w, m)
     with nogil:
-        multiply(&w.m, &a, NULL, &out[0, 0], w.m.n_rows, threads, memory)
+        multiply(&w.m, &a, NULL, &out[0, 0], w.m.n_rows, threads,
+                 NULL if memory is None else &memory[0])
     return result
 
 
@@ -241,6 +248,7 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False,
     """
     cdef Activations activations
     cdef float[:, ::1] out
+    cdef char[::1] memory
     if w.m.tiles:
         raise FormatError("a channel-major matrix takes sparse products")
     activations = Activations(w, x, per_token)
@@ -248,8 +256,8 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False,
     if x.shape[0] == 0:
         return result
     out = result
-    cdef Buffers buffers = Buffers()
-    cdef void *memory = buffers.take(1, prepared_bytes(&w.m, x.shape[0]))
+    memory = room(w, x.shape[0])
     with nogil:
-        multiply(&w.m, &activations.a, &out[0, 0], NULL, w.m.n_rows, threads, memory)
+        multiply(&w.m, &activations.a, &out[0, 0], NULL, w.m.n_rows, threads,
+                 NULL if memory is None else &memory[0])
     return result
