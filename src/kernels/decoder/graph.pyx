@@ -9,9 +9,8 @@ from libc.string cimport memset
 
 from lowbit._kernels.deltanet cimport Delta
 from lowbit._kernels.dispatch cimport (
-    LB_GELU, LB_MAX_HEAD_DIM, LB_PREPARED_TOKENS, LB_RELU2, LB_SILU, LB_SWIGLU_OAI, alloc_aligned, checked, free_aligned,
-    lb_matrix,
-    lb_part_floats, lb_plus, lb_round_up, lb_times,
+    LB_GELU, LB_MAX_HEAD_DIM, LB_PREPARED_TOKENS, LB_RELU2, LB_SILU, LB_SWIGLU_OAI, alloc_aligned, checked,
+    free_aligned, lb_matrix, lb_part_floats, lb_plus, lb_round_up, lb_times,
 )
 from lowbit._kernels.latent cimport LatentLayer
 from lowbit._kernels.matrix cimport PackedMatrix, is_float, row_stride

@@ -161,8 +161,7 @@ def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads
     a.stride, a.n_groups, a.n_tokens = padded.shape[1], 1, m
     memory = room(w, m)
     with nogil:
-        multiply(&w.m, &a, NULL, &out[0, 0], w.m.n_rows, threads,
-                 NULL if memory is None else &memory[0])
+        multiply(&w.m, &a, NULL, &out[0, 0], w.m.n_rows, threads, NULL if memory is None else &memory[0])
     return result
 
 
