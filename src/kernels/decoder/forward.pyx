@@ -154,7 +154,8 @@ cdef class ForwardPass:
             elif self.shortlist is not None and linear.operation == HEAD:
                 self.shortlist.multiply(m, &a, out, linear.n_out, self.few)
             elif linear.parts[part].paged == NULL:
-                multiply(m, &a, out, NULL, linear.n_out, self.threads, self.prepared)
+                multiply(m, &a, out, NULL, linear.n_out, self.threads, self.prepared,
+                         self.graph.prepared)
             elif self.status == 0:
                 self.status = (<PagedMatrix>linear.parts[part].paged).multiply_paged(
                     &a, out, linear.n_out, self.threads)

@@ -79,6 +79,9 @@ cdef void multiply_prepared(lb_matmul_args *one, void *memory, int32_t threads) 
     cdef int32_t parts = lb_units(x.n_tokens, LB_PREPARED_TOKENS), token = 0, left, n, units
     cdef Products all
     all.each, all.n, all.streams, all.prepared = one, 1, 1, memory
+    units = lb_units(lb_row_groups(one.w.n_rows), LB_PREPARED_STEP)
+    if <int64_t>one.w.n_rows * one.w.n_cols * x.n_tokens < 1 << 20:
+        threads = 1
     one.x = &part
     for n in range(parts, 0, -1):
         left = x.n_tokens - token
@@ -87,7 +90,6 @@ cdef void multiply_prepared(lb_matmul_args *one, void *memory, int32_t threads) 
         part.sum = x.sum + <ptrdiff_t>token * x.n_groups
         part.scale = x.scale + <ptrdiff_t>token * x.n_groups if x.scale != NULL else NULL
         parallel(prepare_work, &all, lb_units(part.n_tokens, LB_PREPARED_TILE), 1, threads)
-        units = lb_units(lb_row_groups(one.w.n_rows), LB_PREPARED_STEP)
         parallel(multiply_work, &all, units, max(1, units // (threads * 4)), threads)
         if one.sums != NULL:
             one.sums += part.n_tokens * one.y_stride
@@ -97,16 +99,17 @@ cdef void multiply_prepared(lb_matmul_args *one, void *memory, int32_t threads) 
 
 
 cdef size_t prepared_bytes(const lb_matrix *w, int32_t n_tokens) noexcept nogil:
-    """Memory that `multiply` should be given for so many tokens, or for as many as it takes at a time."""
-    return 0 if is_float(w.format) else table.prepared_bytes(w, min(n_tokens, LB_PREPARED_TOKENS))
+    """Memory that `multiply` can use for so many tokens, or for as many as it takes at a time."""
+    return table.prepared_bytes(w, min(n_tokens, LB_PREPARED_TOKENS))
 
 
 cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_t *sums, ptrdiff_t y_stride,
-                   int32_t threads, void *memory) noexcept nogil:
-    """y = x W^T; the memory is that of `prepared_bytes`, or NULL."""
+                   int32_t threads, void *memory, size_t nbytes) noexcept nogil:
+    """y = x W^T; many tokens are prepared where there is memory enough for it (`prepared_bytes`)."""
     cdef lb_matmul_args one
+    cdef size_t needed = prepared_bytes(w, x.n_tokens)
     one.w, one.x, one.y, one.sums, one.y_stride = w, x, y, sums, y_stride
-    if memory != NULL and prepared_bytes(w, x.n_tokens) > 0:
+    if 0 < needed <= nbytes:
         multiply_prepared(&one, memory, threads)
     else:
         multiply_all(&one, 1, threads)
@@ -161,7 +164,8 @@ def matmul_sums(PackedMatrix w not None, const int8_t[:, ::1] x, int32_t threads
     a.stride, a.n_groups, a.n_tokens = padded.shape[1], 1, m
     memory = room(w, m)
     with nogil:
-        multiply(&w.m, &a, NULL, &out[0, 0], w.m.n_rows, threads, NULL if memory is None else &memory[0])
+        multiply(&w.m, &a, NULL, &out[0, 0], w.m.n_rows, threads,
+                 NULL if memory is None else &memory[0], 0 if memory is None else memory.shape[0])
     return result
 
 
@@ -258,5 +262,5 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x, bint per_token=False,
     memory = room(w, x.shape[0])
     with nogil:
         multiply(&w.m, &activations.a, &out[0, 0], NULL, w.m.n_rows, threads,
-                 NULL if memory is None else &memory[0])
+                 NULL if memory is None else &memory[0], 0 if memory is None else memory.shape[0])
     return result

@@ -313,7 +313,7 @@ cdef class PagedMatrix:
         """y = x W^T; 0, or a status for `Pager.check`."""
         cdef int status = self._multiply(self.first_block, self.n_groups, x, y, y_stride, threads)
         if status == 0 and self.tail is not None:
-            multiply(&self.tail.m, x, y + self.n_groups * LB_ROWS, NULL, y_stride, threads, NULL)
+            multiply(&self.tail.m, x, y + self.n_groups * LB_ROWS, NULL, y_stride, threads, NULL, 0)
         return status
 
     cdef int multiply_parts(self, const int32_t *parts, const lb_matmul_args *args, int32_t n,

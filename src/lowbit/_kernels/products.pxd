@@ -13,6 +13,6 @@ cdef class Activations:
 
 
 cdef void multiply(const lb_matrix *w, const lb_activations *x, float *y, int32_t *sums, ptrdiff_t y_stride,
-                   int32_t threads, void *memory) noexcept nogil
+                   int32_t threads, void *memory, size_t nbytes) noexcept nogil
 cdef size_t prepared_bytes(const lb_matrix *w, int32_t n_tokens) noexcept nogil
 cdef void multiply_all(const lb_matmul_args *products, int32_t n, int32_t threads) noexcept nogil
