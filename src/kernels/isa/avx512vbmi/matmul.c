@@ -1,19 +1,19 @@
 /*
- * AVX-512 VBMI, which looks bytes up: one token with T5 codes. A byte b is 84 c4 + p, and 84 is a multiple of four: a
- * table of 64 entries gives 84 c4 for b / 4, and one of 128 gives for p = b - 84 c4 what would be a byte of U2. From
- * there on it is the product of AVX-512 VNNI, which also multiplies everything else.
+ * AVX-512 VBMI, which looks bytes up: T5 codes. A byte b is 84 c4 + p, and 84 is a multiple of four: a table of 64
+ * entries gives 84 c4 for b / 4, and one of 128 gives for p = b - 84 c4 what would be a byte of U2. From there on it is
+ * the product of AVX-512 VNNI, which also multiplies everything else.
  *
- * 84 c4 is summed as it is, and divided by 84 once at the end: by 4 with a shift, by 21 with the number whose product
- * with 21 is 1 modulo 2**32. The largest sum is 168 * 128 * n_cols / 5 < 2**31 for n_cols <= 2**18.
+ * For one token 84 c4 is summed as it is, and divided by 84 once at the end: by 4 with a shift, by 21 with the number
+ * whose product with 21 is 1 modulo 2**32. The largest sum is 168 * 128 * n_cols / 5 < 2**31 for n_cols <= 2**18.
  */
 #include "../avx512vnni/simd.h"
 
 #define LB_ISA avx512vbmi
-#define LB_TILE 1
+#define LB_TILE 16
 #include "../matmul_template.h"
 #include "../streams_template.h"
+#include "../avx512vnni/ternary.h"
 
-lb_matmul_fn lb_matmul_t5__avx512vnni;
 lb_streams_fn lb_streams__avx512vnni;
 
 enum { FIELDS = 5 };
@@ -25,13 +25,8 @@ enum { FIELDS = 5 };
 static const uint8_t u2_of[128] = {C2(0), C2(64), C2(128)};
 #define SEVEN(x) x, x, x, x, x, x, x
 #define FIFTHS(x) SEVEN(x), SEVEN(x), SEVEN(x)
-static const uint8_t fifth_of[64] = {FIFTHS(0), FIFTHS(84), FIFTHS(168)};
-
-LB_INLINE __m512i dot4(__m512i acc, __m512i codes, const int8_t *x) {
-    int32_t four;
-    memcpy(&four, x, sizeof four);
-    return _mm512_dpbusd_epi32(acc, codes, _mm512_set1_epi32(four));
-}
+static const uint8_t fifth_of[64] = {FIFTHS(0), FIFTHS(84), FIFTHS(168)},
+                     code_of[64] = {FIFTHS(0), FIFTHS(1), FIFTHS(2)};
 
 /* A block of up to four streams `apart` bytes from one another; a[] has the sums of a stream, for each code of a byte.
  */
@@ -82,20 +77,33 @@ LB_INLINE void t5_few(const uint8_t *w, size_t apart, const int streams, lb_run 
     }
 }
 
-LB_INLINE void t5_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
-    (void)stride, (void)tokens;
-    t5_few(w, 0, 1, run, x, acc);
+/* Words of T5 as words of U2, and the fifth codes as a quarter more of them. */
+LB_INLINE void t5_unpack(const uint8_t *w, int32_t words, uint8_t *codes, uint8_t *fifths) {
+    const __m512i of_fifth = _mm512_loadu_si512(fifth_of), u2_low = _mm512_loadu_si512(u2_of),
+                  u2_high = _mm512_loadu_si512(u2_of + 64), code_of_fifth = _mm512_loadu_si512(code_of);
+    const int32_t n = (words + 3) / 4;
+    for (int32_t first = 0; first < n; first++) {
+        __m512i fifth_word = _mm512_setzero_si512();
+        for (int32_t t = first, shift = 0; t < words; t += n, shift += 2) {
+            const __m512i v = _mm512_loadu_si512(w + 64 * t), quarter = _mm512_srli_epi16(v, 2);
+            const __m512i rest = _mm512_sub_epi8(v, _mm512_permutexvar_epi8(quarter, of_fifth));
+            const __m512i code = _mm512_permutexvar_epi8(quarter, code_of_fifth);
+            _mm512_storeu_si512(codes + 64 * t, _mm512_permutex2var_epi8(u2_low, rest, u2_high));
+            fifth_word = _mm512_or_si512(fifth_word, _mm512_sll_epi16(code, _mm_cvtsi32_si128(shift)));
+        }
+        _mm512_storeu_si512(fifths + 64 * first, fifth_word);
+    }
 }
 
-void LB_NAME(lb_matmul_t5)(const lb_matmul_args *args, int32_t begin, int32_t end) {
-    if (args->x->n_tokens != 1) {
-        lb_matmul_t5__avx512vnni(args, begin, end);
-        return;
-    }
-    for (int32_t row_group = begin; row_group < end; row_group++) {
-        lb_int_tile(args, row_group, 0, 1, LB_T5, 1, t5_tile);
+LB_INLINE void t5_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
+    if (tokens == 1) {
+        t5_few(w, 0, 1, run, x, acc);
+    } else {
+        lb_t5_tile(w, run, x, stride, tokens, acc, t5_unpack, u2_tile);
     }
 }
+
+LB_TILED_INT_MATMUL(lb_matmul_t5, LB_T5, 1, LB_TILE, t5_tile)
 
 LB_INLINE void t5_streams(const uint8_t *w, size_t apart, int streams, lb_run run, const int8_t *x, i32x16 *acc) {
     if (streams == 4) {
