@@ -49,6 +49,11 @@ def test_invalid_generate_option_is_named(run, model, arguments, fragments):
     assert not hasattr(model, "path"), "bad options are noticed before a model is loaded"
 
 
+@pytest.mark.parametrize("origin", ["x", "localhost:3000", "http://", "http://a b"])
+def test_what_is_no_origin_is_refused(run, model, origin):
+    assert_one_clear_line(run("serve", "--cors", origin), "--cors", repr(origin))
+
+
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [

@@ -103,7 +103,7 @@ cdef class KVPool:
         """Set how much memory all blocks may take together; MemoryBudgetError if that is not even one."""
         least = self.block_bytes * self.need(1)
         if n_bytes < least:
-            raise MemoryBudgetError(f"keys and values need blocks of {least} bytes", least)
+            raise MemoryBudgetError(f"keys and values need at least a block of {least} bytes", least)
         self.resize(n_bytes // self.block_bytes, n_bytes // self.block_bytes)
 
     @property

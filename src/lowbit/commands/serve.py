@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 from typing import TYPE_CHECKING
 
 from .common import (
@@ -76,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="refuse requests without this key; may be given several times (or LOWBIT_API_KEY)")  # fmt: skip
     add("--api-key-file", metavar="FILE", help="the same, one key in each line")
     add("--allow-host", action="append", default=[], metavar="NAME", help="a name under which browsers may reach it")
-    add("--cors", action="append", default=[], metavar="ORIGIN",
+    add("--cors", type=_origin, action="append", default=[], metavar="ORIGIN",
         help="let pages of this origin, as http://localhost:3000, read answers; localhost is any of this machine, "
              "'*' any at all")  # fmt: skip
     add("--show-prompts", action="store_true", help="chat completions return the prompt as the model reads it")
@@ -109,6 +110,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.format_help = manual  # type: ignore[method-assign]
 
 
+def _origin(text: str) -> str:
+    """Return an origin as browsers send it; raise for what none of them ever sends."""
+    origin = text.rstrip("/")
+    if origin not in ("*", "localhost", "null") and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s]+", origin):
+        raise argparse.ArgumentTypeError(f"must be an origin, as http://localhost:3000, not {text!r}")
+    return origin
+
+
 def run(args: argparse.Namespace) -> int:
     from .. import __version__
     from ..serve import Settings
@@ -124,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
         settings = Settings(
             version=f"lowbit-{__version__}", host=args.host, port=args.port, api_keys=_keys(args),
             hosts=tuple(name.lower() for name in args.allow_host),
-            cors=tuple(origin.rstrip("/") for origin in args.cors), aliases=tuple(args.alias),
+            cors=tuple(args.cors), aliases=tuple(args.alias),
             chat_template=args.chat_template, pooling=args.pooling, sampling=sampling_given(args), tags=tuple(args.tag),
             page=not args.no_page, slots=not args.no_slots, metrics=not args.no_metrics, batch=args.batch,
             show_prompts=args.show_prompts, reasoning={"on": True, "off": False}.get(args.reasoning),

@@ -82,7 +82,10 @@ class Engine(Driven):
         self._pool = model._decoder.pool
         if kv_ram is not None:
             with model._decoder.lock:
-                self._pool.fit(parse_size(kv_ram, "kv_ram"))
+                try:
+                    self._pool.fit(parse_size(kv_ram, "kv_ram"))
+                except MemoryBudgetError as error:
+                    raise MemoryBudgetError(f"kv_ram: {error}, not {kv_ram}", error.smallest) from None
         self._drafter = None if model._draft is None else Drafter(model._draft)
         self._rows = model._decoder.batch if batch is None else min(batch, model._decoder.batch)
         self._pace = Pace(step_ms, self._rows)
