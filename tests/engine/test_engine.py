@@ -183,7 +183,7 @@ def test_a_text_that_never_fits_into_the_pool_is_refused(model):
     with pytest.raises(MemoryBudgetError, match="keys and values"):
         engine.submit(PROMPT, max_tokens=200)
     assert len(engine.submit(PROMPT, max_tokens=100, temperature=5.0).result().tokens) > 0
-    with pytest.raises(MemoryBudgetError, match="kv_ram: .* block .* not 100$"):
+    with pytest.raises(MemoryBudgetError, match=r"kv_ram: .* block .* not 100$"):
         Engine(model, kv_ram=100)
 
 
