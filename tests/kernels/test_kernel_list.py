@@ -16,10 +16,10 @@ FORMATS = ["u2", "u4", "u8", "u4m", "u8m", "t5", "up", "upm", "ut", "f32", "f16"
 
 
 def listed() -> list[tuple[str, str]]:
-    """Return name and type of every kernel in the list."""
-    body = re.search(r"#define LB_KERNELS\(X\)((?:.*\\\n)+.*\n)", HEADER)
-    assert body
-    return re.findall(r"X\((\w+), (\w+)\)", body[1])
+    """Return name and type of every kernel in the list, which has two parts."""
+    assert re.search(r"#define LB_KERNELS\(X\) LB_MOST_KERNELS\(X\) LB_SOME_KERNELS\(X\)\n", HEADER)
+    bodies = [re.search(rf"#define LB_{part}_KERNELS\(X\)((?:.*\\\n)+.*\n)", HEADER) for part in ("MOST", "SOME")]
+    return [kernel for body in bodies if body for kernel in re.findall(r"X\((\w+), (\w+)\)", body[1])]
 
 
 def signatures(declared: list[tuple[str, str, str]]) -> dict[str, str]:

@@ -303,7 +303,8 @@ cdef class Graph:
             if not is_float(m.format):
                 self.q_stride = max(self.q_stride, row_stride(m))
                 self.n_groups = max(self.n_groups, m.n_groups)
-                self.prepared = max(self.prepared, prepared_bytes(m, LB_PREPARED_TOKENS))
+                if linear.parts[i].paged == NULL:
+                    self.prepared = max(self.prepared, prepared_bytes(m, LB_PREPARED_TOKENS))
         return linear
 
     cdef Linear *linear(self, int32_t layer, str name) except NULL:
