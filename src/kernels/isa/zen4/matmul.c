@@ -174,8 +174,8 @@ LB_INLINE void spread(__m512i a, __m512i b, int16_t (*indices)[PAIRS][LANES], in
 
 /* Fields 2 and 3 of a word and field 3 of another as the lowest six bits of bytes. */
 LB_INLINE __m512i six_bits(__m512i v, __m512i u) {
-    const int select = 0xca; /* a ? b : c */
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), _mm512_srli_epi16(v, 4), _mm512_srli_epi16(u, 2), select);
+    enum { SELECT = 0xca }; /* a ? b : c */
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), _mm512_srli_epi16(v, 4), _mm512_srli_epi16(u, 2), SELECT);
 }
 
 /* Four words of a pair of row groups, of which `words` are there. */
