@@ -19,6 +19,7 @@ def listed() -> list[tuple[str, str]]:
     """Return name and type of every kernel in the list, which has two parts."""
     assert re.search(r"#define LB_KERNELS\(X\) LB_MOST_KERNELS\(X\) LB_SOME_KERNELS\(X\)\n", HEADER)
     bodies = [re.search(rf"#define LB_{part}_KERNELS\(X\)((?:.*\\\n)+.*\n)", HEADER) for part in ("MOST", "SOME")]
+    assert all(bodies)
     return [kernel for body in bodies if body for kernel in re.findall(r"X\((\w+), (\w+)\)", body[1])]
 
 
