@@ -114,6 +114,7 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
                           const int groups) {
     const lb_matrix matrix = *args->w, *m = &matrix; /* a copy, which no store can change */
     const lb_activations *a = args->x;
+    const int fetches = tokens > 1 || (streams == 1 && words > 2 && words < 8); /* one token of 2 or 8 bits: slower */
     const int turns = tokens == 1 || groups == 1 || lb_has_minima(format); /* two sums that do not wait: measured */
     const size_t row_bytes = (size_t)m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
@@ -125,7 +126,7 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
         for (int s = 0; s < streams; s++) {
             const uint8_t *w = m->codes + (row_group + s * apart) * row_bytes + (size_t)(g / groups) * words * 64;
             for (int t = 0; t < words; t++) {
-                if (tokens > 1) _mm_prefetch((const char *)((uintptr_t)w + 64 * t + LB_AHEAD), _MM_HINT_T0);
+                if (fetches) _mm_prefetch((const char *)((uintptr_t)w + 64 * t + LB_AHEAD), _MM_HINT_T0);
                 if (streams > 1) _mm_prefetch((const char *)((uintptr_t)w + 64 * t + LB_STREAM_AHEAD), _MM_HINT_T0);
             }
             const int low = lb_low_bits(words), low_top = (1 << low) - 1, high_top = (1 << words) - 1 - low_top;
