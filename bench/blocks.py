@@ -111,7 +111,10 @@ def packed(kind: str, n: int, k: int) -> PackedMatrix:
         form, options = UNPACKED_TYPES[kind]
         matrix = PackedMatrix(form, n, k, **options)
         blocks = n * k // type_of(kind).block_elements
-        matrix.fill_stored(stored_of(kind), rng.integers(0, 64, blocks * type_of(kind).block_bytes, np.uint8), n)
+        raw = rng.integers(0, 64, (blocks, type_of(kind).block_bytes), np.uint8)
+        if kind == "MXFP4":
+            raw[:, 0] = 127  # a scale of 1; those of 2**-64 and less are slow to compute with
+        matrix.fill_stored(stored_of(kind), raw.reshape(-1), n)
         return matrix
     raw = rng.integers(0, 256, (n * k // 32, type_of(kind).block_bytes), np.uint8)
     raw[:, 1] = raw[:, 3] = 0x2C  # scales and minima of about 1/16

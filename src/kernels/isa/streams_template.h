@@ -112,9 +112,10 @@ LB_INLINE void lb_int_streams(const lb_matmul_args *args, int32_t row_group, int
         for (int s = 0; s < streams; s++) t5_tile(w + s * apart, run, x, 0, 1, acc + s);                             \
     }
 
-/* The streams of a set, for each format by a tile of streams. */
-#define LB_STREAMS(u2, u4, u8)                                                                          \
+/* The streams of a set, for each format by a tile of streams, if they are not `made` already. */
+#define LB_STREAMS(made, u2, u4, u8)                                                                    \
     void LB_NAME(lb_streams)(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) { \
+        if (made) return;                                                                               \
         switch (args->w->format) {                                                                      \
         case LB_U2:                                                                                     \
             LB_FOR_UNITS(lb_int_streams(args, row_group, apart, n, LB_U2, 1, u2)) break;                \
@@ -136,11 +137,11 @@ LB_INLINE void lb_int_streams(const lb_matmul_args *args, int32_t row_group, int
     }
 
 /* The streams of a set whose tiles are u2_tile, u4_tile and u8_tile, by turns, and that has planes_streams. */
-#define LB_STREAMS_BY_TURNS        \
+#define LB_STREAMS_BY_TURNS(made)  \
     LB_TURNS(u2_turns, 4, u2_tile) \
     LB_TURNS(u4_turns, 2, u4_tile) \
     LB_TURNS(u8_turns, 1, u8_tile) \
     LB_T5_TURNS                    \
-    LB_STREAMS(u2_turns, u4_turns, u8_turns)
+    LB_STREAMS(made, u2_turns, u4_turns, u8_turns)
 
 #endif

@@ -37,9 +37,8 @@ LB_INLINE __m256i broadcast4(const int8_t *x) {
 
 LB_INLINE __m256i load_half(const uint8_t *w, int half) { return _mm256_loadu_si256((const __m256i *)(w + 32 * half)); }
 
-LB_INLINE __m256i widen_add(__m256i acc, __m256i sums16) {
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)));
-}
+LB_INLINE __m256i widen(__m256i sums16) { return _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)); }
+LB_INLINE __m256i widen_add(__m256i acc, __m256i sums16) { return _mm256_add_epi32(acc, widen(sums16)); }
 
 /* Without the barrier GCC adds products as a tree, which takes more registers than there are. */
 LB_INLINE __m256i dot2(__m256i sums16, __m256i codes, __m256i x) {
@@ -253,6 +252,15 @@ LB_HALVES(u4_tile, u4_half)
 LB_HALVES(u8_tile, u8_half)
 LB_HALVES(small_tile, small_half)
 
+#include "blocks.h"
+
+#define LB_BLOCK_MATMUL(name, otherwise)                                         \
+    void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) { \
+        if (!block_matmul(args, begin, end)) {                                   \
+            otherwise;                                                           \
+        }                                                                        \
+    }
+
 LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
     if (tokens == 1) {
         u2_tile_1(w, run, x, acc);
@@ -264,14 +272,17 @@ LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
 }
 
 LB_TILED_INT_MATMUL(lb_matmul_u2, LB_U2, 1, LB_LONGEST_TILE, u2_tile)
-LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
+LB_BLOCK_MATMUL(lb_matmul_u4, LB_FOR_TILES(LB_TILE, lb_int_tile(args, row_group, token, n, LB_U4, 8, u4_tile)))
+LB_BLOCK_MATMUL(lb_matmul_u4m, LB_FOR_TILES(LB_TILE, lb_int_tile(args, row_group, token, n, LB_U4M, 0, u4_tile)))
 LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
-LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_T5_MATMUL(LB_LONGEST_TILE, lb_t5_unpack)
-LB_PLANES_MATMUL(0, small_tile)
+LB_PLANES_TILES(0, small_tile)
+LB_BLOCK_MATMUL(lb_matmul_up, planes_matmul(args, begin, end))
+LB_BLOCK_MATMUL(lb_matmul_upm, planes_matmul(args, begin, end))
+LB_BLOCK_MATMUL(lb_matmul_ut, table_matmul(args, begin, end))
 LB_PLANES_STREAMS(0, small_tile)
-LB_STREAMS_BY_TURNS
+LB_STREAMS_BY_TURNS(block_streams(args, streams, begin, end))
 LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)
 LB_FLOAT_MATMUL(lb_matmul_f16, LB_F16)
 LB_FLOAT_MATMUL(lb_matmul_bf16, LB_BF16)
