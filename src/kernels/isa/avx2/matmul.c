@@ -252,14 +252,33 @@ LB_HALVES(u4_tile, u4_half)
 LB_HALVES(u8_tile, u8_half)
 LB_HALVES(small_tile, small_half)
 
-#include "blocks.h"
-
-#define LB_BLOCK_MATMUL(name, otherwise)                                         \
-    void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) { \
-        if (!block_matmul(args, begin, end)) {                                   \
-            otherwise;                                                           \
-        }                                                                        \
+/* What fits an int16 sum, of two products each: 8 registers of 15 * 128, 4 of 31 * 128, 2 of 63 * 128. */
+LB_INLINE void block_sums(const __m256i *codes, const int steps, const int format, const int bits, const int8_t *x,
+                          ptrdiff_t stride, const int n, __m256i *sums) {
+    const int fit = bits == 6 ? 2 : bits == 5 || format == LB_UT ? 4 : 8, part = fit < steps ? fit : steps;
+    for (int first = 0; first < steps; first += part) {
+        __m256i sums16[4];
+        for (int k = 0; k < n; k++) sums16[k] = _mm256_setzero_si256();
+        LB_UNROLL(8)
+        for (int t = first; t < first + part; t++) {
+            LB_UNROLL(4)
+            for (int k = 0; k < n; k++) sums16[k] = dot2(sums16[k], codes[t], broadcast4(x + k * stride + 4 * t));
+        }
+        for (int k = 0; k < n; k++) sums[k] = first ? widen_add(sums[k], sums16[k]) : widen(sums16[k]);
     }
+}
+
+/* With an offset of 12 the values of MXFP4, -12 to 12, are small codes. */
+#define LB_BLOCK_KINDS(X) \
+    X(LB_U4, 0, 8, 4, 1)  \
+    X(LB_U4M, 0, 0, 4, 1) \
+    X(LB_UP, 0, 32, 6, 2) \
+    X(LB_UP, 0, 16, 5, 1) \
+    X(LB_UP, 0, 4, 3, 2)  \
+    X(LB_UPM, 0, 0, 5, 1) \
+    X(LB_UPM, 0, 0, 2, 2) \
+    X(LB_UT, LB_FP4_TABLE, 12, 4, 1)
+#include "blocks_template.h"
 
 LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
     if (tokens == 1) {
@@ -272,15 +291,15 @@ LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
 }
 
 LB_TILED_INT_MATMUL(lb_matmul_u2, LB_U2, 1, LB_LONGEST_TILE, u2_tile)
-LB_BLOCK_MATMUL(lb_matmul_u4, LB_FOR_TILES(LB_TILE, lb_int_tile(args, row_group, token, n, LB_U4, 8, u4_tile)))
-LB_BLOCK_MATMUL(lb_matmul_u4m, LB_FOR_TILES(LB_TILE, lb_int_tile(args, row_group, token, n, LB_U4M, 0, u4_tile)))
+LB_BLOCK_TILES(lb_matmul_u4, LB_U4, 8, u4_tile)
+LB_BLOCK_TILES(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
 LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_T5_MATMUL(LB_LONGEST_TILE, lb_t5_unpack)
 LB_PLANES_TILES(0, small_tile)
-LB_BLOCK_MATMUL(lb_matmul_up, planes_matmul(args, begin, end))
-LB_BLOCK_MATMUL(lb_matmul_upm, planes_matmul(args, begin, end))
-LB_BLOCK_MATMUL(lb_matmul_ut, table_matmul(args, begin, end))
+LB_BLOCK_MATMUL(lb_matmul_up, planes_matmul)
+LB_BLOCK_MATMUL(lb_matmul_upm, planes_matmul)
+LB_BLOCK_MATMUL(lb_matmul_ut, table_matmul)
 LB_PLANES_STREAMS(0, small_tile)
 LB_STREAMS_BY_TURNS(block_streams(args, streams, begin, end))
 LB_FLOAT_MATMUL(lb_matmul_f32, LB_F32)

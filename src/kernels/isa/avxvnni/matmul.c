@@ -174,13 +174,40 @@ LB_INLINE void u8_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t 
     }
 }
 
+LB_INLINE void block_sums(const __m256i *codes, const int steps, const int format, const int bits, const int8_t *x,
+                          ptrdiff_t stride, const int n, __m256i *sums) {
+    (void)format, (void)bits;
+    for (int k = 0; k < n; k++) sums[k] = _mm256_setzero_si256();
+    LB_UNROLL(8)
+    for (int t = 0; t < steps; t++) {
+        LB_UNROLL(4)
+        for (int k = 0; k < n; k++) sums[k] = DPBUSD(sums[k], codes[t], broadcast4(x + k * stride + 4 * t));
+    }
+}
+
+#define LB_BLOCK_KINDS(X)             \
+    X(LB_U4, 0, 8, 4, 1)              \
+    X(LB_U8, 0, 128, 8, 1)            \
+    X(LB_U4M, 0, 0, 4, 1)             \
+    X(LB_UP, 0, 32, 6, 2)             \
+    X(LB_UP, 0, 16, 5, 1)             \
+    X(LB_UP, 0, 4, 3, 2)              \
+    X(LB_UPM, 0, 0, 5, 1)             \
+    X(LB_UPM, 0, 0, 2, 2)             \
+    X(LB_UT, LB_IQ4_TABLE, 128, 4, 1) \
+    X(LB_UT, LB_FP4_TABLE, 128, 4, 1)
+#include "../avx2/blocks_template.h"
+
 LB_INT_MATMUL(lb_matmul_u2, LB_U2, 1, u2_tile)
-LB_INT_MATMUL(lb_matmul_u4, LB_U4, 8, u4_tile)
-LB_INT_MATMUL(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
-LB_INT_MATMUL(lb_matmul_u4m, LB_U4M, 0, u4_tile)
+LB_BLOCK_TILES(lb_matmul_u4, LB_U4, 8, u4_tile)
+LB_BLOCK_TILES(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
+LB_BLOCK_TILES(lb_matmul_u4m, LB_U4M, 0, u4_tile)
 LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_T5_MATMUL(LB_TILE, lb_t5_unpack)
-LB_PLANES_MATMUL(0, u8_tile)
+LB_PLANES_TILES(0, u8_tile)
+LB_BLOCK_MATMUL(lb_matmul_up, planes_matmul)
+LB_BLOCK_MATMUL(lb_matmul_upm, planes_matmul)
+LB_BLOCK_MATMUL(lb_matmul_ut, table_matmul)
 LB_PLANES_STREAMS(0, u8_tile)
-LB_STREAMS_BY_TURNS(0)
+LB_STREAMS_BY_TURNS(block_streams(args, streams, begin, end))
 LB_DOT_PEAK(u8_tile)

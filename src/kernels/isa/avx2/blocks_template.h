@@ -1,20 +1,20 @@
 /*
- * Products with scale groups of 32 columns, or two of 16, and codes of at most six bits (Q4_0, Q4_1, Q5_0, Q5_1, K
- * types, MXFP4). The codes of 32 columns of eight rows fill eight registers, in the order of the columns, and meet four
- * tokens at a time, whose sums are scaled and go straight to y.
+ * Products with scale groups of 32 columns, or two of 16, in 256-bit registers. The codes of 32 columns of eight rows
+ * fill eight registers, in the order of the columns, and meet four tokens at a time, whose sums are scaled and go
+ * straight to y.
  *
- * What fits an int16 sum, of two products each: 8 registers of 15 * 128, 4 of 31 * 128, 2 of 63 * 128.
+ * The including file provides LB_BLOCK_KINDS(X), the kinds of blocks that it wants, X(format, table, offset, bits,
+ * groups), and block_sums: the sums of one scale group, `steps` registers of codes, for n <= 4 tokens,
+ *     (const __m256i *codes, int steps, int format, int bits, const int8_t *x, ptrdiff_t stride, int n, __m256i *sums)
  */
-#ifndef LB_AVX2_BLOCKS_H
-#define LB_AVX2_BLOCKS_H
+#ifndef LB_BLOCKS_TEMPLATE_H
+#define LB_BLOCKS_TEMPLATE_H
 
-enum {
-    BLOCK_TILE = 16, /* tokens */
-    FP4_OFFSET = 12, /* with which the values of MXFP4, -12 to 12, are small codes */
-};
+enum { BLOCK_TILE = 16 }; /* tokens */
 
 /* Eight rows of one of the eight words of bytes that a block becomes (planes.h). */
 LB_INLINE __m256i code_of(const uint8_t *w, const int words, const int t, const int half) {
+    if (words == 8) return load_half(w + 64 * t, half);
     const int low = lb_low_bits(words), high = words - low;
     const __m256i v = load_half(w + 64 * (t % low), half);
     const __m256i code = _mm256_and_si256(_mm256_srli_epi16(v, low * (t / low)), _mm256_set1_epi8((1 << low) - 1));
@@ -25,35 +25,20 @@ LB_INLINE __m256i code_of(const uint8_t *w, const int words, const int t, const 
     return _mm256_or_si256(code, _mm256_and_si256(field, _mm256_set1_epi8((char)((1 << words) - (1 << low)))));
 }
 
-/* The values of MXFP4, as small codes. */
-LB_INLINE __m256i fp4_values(void) {
-    const __m128i values = _mm_loadu_si128((const __m128i *)(const void *)lb_tables[LB_FP4_TABLE]);
-    return _mm256_broadcastsi128_si256(_mm_sub_epi8(values, _mm_set1_epi8(128 - FP4_OFFSET)));
-}
-
-/* The sums of one scale group, `steps` registers of codes, for n <= 4 tokens; `fit` of them fit an int16 sum. */
-LB_INLINE void block_sums(const __m256i *codes, const int steps, const int fit, const int8_t *x, ptrdiff_t stride,
-                          const int n, __m256i *sums) {
-    const int part = fit < steps ? fit : steps;
-    for (int first = 0; first < steps; first += part) {
-        __m256i sums16[4];
-        for (int k = 0; k < n; k++) sums16[k] = _mm256_setzero_si256();
-        LB_UNROLL(8)
-        for (int t = first; t < first + part; t++) {
-            LB_UNROLL(4)
-            for (int k = 0; k < n; k++) sums16[k] = dot2(sums16[k], codes[t], broadcast4(x + k * stride + 4 * t));
-        }
-        for (int k = 0; k < n; k++) sums[k] = first ? widen_add(sums[k], sums16[k]) : widen(sums16[k]);
-    }
+/* What codes of a table stand for, and `offset` more. */
+LB_INLINE __m256i values_of(const uint8_t *table, const int offset) {
+    const __m128i values = _mm_loadu_si128((const __m128i *)(const void *)table);
+    return _mm256_broadcastsi128_si256(_mm_sub_epi8(values, _mm_set1_epi8((char)(128 - offset))));
 }
 
 /* One or more tokens of a row group, or one token of some streams. */
 LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t apart, const int streams,
-                          int32_t token, const int tokens, const int32_t format, const int32_t offset, const int words,
-                          const int groups) {
+                          int32_t token, const int tokens, const int32_t format, const int32_t table,
+                          const int32_t offset, const int words, const int groups) {
     const lb_matrix matrix = *args->w, *m = &matrix; /* copies, which no store can change */
     const lb_activations activations = *args->x, *a = &activations;
-    const int fit = words == 6 ? 2 : words == 5 || format == LB_UT ? 4 : 8, n = tokens < 4 ? tokens : 4;
+    const int n = tokens < 4 ? tokens : 4;
+    const int fetches = streams * tokens > 1 || (words > 2 && words < 8); /* one token of 2 or 8 bits: slower */
     const size_t row_bytes = (size_t)m->words * 64;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
     float x_sums[BLOCK_TILE][LB_SUMS_AHEAD];
@@ -65,7 +50,7 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
             const uint8_t *w = m->codes + (row_group + s * apart) * row_bytes + (size_t)(g / groups) * words * 64;
             for (int t = 0; t < words; t++) {
                 const uintptr_t ahead = (uintptr_t)w + 64 * t + (streams > 1 ? LB_STREAM_AHEAD : LB_AHEAD);
-                if (streams * tokens > 1 || words > 2) _mm_prefetch((const char *)ahead, _MM_HINT_T0);
+                if (fetches) _mm_prefetch((const char *)ahead, _MM_HINT_T0);
             }
             const lb_scales scales[2] = {lb_load_scales(m, row_group + s * apart, g, format),
                                          lb_load_scales(m, row_group + s * apart, g + groups - 1, format)};
@@ -75,7 +60,7 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
                 LB_UNROLL(8)
                 for (int t = 0; t < 8; t++) {
                     codes[t] = code_of(w, words, t, half);
-                    if (format == LB_UT) codes[t] = _mm256_shuffle_epi8(fp4_values(), codes[t]);
+                    if (format == LB_UT) codes[t] = _mm256_shuffle_epi8(values_of(lb_tables[table], offset), codes[t]);
                 }
                 for (int j = 0; j < tokens; j += n) {
                     LB_UNROLL(2)
@@ -83,7 +68,8 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
                         const __m256 scale = half ? scales[h].scale.b : scales[h].scale.a,
                                      minimum = half ? scales[h].minimum.b : scales[h].minimum.a;
                         __m256i sums[4];
-                        block_sums(codes + h * 4, 8 / groups, fit, x + j * a->stride + 16 * h, a->stride, n, sums);
+                        block_sums(codes + h * 4, 8 / groups, format, words, x + j * a->stride + 16 * h, a->stride, n,
+                                   sums);
                         LB_UNROLL(4)
                         for (int k = 0; k < n; k++) {
                             const ptrdiff_t i = (ptrdiff_t)(token + j + k) * a->n_groups + g + h;
@@ -109,44 +95,51 @@ LB_INLINE void block_tile(const lb_matmul_args *args, int32_t row_group, int32_t
     }
 }
 
-/* The kinds of blocks that files have, X(format, offset, bits, groups); 0: none of them. */
-#define LB_BLOCK_KINDS(X) \
-    X(LB_U4, 8, 4, 1)     \
-    X(LB_U4M, 0, 4, 1)    \
-    X(LB_UP, 32, 6, 2)    \
-    X(LB_UP, 16, 5, 1)    \
-    X(LB_UP, 4, 3, 2)     \
-    X(LB_UPM, 0, 5, 1) X(LB_UPM, 0, 2, 2) X(LB_UT, FP4_OFFSET, 4, 1)
 LB_INLINE int block_kind(const lb_matmul_args *args) {
     const lb_matrix *m = args->w;
     const int32_t groups = m->group_cols == 16 ? 2 : m->group_cols == 32 ? 1 : 0;
-    const int32_t bits = m->format == LB_U4 || m->format == LB_U4M ? 4 : m->bits;
+    const int32_t bits = lb_has_planes(m->format) ? m->bits : lb_bits[m->format];
     if (args->sums || m->n_cols % 32 || m->block_cols != 32) return 0;
-    if (m->format == LB_UT && m->table != LB_FP4_TABLE) return 0;
-    return m->format * 100 + bits * 10 + groups;
+    return m->format * 1000 + m->table * 100 + bits * 10 + groups;
 }
 
 /* Whether it is a product with such blocks, which is then made. */
-#define LB_BLOCK_CASE(format, offset, bits, groups) \
-    case format * 100 + bits * 10 + groups:         \
-        LB_FOR_TILES(BLOCK_TILE, block_tile(args, row_group, 0, 1, token, n, format, offset, bits, groups)) return 1;
+#define LB_BLOCK_CASE(format, table, offset, bits, groups)                                                         \
+    case format * 1000 + table * 100 + bits * 10 + groups:                                                         \
+        LB_FOR_TILES(BLOCK_TILE, block_tile(args, row_group, 0, 1, token, n, format, table, offset, bits, groups)) \
+        return 1;
 static int block_matmul(const lb_matmul_args *args, int32_t begin, int32_t end) {
     switch (block_kind(args)) { LB_BLOCK_KINDS(LB_BLOCK_CASE) }
     return 0;
 }
 
-#define LB_BLOCK_UNIT(format, offset, bits, groups)                                                           \
-    case format * 100 + bits * 10 + groups:                                                                   \
-        LB_FOR_UNITS(                                                                                         \
-            if (n == 4) { block_tile(args, row_group, apart, 4, 0, 1, format, offset, bits, groups); } else { \
-                for (int32_t s = 0; s < n; s++) {                                                             \
-                    block_tile(args, row_group + s * apart, 0, 1, 0, 1, format, offset, bits, groups);        \
-                }                                                                                             \
-            })                                                                                                \
+LB_INLINE void block_unit(const lb_matmul_args *args, int32_t row_group, int32_t apart, int32_t n, const int32_t format,
+                          const int32_t table, const int32_t offset, const int bits, const int groups) {
+    if (n == 4) {
+        block_tile(args, row_group, apart, 4, 0, 1, format, table, offset, bits, groups);
+    } else {
+        for (int32_t s = 0; s < n; s++) {
+            block_tile(args, row_group + s * apart, 0, 1, 0, 1, format, table, offset, bits, groups);
+        }
+    }
+}
+#define LB_BLOCK_UNIT(format, table, offset, bits, groups)                                       \
+    case format * 1000 + table * 100 + bits * 10 + groups:                                       \
+        LB_FOR_UNITS(block_unit(args, row_group, apart, n, format, table, offset, bits, groups)) \
         return 1;
 static int block_streams(const lb_matmul_args *args, int32_t streams, int32_t begin, int32_t end) {
     switch (block_kind(args)) { LB_BLOCK_KINDS(LB_BLOCK_UNIT) }
     return 0;
 }
+
+/* A product of a format that has such blocks, which is otherwise made by a tile, or by a function. */
+#define LB_BLOCK_MATMUL(name, otherwise)                                         \
+    void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) { \
+        if (!block_matmul(args, begin, end)) otherwise(args, begin, end);        \
+    }
+#define LB_BLOCK_TILES(name, format, offset, tile)                                               \
+    static void tiles_of_##tile##format(const lb_matmul_args *args, int32_t begin, int32_t end){ \
+        LB_FOR_TILES(LB_TILE, lb_int_tile(args, row_group, token, n, format, offset,             \
+                                          tile))} LB_BLOCK_MATMUL(name, tiles_of_##tile##format)
 
 #endif
