@@ -14,9 +14,10 @@
  *                                i32x16 *acc)
  *                           `tokens` is a constant after inlining, so that acc can live in registers.
  *
- * The weights are one sequential stream. For one token no instruction prefetches them: the CPU's own prefetcher reads
- * such a stream at 95 % of the speed of memory, and with prefetches of 1 to 16 KB ahead it was always slower. With more
- * tokens the stream is slow, and a line that is prefetched LB_AHEAD bytes ahead saves the wait for the second cache.
+ * The weights are one sequential stream. For one token no instruction prefetches those of 2 and 8 bits: the CPU's own
+ * prefetcher reads such a stream at 95 % of the speed of memory, and with prefetches of 1 to 16 KB ahead it was always
+ * slower. Codes of 3 to 6 bits take longer to be taken apart, as does anything with more tokens; there a line that is
+ * prefetched LB_AHEAD bytes ahead saves the wait for the second cache.
  *
  * A token's result does not depend on which tile it was in: integer sums are exact, and the groups are scaled and added
  * up in their order, in float32 and never fused. What a group adds is

@@ -24,8 +24,6 @@ LB_INLINE void lb_planes_tile(const lb_matmul_args *args, int32_t row_group, int
     const int32_t offset = has_table ? LB_U8_OFFSET : format == LB_UP ? 1 << (m->bits - 1) : 0;
     const int32_t part = m->group_cols < LB_PLANE_COLS ? 16 : LB_PLANE_COLS; /* columns of one group, taken at once */
     const size_t row_bytes = (size_t)m->words * 64;
-    /* Measured: of one stream with one token, only 6 bits gain. */
-    const int32_t ahead = streams > 1 ? 2 * LB_AHEAD : tokens > 1 ? LB_AHEAD : m->bits == 6 ? 4 * LB_AHEAD : 0;
     const uint8_t *w = m->codes + (size_t)row_group * row_bytes;
     const int8_t *x = a->q + (ptrdiff_t)token * a->stride;
     uint8_t codes[LB_MAX_STREAMS][LB_PLANE_COLS * LB_ROWS];
@@ -40,8 +38,9 @@ LB_INLINE void lb_planes_tile(const lb_matmul_args *args, int32_t row_group, int
         if (!inside) {
             for (int s = 0; s < streams; s++) {
                 const uint8_t *from = w + (size_t)s * apart * row_bytes;
-                for (int32_t t = 0; t < m->bits && ahead; t++) {
-                    LB_PREFETCH((const void *)((uintptr_t)from + (uintptr_t)(64 * t + ahead)));
+                for (int32_t t = 0; t < m->bits && streams * tokens > 1; t++) {
+                    LB_PREFETCH((const void *)((uintptr_t)from + (uintptr_t)(64 * t) +
+                                               (streams > 1 ? 2 * LB_AHEAD : LB_AHEAD)));
                 }
                 if (has_table) {
                     LB_LOOK_UP(from, lb_tables[m->table], codes[s]);

@@ -185,7 +185,6 @@ LB_INLINE void u4_words(const uint8_t *w, const int32_t words, const int8_t *x, 
     __m256i s[LB_TILE];
     for (int j = 0; j < tokens; j++) s[j] = _mm256_setzero_si256();
     for (int32_t t = 0; t < words; t++, w += 64, x += 4) {
-        if (tokens == 1 && half == 0) _mm_prefetch((const char *)((uintptr_t)w + LB_AHEAD), _MM_HINT_T0);
         const __m256i v = load_half(w, half);
         const __m256i c0 = _mm256_and_si256(v, low), c1 = _mm256_and_si256(_mm256_srli_epi16(v, 4), low);
         for (int j = 0; j < tokens; j++) {
