@@ -227,6 +227,7 @@ def test_few_paged_experts_give_the_bits_of_resident_ones(write, kind, top):
         assert paged.info()["memory"]["reads"] > 0
 
 
+@pytest.mark.measured
 def test_hits_that_are_read_amid_a_step_are_those_of_the_last_one(write):
     path = write(keys={"expert_count": 48, "block_count": 6})
     paged = lowbit.load(path, max_ram=smallest(path) + (1 << 20), threads=1)

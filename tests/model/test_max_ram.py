@@ -145,6 +145,7 @@ def test_any_budget_above_the_model_keeps_all_of_it(write_llama):
     assert model.info()["memory"]["cache_bytes"] > 0
 
 
+@pytest.mark.measured
 @pytest.mark.parametrize("context", [1000, 2000])
 def test_no_budget_is_too_little_where_a_smaller_one_was_enough(write_llama, context):
     """Keys and values are larger than the weights, which would have room without them."""
@@ -343,6 +344,7 @@ def test_threads_may_share_a_model(write_llama, stay_in_file):
     assert model.generate(PROMPT, max_tokens=5, temperature=0).tokens == expected
 
 
+@pytest.mark.measured
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_the_process_stays_within_the_budget(tmp_path):
     """A 110M model in 28 MB, in a process of its own, whose peak the system counts."""
