@@ -132,14 +132,14 @@ static int block_streams(const lb_matmul_args *args, int32_t streams, int32_t be
     return 0;
 }
 
-/* A product of a format that has such blocks, which is otherwise made by a tile, or by a function. */
+/* A product of a format that has such blocks, and is otherwise made by a function, such as that of a tile. */
 #define LB_BLOCK_MATMUL(name, otherwise)                                         \
     void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) { \
         if (!block_matmul(args, begin, end)) otherwise(args, begin, end);        \
     }
-#define LB_BLOCK_TILES(name, format, offset, tile)                                               \
-    static void tiles_of_##tile##format(const lb_matmul_args *args, int32_t begin, int32_t end){ \
-        LB_FOR_TILES(LB_TILE, lb_int_tile(args, row_group, token, n, format, offset,             \
-                                          tile))} LB_BLOCK_MATMUL(name, tiles_of_##tile##format)
+#define LB_TILES_OF(name, format, offset, tile)                                             \
+    static void name(const lb_matmul_args *args, int32_t begin, int32_t end) {              \
+        LB_FOR_TILES(LB_TILE, lb_int_tile(args, row_group, token, n, format, offset, tile)) \
+    }
 
 #endif

@@ -199,9 +199,12 @@ LB_INLINE void block_sums(const __m256i *codes, const int steps, const int forma
 #include "../avx2/blocks_template.h"
 
 LB_INT_MATMUL(lb_matmul_u2, LB_U2, 1, u2_tile)
-LB_BLOCK_TILES(lb_matmul_u4, LB_U4, 8, u4_tile)
-LB_BLOCK_TILES(lb_matmul_u8, LB_U8, LB_U8_OFFSET, u8_tile)
-LB_BLOCK_TILES(lb_matmul_u4m, LB_U4M, 0, u4_tile)
+LB_TILES_OF(u4_tiles, LB_U4, 8, u4_tile)
+LB_TILES_OF(u8_tiles, LB_U8, LB_U8_OFFSET, u8_tile)
+LB_TILES_OF(u4m_tiles, LB_U4M, 0, u4_tile)
+LB_BLOCK_MATMUL(lb_matmul_u4, u4_tiles)
+LB_BLOCK_MATMUL(lb_matmul_u8, u8_tiles)
+LB_BLOCK_MATMUL(lb_matmul_u4m, u4m_tiles)
 LB_INT_MATMUL(lb_matmul_u8m, LB_U8M, LB_U8_OFFSET, u8_tile)
 LB_T5_MATMUL(LB_TILE, lb_t5_unpack)
 LB_PLANES_TILES(0, u8_tile)
