@@ -4,13 +4,23 @@
  * straight to y.
  *
  * The including file provides LB_BLOCK_KINDS(X), the kinds of blocks that it wants, X(format, table, offset, bits,
- * groups), and block_sums: the sums of one scale group, `steps` registers of codes, for n <= 4 tokens,
- *     (const __m256i *codes, int steps, int format, int bits, const int8_t *x, ptrdiff_t stride, int n, __m256i *sums)
+ * groups), those of LB_SMALL_BLOCKS and others, and block_sums: the sums of one scale group, `steps` registers of
+ * codes, for n <= 4 tokens, (const __m256i *codes, int steps, int format, int bits, const int8_t *x, ptrdiff_t stride,
+ * int n, __m256i *sums)
  */
 #ifndef LB_BLOCKS_TEMPLATE_H
 #define LB_BLOCKS_TEMPLATE_H
 
 enum { BLOCK_TILE = 16 }; /* tokens */
+
+#define LB_SMALL_BLOCKS(X) \
+    X(LB_U4, 0, 8, 4, 1)   \
+    X(LB_U4M, 0, 0, 4, 1)  \
+    X(LB_UP, 0, 32, 6, 2)  \
+    X(LB_UP, 0, 16, 5, 1)  \
+    X(LB_UP, 0, 4, 3, 2)   \
+    X(LB_UPM, 0, 0, 5, 1)  \
+    X(LB_UPM, 0, 0, 2, 2)
 
 /* Eight rows of one of the eight words of bytes that a block becomes (planes.h). */
 LB_INLINE __m256i code_of(const uint8_t *w, const int words, const int t, const int half) {

@@ -268,15 +268,7 @@ LB_INLINE void block_sums(const __m256i *codes, const int steps, const int forma
 }
 
 /* With an offset of 12 the values of MXFP4, -12 to 12, are small codes. */
-#define LB_BLOCK_KINDS(X) \
-    X(LB_U4, 0, 8, 4, 1)  \
-    X(LB_U4M, 0, 0, 4, 1) \
-    X(LB_UP, 0, 32, 6, 2) \
-    X(LB_UP, 0, 16, 5, 1) \
-    X(LB_UP, 0, 4, 3, 2)  \
-    X(LB_UPM, 0, 0, 5, 1) \
-    X(LB_UPM, 0, 0, 2, 2) \
-    X(LB_UT, LB_FP4_TABLE, 12, 4, 1)
+#define LB_BLOCK_KINDS(X) LB_SMALL_BLOCKS(X) X(LB_UT, LB_FP4_TABLE, 12, 4, 1)
 #include "blocks_template.h"
 
 LB_INLINE void u2_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {

@@ -185,17 +185,10 @@ LB_INLINE void block_sums(const __m256i *codes, const int steps, const int forma
     }
 }
 
-#define LB_BLOCK_KINDS(X)             \
-    X(LB_U4, 0, 8, 4, 1)              \
-    X(LB_U8, 0, 128, 8, 1)            \
-    X(LB_U4M, 0, 0, 4, 1)             \
-    X(LB_UP, 0, 32, 6, 2)             \
-    X(LB_UP, 0, 16, 5, 1)             \
-    X(LB_UP, 0, 4, 3, 2)              \
-    X(LB_UPM, 0, 0, 5, 1)             \
-    X(LB_UPM, 0, 0, 2, 2)             \
-    X(LB_UT, LB_IQ4_TABLE, 128, 4, 1) \
-    X(LB_UT, LB_FP4_TABLE, 128, 4, 1)
+#define LB_BLOCK_KINDS(X)  \
+    LB_SMALL_BLOCKS(X)     \
+    X(LB_U8, 0, 128, 8, 1) \
+    X(LB_UT, LB_IQ4_TABLE, 128, 4, 1) X(LB_UT, LB_FP4_TABLE, 128, 4, 1)
 #include "../avx2/blocks_template.h"
 
 LB_INT_MATMUL(lb_matmul_u2, LB_U2, 1, u2_tile)
