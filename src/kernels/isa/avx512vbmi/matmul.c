@@ -13,20 +13,11 @@
 #include "../matmul_template.h"
 #include "../streams_template.h"
 #include "../avx512vnni/ternary.h"
+#include "t5.h"
 
 lb_streams_fn lb_streams__avx512vnni;
 
 enum { FIELDS = 5 };
-
-/* What lookups give: all codes c0 + 3 c1 + 9 c2 + 27 c3 as fields of two bits, and 84 c4 for each four bytes. */
-#define C0(x) (x), (x) + 1, (x) + 2
-#define C1(x) C0(x), C0((x) + 4), C0((x) + 8)
-#define C2(x) C1(x), C1((x) + 16), C1((x) + 32)
-static const uint8_t u2_of[128] = {C2(0), C2(64), C2(128)};
-#define SEVEN(x) x, x, x, x, x, x, x
-#define FIFTHS(x) SEVEN(x), SEVEN(x), SEVEN(x)
-static const uint8_t fifth_of[64] = {FIFTHS(0), FIFTHS(84), FIFTHS(168)},
-                     code_of[64] = {FIFTHS(0), FIFTHS(1), FIFTHS(2)};
 
 /* A block of up to four streams `apart` bytes from one another; a[] has the sums of a stream, for each code of a byte.
  */
@@ -79,20 +70,9 @@ LB_INLINE void t5_few(const uint8_t *w, size_t apart, const int streams, lb_run 
 
 /* Words of T5 as words of U2, and the fifth codes as a quarter more of them. */
 LB_INLINE void t5_unpack(const uint8_t *w, int32_t words, uint8_t *codes, uint8_t *fifths) {
-    const __m512i of_fifth = _mm512_loadu_si512(fifth_of), u2_low = _mm512_loadu_si512(u2_of),
-                  u2_high = _mm512_loadu_si512(u2_of + 64), code_of_fifth = _mm512_loadu_si512(code_of);
     const int32_t n = (words + 3) / 4;
-    for (int32_t first = 0; first < n; first++) {
-        __m512i fifth_word = _mm512_setzero_si512();
-        for (int32_t t = first, shift = 0; t < words; t += n, shift += 2) {
-            const __m512i v = _mm512_loadu_si512(w + 64 * t), quarter = _mm512_srli_epi16(v, 2);
-            const __m512i rest = _mm512_sub_epi8(v, _mm512_permutexvar_epi8(quarter, of_fifth));
-            const __m512i code = _mm512_permutexvar_epi8(quarter, code_of_fifth);
-            _mm512_storeu_si512(codes + 64 * t, _mm512_permutex2var_epi8(u2_low, rest, u2_high));
-            fifth_word = _mm512_or_si512(fifth_word, _mm512_sll_epi16(code, _mm_cvtsi32_si128(shift)));
-        }
-        _mm512_storeu_si512(fifths + 64 * first, fifth_word);
-    }
+    for (int32_t t = 0; t < words; t++) _mm512_storeu_si512(codes + 64 * t, t5_four(_mm512_loadu_si512(w + 64 * t)));
+    for (int32_t t = 0; t < n; t++) _mm512_storeu_si512(fifths + 64 * t, t5_fifths(w + 64 * t, words - t, n));
 }
 
 LB_INLINE void t5_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {

@@ -17,34 +17,37 @@
  * r of the two row groups then share a 32-bit lane, and as vpermw looks at the lowest five bits of a 16-bit lane only,
  * a shift by 8 has the indices of the next byte.
  *
- * The sums of tables stay within 2 * 128 * 96 < 2**15 in a panel of 256 columns; those of panels are int32, with the
- * bounds of AVX-512 VNNI.
+ * The sums of tables stay within 2 * 128 * 24 * PARTS < 2**15 in a panel; those of panels are int32, with the bounds of
+ * AVX-512 VNNI.
+ *
+ * T5 codes become words of U2 on the way, and the fifth codes of 32 words one more block behind those.
  */
 #include "../avx512vnni/simd.h"
 
 #define LB_ISA zen4
 #define LB_TILE LB_PREPARED_TILE
 #include "../matmul_template.h"
+#include "../avx512vbmi/t5.h"
 
-lb_matmul_fn lb_matmul_u2__avx512vnni;
+lb_matmul_fn lb_matmul_u2__avx512vnni, lb_matmul_t5__avx512vbmi;
 
 enum {
-    WORDS = 8,   /* of a row and a block */
+    WORDS = 8, /* of a row and a block */
     COLUMNS = 16 * WORDS,
-    BLOCKS = 2,  /* of a panel */
-    PARTS = 4,   /* of four words, of a panel */
+    PARTS = 5, /* most of a panel: of four words each */
+    BLOCKS = 3,
     TRIPLES = 8, /* of a part */
     QUADS = 10,
+    T5_PIECE = 32,                /* words whose fifth codes are a block */
     FEW = 11,                     /* tokens; fewer are left to AVX-512 VNNI */
     PAIRS = LB_PREPARED_STEP / 2, /* of row groups, taken together */
     LANES = 32
 };
 
-/* What is prepared of a tile of tokens and a panel. */
-typedef struct {
-    int16_t tables[PARTS * TRIPLES][LB_TILE][LANES];
-    int32_t x[PARTS * QUADS][LB_TILE];
-} tile;
+/* What is prepared of a tile of tokens and a panel: tables[parts * TRIPLES], and x[parts * QUADS] behind them. */
+typedef int16_t table[LB_TILE][LANES];
+typedef int32_t quad[LB_TILE];
+enum { PART_BYTES = TRIPLES * sizeof(table) + (QUADS + 2) * sizeof(quad) }; /* two for the alignment */
 
 /* What becomes of the weights of a panel. */
 typedef struct {
@@ -52,30 +55,75 @@ typedef struct {
     uint8_t quads[PARTS * QUADS][PAIRS][2][64];
 } taken;
 
-/* `words` words from the word `begin` on, all or a part of a scale group. */
+/* A block of up to WORDS words from a word of a row on, and its activations' first column. */
 typedef struct {
-    int32_t begin, words, group;
+    int32_t word, words, x;
+    int32_t fifths; /* 0, or the words of T5 whose fifth codes these are */
+} block;
+
+/* A scale group: its words [begin, end) of a row, and its first column. */
+typedef struct {
+    int32_t n, begin, end, x;
+} group;
+
+/* Some blocks of a scale group, and what comes next in it. */
+typedef struct {
+    group group;
+    block blocks[BLOCKS], next;
+    int32_t n_blocks, parts;
     int begins, ends; /* the group */
 } panel;
 
-LB_INLINE panel panel_at(const lb_matrix *m, int32_t begin) {
-    const int32_t group_words = m->n_groups == 1 ? m->words : m->group_cols / 16, group = begin / group_words,
-                  next = (group + 1) * group_words, left = (next < m->words ? next : m->words) - begin,
-                  words = left < BLOCKS * WORDS ? left : BLOCKS * WORDS;
-    return (panel){begin, words, group, begin == group * group_words, words == left};
+LB_INLINE int32_t parts_of(block b) { return (b.words + 3) / 4; }
+
+LB_INLINE group group_at(const lb_matrix *m, int32_t n, const int32_t format) {
+    const int32_t words = format == LB_T5 ? (m->group_cols + 19) / 20 : m->group_cols / 16;
+    return (group){n, n * words, n + 1 == m->n_groups ? m->words : (n + 1) * words, n * m->group_cols};
 }
 
-/* The last block of a row is filled up to a whole one: with words of zeros, and activations of 0. */
-LB_INLINE int32_t blocks_of(panel at) { return (at.words + WORDS - 1) / WORDS; }
+/* The block of codes from a word on; of no words at the end of the scale group. */
+LB_INLINE block block_at(group g, int32_t word) {
+    const int32_t left = g.end - word;
+    return (block){word, left < WORDS ? left : WORDS, g.x + 16 * (word - g.begin), 0};
+}
 
-static int32_t panels_of(const lb_matrix *m) {
-    return m->n_groups == 1 ? (m->words + BLOCKS * WORDS - 1) / (BLOCKS * WORDS) : m->n_groups;
+LB_INLINE block block_after(group g, block b, const int32_t format) {
+    const int32_t next = b.word + (b.fifths ? b.fifths : b.words);
+    if (format == LB_T5 && !b.fifths && (next == g.end || (next - g.begin) % T5_PIECE == 0)) {
+        const int32_t first = (next - g.begin - 1) / T5_PIECE * T5_PIECE, words = next - g.begin - first;
+        return (block){g.begin + first, (words + 3) / 4, g.x + 16 * (g.end - g.begin) + 4 * first, words};
+    }
+    return block_at(g, next);
+}
+
+/* The panel that begins with a block. */
+LB_INLINE panel panel_at(group g, block b, const int32_t format) {
+    panel at = {.group = g, .begins = b.word == g.begin && !b.fifths};
+    for (; b.words && at.n_blocks < BLOCKS && at.parts + parts_of(b) <= PARTS; b = block_after(g, b, format)) {
+        at.blocks[at.n_blocks++] = b;
+        at.parts += parts_of(b);
+    }
+    at.ends = !b.words;
+    at.next = b;
+    return at;
+}
+
+LB_INLINE panel first_panel(const lb_matrix *m, const int32_t format) {
+    const group g = group_at(m, 0, format);
+    return panel_at(g, block_at(g, 0), format);
+}
+
+/* Of no parts after the last one. */
+LB_INLINE panel panel_after(const lb_matrix *m, const panel *at, const int32_t format) {
+    if (!at->ends || at->group.n + 1 == m->n_groups) return panel_at(at->group, at->next, format);
+    const group g = group_at(m, at->group.n + 1, format);
+    return panel_at(g, block_at(g, g.begin), format);
 }
 
 static int32_t tiles_of(int32_t n_tokens) { return (n_tokens + LB_TILE - 1) / LB_TILE; }
 
-/* The tables of token j of a tile and a block, from COLUMNS activations. */
-LB_INLINE void make_tables(const int8_t *x, int16_t (*tables)[LB_TILE][LANES], int32_t j) {
+/* The tables of token j of a tile and the parts of a block, from COLUMNS activations. */
+LB_INLINE void make_tables(const int8_t *x, table *out, int32_t parts, int32_t j) {
 #define THREE(i, j) 4 * (i) + (j), 32 + 4 * (i) + (j), 32 + 4 * ((i) + 2) + (j), 0
 #define FOUR_THREES(i) THREE(i, 0), THREE(i, 1), THREE(i, 2), THREE(i, 3)
     static const uint8_t threes_of[64] = {FOUR_THREES(0), FOUR_THREES(1), FOUR_THREES(4), FOUR_THREES(5)};
@@ -88,17 +136,16 @@ LB_INLINE void make_tables(const int8_t *x, int16_t (*tables)[LB_TILE][LANES], i
     const __m512i zero = _mm512_setzero_si512();
     int32_t threes[2 * TRIPLES];
     _mm512_storeu_si512(threes, _mm512_permutexvar_epi8(_mm512_loadu_si512(threes_of), _mm512_loadu_si512(x + 64)));
-    LB_UNROLL(4)
-    for (int i = 0; i < 2 * TRIPLES; i++) {
+    for (int i = 0; i < parts * TRIPLES; i++) {
         const __m512i three = _mm512_set1_epi32(threes[i]);
         const __m512i sums =
             _mm512_packs_epi32(_mm512_dpbusd_epi32(zero, low, three), _mm512_dpbusd_epi32(zero, high, three));
-        _mm512_storeu_si512(tables[i][j], sums);
+        _mm512_storeu_si512(out[i][j], sums);
     }
 }
 
 /* The quads of a part and a tile of tokens, beside one another. */
-LB_INLINE void take_quads(const int8_t *const x[LB_TILE], int32_t (*quads)[LB_TILE]) {
+LB_INLINE void take_quads(const int8_t *const x[LB_TILE], quad *quads) {
     const __m512i across = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     LB_UNROLL(3)
     for (int f = 0; f < 3; f++) {
@@ -115,43 +162,54 @@ LB_INLINE void take_quads(const int8_t *const x[LB_TILE], int32_t (*quads)[LB_TI
     }
 }
 
-LB_INLINE void prepare_tile(const lb_activations *a, int32_t first, panel at, tile *out) {
-    for (int32_t block = 0; block < blocks_of(at); block++) {
-        const int32_t here = at.words - block * WORDS;
-        int8_t longer[LB_TILE][COLUMNS];
-        const int8_t *x[LB_TILE];
-        for (int32_t j = 0; j < LB_TILE; j++) {
-            const int32_t token = first + j < a->n_tokens ? first + j : a->n_tokens - 1;
-            x[j] = a->q + (ptrdiff_t)token * a->stride + 16 * at.begin + COLUMNS * block;
-            if (here < WORDS) { /* the end of a row */
-                memset(longer[j], 0, COLUMNS);
-                for (int32_t f = 0; f < 4; f++) {
-                    memcpy(longer[j] + 4 * WORDS * f, x[j] + 4 * here * f, 4 * (size_t)here);
-                }
-                x[j] = longer[j];
+LB_INLINE void prepare_block(const lb_activations *a, int32_t first, block b, table *tables, quad *quads) {
+    int8_t longer[LB_TILE][COLUMNS];
+    const int8_t *x[LB_TILE];
+    for (int32_t j = 0; j < LB_TILE; j++) {
+        const int32_t token = first + j < a->n_tokens ? first + j : a->n_tokens - 1;
+        x[j] = a->q + (ptrdiff_t)token * a->stride + b.x;
+        if (b.words < WORDS) { /* filled up with zeros */
+            memset(longer[j], 0, COLUMNS);
+            for (int32_t f = 0; f < 4; f++) {
+                memcpy(longer[j] + 4 * WORDS * f, x[j] + 4 * b.words * f, 4 * (size_t)b.words);
             }
-            make_tables(x[j], out->tables + 2 * TRIPLES * block, j);
+            x[j] = longer[j];
         }
-        for (int32_t part = 0; part < 2; part++) {
-            take_quads(x, out->x + (2 * block + part) * QUADS);
-            for (int32_t j = 0; j < LB_TILE; j++) x[j] += 16;
-        }
+        make_tables(x[j], tables, parts_of(b), j);
+    }
+    for (int32_t p = 0; p < parts_of(b); p++) {
+        take_quads(x, quads + p * QUADS);
+        for (int32_t j = 0; j < LB_TILE; j++) x[j] += 16;
     }
 }
 
 size_t LB_NAME(lb_prepared_bytes)(const lb_matrix *m, int32_t n_tokens) {
-    const int fits = m->format == LB_U2 && !m->tiles && m->block_cols == COLUMNS &&
-                     (m->n_groups == 1 || m->group_cols <= BLOCKS * COLUMNS);
-    if (!fits || n_tokens < FEW || m->n_rows < LB_PREPARED_STEP * LB_ROWS) return 0;
-    return (size_t)panels_of(m) * (size_t)tiles_of(n_tokens) * sizeof(tile);
+    const int ternary = m->format == LB_U2 || m->format == LB_T5;
+    if (!ternary || m->tiles || m->block_cols != COLUMNS || n_tokens < FEW || m->n_rows < LB_PREPARED_STEP * LB_ROWS) {
+        return 0;
+    }
+    panel at = first_panel(m, m->format);
+    if (m->n_groups > 1 && !at.ends) return 0; /* a scale group has one panel */
+    size_t parts = 0;
+    for (; at.parts; at = panel_after(m, &at, m->format)) parts += (size_t)at.parts;
+    return parts * (size_t)tiles_of(n_tokens) * PART_BYTES;
 }
 
 void LB_NAME(lb_prepare)(const lb_matmul_args *args, void *prepared, int32_t begin, int32_t end) {
     const lb_matrix *m = args->w;
     const int32_t tiles = tiles_of(args->x->n_tokens);
-    tile *out = prepared;
-    for (panel at = panel_at(m, 0); at.begin < m->words; at = panel_at(m, at.begin + at.words), out += tiles) {
-        for (int32_t i = begin; i < end; i++) prepare_tile(args->x, i * LB_TILE, at, out + i);
+    uint8_t *out = prepared;
+    for (panel at = first_panel(m, m->format); at.parts; at = panel_after(m, &at, m->format)) {
+        const size_t tile_bytes = (size_t)at.parts * PART_BYTES;
+        for (int32_t i = begin; i < end; i++) {
+            table *tables = (table *)(void *)(out + i * tile_bytes);
+            quad *quads = (quad *)(void *)(tables + at.parts * TRIPLES);
+            for (int32_t b = 0; b < at.n_blocks; b++) {
+                prepare_block(args->x, i * LB_TILE, at.blocks[b], tables, quads);
+                tables += parts_of(at.blocks[b]) * TRIPLES, quads += parts_of(at.blocks[b]) * QUADS;
+            }
+        }
+        out += tiles * tile_bytes;
     }
 }
 
@@ -178,9 +236,17 @@ LB_INLINE __m512i six_bits(__m512i v, __m512i u) {
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), _mm512_srli_epi16(v, 4), _mm512_srli_epi16(u, 2), SELECT);
 }
 
-/* Four words of a pair of row groups, of which `words` are there. */
-LB_INLINE void take_part(const uint8_t *w, size_t row_bytes, int32_t words, int16_t (*indices)[PAIRS][LANES],
-                         uint8_t (*quads)[PAIRS][2][64], int32_t pair) {
+/* A word of a block and a row group, as U2. */
+LB_INLINE __m512i word_of(const uint8_t *w, block b, int32_t t, const int32_t format) {
+    if (t >= b.words) return _mm512_setzero_si512();
+    w += 64 * (size_t)(b.word + t);
+    if (format == LB_U2) return _mm512_loadu_si512(w);
+    return b.fifths ? t5_fifths(w, b.fifths - t, b.words) : t5_four(_mm512_loadu_si512(w));
+}
+
+/* A part of a block, for a pair of row groups. */
+LB_INLINE void take_part(const uint8_t *w, size_t row_bytes, block b, int32_t p, const int32_t format,
+                         int16_t (*indices)[PAIRS][LANES], uint8_t (*quads)[PAIRS][2][64], int32_t pair) {
     const __m512i low = _mm512_set1_epi8(3);
     __m512i sixes[2][2];
     LB_UNROLL(2)
@@ -188,7 +254,7 @@ LB_INLINE void take_part(const uint8_t *w, size_t row_bytes, int32_t words, int1
         __m512i v[4];
         LB_UNROLL(4)
         for (int t = 0; t < 4; t++) {
-            v[t] = t < words ? _mm512_loadu_si512(w + 64 * t) : _mm512_setzero_si512();
+            v[t] = word_of(w, b, 4 * p + t, format);
             _mm512_storeu_si512(quads[t][pair][i], _mm512_and_si512(v[t], low));
             _mm512_storeu_si512(quads[4 + t][pair][i], _mm512_and_si512(_mm512_srli_epi16(v[t], 2), low));
             if (t >= 2) _mm512_storeu_si512(quads[6 + t][pair][i], _mm512_and_si512(_mm512_srli_epi16(v[t], 4), low));
@@ -198,6 +264,18 @@ LB_INLINE void take_part(const uint8_t *w, size_t row_bytes, int32_t words, int1
     }
     spread(sixes[0][0], sixes[1][0], indices, pair);
     spread(sixes[0][1], sixes[1][1], indices + 4, pair);
+}
+
+/* A panel of LB_PREPARED_STEP row groups. */
+LB_INLINE void take_panel(const uint8_t *w, size_t row_bytes, const panel *at, const int32_t format, taken *out) {
+    for (int32_t pair = 0; pair < PAIRS; pair++, w += 2 * row_bytes) {
+        for (int32_t b = 0, n = 0; b < at->n_blocks; b++) {
+            for (int32_t p = 0; p < parts_of(at->blocks[b]); p++, n++) {
+                take_part(w, row_bytes, at->blocks[b], p, format, out->indices + n * TRIPLES, out->quads + n * QUADS,
+                          pair);
+            }
+        }
+    }
 }
 
 /* Sums in registers that are not to be copied, as GCC does otherwise. */
@@ -214,29 +292,29 @@ LB_INLINE void take_part(const uint8_t *w, size_t row_bytes, int32_t words, int1
 #endif
 
 /* Adds a panel's sums of a token to what is there of their scale group, in place of the outputs. */
-LB_INLINE void add_sums(const lb_matmul_args *args, int32_t row_group, int32_t token, panel at,
+LB_INLINE void add_sums(const lb_matmul_args *args, int32_t row_group, int32_t token, const panel *at,
                         const __m512i sums[2 * PAIRS], const lb_scales scales[2 * PAIRS]) {
     const ptrdiff_t out = token * args->y_stride + row_group * LB_ROWS,
-                    i = (ptrdiff_t)token * args->x->n_groups + at.group;
+                    i = (ptrdiff_t)token * args->x->n_groups + at->group.n;
     const __m512i offset = vi_set1(-args->x->sum[i]);
-    if (args->sums || !at.ends) {
+    if (args->sums || !at->ends) {
         int32_t *y = args->sums ? args->sums + out : (int32_t *)(void *)(args->y + out);
         for (int r = 0; r < 2 * PAIRS; r++, y += LB_ROWS) {
-            _mm512_storeu_si512(y, _mm512_add_epi32(sums[r], at.begins ? offset : _mm512_loadu_si512(y)));
+            _mm512_storeu_si512(y, _mm512_add_epi32(sums[r], at->begins ? offset : _mm512_loadu_si512(y)));
         }
         return;
     }
     float *y = args->y + out;
     const float x_scale = args->x->scale[i], no_minimum = 0.0f;
     for (int r = 0; r < 2 * PAIRS; r++, y += LB_ROWS) {
-        const __m512i sum = _mm512_add_epi32(sums[r], at.begins ? offset : _mm512_loadu_si512(y));
-        v_store(y, lb_add_group(at.group ? v_load(y) : v_set1(0.0f), sum, scales[r], x_scale, &no_minimum, LB_U2));
+        const __m512i sum = _mm512_add_epi32(sums[r], at->begins ? offset : _mm512_loadu_si512(y));
+        v_store(y, lb_add_group(at->group.n ? v_load(y) : v_set1(0.0f), sum, scales[r], x_scale, &no_minimum, LB_U2));
     }
 }
 
 /* The products of a panel, for two pairs of row groups and a tile of tokens. */
-LB_INLINE void add_tile(const lb_matmul_args *args, const taken *w, const tile *t, int32_t row_group, int32_t token,
-                        panel at, const uint8_t *following) {
+static void add_tile(const lb_matmul_args *args, const taken *w, const table *tables, int32_t row_group, int32_t token,
+                     const panel *at, const uint8_t *following) {
     __m512i looked_up[PAIRS][LB_TILE], multiplied[2 * PAIRS][LB_TILE];
     LB_UNROLL(4)
     for (int j = 0; j < LB_TILE; j++) {
@@ -245,13 +323,14 @@ LB_INLINE void add_tile(const lb_matmul_args *args, const taken *w, const tile *
         LB_UNROLL(4)
         for (int i = 0; i < 2 * PAIRS; i++) multiplied[i][j] = _mm512_setzero_si512();
     }
-    const int16_t (*indices)[PAIRS][LANES] = w->indices, (*tables)[LB_TILE][LANES] = t->tables;
-    const uint8_t (*quads)[PAIRS][2][64] = w->quads;
-    const int32_t (*x)[LB_TILE] = t->x;
     const size_t row_bytes = (size_t)args->w->words * 64;
     uintptr_t next = (uintptr_t)following + 64 * (size_t)token; /* a quarter of what follows, for each of four tiles */
-    for (int32_t n = 0; n < 4 * blocks_of(at); n++) {
-        if (token < PARTS * LB_TILE) {
+    const int32_t halves = 2 * at->parts;
+    const int16_t (*indices)[PAIRS][LANES] = w->indices;
+    const uint8_t (*quads)[PAIRS][2][64] = w->quads;
+    const quad *x = (const quad *)(const void *)(tables + at->parts * TRIPLES);
+    for (int32_t n = 0; n < halves; n++) {
+        if (token < 4 * LB_TILE) {
             LB_PREFETCH((const char *)next);
             LB_PREFETCH((const char *)next + 64);
             next += n % 2 ? row_bytes - 128 : 128;
@@ -285,7 +364,7 @@ LB_INLINE void add_tile(const lb_matmul_args *args, const taken *w, const tile *
     lb_scales scales[2 * PAIRS];
     for (int i = 0; i < 2 * PAIRS; i++) {
         scales[i].scale = v_set1(0.0f);
-        if (!args->sums && at.ends) scales[i] = lb_load_scales(args->w, row_group + i, at.group, LB_U2);
+        if (!args->sums && at->ends) scales[i] = lb_load_scales(args->w, row_group + i, at->group.n, LB_U2);
     }
     LB_UNROLL(4)
     for (int j = 0; j < LB_TILE; j++) {
@@ -299,27 +378,31 @@ LB_INLINE void add_tile(const lb_matmul_args *args, const taken *w, const tile *
     }
 }
 
-void LB_NAME(lb_matmul_prepared)(const lb_matmul_args *args, const void *prepared, int32_t begin, int32_t end) {
+LB_INLINE void multiply(const lb_matmul_args *args, const uint8_t *t, int32_t row_group, const int32_t format) {
     const lb_matrix *m = args->w;
-    const int32_t tiles = tiles_of(args->x->n_tokens), whole = m->n_rows / LB_ROWS;
+    const int32_t tiles = tiles_of(args->x->n_tokens);
     const size_t row_bytes = (size_t)m->words * 64;
-    for (; begin + LB_PREPARED_STEP <= (end < whole ? end : whole); begin += LB_PREPARED_STEP) {
-        const tile *t = prepared;
-        const uint8_t *w = m->codes + begin * row_bytes;
+    const uint8_t *w = m->codes + row_group * row_bytes;
+    for (panel at = first_panel(m, format), next; at.parts; at = next) {
         taken here;
-        panel next;
-        for (panel at = panel_at(m, 0); at.begin < m->words; at = next) {
-            for (int32_t pair = 0; pair < PAIRS; pair++) {
-                for (int32_t part = 0; part < 2 * blocks_of(at); part++) {
-                    take_part(w + 2 * pair * row_bytes + 64 * (size_t)(at.begin + 4 * part), row_bytes,
-                              at.words - 4 * part, here.indices + TRIPLES * part, here.quads + QUADS * part, pair);
-                }
-            }
-            next = panel_at(m, at.begin + at.words);
-            const uint8_t *following =
-                next.begin < m->words ? w + 64 * (size_t)next.begin : w + LB_PREPARED_STEP * row_bytes;
-            for (int32_t i = 0; i < tiles; i++, t++) add_tile(args, &here, t, begin, i * LB_TILE, at, following);
+        take_panel(w, row_bytes, &at, format, &here);
+        next = panel_after(m, &at, format);
+        const uint8_t *following = w + (next.parts ? 64 * (size_t)next.blocks[0].word : LB_PREPARED_STEP * row_bytes);
+        for (int32_t i = 0; i < tiles; i++, t += at.parts * PART_BYTES) {
+            add_tile(args, &here, (const table *)(const void *)t, row_group, i * LB_TILE, &at, following);
         }
     }
-    if (begin < end) lb_matmul_u2__avx512vnni(args, begin, end);
+}
+
+void LB_NAME(lb_matmul_prepared)(const lb_matmul_args *args, const void *prepared, int32_t begin, int32_t end) {
+    const lb_matrix *m = args->w;
+    const int32_t whole = m->n_rows / LB_ROWS;
+    for (; begin + LB_PREPARED_STEP <= (end < whole ? end : whole); begin += LB_PREPARED_STEP) {
+        if (m->format == LB_T5) {
+            multiply(args, prepared, begin, LB_T5);
+        } else {
+            multiply(args, prepared, begin, LB_U2);
+        }
+    }
+    if (begin < end) (m->format == LB_T5 ? lb_matmul_t5__avx512vbmi : lb_matmul_u2__avx512vnni)(args, begin, end);
 }
