@@ -51,8 +51,8 @@ enum { PART_BYTES = TRIPLES * sizeof(table) + (QUADS + 2) * sizeof(quad) }; /* t
 
 /* What becomes of the weights of a panel. */
 typedef struct {
-    int16_t indices[PARTS * TRIPLES][PAIRS][LANES];
-    uint8_t quads[PARTS * QUADS][PAIRS][2][64];
+    _Alignas(64) int16_t indices[PARTS * TRIPLES][PAIRS][LANES];
+    _Alignas(64) uint8_t quads[PARTS * QUADS][PAIRS][2][64];
 } taken;
 
 /* A block of up to WORDS words from a word of a row on, and its activations' first column. */
@@ -313,8 +313,8 @@ LB_INLINE void add_sums(const lb_matmul_args *args, int32_t row_group, int32_t t
 }
 
 /* The products of a panel, for two pairs of row groups and a tile of tokens. */
-static void add_tile(const lb_matmul_args *args, const taken *w, const table *tables, int32_t row_group, int32_t token,
-                     const panel *at, const uint8_t *following) {
+LB_INLINE void add_tile(const lb_matmul_args *args, const taken *w, const table *tables, int32_t row_group,
+                        int32_t token, const panel *at, const uint8_t *following) {
     __m512i looked_up[PAIRS][LB_TILE], multiplied[2 * PAIRS][LB_TILE];
     LB_UNROLL(4)
     for (int j = 0; j < LB_TILE; j++) {
