@@ -4,7 +4,8 @@
 
 A round gives each engine one turn of one run of prefill and one of decoding for each number of threads; the median of
 the rounds counts, and the ratio is that of the medians. Rivals may read another file of the same weights, in the type
-that suits them best. Options of the binary go behind the model: `'ik=./llama-bench:model.gguf -fa 1 -rtr 1'`.
+that suits them best. Options of the binary, or of `lowbit bench`, go behind the model:
+`'ik=./llama-bench:model.gguf -fa 1 -rtr 1'`, `'model.gguf --pack dense'`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ Turn = dict[tuple[str, int], float]
 
 def lowbit_turn(model: str, args: argparse.Namespace) -> Turn:
     """One turn of lowbit."""
+    model, *options = shlex.split(model)
     what = ["-m", model] if model.endswith(".gguf") else ["--random", model]
     command = [sys.executable, "-m", "lowbit", "bench", *what, "-p", str(args.prompt), "-n", str(args.tokens),
-               "-t", args.threads, "--repeat", "1", "--json"]  # fmt: skip
+               "-t", args.threads, "--repeat", "1", "--json", *options]  # fmt: skip
     turn = {}
     for one in json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout):
         turn["prefill", one["threads"]] = one["prefill_tps"]
@@ -49,7 +51,8 @@ def rival_turn(rival: str, args: argparse.Namespace) -> Turn:
 def main() -> None:
     """Measure, and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lowbit", required=True, metavar="MODEL", help="file, or a shape of `lowbit bench --random`")
+    parser.add_argument("--lowbit", required=True, metavar="MODEL [OPTIONS]",
+                        help="file, or a shape of `lowbit bench --random`")  # fmt: skip
     parser.add_argument("--rival", action="append", default=[], metavar="NAME=LLAMA_BENCH:MODEL [OPTIONS]")
     parser.add_argument("-p", "--prompt", type=int, default=128, metavar="N")
     parser.add_argument("-n", "--tokens", type=int, default=32, metavar="N")

@@ -55,16 +55,16 @@ typedef struct {
     _Alignas(64) uint8_t quads[PARTS * QUADS][PAIRS][2][64];
 } taken;
 
-/* A block of up to WORDS words from a word of a row on, and its activations' first column. */
+/* A scale group: its words [begin, end) of a row, its first column, and columns of fifth codes, in fours. */
+typedef struct {
+    int32_t n, begin, end, x, fifths;
+} group;
+
+/* Up to WORDS words: some from a word of a row on, and the fifth codes of some of T5; and their first columns. */
 typedef struct {
     int32_t word, words, x;
-    int32_t fifths; /* 0, or the words of T5 whose fifth codes these are */
+    int32_t fifth_word, fifth_words, fifth_x, fifths; /* the latter in words of T5, from fifth_word on */
 } block;
-
-/* A scale group: its words [begin, end) of a row, and its first column. */
-typedef struct {
-    int32_t n, begin, end, x;
-} group;
 
 /* Some blocks of a scale group, and what comes next in it. */
 typedef struct {
@@ -74,50 +74,65 @@ typedef struct {
     int begins, ends; /* the group */
 } panel;
 
-LB_INLINE int32_t parts_of(block b) { return (b.words + 3) / 4; }
+LB_INLINE int32_t parts_of(block b) { return (b.words + b.fifth_words + 3) / 4; }
 
 LB_INLINE group group_at(const lb_matrix *m, int32_t n, const int32_t format) {
-    const int32_t words = format == LB_T5 ? (m->group_cols + 19) / 20 : m->group_cols / 16;
-    return (group){n, n * words, n + 1 == m->n_groups ? m->words : (n + 1) * words, n * m->group_cols};
+    const int32_t usual = format == LB_T5 ? (m->group_cols + 19) / 20 : m->group_cols / 16, last = n + 1 == m->n_groups;
+    group g = {n, n * usual, last ? m->words : (n + 1) * usual, n * m->group_cols, 0};
+    if (format == LB_T5) g.fifths = ((last ? m->n_cols - g.x : m->group_cols) - 16 * (g.end - g.begin) + 3) / 4;
+    return g;
 }
 
-/* The block of codes from a word on; of no words at the end of the scale group. */
-LB_INLINE block block_at(group g, int32_t word) {
+/* A block, and behind it the fifth codes of the piece that it ends; without them where they do not fit. */
+LB_INLINE block with_fifths(group g, block b) {
+    const int32_t end = b.word + b.words - g.begin, first = (end - 1) / T5_PIECE * T5_PIECE, left = g.fifths - first,
+                  fifths = left < end - first ? left : end - first, words = (fifths + 3) / 4;
+    if (fifths <= 0 || b.words + words > WORDS) return b;
+    b.fifth_word = g.begin + first, b.fifth_words = words, b.fifths = fifths;
+    b.fifth_x = g.x + 16 * (g.end - g.begin) + 4 * first;
+    return b;
+}
+
+LB_INLINE int ends_piece(group g, int32_t word) { return word == g.end || (word - g.begin) % T5_PIECE == 0; }
+
+/* The block from a word on; of no words at the end of the scale group. */
+LB_INLINE block block_at(group g, int32_t word, const int32_t format) {
     const int32_t left = g.end - word;
-    return (block){word, left < WORDS ? left : WORDS, g.x + 16 * (word - g.begin), 0};
+    const block b = {.word = word, .words = left < WORDS ? left : WORDS, .x = g.x + 16 * (word - g.begin)};
+    return format == LB_T5 && left && ends_piece(g, word + b.words) ? with_fifths(g, b) : b;
 }
 
 LB_INLINE block block_after(group g, block b, const int32_t format) {
-    const int32_t next = b.word + (b.fifths ? b.fifths : b.words);
-    if (format == LB_T5 && !b.fifths && (next == g.end || (next - g.begin) % T5_PIECE == 0)) {
-        const int32_t first = (next - g.begin - 1) / T5_PIECE * T5_PIECE, words = next - g.begin - first;
-        return (block){g.begin + first, (words + 3) / 4, g.x + 16 * (g.end - g.begin) + 4 * first, words};
+    const int32_t next = b.word + b.words;
+    if (format == LB_T5 && !b.fifth_words && ends_piece(g, next)) {
+        const block fifths = with_fifths(g, (block){.word = next});
+        if (fifths.fifth_words) return fifths;
     }
-    return block_at(g, next);
+    return block_at(g, next, format);
 }
 
 /* The panel that begins with a block. */
 LB_INLINE panel panel_at(group g, block b, const int32_t format) {
-    panel at = {.group = g, .begins = b.word == g.begin && !b.fifths};
-    for (; b.words && at.n_blocks < BLOCKS && at.parts + parts_of(b) <= PARTS; b = block_after(g, b, format)) {
+    panel at = {.group = g, .begins = b.word == g.begin};
+    for (; parts_of(b) && at.n_blocks < BLOCKS && at.parts + parts_of(b) <= PARTS; b = block_after(g, b, format)) {
         at.blocks[at.n_blocks++] = b;
         at.parts += parts_of(b);
     }
-    at.ends = !b.words;
+    at.ends = !parts_of(b);
     at.next = b;
     return at;
 }
 
 LB_INLINE panel first_panel(const lb_matrix *m, const int32_t format) {
     const group g = group_at(m, 0, format);
-    return panel_at(g, block_at(g, 0), format);
+    return panel_at(g, block_at(g, 0, format), format);
 }
 
 /* Of no parts after the last one. */
 LB_INLINE panel panel_after(const lb_matrix *m, const panel *at, const int32_t format) {
     if (!at->ends || at->group.n + 1 == m->n_groups) return panel_at(at->group, at->next, format);
     const group g = group_at(m, at->group.n + 1, format);
-    return panel_at(g, block_at(g, g.begin), format);
+    return panel_at(g, block_at(g, g.begin, format), format);
 }
 
 static int32_t tiles_of(int32_t n_tokens) { return (n_tokens + LB_TILE - 1) / LB_TILE; }
@@ -167,11 +182,15 @@ LB_INLINE void prepare_block(const lb_activations *a, int32_t first, block b, ta
     const int8_t *x[LB_TILE];
     for (int32_t j = 0; j < LB_TILE; j++) {
         const int32_t token = first + j < a->n_tokens ? first + j : a->n_tokens - 1;
-        x[j] = a->q + (ptrdiff_t)token * a->stride + b.x;
+        const int8_t *of_token = a->q + (ptrdiff_t)token * a->stride;
+        x[j] = of_token + b.x;
         if (b.words < WORDS) { /* filled up with zeros */
             memset(longer[j], 0, COLUMNS);
             for (int32_t f = 0; f < 4; f++) {
-                memcpy(longer[j] + 4 * WORDS * f, x[j] + 4 * b.words * f, 4 * (size_t)b.words);
+                int8_t *field = longer[j] + 4 * WORDS * f;
+                memcpy(field, x[j] + 4 * b.words * f, 4 * (size_t)b.words);
+                field += 4 * b.words;
+                memcpy(field, of_token + b.fifth_x + 4 * b.fifth_words * f, 4 * (size_t)b.fifth_words);
             }
             x[j] = longer[j];
         }
@@ -238,10 +257,13 @@ LB_INLINE __m512i six_bits(__m512i v, __m512i u) {
 
 /* A word of a block and a row group, as U2. */
 LB_INLINE __m512i word_of(const uint8_t *w, block b, int32_t t, const int32_t format) {
-    if (t >= b.words) return _mm512_setzero_si512();
-    w += 64 * (size_t)(b.word + t);
-    if (format == LB_U2) return _mm512_loadu_si512(w);
-    return b.fifths ? t5_fifths(w, b.fifths - t, b.words) : t5_four(_mm512_loadu_si512(w));
+    if (t < b.words) {
+        const __m512i v = _mm512_loadu_si512(w + 64 * (size_t)(b.word + t));
+        return format == LB_T5 ? t5_four(v) : v;
+    }
+    t -= b.words;
+    if (format != LB_T5 || t >= b.fifth_words) return _mm512_setzero_si512();
+    return t5_fifths(w + 64 * (size_t)(b.fifth_word + t), b.fifths - t, b.fifth_words);
 }
 
 /* A part of a block, for a pair of row groups. */
