@@ -20,7 +20,7 @@
  * The sums of tables stay within 2 * 128 * 24 * PARTS < 2**15 in a panel; those of panels are int32, with the bounds of
  * AVX-512 VNNI.
  *
- * T5 codes become words of U2 on the way, and the fifth codes of 32 words one more block behind those.
+ * T5 codes become words of U2 on the way, and the fifth codes of 32 words another block, or the end of a shorter one.
  */
 #include "../avx512vnni/simd.h"
 
@@ -66,20 +66,24 @@ typedef struct {
     int32_t fifth_word, fifth_words, fifth_x, fifths; /* the latter in words of T5, from fifth_word on */
 } block;
 
-/* Some blocks of a scale group, and what comes next in it. */
+/*
+ * Some blocks of a scale group. What is prepared begins with a list of the panels; behind the last one is one of no
+ * parts. In it, first_byte is where the tiles of a panel begin.
+ */
 typedef struct {
-    group group;
-    block blocks[BLOCKS], next;
-    int32_t n_blocks, parts;
+    block blocks[BLOCKS];
+    int32_t n_blocks, parts, group;
     int begins, ends; /* the group */
+    size_t first_byte;
 } panel;
 
 LB_INLINE int32_t parts_of(block b) { return (b.words + b.fifth_words + 3) / 4; }
 
-LB_INLINE group group_at(const lb_matrix *m, int32_t n, const int32_t format) {
-    const int32_t usual = format == LB_T5 ? (m->group_cols + 19) / 20 : m->group_cols / 16, last = n + 1 == m->n_groups;
+LB_INLINE group group_at(const lb_matrix *m, int32_t n) {
+    const int32_t usual = m->format == LB_T5 ? (m->group_cols + 19) / 20 : m->group_cols / 16,
+                  last = n + 1 == m->n_groups;
     group g = {n, n * usual, last ? m->words : (n + 1) * usual, n * m->group_cols, 0};
-    if (format == LB_T5) g.fifths = ((last ? m->n_cols - g.x : m->group_cols) - 16 * (g.end - g.begin) + 3) / 4;
+    if (m->format == LB_T5) g.fifths = ((last ? m->n_cols - g.x : m->group_cols) - 16 * (g.end - g.begin) + 3) / 4;
     return g;
 }
 
@@ -96,43 +100,60 @@ LB_INLINE block with_fifths(group g, block b) {
 LB_INLINE int ends_piece(group g, int32_t word) { return word == g.end || (word - g.begin) % T5_PIECE == 0; }
 
 /* The block from a word on; of no words at the end of the scale group. */
-LB_INLINE block block_at(group g, int32_t word, const int32_t format) {
+LB_INLINE block block_at(const lb_matrix *m, group g, int32_t word) {
     const int32_t left = g.end - word;
     const block b = {.word = word, .words = left < WORDS ? left : WORDS, .x = g.x + 16 * (word - g.begin)};
-    return format == LB_T5 && left && ends_piece(g, word + b.words) ? with_fifths(g, b) : b;
+    return m->format == LB_T5 && left && ends_piece(g, word + b.words) ? with_fifths(g, b) : b;
 }
 
-LB_INLINE block block_after(group g, block b, const int32_t format) {
+LB_INLINE block block_after(const lb_matrix *m, group g, block b) {
     const int32_t next = b.word + b.words;
-    if (format == LB_T5 && !b.fifth_words && ends_piece(g, next)) {
+    if (m->format == LB_T5 && !b.fifth_words && ends_piece(g, next)) {
         const block fifths = with_fifths(g, (block){.word = next});
         if (fifths.fifth_words) return fifths;
     }
-    return block_at(g, next, format);
+    return block_at(m, g, next);
 }
 
-/* The panel that begins with a block. */
-LB_INLINE panel panel_at(group g, block b, const int32_t format) {
-    panel at = {.group = g, .begins = b.word == g.begin};
-    for (; parts_of(b) && at.n_blocks < BLOCKS && at.parts + parts_of(b) <= PARTS; b = block_after(g, b, format)) {
+/* Where the next panel begins. */
+typedef struct {
+    group group;
+    block block;
+} cursor;
+
+static cursor first_panel(const lb_matrix *m) {
+    const group g = group_at(m, 0);
+    return (cursor){g, block_at(m, g, 0)};
+}
+
+/* The panel of up to PARTS parts at a cursor, which goes on; of no parts after the last one. */
+static panel next_panel(const lb_matrix *m, cursor *c) {
+    const group g = c->group;
+    block b = c->block;
+    panel at = {.group = g.n, .begins = b.word == g.begin};
+    for (; parts_of(b) && at.n_blocks < BLOCKS && at.parts + parts_of(b) <= PARTS; b = block_after(m, g, b)) {
         at.blocks[at.n_blocks++] = b;
         at.parts += parts_of(b);
     }
     at.ends = !parts_of(b);
-    at.next = b;
+    c->block = b;
+    if (at.ends && g.n + 1 < m->n_groups) {
+        c->group = group_at(m, g.n + 1);
+        c->block = block_at(m, c->group, c->group.begin);
+    }
     return at;
 }
 
-LB_INLINE panel first_panel(const lb_matrix *m, const int32_t format) {
-    const group g = group_at(m, 0, format);
-    return panel_at(g, block_at(g, 0, format), format);
-}
-
-/* Of no parts after the last one. */
-LB_INLINE panel panel_after(const lb_matrix *m, const panel *at, const int32_t format) {
-    if (!at->ends || at->group.n + 1 == m->n_groups) return panel_at(at->group, at->next, format);
-    const group g = group_at(m, at->group.n + 1, format);
-    return panel_at(g, block_at(g, g.begin, format), format);
+/* Bytes of the list of panels; and how many parts they have, or 0 where a scale group would have several panels. */
+static size_t list_bytes(const lb_matrix *m, size_t *parts) {
+    cursor c = first_panel(m);
+    size_t n = 1;
+    *parts = 0;
+    for (panel at; (at = next_panel(m, &c)).parts; n++) {
+        *parts += (size_t)at.parts;
+        if (m->n_groups > 1 && !(at.begins && at.ends)) return *parts = 0;
+    }
+    return (n * sizeof(panel) + 63) / 64 * 64;
 }
 
 static int32_t tiles_of(int32_t n_tokens) { return (n_tokens + LB_TILE - 1) / LB_TILE; }
@@ -151,6 +172,7 @@ LB_INLINE void make_tables(const int8_t *x, table *out, int32_t parts, int32_t j
     const __m512i zero = _mm512_setzero_si512();
     int32_t threes[2 * TRIPLES];
     _mm512_storeu_si512(threes, _mm512_permutexvar_epi8(_mm512_loadu_si512(threes_of), _mm512_loadu_si512(x + 64)));
+    LB_UNROLL(8)
     for (int i = 0; i < parts * TRIPLES; i++) {
         const __m512i three = _mm512_set1_epi32(threes[i]);
         const __m512i sums =
@@ -207,29 +229,32 @@ size_t LB_NAME(lb_prepared_bytes)(const lb_matrix *m, int32_t n_tokens) {
     if (!ternary || m->tiles || m->block_cols != COLUMNS || n_tokens < FEW || m->n_rows < LB_PREPARED_STEP * LB_ROWS) {
         return 0;
     }
-    panel at = first_panel(m, m->format);
-    if (m->n_groups > 1 && !at.ends) return 0; /* a scale group has one panel */
-    size_t parts = 0;
-    for (; at.parts; at = panel_after(m, &at, m->format)) parts += (size_t)at.parts;
-    return parts * (size_t)tiles_of(n_tokens) * PART_BYTES;
+    size_t parts;
+    const size_t list = list_bytes(m, &parts);
+    return parts ? list + parts * (size_t)tiles_of(n_tokens) * PART_BYTES : 0;
 }
 
 void LB_NAME(lb_prepare)(const lb_matmul_args *args, void *prepared, int32_t begin, int32_t end) {
     const lb_matrix *m = args->w;
     const int32_t tiles = tiles_of(args->x->n_tokens);
-    uint8_t *out = prepared;
-    for (panel at = first_panel(m, m->format); at.parts; at = panel_after(m, &at, m->format)) {
+    size_t parts, first_byte = list_bytes(m, &parts);
+    panel *list = begin == 0 ? prepared : NULL, at; /* written by one caller */
+    cursor c = first_panel(m);
+    do {
+        at = next_panel(m, &c);
+        at.first_byte = first_byte;
+        if (list) *list++ = at;
         const size_t tile_bytes = (size_t)at.parts * PART_BYTES;
         for (int32_t i = begin; i < end; i++) {
-            table *tables = (table *)(void *)(out + i * tile_bytes);
+            table *tables = (table *)(void *)((uint8_t *)prepared + first_byte + i * tile_bytes);
             quad *quads = (quad *)(void *)(tables + at.parts * TRIPLES);
             for (int32_t b = 0; b < at.n_blocks; b++) {
                 prepare_block(args->x, i * LB_TILE, at.blocks[b], tables, quads);
                 tables += parts_of(at.blocks[b]) * TRIPLES, quads += parts_of(at.blocks[b]) * QUADS;
             }
         }
-        out += tiles * tile_bytes;
-    }
+        first_byte += (size_t)tiles * tile_bytes;
+    } while (at.parts);
 }
 
 /* Four indices for a pair of row groups, from those that lie in their bytes. */
@@ -255,15 +280,27 @@ LB_INLINE __m512i six_bits(__m512i v, __m512i u) {
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), _mm512_srli_epi16(v, 4), _mm512_srli_epi16(u, 2), SELECT);
 }
 
-/* A word of a block and a row group, as U2. */
-LB_INLINE __m512i word_of(const uint8_t *w, block b, int32_t t, const int32_t format) {
-    if (t < b.words) {
-        const __m512i v = _mm512_loadu_si512(w + 64 * (size_t)(b.word + t));
-        return format == LB_T5 ? t5_four(v) : v;
+/* Four words of a block and a row group, as U2. */
+LB_INLINE void take_words(const uint8_t *w, block b, int32_t first, const int32_t format, __m512i v[4]) {
+    const uint8_t *codes = w + 64 * (size_t)(b.word + first);
+    if (first + 4 <= b.words) {
+        LB_UNROLL(4)
+        for (int t = 0; t < 4; t++) {
+            v[t] = _mm512_loadu_si512(codes + 64 * t);
+            if (format == LB_T5) v[t] = t5_four(v[t]);
+        }
+        return;
     }
-    t -= b.words;
-    if (format != LB_T5 || t >= b.fifth_words) return _mm512_setzero_si512();
-    return t5_fifths(w + 64 * (size_t)(b.fifth_word + t), b.fifths - t, b.fifth_words);
+    for (int t = 0; t < 4; t++) {
+        const int32_t fifth = first + t - b.words;
+        v[t] = _mm512_setzero_si512();
+        if (fifth < 0) {
+            v[t] = _mm512_loadu_si512(codes + 64 * t);
+            if (format == LB_T5) v[t] = t5_four(v[t]);
+        } else if (format == LB_T5 && fifth < b.fifth_words) {
+            v[t] = t5_fifths(w + 64 * (size_t)(b.fifth_word + fifth), b.fifths - fifth, b.fifth_words);
+        }
+    }
 }
 
 /* A part of a block, for a pair of row groups. */
@@ -274,9 +311,9 @@ LB_INLINE void take_part(const uint8_t *w, size_t row_bytes, block b, int32_t p,
     LB_UNROLL(2)
     for (int i = 0; i < 2; i++, w += row_bytes) {
         __m512i v[4];
+        take_words(w, b, 4 * p, format, v);
         LB_UNROLL(4)
         for (int t = 0; t < 4; t++) {
-            v[t] = word_of(w, b, 4 * p + t, format);
             _mm512_storeu_si512(quads[t][pair][i], _mm512_and_si512(v[t], low));
             _mm512_storeu_si512(quads[4 + t][pair][i], _mm512_and_si512(_mm512_srli_epi16(v[t], 2), low));
             if (t >= 2) _mm512_storeu_si512(quads[6 + t][pair][i], _mm512_and_si512(_mm512_srli_epi16(v[t], 4), low));
@@ -314,23 +351,23 @@ LB_INLINE void take_panel(const uint8_t *w, size_t row_bytes, const panel *at, c
 #endif
 
 /* Adds a panel's sums of a token to what is there of their scale group, in place of the outputs. */
-LB_INLINE void add_sums(const lb_matmul_args *args, int32_t row_group, int32_t token, const panel *at,
-                        const __m512i sums[2 * PAIRS], const lb_scales scales[2 * PAIRS]) {
+LB_INLINE void add_sums(const lb_matmul_args *args, int32_t row_group, int32_t token, int32_t group, int begins,
+                        int ends, const __m512i sums[2 * PAIRS], const lb_scales scales[2 * PAIRS]) {
     const ptrdiff_t out = token * args->y_stride + row_group * LB_ROWS,
-                    i = (ptrdiff_t)token * args->x->n_groups + at->group.n;
+                    i = (ptrdiff_t)token * args->x->n_groups + group;
     const __m512i offset = vi_set1(-args->x->sum[i]);
-    if (args->sums || !at->ends) {
+    if (args->sums || !ends) {
         int32_t *y = args->sums ? args->sums + out : (int32_t *)(void *)(args->y + out);
         for (int r = 0; r < 2 * PAIRS; r++, y += LB_ROWS) {
-            _mm512_storeu_si512(y, _mm512_add_epi32(sums[r], at->begins ? offset : _mm512_loadu_si512(y)));
+            _mm512_storeu_si512(y, _mm512_add_epi32(sums[r], begins ? offset : _mm512_loadu_si512(y)));
         }
         return;
     }
     float *y = args->y + out;
     const float x_scale = args->x->scale[i], no_minimum = 0.0f;
     for (int r = 0; r < 2 * PAIRS; r++, y += LB_ROWS) {
-        const __m512i sum = _mm512_add_epi32(sums[r], at->begins ? offset : _mm512_loadu_si512(y));
-        v_store(y, lb_add_group(at->group.n ? v_load(y) : v_set1(0.0f), sum, scales[r], x_scale, &no_minimum, LB_U2));
+        const __m512i sum = _mm512_add_epi32(sums[r], begins ? offset : _mm512_loadu_si512(y));
+        v_store(y, lb_add_group(group ? v_load(y) : v_set1(0.0f), sum, scales[r], x_scale, &no_minimum, LB_U2));
     }
 }
 
@@ -382,11 +419,13 @@ LB_INLINE void add_tile(const lb_matmul_args *args, const taken *w, const table 
         }
         indices += TRIPLES / 2, tables += TRIPLES / 2, quads += QUADS / 2, x += QUADS / 2;
     }
+    const int32_t group = at->group;
+    const int begins = at->begins, ends = at->ends;
     const __m512i first_words = _mm512_set1_epi32(1), second_words = _mm512_set1_epi32(1 << 16);
     lb_scales scales[2 * PAIRS];
     for (int i = 0; i < 2 * PAIRS; i++) {
         scales[i].scale = v_set1(0.0f);
-        if (!args->sums && at->ends) scales[i] = lb_load_scales(args->w, row_group + i, at->group.n, LB_U2);
+        if (!args->sums && ends) scales[i] = lb_load_scales(args->w, row_group + i, group, LB_U2);
     }
     LB_UNROLL(4)
     for (int j = 0; j < LB_TILE; j++) {
@@ -396,22 +435,21 @@ LB_INLINE void add_tile(const lb_matmul_args *args, const taken *w, const table 
         for (int i = 0; i < 2 * PAIRS; i++) {
             sums[i] = _mm512_dpwssd_epi32(multiplied[i][j], looked_up[i / 2][j], i % 2 ? second_words : first_words);
         }
-        add_sums(args, row_group, token + j, at, sums, scales);
+        add_sums(args, row_group, token + j, group, begins, ends, sums, scales);
     }
 }
 
-LB_INLINE void multiply(const lb_matmul_args *args, const uint8_t *t, int32_t row_group, const int32_t format) {
-    const lb_matrix *m = args->w;
+LB_INLINE void multiply(const lb_matmul_args *args, const void *prepared, int32_t row_group, const int32_t format) {
     const int32_t tiles = tiles_of(args->x->n_tokens);
-    const size_t row_bytes = (size_t)m->words * 64;
-    const uint8_t *w = m->codes + row_group * row_bytes;
-    for (panel at = first_panel(m, format), next; at.parts; at = next) {
+    const size_t row_bytes = (size_t)args->w->words * 64;
+    const uint8_t *w = args->w->codes + row_group * row_bytes;
+    for (const panel *at = prepared; at->parts; at++) {
+        const uint8_t *tile = (const uint8_t *)prepared + at->first_byte;
+        const uint8_t *following = w + (at[1].parts ? 64 * (size_t)at[1].blocks[0].word : LB_PREPARED_STEP * row_bytes);
         taken here;
-        take_panel(w, row_bytes, &at, format, &here);
-        next = panel_after(m, &at, format);
-        const uint8_t *following = w + (next.parts ? 64 * (size_t)next.blocks[0].word : LB_PREPARED_STEP * row_bytes);
-        for (int32_t i = 0; i < tiles; i++, t += at.parts * PART_BYTES) {
-            add_tile(args, &here, (const table *)(const void *)t, row_group, i * LB_TILE, &at, following);
+        take_panel(w, row_bytes, at, format, &here);
+        for (int32_t i = 0; i < tiles; i++, tile += at->parts * PART_BYTES) {
+            add_tile(args, &here, (const table *)(const void *)tile, row_group, i * LB_TILE, at, following);
         }
     }
 }
