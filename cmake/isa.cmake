@@ -18,7 +18,7 @@ lb_isa(NAME avxvnni     BASE avx2      FOR "x86_64|amd64"               NEEDS "A
 lb_isa(NAME avx512vnni  BASE portable  FOR "x86_64|amd64"               NEEDS "AVX512VNNI" FLAGS "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni"  MSVC "/arch:AVX512")
 lb_isa(NAME avx512vbmi  BASE avx512vnni  FOR "x86_64|amd64"             NEEDS "AVX512VBMI" FLAGS "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi"  MSVC "/arch:AVX512")
 lb_isa(NAME zen4        BASE avx512vbmi  FOR "x86_64|amd64"             NEEDS "ZEN4"       FLAGS "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi"  MSVC "/arch:AVX512")
-lb_isa(NAME amx         BASE avx512vbmi  FOR "x86_64|amd64"             NEEDS "AMX"        FLAGS "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mamx-tile -mamx-int8"  MSVC ""  ON "Linux"  TRY "_tile_dpbsud(0, 1, 2)")
+lb_isa(NAME amx         BASE avx512vbmi  FOR "x86_64|amd64"             NEEDS "AMX"        FLAGS "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512vbmi -mamx-tile -mamx-int8"  MSVC ""  ON "Linux"  TRY "_tile_dpbsud(0, 1, 2)")
 lb_isa(NAME armv6       BASE portable  FOR "armv6l|armv7l|arm"           NEEDS "ARMV6"      FLAGS ""  MSVC ""  TRY "__smlad(0, 0, 0)")
 lb_isa(NAME neon        BASE portable  FOR "aarch64|arm64"              NEEDS "NEON"       FLAGS ""  MSVC "")
 lb_isa(NAME neondot     BASE neon      FOR "aarch64|arm64"              NEEDS "NEONDOT"    FLAGS "-march=armv8.2-a+dotprod"  MSVC "")

@@ -18,6 +18,8 @@
  * meets some tokens again; where the words of a panel are none, the last tile of codes begins with words of zeros, and
  * its activations with columns that were there before.
  *
+ * Words of T5 become words of U2 first. Their fifth codes are a strip of their own, as its columns lie elsewhere.
+ *
  * The sums have the bounds of AVX-512 VNNI: below 2**31 with every code of U8 at 255.
  */
 #include "../avx512vnni/simd.h"
@@ -25,11 +27,14 @@
 #define LB_ISA amx
 #define LB_TILE 16
 #include "../matmul_template.h"
+#include "../avx512vbmi/t5.h"
 
 enum {
     TILE = 16,   /* rows of a tile: tokens, or words */
     PANEL = 256, /* words of a row group that are unpacked at a time */
     STRIP = 64,  /* the same for two tiles of tokens, if a block has no more */
+    T5_PANEL = 48, /* words of T5 that fit in a panel, and in a part of it for two tiles of tokens */
+    T5_STRIP = 16,
     TOKENS = 256 /* most tokens that a panel serves before it is unpacked again */
 };
 
@@ -48,16 +53,18 @@ static const struct {
 /* GCC does not know that loading a tile reads memory, and might store what belongs there afterwards. */
 #define MEMORY_IS_WRITTEN() __asm__ volatile("" : : : "memory")
 
-/* Takes the fields of a run of blocks apart; returns how many words there are now. */
-LB_INLINE int32_t unpack(const uint8_t *w, lb_run run, uint8_t *codes, const int bits) {
+LB_INLINE int32_t whole_tiles(int32_t words) { return (words + TILE - 1) / TILE * TILE; }
+
+/* Takes the fields of a run of blocks apart; returns how many words there are now. `following` is read soon. */
+LB_INLINE int32_t unpack(const uint8_t *w, lb_run run, uint8_t *codes, const int bits, const uint8_t *following) {
     const int fields = 8 / bits;
     const __m512i low = _mm512_set1_epi8((char)((1 << bits) - 1));
     const int32_t packed = run.full * run.words + run.tail, n = fields * packed, rest = n % TILE;
     uint8_t *out = codes;
     for (int32_t b = 0; b < run.full + (run.tail != 0); b++, out += 64 * fields * run.words) {
         const int32_t words = b < run.full ? run.words : run.tail;
-        for (int32_t t = 0; t < words; t++, w += 64) {
-            LB_PREFETCH((const char *)((uintptr_t)w + 64 * (size_t)packed)); /* for the next panel */
+        for (int32_t t = 0; t < words; t++, w += 64, following += 64) {
+            LB_PREFETCH((const char *)following);
             const __m512i v = _mm512_loadu_si512(w);
             for (int f = 0; f < fields; f++) {
                 _mm512_store_si512(out + 64 * (f * words + t), _mm512_and_si512(_mm512_srli_epi16(v, bits * f), low));
@@ -70,6 +77,15 @@ LB_INLINE int32_t unpack(const uint8_t *w, lb_run run, uint8_t *codes, const int
         memset(last, 0, 64 * (size_t)(TILE - rest));
     }
     return n;
+}
+
+/* The same for words of T5; their fifth codes come behind them, from a whole tile on. */
+LB_INLINE void unpack_t5(const uint8_t *w, int32_t words, uint8_t *codes) {
+    uint8_t fours[64 * T5_PANEL], fifths[16 * T5_PANEL];
+    const int32_t n = (words + 3) / 4;
+    t5_unpack(w, words, fours, fifths);
+    unpack(fours, (lb_run){words / 8, 8, words % 8}, codes, 2, w + 64 * words);
+    unpack(fifths, (lb_run){1, n, 0}, codes + 64 * whole_tiles(4 * words), 2, w + 64 * words);
 }
 
 /* The next 64 columns of one or two tiles of tokens, and of one or two row groups. */
@@ -181,30 +197,48 @@ LB_INLINE void row_groups(const lb_matmul_args *args, panel *p, int32_t row_grou
     const lb_matrix *m = args->w;
     const int bits = lb_bits[format], fields = 8 / bits;
     const int32_t block_words = m->block_cols / (4 * fields);
-    const int32_t blocks = (end - tile > 2 ? PANEL : STRIP) / fields / block_words,
-                  most = block_words * (blocks ? blocks : 1);
-    const int32_t half = fields * most > PANEL / 2 ? 0 : 64 * PANEL / 2; /* strips take turns in the panel */
+    const int few = end - tile <= 2;
+    const int32_t blocks = (few ? STRIP : PANEL) / fields / block_words,
+                  most = format != LB_T5 ? block_words * (blocks ? blocks : 1)
+                         : few           ? T5_STRIP
+                                         : T5_PANEL,
+                  unpacked = (format == LB_T5 ? 5 : fields) * most;
+    const int32_t half = unpacked > PANEL / 2 ? 0 : 64 * PANEL / 2; /* strips take turns in the panel */
     const uint8_t *w = m->codes + (size_t)row_group * m->words * 64;
     const int8_t *x = args->x->q;
     int32_t words_left = m->words;
     for (int32_t g = 0; g < m->n_groups; g++) {
-        int32_t left = g == m->n_groups - 1 ? words_left : m->group_cols / m->block_cols * block_words;
+        const lb_run whole = lb_group_run(m, block_words, format);
+        int32_t left = g == m->n_groups - 1 ? words_left : whole.full * block_words + whole.tail, turn = 0;
+        const int8_t *next_x = x + m->group_cols, *fifth_x = x + 16 * left;
         words_left -= left;
-        int32_t turn = 0;
         for (int first = 1; left > 0; first = 0) {
             const int32_t packed = left < most ? left : most;
-            const lb_run run = {packed / block_words, block_words, packed % block_words};
             uint8_t *codes = p->codes[0] + turn;
-            int32_t words = 0;
-            for (int i = 0; i < groups; i++) {
-                words = unpack(w + (size_t)i * m->words * 64, run, codes + (size_t)i * PANEL * 64, bits);
-            }
             left -= packed;
-            multiply(p, codes, words, args->x, x, tile, end, first, !left, groups);
+            if (format == LB_T5) {
+                for (int i = 0; i < groups; i++) {
+                    unpack_t5(w + (size_t)i * m->words * 64, packed, codes + (size_t)i * PANEL * 64);
+                }
+                multiply(p, codes, 4 * packed, args->x, x, tile, end, first, 0, groups);
+                multiply(p, codes + 64 * whole_tiles(4 * packed), (packed + 3) / 4 * 4, args->x, fifth_x, tile, end, 0,
+                         !left, groups);
+                x += 16 * packed;
+                fifth_x += 4 * packed;
+            } else {
+                const lb_run run = {packed / block_words, block_words, packed % block_words};
+                int32_t words = 0;
+                for (int i = 0; i < groups; i++) {
+                    const uint8_t *wi = w + (size_t)i * m->words * 64;
+                    words = unpack(wi, run, codes + (size_t)i * PANEL * 64, bits, wi + 64 * (size_t)packed);
+                }
+                multiply(p, codes, words, args->x, x, tile, end, first, !left, groups);
+                x += 4 * words;
+            }
             w += 64 * (size_t)packed;
-            x += 4 * words;
             turn = half - turn;
         }
+        if (format == LB_T5) x = next_x;
         for (int i = 0; i < groups; i++) {
             add_scaled(args, row_group + i, g, tile, end, (const int32_t (*)[LB_ROWS]) & p->sums[0][i], format, offset);
         }
@@ -234,17 +268,18 @@ LB_INLINE void matmul(const lb_matmul_args *args, int32_t begin, int32_t end, lb
     _tile_release();
 }
 
-#define AMX_MATMUL(name, format, offset)                                         \
-    lb_matmul_fn name##__avx512vnni;                                             \
+#define AMX_MATMUL(name, few, format, offset)                                    \
+    lb_matmul_fn few;                                                            \
     void LB_NAME(name)(const lb_matmul_args *args, int32_t begin, int32_t end) { \
-        matmul(args, begin, end, name##__avx512vnni, format, offset);            \
+        matmul(args, begin, end, few, format, offset);                           \
     }
 
-AMX_MATMUL(lb_matmul_u2, LB_U2, 1)
-AMX_MATMUL(lb_matmul_u4, LB_U4, 8)
-AMX_MATMUL(lb_matmul_u8, LB_U8, 128)
-AMX_MATMUL(lb_matmul_u4m, LB_U4M, 0)
-AMX_MATMUL(lb_matmul_u8m, LB_U8M, 128)
+AMX_MATMUL(lb_matmul_u2, lb_matmul_u2__avx512vnni, LB_U2, 1)
+AMX_MATMUL(lb_matmul_t5, lb_matmul_t5__avx512vbmi, LB_T5, 1)
+AMX_MATMUL(lb_matmul_u4, lb_matmul_u4__avx512vnni, LB_U4, 8)
+AMX_MATMUL(lb_matmul_u8, lb_matmul_u8__avx512vnni, LB_U8, 128)
+AMX_MATMUL(lb_matmul_u4m, lb_matmul_u4m__avx512vnni, LB_U4M, 0)
+AMX_MATMUL(lb_matmul_u8m, lb_matmul_u8m__avx512vnni, LB_U8M, 128)
 
 /* Four products that do not wait for one another. An instruction's three tiles must differ. */
 int64_t LB_NAME(lb_dot_peak)(int32_t rounds) {

@@ -68,13 +68,6 @@ LB_INLINE void t5_few(const uint8_t *w, size_t apart, const int streams, lb_run 
     }
 }
 
-/* Words of T5 as words of U2, and the fifth codes as a quarter more of them. */
-LB_INLINE void t5_unpack(const uint8_t *w, int32_t words, uint8_t *codes, uint8_t *fifths) {
-    const int32_t n = (words + 3) / 4;
-    for (int32_t t = 0; t < words; t++) _mm512_storeu_si512(codes + 64 * t, t5_four(_mm512_loadu_si512(w + 64 * t)));
-    for (int32_t t = 0; t < n; t++) _mm512_storeu_si512(fifths + 64 * t, t5_fifths(w + 64 * t, words - t, n));
-}
-
 LB_INLINE void t5_tile(const uint8_t *w, lb_run run, const int8_t *x, ptrdiff_t stride, const int tokens, i32x16 *acc) {
     if (tokens == 1) {
         t5_few(w, 0, 1, run, x, acc);

@@ -30,4 +30,11 @@ LB_INLINE __m512i t5_fifths(const uint8_t *w, int32_t words, int32_t apart) {
     return fields;
 }
 
+/* Words of T5 as words of U2, and the fifth codes as a quarter more of them. */
+LB_INLINE void t5_unpack(const uint8_t *w, int32_t words, uint8_t *codes, uint8_t *fifths) {
+    const int32_t n = (words + 3) / 4;
+    for (int32_t t = 0; t < words; t++) _mm512_storeu_si512(codes + 64 * t, t5_four(_mm512_loadu_si512(w + 64 * t)));
+    for (int32_t t = 0; t < n; t++) _mm512_storeu_si512(fifths + 64 * t, t5_fifths(w + 64 * t, words - t, n));
+}
+
 #endif
