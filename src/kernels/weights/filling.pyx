@@ -6,7 +6,7 @@ anything else comes as codes, one byte each. And the way back, for single rows.
 """
 from libc.stddef cimport size_t
 from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from lowbit._kernels.dispatch cimport (
     LB_F16, LB_F32, LB_ROWS, LB_U2, LB_UT, lb_has_minima, lb_has_planes, lb_matrix, lb_multiples, lb_scales_at,
@@ -183,6 +183,43 @@ cdef void fill_trits(void *context, int32_t begin, int32_t end) noexcept nogil:
                     target += 64
                 source += cols
                 start += cols
+
+
+cdef void fill_dense(void *context, int32_t begin, int32_t end) noexcept nogil:
+    """Words of T5 from those of U2, where four columns beside one another share a word and a field, as in T5."""
+    cdef Fill *c = <Fill *>context
+    cdef const lb_matrix *m = c.m
+    cdef const lb_matrix *u2 = c.u2
+    cdef int32_t group, start, cols, words, t, f, i, column, block_words, length, shift
+    cdef uint8_t factor
+    cdef const uint8_t *source
+    cdef uint8_t *target
+    for group in range(begin, end):
+        target = <uint8_t *>m.codes + <size_t>(c.first_group + group) * m.words * 64
+        start = 0
+        while start < m.n_cols:
+            cols = min(m.group_cols, m.n_cols - start)
+            words = trit_words(cols)
+            for t in range(words):
+                memset(target, 0, 64)
+                factor = 1
+                for f in range(5):
+                    column = 16 * words + 4 * t
+                    if f < 4:
+                        column = 128 * (t // 8) + 4 * (t % 8) + 4 * f * min(<int32_t>8, words - t // 8 * 8)
+                    if column < cols:
+                        column += start     # and then within a block of U2
+                        block_words = u2.block_cols // 16
+                        source = u2.codes + (<size_t>group * u2.words + column // u2.block_cols * block_words) * 64
+                        length = min(block_words, u2.words - column // u2.block_cols * block_words)
+                        column %= u2.block_cols
+                        source += column // 4 % length * 64
+                        shift = column // 4 // length * 2
+                        for i in range(64):
+                            target[i] += factor * (source[i] >> shift & 3)
+                    factor = 84 if f == 3 else factor * 3
+                target += 64
+            start += cols
 
 
 cdef void fill_floats(void *context, int32_t begin, int32_t end) noexcept nogil:

@@ -15,8 +15,8 @@ from lowbit._kernels.dispatch cimport (
     lb_matrix, lb_plus, lb_row_groups, lb_scales_at, lb_super_bytes, lb_super_shift, lb_times, parallel, work_fn,
 )
 from lowbit._kernels.filling cimport (
-    BlockLayout, Fill, empty_byte, fields_of, fill_blocks, fill_codes, fill_floats, fill_planes, fill_rounded,
-    fill_trits, matrix_row, trit_words, value_size,
+    BlockLayout, Fill, empty_byte, fields_of, fill_blocks, fill_codes, fill_dense, fill_floats, fill_planes,
+    fill_rounded, fill_trits, matrix_row, trit_words, value_size,
 )
 from lowbit._kernels.stored cimport Stored
 
@@ -295,6 +295,19 @@ cdef class PackedMatrix:
         self._fill(work, &c, &codes[0, 0], codes.shape[0], first_row, threads)
         if c.bad_code:
             raise FormatError("a weight has a code that does not exist")
+
+    def fill_dense(self, PackedMatrix rows not None, int64_t first_row=0, int32_t threads=1):
+        """Fill rows of a ``t5`` matrix, and their scales, from those of a ``u2`` matrix with the same scale groups."""
+        cdef Fill c
+        cdef const lb_matrix *m = &rows.m
+        cdef size_t nbytes = group_scale_bytes(m)
+        self._check_rows(first_row, m.n_rows)
+        if (self.m.format, m.format) != (LB_T5, LB_U2) or m.tiles or m.n_cols % 4 or (
+                (m.n_cols, m.group_cols, m.scales_f16) != (self.m.n_cols, self.m.group_cols, self.m.scales_f16)):
+            raise FormatError("the rows are not ternary with the same columns and scales")
+        c.u2 = m
+        self._fill(fill_dense, &c, NULL, m.n_rows, first_row, threads)
+        memcpy(<char *>self.m.scales + first_row // LB_ROWS * nbytes, m.scales, lb_row_groups(m.n_rows) * nbytes)
 
     def fill_scales(self, scales, int64_t first_row=0, minima=None):
         """Set the scales of rows, and the minima that come with them, both float32 and of shape (rows, n_groups).

@@ -28,6 +28,7 @@ cdef struct Fill:
     int32_t blocks_per_row
     bint one_scale          # the scale is set apart; blocks whose stored scale is 0 become zeros
     int32_t source_format   # of floats that are rounded
+    const lb_matrix *u2     # rows that become those of T5
     bint bad_code, bad_scale    # one does not exist, or is not finite
 
 
@@ -56,6 +57,7 @@ cdef inline int32_t trit_words(int32_t cols) noexcept nogil:
 
 
 cdef void fill_trits(void *context, int32_t begin, int32_t end) noexcept nogil
+cdef void fill_dense(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void fill_blocks(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void fill_planes(void *context, int32_t begin, int32_t end) noexcept nogil
 cdef void fill_codes(void *context, int32_t begin, int32_t end) noexcept nogil

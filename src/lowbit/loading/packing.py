@@ -381,6 +381,15 @@ class _Reader:
                 if matrix.format != FLOAT_TYPES[info.type]:  # F32 that were BF16
                     stored = stored.view("<u2")[1::2].copy().view(np.uint8)
                 matrix.fill_floats(stored, rows, row, self.threads)
+            elif matrix.format == "t5" and info.type in BLOCK_TYPES:
+                for start in range(0, rows, CHUNK_ROWS):
+                    fours = PackedMatrix(
+                        "u2", min(CHUNK_ROWS, rows - start), cols, group_cols=matrix.group_cols,
+                        scales_f16=one_scale is None,
+                    )  # fmt: skip
+                    chunk = stored[start * row_bytes : (start + fours.shape[0]) * row_bytes]
+                    fours.fill_blocks(info.type, chunk, fours.shape[0], one_scale, threads=self.threads)
+                    matrix.fill_dense(fours, row + start, self.threads)
             elif matrix.format == "t5" or (
                 info.type in TERNARY and info.type not in BLOCK_TYPES and matrix.format == "u2"
             ):
