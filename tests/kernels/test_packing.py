@@ -292,10 +292,35 @@ def test_fills_refuse_what_does_not_fit():
         lambda: ternary.fill_floats(raw, 1),
         lambda: floats.fill_codes(np.zeros((16, 256), np.uint8)),
         lambda: floats.fill_scales(np.zeros((16, 1), np.float32)),
+        lambda: PackedMatrix("t5", 16, 256).fill_dense(grouped),  # scales in float16, of 256 columns
+        lambda: PackedMatrix("t5", 16, 256, 128).fill_dense(ternary),
+        lambda: PackedMatrix("t5", 16, 250).fill_dense(PackedMatrix("u2", 16, 250)),  # four columns are a word's
+        lambda: PackedMatrix("t5", 16, 256).fill_dense(ternary, 16),
+        lambda: ternary.fill_dense(ternary),
         lambda: unpack_ternary(floats),
     ):
         with pytest.raises(FormatError):
             fill()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize(("cols", "group"), [(4, None), (256, 256), (1100, None), (1100, 256), (700, 128), (2560, 640)])
+def test_dense_rows_come_from_codes_or_from_packed_ones(cols, group, block, threads):
+    rng = np.random.default_rng(cols)
+    codes = rng.integers(0, 3, (70, cols), dtype=np.uint8)
+    scales = rng.standard_normal((70, -(-cols // (group or cols)))).astype(np.float32)
+    expected = PackedMatrix("t5", 70, cols, group)
+    expected.fill_codes(codes)
+    expected.fill_scales(scales)
+    got = PackedMatrix("t5", 70, cols, group)
+    for first, rows in ((0, 32), (32, 38)):
+        four = PackedMatrix("u2", rows, cols, group, block_cols=block)
+        four.fill_codes(codes[first : first + rows])
+        four.fill_scales(scales[first : first + rows])
+        got.fill_dense(four, first, threads)
+    assert np.array_equal(got.rows(range(70)), expected.rows(range(70)))
+    assert np.array_equal(got.groups()[:4], expected.groups()[:4])  # those of which all rows are there
 
 
 @pytest.mark.parametrize("row", [-1, 3])
