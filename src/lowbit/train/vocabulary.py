@@ -76,6 +76,8 @@ def train_vocabulary(
     except (RuntimeError, ValueError) as error:
         most = re.search(r"value <= (\d+)", str(error))
         reason = f"at most {most[1]}" if most else " ".join(str(error).split())[-160:]
+        if most and int(most[1]) < SMALLEST:
+            reason += f", and the least is {SMALLEST}: give it more text, or --vocabulary FILE"
         raise FormatError(f"this text does not allow a vocabulary of {size} tokens: {reason}") from None
     keys = _from_proto(model.getvalue(), "the new vocabulary")
     return {**keys, CHAT_TEMPLATE_KEY: CHAT_TEMPLATE} if chat else keys
