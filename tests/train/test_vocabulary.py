@@ -24,7 +24,7 @@ def test_vocabulary_size_out_of_range_is_refused(stories, size):
 
 
 def test_vocabulary_larger_than_the_text_allows_is_refused():
-    with pytest.raises(FormatError, match="does not allow a vocabulary of 4096.*the least is 512: give it more text"):
+    with pytest.raises(FormatError, match=r"does not allow a vocabulary of 4096.*the least is 512: give it more text"):
         train_vocabulary(["A short text."], 4096)
 
 
