@@ -297,7 +297,10 @@ cdef class PackedMatrix:
             raise FormatError("a weight has a code that does not exist")
 
     def fill_dense(self, PackedMatrix rows not None, int64_t first_row=0, int32_t threads=1):
-        """Fill rows of a ``t5`` matrix, and their scales, from those of a ``u2`` matrix with the same scale groups."""
+        """Fill rows of a ``t5`` matrix, and their scales, from those of a ``u2`` matrix with the same scale groups.
+
+        Raises FormatError if the columns, or how they are scaled, differ, or are no multiple of 4.
+        """
         cdef Fill c
         cdef const lb_matrix *m = &rows.m
         cdef size_t nbytes = group_scale_bytes(m)

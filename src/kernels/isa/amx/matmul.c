@@ -56,7 +56,7 @@ static const struct {
 LB_INLINE int32_t whole_tiles(int32_t words) { return (words + TILE - 1) / TILE * TILE; }
 
 /* Takes the fields of a run of blocks apart; returns how many words there are now. `following` is read soon. */
-LB_INLINE int32_t unpack(const uint8_t *w, lb_run run, uint8_t *codes, const int bits, const uint8_t *following) {
+LB_INLINE int32_t unpack(const uint8_t *w, lb_run run, uint8_t *codes, const int bits, uintptr_t following) {
     const int fields = 8 / bits;
     const __m512i low = _mm512_set1_epi8((char)((1 << bits) - 1));
     const int32_t packed = run.full * run.words + run.tail, n = fields * packed, rest = n % TILE;
@@ -84,8 +84,8 @@ LB_INLINE void unpack_t5(const uint8_t *w, int32_t words, uint8_t *codes) {
     uint8_t fours[64 * T5_PANEL], fifths[16 * T5_PANEL];
     const int32_t n = (words + 3) / 4;
     t5_unpack(w, words, fours, fifths);
-    unpack(fours, (lb_run){words / 8, 8, words % 8}, codes, 2, w + 64 * words);
-    unpack(fifths, (lb_run){1, n, 0}, codes + 64 * whole_tiles(4 * words), 2, w + 64 * words);
+    unpack(fours, (lb_run){words / 8, 8, words % 8}, codes, 2, (uintptr_t)w + 64 * words);
+    unpack(fifths, (lb_run){1, n, 0}, codes + 64 * whole_tiles(4 * words), 2, (uintptr_t)w + 64 * words);
 }
 
 /* The next 64 columns of one or two tiles of tokens, and of one or two row groups. */
@@ -230,7 +230,7 @@ LB_INLINE void row_groups(const lb_matmul_args *args, panel *p, int32_t row_grou
                 int32_t words = 0;
                 for (int i = 0; i < groups; i++) {
                     const uint8_t *wi = w + (size_t)i * m->words * 64;
-                    words = unpack(wi, run, codes + (size_t)i * PANEL * 64, bits, wi + 64 * (size_t)packed);
+                    words = unpack(wi, run, codes + (size_t)i * PANEL * 64, bits, (uintptr_t)wi + 64 * packed);
                 }
                 multiply(p, codes, words, args->x, x, tile, end, first, !left, groups);
                 x += 4 * words;

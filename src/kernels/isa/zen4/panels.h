@@ -35,8 +35,8 @@ typedef struct {
 LB_INLINE int32_t parts_of(block b) { return (b.words + b.fifth_words + 3) / 4; }
 
 LB_INLINE group group_at(const lb_matrix *m, int32_t n) {
-    const int32_t usual = m->format == LB_T5 ? (m->group_cols + 19) / 20 : m->group_cols / 16,
-                  last = n + 1 == m->n_groups;
+    const lb_run run = lb_group_run(m, WORDS, m->format);
+    const int32_t usual = run.full * WORDS + run.tail, last = n + 1 == m->n_groups;
     group g = {n, n * usual, last ? m->words : (n + 1) * usual, n * m->group_cols, 0};
     if (m->format == LB_T5) g.fifths = ((last ? m->n_cols - g.x : m->group_cols) - 16 * (g.end - g.begin) + 3) / 4;
     return g;
